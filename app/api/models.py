@@ -1,0 +1,207 @@
+"""Management: load, eject, reset, status, failures, plan, logs, and the status stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Query, Request
+from sse_starlette import EventSourceResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from app.api import render
+from app.api.openai import find_model, json_object
+from app.api.security import require_admin
+from app.api.services import Services, services_of
+from app.core.instance import ModelInstance
+from app.core.model_status import Status
+from app.core.policy import Preview
+
+router = APIRouter(tags=["management"])
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model"],
+                    "properties": {"model": {"type": "string"}},
+                },
+                "example": {"model": "qwen"},
+            }
+        },
+    }
+}
+
+
+@router.post("/v1/models/load", status_code=202, openapi_extra=_BODY)
+async def load(request: Request, wait: bool = False) -> Response:
+    """Load without a request: at once 202 and the status, or 200 when it is loaded with `?wait=true`."""
+    services, instance = await _managed(request)
+    await services.manager.load(instance, wait=wait)
+    ready = instance.status is Status.READY
+    return JSONResponse(_status(instance), status_code=200 if ready else 202)
+
+
+@router.post("/v1/models/eject", openapi_extra=_BODY)
+async def eject(request: Request, mode: Literal["drain", "now"] = "drain") -> dict[str, Any]:
+    """Free its memory after the running requests, or with `?mode=now` without waiting for them."""
+    services, instance = await _managed(request)
+    timeout_s = services.config.system.drain_timeout_sec
+    if not await services.manager.eject(instance, now=mode == "now", timeout_s=timeout_s):
+        message = f"{instance.alias} is not loaded"
+        return {"status": "not_found", "model_ejected": None, "message": message}
+    message = f"{instance.alias} has been stopped and its memory freed"
+    return {"status": "success", "model_ejected": instance.alias, "message": message}
+
+
+@router.post("/models/load", openapi_extra=_BODY)
+async def load_as_router_mode(request: Request) -> dict[str, Any]:
+    """As in llama-server's router mode."""
+    services, instance = await _managed(request)
+    await services.manager.load(instance, wait=False)
+    return {"success": True}
+
+
+@router.post("/models/unload", openapi_extra=_BODY)
+async def unload_as_router_mode(request: Request) -> dict[str, Any]:
+    """As in llama-server's router mode."""
+    services, instance = await _managed(request)
+    await services.manager.eject(instance, now=False, timeout_s=services.config.system.drain_timeout_sec)
+    return {"success": True}
+
+
+@router.get("/v1/models/failed")
+async def failed(request: Request) -> dict[str, Any]:
+    instances = services_of(request).manager.instances.values()
+    return {"failed_models": [_failure(i) for i in instances if i.status is Status.FAILED]}
+
+
+@router.get("/v1/models/status")
+async def status_of_all(request: Request) -> dict[str, Any]:
+    return render.full_status(services_of(request))
+
+
+@router.get("/v1/models/status/stream")
+async def status_stream(request: Request) -> Response:
+    """Server-sent events: `full_status`, then `model_update`, `server_update`, `heartbeat`."""
+    return event_stream(services_of(request).feed.stream())
+
+
+@router.post("/v1/models/{alias:path}/reset")
+async def reset(request: Request, alias: str) -> dict[str, Any]:
+    """Let a failed model be loaded again."""
+    require_admin(request)
+    instance = services_of(request).manager.find(alias)
+    previous = instance.reset()
+    if previous is None:
+        message = f"{instance.alias} has not failed"
+        return {"status": "not_found", "model": instance.alias, "message": message, "previous_error": None}
+    message = f"{instance.alias} will be loaded again when it is asked for"
+    return {"status": "success", "model": instance.alias, "message": message, "previous_error": previous}
+
+
+@router.get("/v1/models/{alias:path}/status")
+async def status_of_one(request: Request, alias: str) -> dict[str, Any]:
+    return _status(services_of(request).manager.find(alias))
+
+
+@router.get("/v1/models/{alias:path}/plan")
+async def plan(request: Request, alias: str) -> dict[str, Any]:
+    """What a load would do now: where it would go, who would be stopped, how much it would take."""
+    services = services_of(request)
+    instance = services.manager.find(alias)
+    found = await services.manager.preview(instance)
+    return _plan(services, instance, found)
+
+
+@router.get("/v1/models/{alias:path}/logs")
+async def logs(
+    request: Request, alias: str, lines: int = Query(200, ge=1, le=10000), follow: bool = False
+) -> Response:
+    """The end of the process's log as text, or with `?follow=true` as server-sent events while it grows."""
+    require_admin(request)
+    services = services_of(request)
+    instance = services.manager.find(alias)
+    if follow:
+        return event_stream(_followed(services, instance.alias, lines))
+    tail = await anyio.to_thread.run_sync(services.logs.read_tail, instance.alias, lines)
+    return PlainTextResponse("\n".join(tail) + ("\n" if tail else ""))
+
+
+@router.get("/v1/models/{alias:path}")
+async def one_model(request: Request, alias: str) -> dict[str, Any]:
+    services = services_of(request)
+    return render.openai_model(services.manager.find(alias), services)
+
+
+def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
+    """Comments keep proxies from closing it; a reader that takes nothing for a minute is left."""
+    return EventSourceResponse(events, ping=15, send_timeout=60, headers={"Cache-Control": "no-cache"})
+
+
+async def _managed(request: Request) -> tuple[Services, ModelInstance]:
+    require_admin(request)
+    services = services_of(request)
+    return services, await find_model(services, json_object(request, await request.body()))
+
+
+async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:
+    log = services.logs.open(alias)
+    with log.subscribe() as follower:
+        for line in log.tail(lines):
+            yield {"event": "log", "data": line}
+        async for line in follower:
+            yield {"event": "log", "data": line}
+
+
+def _status(instance: ModelInstance) -> dict[str, Any]:
+    view = instance.view()
+    return {"model": instance.alias, "port": None, "vram_mb": None, **render.model_status(view)}
+
+
+def _failure(instance: ModelInstance) -> dict[str, Any]:
+    failure = instance.failure
+    return {
+        "model": instance.alias,
+        "attempts": instance.attempts,
+        "error": failure.message if failure else None,
+        "kind": failure.kind.value if failure else None,
+        "exit_code": failure.exit_code if failure else None,
+        "log_tail": list(failure.log_tail) if failure else [],
+    }
+
+
+def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[str, Any]:
+    devices = {d.id: d for d in services.tracker.devices()}
+    targets = (
+        found.placement or (instance.need and dict.fromkeys(instance.need.devices, instance.need.mb)) or {}
+    )
+    return {
+        "model": instance.alias,
+        "fits": found.fits,
+        "devices": [
+            {"index": devices[d].index, "need_mb": mb, "free_mb": max(devices[d].free_mb, 0)}
+            for d, mb in targets.items()
+            if d in devices
+        ],
+        "evicts": list(found.victims),
+        "wait_sec": round(found.wait_s, 1),
+        "estimate_mb": instance.need.mb if instance.need else None,
+        "estimate_exact": instance.need.exact if instance.need else None,
+        "measured_mb": services.tracker.measured_mb(instance.alias),
+        "reason": _plan_reason(services, instance, found),
+    }
+
+
+def _plan_reason(services: Services, instance: ModelInstance, found: Preview) -> str:
+    if instance.status.has_process:
+        return f"it is {instance.status.public} already"
+    if found.refusal is not None:
+        return services.manager.refusal_error(instance, found.refusal).message
+    if found.victims:
+        return f"after stopping {', '.join(found.victims)}"
+    return "there is room" if found.placement or found.wait_s == 0 else "other models have to be waited for"

@@ -1,0 +1,225 @@
+"""The model-routed endpoints: the body's `model` picks the model, everything else passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic_core import from_json
+from starlette.responses import Response
+
+from app.api import render
+from app.api.relay import Call, Relay
+from app.api.security import client_of, request_id_of, require_admin
+from app.api.services import Services, services_of
+from app.core.errors import (
+    BadRequest,
+    InvalidJson,
+    InvalidPriority,
+    MissingModel,
+    UnsupportedMediaType,
+    WrongModelKind,
+)
+from app.core.instance import ModelInstance
+from app.core.model_status import ModelKind, Priority
+
+router = APIRouter()
+
+ANY_KIND = frozenset(ModelKind)
+CHAT = frozenset({ModelKind.CHAT})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    path: str
+    kinds: frozenset[ModelKind]
+    summary: str
+    example: dict[str, Any]
+
+
+_MESSAGES = [{"role": "user", "content": "Hello"}]
+
+ENDPOINTS = (
+    Endpoint("/v1/chat/completions", CHAT, "Chat", {"model": "qwen", "messages": _MESSAGES}),
+    Endpoint("/v1/completions", CHAT, "Text completion", {"model": "qwen", "prompt": "Once"}),
+    Endpoint("/v1/responses", CHAT, "OpenAI's Responses API", {"model": "qwen", "input": "Hello"}),
+    Endpoint("/v1/messages", CHAT, "Anthropic's Messages API", {"model": "qwen", "messages": _MESSAGES}),
+    Endpoint(
+        "/v1/messages/count_tokens", CHAT, "Count a prompt's tokens", {"model": "qwen", "messages": _MESSAGES}
+    ),
+    Endpoint(
+        "/infill", CHAT, "Fill in the middle", {"model": "qwen", "input_prefix": "a", "input_suffix": "b"}
+    ),
+    Endpoint(
+        "/v1/embeddings", frozenset({ModelKind.EMBEDDING}), "Embeddings", {"model": "embed", "input": "Hello"}
+    ),
+    Endpoint(
+        "/v1/rerank",
+        frozenset({ModelKind.RERANK}),
+        "Rerank documents",
+        {"model": "rerank", "query": "q", "documents": ["d"]},
+    ),
+    Endpoint(
+        "/rerank",
+        frozenset({ModelKind.RERANK}),
+        "As /v1/rerank",
+        {"model": "rerank", "query": "q", "documents": ["d"]},
+    ),
+    Endpoint("/tokenize", ANY_KIND, "Tokens of a text", {"model": "qwen", "content": "Hello"}),
+    Endpoint("/detokenize", ANY_KIND, "Text of tokens", {"model": "qwen", "tokens": [1, 2]}),
+    Endpoint("/apply-template", CHAT, "The prompt of a chat", {"model": "qwen", "messages": _MESSAGES}),
+)
+
+
+def _handler(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        services = services_of(request)
+        body = await request.body()
+        fields = json_object(request, body)
+        instance = await find_model(services, fields)
+        if instance.spec.kind not in endpoint.kinds:
+            raise _wrong_kind(instance, endpoint)
+        return Relay(services, instance, _call(request, endpoint.path, body, instance, _streams(fields)))
+
+    return handle
+
+
+for _endpoint in ENDPOINTS:
+    router.add_api_route(
+        _endpoint.path,
+        _handler(_endpoint),
+        methods=["POST"],
+        summary=_endpoint.summary,
+        tags=["models"],
+        name=_endpoint.path,
+        response_model=None,
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"type": "object"}, "example": _endpoint.example}},
+            }
+        },
+    )
+
+
+@router.api_route(
+    "/upstream/{target:path}",
+    methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
+    tags=["models"],
+    include_in_schema=False,
+)
+async def upstream(request: Request, target: str) -> Response:
+    """Any other path of a model's llama-server, queued and loaded like every request."""
+    require_admin(request)
+    services = services_of(request)
+    instance, path = _split_target(services, target)
+    await services.manager.revive(instance)
+    query = request.scope["query_string"].decode("latin-1")
+    body = await request.body()
+    call = _call(request, f"/{path}" + (f"?{query}" if query else ""), body, instance, stream=False)
+    return Relay(services, instance, call)
+
+
+@router.get("/v1/models", tags=["models"])
+@router.get("/models", include_in_schema=False)
+async def list_models(request: Request) -> dict[str, Any]:
+    services = services_of(request)
+    return {
+        "object": "list",
+        "data": [render.openai_model(i, services) for i in services.manager.instances.values()],
+    }
+
+
+# --- reading a request
+
+
+def json_object(request: Request, body: bytes) -> dict[str, Any]:
+    """The body as an object; llama-server would answer 500 to what is refused here."""
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType(
+            f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
+        )
+    try:
+        fields = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadRequest("the body must be a JSON object")
+    return fields
+
+
+async def find_model(services: Services, fields: dict[str, Any]) -> ModelInstance:
+    name = fields.get("model")
+    if name is None or name == "":
+        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    if not isinstance(name, str):
+        raise BadRequest("'model' must be a string", param="model")
+    instance = services.manager.find(name)
+    await services.manager.revive(instance)
+    return instance
+
+
+def _streams(fields: dict[str, Any]) -> bool:
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRequest("'stream' must be true or false", param="stream")
+    return bool(stream)
+
+
+def _call(request: Request, path: str, body: bytes, instance: ModelInstance, stream: bool) -> Call:
+    client = client_of(request)
+    wish = _priority(request, instance)
+    granted = max(wish, client.max_priority)
+    tunnel = request.scope["path"].startswith("/upstream/")
+    return Call(
+        endpoint="/upstream" if tunnel else request.scope["path"],
+        method=request.method,
+        path=path,
+        headers={k: v for k, v in request.headers.items() if k in _PASSED_ON},
+        body=body,
+        stream=stream,
+        fresh=stream or tunnel,
+        priority=granted,
+        lowered=granted != wish,
+        request_id=request_id_of(request),
+        client=client.name,
+    )
+
+
+_PASSED_ON = frozenset(
+    {"accept", "accept-encoding", "content-type", "range", "if-none-match", "anthropic-version"}
+)
+
+
+def _priority(request: Request, instance: ModelInstance) -> Priority:
+    text = request.headers.get("x-request-priority")
+    if text is None:
+        return instance.spec.priority
+    priority = Priority.parse(text)
+    if priority is None:
+        raise InvalidPriority(
+            f"X-Request-Priority must be high, normal or low (or 1, 2, 3), not {text[:40]!r}",
+            param="X-Request-Priority",
+        )
+    return priority
+
+
+def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
+    kind, wanted = instance.spec.kind.value, " or ".join(sorted(k.value for k in endpoint.kinds))
+    return WrongModelKind(
+        f"{instance.alias} is a model of the kind {kind}; {endpoint.path} needs one of the kind {wanted} "
+        "(set params.embedding or params.rerank in its configuration if that is what it is)",
+        param="model",
+    )
+
+
+def _split_target(services: Services, target: str) -> tuple[ModelInstance, str]:
+    """An alias may contain slashes: the longest one that fits is meant."""
+    parts = target.split("/")
+    for count in range(len(parts), 0, -1):
+        if (name := "/".join(parts[:count])) in services.manager.names:
+            return services.manager.find(name), "/".join(parts[count:])
+    return services.manager.find(parts[0]), ""

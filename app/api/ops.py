@@ -1,0 +1,154 @@
+"""What operators and dashboards ask: health, metrics, memory, queues, telemetry."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from app.api import render
+from app.api.models import event_stream
+from app.api.services import Services, services_of
+from app.core import prometheus_metrics
+from app.core.events import Outcome
+from app.core.model_status import ModelView
+
+router = APIRouter(tags=["monitoring"])
+
+METRICS_EVERY_S = 2.0
+HEARTBEAT_EVERY = 15  # of these
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 while the router itself is well; a model that failed does not make it ill."""
+    checks = _checks(services_of(request))
+    ok = all(check["status"] == "ok" for check in checks.values())
+    return JSONResponse(
+        {"status": "ok" if ok else "degraded", "checks": checks}, status_code=200 if ok else 503
+    )
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(services_of(request).metrics.render(), media_type=prometheus_metrics.CONTENT_TYPE)
+
+
+@router.get("/metrics/stream")
+async def metrics_stream(request: Request) -> Response:
+    """Server-sent events: `metrics` every 2 s, `heartbeat` every 30 s."""
+    return event_stream(_metrics_events(services_of(request)))
+
+
+@router.get("/vram")
+async def vram(request: Request) -> dict[str, Any]:
+    return render.vram(services_of(request))
+
+
+@router.get("/v1/queue/stats")
+async def queue_stats(request: Request) -> dict[str, Any]:
+    services = services_of(request)
+    now = time.monotonic()
+    per_model = {view.alias: _queue(services, view, now) for view in services.manager.views()}
+    outcome = services.telemetry.outcome
+    return {
+        "summary": {
+            "total_queued": sum(q["queue_length"] for q in per_model.values()),
+            "total_processing": sum(q["current_processing"] for q in per_model.values()),
+            "total_processed": outcome(Outcome.SUCCESS) + outcome(Outcome.ERROR),
+            "total_rejected": outcome(Outcome.REJECTED),
+            "total_cancelled": outcome(Outcome.CANCELLED),
+            "total_timeouts": outcome(Outcome.TIMEOUT),
+        },
+        "per_model": per_model,
+    }
+
+
+@router.get("/v1/telemetry/summary")
+async def telemetry(request: Request) -> dict[str, Any]:
+    return services_of(request).telemetry.summary()
+
+
+@router.get("/v1/health/models")
+async def models_health(request: Request) -> dict[str, Any]:
+    return services_of(request).health.report()
+
+
+def _checks(services: Services) -> dict[str, dict[str, Any]]:
+    tracker = services.tracker
+    tasks = {name: task.error for name, task in services.background.health.items() if task.error}
+    missing = _missing_devices(services)
+    gpu = {"status": "degraded" if tracker.error or missing else "ok", "available": tracker.has_gpu}
+    if detail := tracker.error or missing or (None if tracker.has_gpu else tracker.probe.reason):
+        gpu["detail"] = detail
+    manager: dict[str, Any] = {
+        "status": "degraded" if tasks else "ok",
+        "models": len(services.manager.instances),
+    }
+    if tasks:
+        manager["failed_tasks"] = tasks
+    closed = services.upstream.closed
+    return {"gpu": gpu, "manager": manager, "http_client": {"status": "degraded" if closed else "ok"}}
+
+
+def _missing_devices(services: Services) -> str | None:
+    """A configured device that is not there; without any GPU the default `[0]` means nothing."""
+    if not services.tracker.has_gpu:
+        return None
+    wanted = services.config.system.gpu_devices
+    missing = [d for d in wanted if not services.tracker.resolve([d])]
+    return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None
+
+
+async def _metrics_events(services: Services) -> AsyncIterator[dict[str, str]]:
+    count = 0
+    while True:
+        yield {"event": "metrics", "data": json.dumps(_snapshot(services))}
+        count += 1
+        if count % HEARTBEAT_EVERY == 0:
+            yield {"event": "heartbeat", "data": json.dumps({"timestamp": time.time()})}
+        if await services.feed.closes_within(METRICS_EVERY_S):
+            return
+
+
+def _snapshot(services: Services) -> dict[str, Any]:
+    devices = [d for d in services.tracker.devices() if d.is_gpu]
+    return {
+        "timestamp": time.time(),
+        "devices": [{**render.device(d), "utilization": d.utilization} for d in devices],
+        "models": {view.alias: _model_metrics(services, view) for view in services.manager.views()},
+    }
+
+
+def _model_metrics(services: Services, view: ModelView) -> dict[str, Any]:
+    totals = services.telemetry.totals(view.alias)
+    return {
+        "requests_total": totals.requests,
+        "errors_total": totals.errors,
+        "queue_depth": view.waiting,
+        "in_flight": view.in_flight,
+        "tokens_per_second": totals.last_tps,
+        "tokens_generated": totals.tokens_generated,
+        "vram_mb": view.vram_mb,
+    }
+
+
+def _queue(services: Services, view: ModelView, now: float) -> dict[str, Any]:
+    outcomes = services.telemetry.totals(view.alias).outcomes
+    oldest = services.manager.instances[view.alias].queue.oldest_arrival()
+    return {
+        "queue_length": view.waiting,
+        "by_priority": render.by_priority(view),
+        "current_processing": view.in_flight,
+        "slots": view.slots,
+        "oldest_wait_sec": 0.0 if oldest is None else round(now - oldest, 3),
+        "total_processed": outcomes[Outcome.SUCCESS] + outcomes[Outcome.ERROR],
+        "total_rejected": outcomes[Outcome.REJECTED],
+        "total_cancelled": outcomes[Outcome.CANCELLED],
+        "total_timeouts": outcomes[Outcome.TIMEOUT],
+    }

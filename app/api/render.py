@@ -1,0 +1,151 @@
+"""Views as JSON. Times inside are those of the event loop; outside they are Unix seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from app.core.instance import ModelInstance
+from app.core.model_status import DeviceView, ModelView, Priority, Status
+from app.core.vram_tracker import HOST
+
+if TYPE_CHECKING:
+    from app.api.services import Services
+
+
+def by_priority(view: ModelView) -> dict[str, int]:
+    return {p.label: view.waiting_by_level[p] for p in Priority}
+
+
+def model_status(view: ModelView) -> dict[str, Any]:
+    """One model in `/v1/models/status`, in its stream and on the page."""
+    status: dict[str, Any] = {"status": view.status.public, "kind": view.kind.value, "pinned": view.pinned}
+    if view.status.has_process:
+        status |= {"port": view.port, "pid": view.pid, "vram_mb": view.vram_mb}
+        status["devices"] = dict(view.held)
+    return status | {
+        "estimated_mb": view.need.mb if view.need else None,
+        "load_progress": view.load_progress,
+        "load_stage": view.load_stage,
+        "queue_depth": view.waiting,
+        "by_priority": by_priority(view),
+        "in_flight": view.in_flight,
+        "slots": view.slots,
+        "last_used": unix(view.last_used),
+        "status_since": unix(view.since),
+        "error": view.error,
+        "reason": view.reason,
+    }
+
+
+def full_status(services: Services) -> dict[str, Any]:
+    views = services.manager.views()
+    summary: dict[str, int] = {}
+    for view in views:
+        summary[view.status.public] = summary.get(view.status.public, 0) + 1
+    return {
+        "server": server_status(services),
+        "models": {view.alias: model_status(view) for view in views},
+        "summary": summary,
+    }
+
+
+def server_status(services: Services) -> dict[str, Any]:
+    state = "stopping" if services.manager.closing else "ready"
+    if any(i.preload or (i.status in _COMING and not i.queue.waiting) for i in _preloading(services)):
+        state = "starting"
+    return {"status": state, "uptime_seconds": round(time.monotonic() - services.started_at, 1)}
+
+
+_COMING = (Status.STARTING, Status.LOADING)
+
+
+def _preloading(services: Services) -> Iterable[ModelInstance]:
+    """Models of the preload list that have not been loaded yet, while the router is new."""
+    if services.manager.closing:
+        return ()
+    return [i for i in services.manager.instances.values() if i.preload]
+
+
+def openai_model(instance: ModelInstance, services: Services) -> dict[str, Any]:
+    """One entry of `/v1/models`; `status` is that of llama-server's router mode."""
+    view, spec = instance.view(), instance.spec
+    found: dict[str, Any] = {
+        "id": spec.alias,
+        "object": "model",
+        "created": int(time.time() - (time.monotonic() - services.started_at)),
+        "owned_by": "user",
+        "n_ctx": spec.params.n_ctx,
+        "aliases": list(spec.aliases),
+        "kind": spec.kind.value,
+        "state": view.status.public,
+        "status": _router_mode_status(instance),
+    }
+    if instance.trained_context is not None:
+        found["n_ctx_train"] = instance.trained_context
+    return found
+
+
+def _router_mode_status(instance: ModelInstance) -> dict[str, Any]:
+    if instance.status is Status.FAILED and instance.failure is not None:
+        return {"value": "unloaded", "failed": True, "exit_code": instance.failure.exit_code}
+    if instance.status in _COMING:
+        return {"value": "loading"}
+    return {"value": "loaded" if instance.status is Status.READY else "unloaded"}
+
+
+def device(view: DeviceView) -> dict[str, Any]:
+    return {
+        "index": view.index,
+        "name": view.name,
+        "total_mb": view.total_mb,
+        "used_mb": view.used_mb,
+        "free_mb": max(view.free_mb, 0),
+        "reserved_mb": view.reserved_mb,
+    }
+
+
+def vram(services: Services) -> dict[str, Any]:
+    tracker, views = services.tracker, services.manager.views()
+    devices = tracker.devices()
+    gpus = [d for d in devices if d.is_gpu]
+    loaded = [v for v in views if v.status.has_process]
+    body: dict[str, Any] = {
+        "status": _vram_status(gpus, services.config.system.min_free_vram_mb),
+        "devices": [device(d) for d in gpus],
+        "host": next((device(d) for d in devices if d.id == HOST), None),
+        "models": [_vram_of(v) for v in loaded],
+        "loaded_models_count": len(loaded),
+        "can_load_more": len(loaded) < services.config.system.max_concurrent_models,
+    }
+    if reason := tracker.error or (None if gpus else tracker.probe.reason):
+        body["reason"] = reason
+    return body
+
+
+def _vram_of(view: ModelView) -> dict[str, Any]:
+    return {
+        "model_alias": view.alias,
+        "status": view.status.public,
+        "port": view.port,
+        "vram_used_mb": view.vram_mb,
+        "estimated_mb": view.need.mb if view.need else None,
+        "devices": dict(view.held),
+    }
+
+
+def _vram_status(gpus: list[DeviceView], min_free_mb: int) -> str:
+    if not gpus:
+        return "no_gpu"
+    least = min(d.total_mb - d.used_mb for d in gpus)
+    if least < min_free_mb:
+        return "critical"
+    return "warning" if least < 2 * min_free_mb else "healthy"
+
+
+def unix(loop_time: float) -> float | None:
+    """Unix seconds of a loop time; None for never."""
+    if loop_time == float("-inf"):
+        return None
+    return round(time.time() - (time.monotonic() - loop_time), 3)

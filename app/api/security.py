@@ -1,0 +1,184 @@
+"""The door: host names, origins, keys, body size and request ids, before anything else runs. Pure ASGI."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import socket
+import uuid
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import errors
+from app.core.config import ApiConfig
+from app.core.errors import (
+    Forbidden,
+    HostNotAllowed,
+    InvalidApiKey,
+    OriginNotAllowed,
+    RequestTooLarge,
+    RouterError,
+)
+from app.core.model_status import Priority
+
+_LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
+_OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who asks, and what they may."""
+
+    name: str = ""
+    max_priority: Priority = Priority.HIGH
+    admin: bool = True
+
+
+def client_of(request: Request) -> Client:
+    client: Client = request.scope["router.client"]
+    return client
+
+
+def request_id_of(request: Request) -> str:
+    found: str = request.scope["router.request_id"]
+    return found
+
+
+def require_admin(request: Request) -> None:
+    """Raises `Forbidden` for a key without the right to manage."""
+    if not client_of(request).admin:
+        raise Forbidden('this API key may not manage models; use one with "admin": true')
+
+
+class Guard:
+    """Lets a request through, with its id and client in the scope, or answers it."""
+
+    def __init__(self, app: ASGIApp, api: ApiConfig) -> None:
+        self._app, self._api = app, api
+        self._max_body = int(api.max_body_mb * 2**20)
+        self._keys = [
+            (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
+            for key in api.api_keys
+        ]
+        own_names = {socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._hosts = {host.lower() for host in api.allowed_hosts} | own_names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _USABLE_ID.match(given) else uuid.uuid4().hex
+        scope["router.request_id"] = request_id
+        send = _with_request_id(send, request_id.encode())
+        try:
+            self._check(scope, headers)
+        except RouterError as error:
+            await errors.response(error, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, self._counted(receive), send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        self._check_host(headers.get("host", ""))
+        if scope["method"] not in _SAFE_METHODS:
+            self._check_origin(headers)
+        scope["router.client"] = self._client(scope, headers)
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._max_body:
+            raise self._too_large()
+
+    def _check_host(self, host: str) -> None:
+        """Against DNS rebinding: a page's own name must not reach us just because it resolves to us."""
+        if "*" in self._hosts:
+            return
+        name = host_name(host)
+        if name and not (name in self._hosts or _nobody_can_rebind(name)):
+            raise HostNotAllowed(f"the host name {name[:100]!r} is not known; add it to api.allowed_hosts")
+
+    def _check_origin(self, headers: Headers) -> None:
+        """A web page of another origin must not change anything, whether it can read our answer or not."""
+        origin = headers.get("origin")
+        if origin is None:
+            if headers.get("sec-fetch-site") == "cross-site":
+                raise OriginNotAllowed(
+                    "a web page of another site may not do this; see api.cors_allow_origins"
+                )
+            return
+        allowed = self._api.cors_allow_origins
+        if "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
+            return
+        raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
+
+    def _client(self, scope: Scope, headers: Headers) -> Client:
+        if not self._keys:
+            return Client()
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        found = None
+        for key, client in self._keys:  # all are compared, so that time tells nothing
+            if hmac.compare_digest(key, given.encode()):
+                found = client
+        if found is not None:
+            return found
+        if self._is_open(scope["path"]) or scope["method"] == "OPTIONS":
+            return Client(admin=False)
+        raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
+
+    def _is_open(self, path: str) -> bool:
+        return (
+            path in _OPEN_PATHS
+            or path.startswith("/ui/")
+            or (path == "/metrics" and self._api.public_metrics)
+        )
+
+    def _counted(self, receive: Receive) -> Receive:
+        """Counts a body while it comes in: a chunked one tells no length beforehand."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_body:
+                raise self._too_large()
+            return message
+
+        return counted
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without its port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
+
+
+def _nobody_can_rebind(name: str) -> bool:
+    if "." not in name or name.endswith(_LOCAL_SUFFIXES):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_request_id(send: Send, request_id: bytes) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+        await send(message)
+
+    return wrapped

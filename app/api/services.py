@@ -1,0 +1,42 @@
+"""What the routes work with, made once by `app/main.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx
+from starlette.requests import Request
+
+from app.api.status_feed import StatusFeed
+from app.core.background import Background
+from app.core.config import Config
+from app.core.events import EventBus
+from app.core.health_monitor import HealthMonitor
+from app.core.logging_server import LogServer
+from app.core.manager import ModelManager
+from app.core.prometheus_metrics import Metrics
+from app.core.telemetry import Telemetry
+from app.core.upstream import Upstream
+from app.core.vram_tracker import DeviceTracker
+
+
+@dataclass(frozen=True)
+class Services:
+    config: Config
+    manager: ModelManager
+    tracker: DeviceTracker
+    upstream: Upstream
+    http: httpx.AsyncClient
+    bus: EventBus
+    logs: LogServer
+    background: Background
+    health: HealthMonitor
+    metrics: Metrics
+    telemetry: Telemetry
+    feed: StatusFeed
+    started_at: float
+
+
+def services_of(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found

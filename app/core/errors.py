@@ -1,0 +1,140 @@
+"""Everything that can go wrong for a client, with its HTTP status and OpenAI error code.
+
+Raised where the reason is known, rendered where the answer is written (`app/api/errors.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class RouterError(Exception):
+    """An error that a client sees. The message says what to do next."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        retryable: bool = True,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.retryable = retryable
+        self.details = dict(details or {})
+
+    def body(self) -> dict[str, Any]:
+        """The OpenAI error object; details stand beside the four fixed fields."""
+        fixed = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {**fixed, **self.details}}
+
+
+class BadRequest(RouterError):
+    status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class InvalidJson(BadRequest):
+    code = "invalid_json"
+
+
+class MissingModel(BadRequest):
+    code = "missing_model"
+
+
+class InvalidPriority(BadRequest):
+    code = "invalid_priority"
+
+
+class WrongModelKind(BadRequest):
+    code = "wrong_model_kind"
+
+
+class InvalidApiKey(RouterError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class Forbidden(RouterError):
+    status, type, code = 403, "permission_error", "forbidden"
+
+
+class HostNotAllowed(Forbidden):
+    code = "host_not_allowed"
+
+
+class OriginNotAllowed(Forbidden):
+    code = "origin_not_allowed"
+
+
+class NotFound(RouterError):
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(RouterError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTooLarge(RouterError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMediaType(RouterError):
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class InternalError(RouterError):
+    pass
+
+
+class ModelCrashed(RouterError):
+    status, type, code = 502, "server_error", "model_crashed"
+
+
+class Overloaded(RouterError):
+    """503. Where a retry cannot help, `retryable` is False and no Retry-After is sent."""
+
+    status, type, code = 503, "overloaded_error", "overloaded"
+
+
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class VramExhausted(Overloaded):
+    code = "vram_exhausted"
+
+
+class NoCapacity(Overloaded):
+    code = "no_capacity"
+
+
+class LoadFailed(Overloaded):
+    code = "load_failed"
+
+
+class ModelFailed(Overloaded):
+    code = "model_failed"
+
+
+class ShuttingDown(Overloaded):
+    code = "shutting_down"
+
+
+class QueueTimeout(RouterError):
+    status, type, code = 504, "timeout_error", "queue_timeout"
+
+
+class UpstreamTimeout(RouterError):
+    status, type, code = 504, "timeout_error", "upstream_timeout"

@@ -1,0 +1,112 @@
+"""What happened, for those who only watch: metrics, telemetry, the status stream, the access log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from app.core.model_status import Priority, Status, StopReason
+
+logger = logging.getLogger(__name__)
+
+
+class Outcome(str, Enum):
+    """How a request ended; the label of `router_requests_total`."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True)
+class StatusChanged:
+    alias: str
+    old: Status
+    new: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Something that is shown changed: queue depth, requests in flight, load progress."""
+
+    alias: str
+
+
+@dataclass(frozen=True)
+class LoadFinished:
+    alias: str
+    result: str  # success, failed, abandoned
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evicted:
+    alias: str
+    reason: StopReason
+
+
+@dataclass(frozen=True)
+class Restarted:
+    alias: str
+
+
+@dataclass(frozen=True)
+class Replayed:
+    alias: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer; `generation_tps` is llama-server's own figure, in tokens per second."""
+
+    prompt: int = 0
+    generated: int = 0
+    cached: int = 0
+    generation_tps: float | None = None
+
+
+@dataclass(frozen=True)
+class RequestFinished:
+    """Times in seconds; `queue_wait_s` is arrival to grant, None where it was never granted."""
+
+    request_id: str
+    alias: str
+    endpoint: str
+    client: str
+    priority: Priority
+    outcome: Outcome
+    status: int
+    error: str | None
+    duration_s: float
+    queue_wait_s: float | None
+    load_s: float
+    ttft_s: float | None
+    usage: Usage
+
+
+Event = StatusChanged | Touched | LoadFinished | Evicted | Restarted | Replayed | RequestFinished
+Subscriber = Callable[[Event], None]
+
+
+class EventBus:
+    """Calls every subscriber at once, in order. One that fails is logged and harms nobody else."""
+
+    def __init__(self) -> None:
+        self._subscribers: list[Subscriber] = []
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Returns the function that ends it."""
+        self._subscribers.append(subscriber)
+        return lambda: self._subscribers.remove(subscriber)
+
+    def publish(self, event: Event) -> None:
+        for subscriber in tuple(self._subscribers):
+            try:
+                subscriber(event)
+            except Exception:
+                logger.exception("a subscriber failed on %s", event)

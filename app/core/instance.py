@@ -1,0 +1,365 @@
+"""One model: its queue, its state, and the task that is its process's life from spawn to reap."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from app.core.config import ModelSpec
+from app.core.errors import LoadFailed, ModelFailed
+from app.core.events import EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
+from app.core.exit_reason import Failure, FailureKind
+from app.core.footprint import Footprint
+from app.core.launcher import Launcher, LoadError, Runner
+from app.core.model_status import (
+    MOVES,
+    NEVER_USED,
+    InvalidMove,
+    ModelView,
+    Need,
+    Status,
+    StopReason,
+)
+from app.core.placement import Placement
+from app.core.policy import backoff_s
+from app.core.queue import RequestQueue, Ticket
+from app.core.vram_tracker import HOST, DeviceTracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RestartLimits:
+    max_restarts: int
+    window_s: float
+    load_retries: int
+
+
+class ModelInstance:
+    """A model and its process. `_supervise` is the only writer of the process, `_set` of the state."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        queue: RequestQueue,
+        *,
+        launcher: Launcher,
+        tracker: DeviceTracker,
+        bus: EventBus,
+        limits: RestartLimits,
+        clock: Callable[[], float],
+        look_again: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.queue = queue
+        self.status = Status.OFF
+        self.runner: Runner | None = None
+        self.footprint: Footprint | None = None
+        self.file_identity: tuple[int, int] | None = None
+        self.need: Need | None = None
+        self.preload = False
+        self.failure: Failure | None = None
+        self.attempts = 0
+        self.stop_reason: StopReason | None = None
+        self.restarts = 0
+        self.load_started = NEVER_USED
+        self.ready_since = NEVER_USED
+        self.last_used = NEVER_USED
+        self._launcher, self._tracker, self._bus = launcher, tracker, bus
+        self._limits, self._clock, self._look_again = limits, clock, look_again
+        self._since = clock()
+        self._reason = ""
+        self._served = 0
+        self._yielded_at = NEVER_USED
+        self._retry_at = 0.0
+        self._reload_s: float | None = None
+        self._crashes: list[float] = []
+        self._life: anyio.CancelScope | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def alias(self) -> str:
+        return self.spec.alias
+
+    @property
+    def trained_context(self) -> int | None:
+        return self.footprint.trained_context if self.footprint else None
+
+    # --- life
+
+    def start(self, placement: Placement) -> None:
+        """Begin a load. The caller has seen that there is room."""
+        if self.status is Status.CRASHED and self.ready_since > NEVER_USED:
+            self.restarts += 1
+            self._bus.publish(Restarted(self.alias))
+        self._tracker.reserve(self.alias, placement)
+        self.preload, self.stop_reason, self._served = False, None, 0
+        self.load_started, self.ready_since = self._clock(), NEVER_USED
+        self._set(Status.STARTING, "for waiting requests" if self.queue.waiting else "")
+        self._task = asyncio.create_task(self._supervise(placement), name=f"supervise {self.alias}")
+
+    def drain(self, reason: StopReason, target: str | None = None) -> None:
+        """Grant nothing more; stop when the running requests have ended. A load is stopped at once."""
+        if self.status in (Status.STARTING, Status.LOADING):
+            self.stop(reason, target)
+        if self.status is not Status.READY:
+            return
+        if self.queue.waiting and reason.is_swap:
+            self._yielded_at = self._clock()
+        self.stop_reason = reason
+        self._set(Status.DRAINING, _why(reason, target))
+        self._stop_when_drained()
+
+    def keep(self) -> None:
+        """The opposite of `drain`, as long as nothing has been stopped."""
+        self.stop_reason, self._yielded_at = None, NEVER_USED
+        self._set(Status.READY, "kept: nobody needs its memory any more")
+
+    def stop(self, reason: StopReason, target: str | None = None) -> None:
+        """Stop the process without waiting for running requests; those are cut."""
+        if not self.status.has_process or self.status is Status.STOPPING:
+            return
+        self.stop_reason = reason
+        for ticket in tuple(self.queue.running):
+            if ticket.on_cut is not None:
+                ticket.on_cut()
+        if self.ready_since > NEVER_USED:
+            if reason is not StopReason.SHUTDOWN:
+                self._bus.publish(Evicted(self.alias, reason))
+        else:
+            self._bus.publish(LoadFinished(self.alias, "abandoned", self._clock() - self.load_started))
+        self._set(Status.STOPPING, _why(reason, target))
+        if self._life is not None:
+            self._life.cancel()
+
+    async def gone(self) -> None:
+        """Until there is no process."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def forget(self, reason: str) -> None:
+        """A crashed model is not started again; one that was to be preloaded is not."""
+        self.preload = False
+        if self.status is Status.CRASHED:
+            self._set(Status.OFF, reason)
+        else:
+            logger.info("%s: %s", self.alias, reason)
+
+    def fail(self, failure: Failure) -> None:
+        """Give up: everybody who waits gets the reason, and later requests too until `reset`."""
+        self.failure = failure
+        self._set(Status.FAILED, failure.message)
+        self.queue.fail_waiting(self.load_failed())
+
+    def reset(self) -> str | None:
+        """Leave `failed`; the error that was cleared."""
+        if self.status is not Status.FAILED or self.failure is None:
+            return None
+        message = self.failure.message
+        self._crashes.clear()
+        self.attempts, self.failure = 0, None
+        self.need = None
+        self._set(Status.OFF, "reset")
+        return message
+
+    # --- requests
+
+    def grant(self) -> None:
+        """Free slots to the next tickets, while the model serves."""
+        while self.status is Status.READY and self.queue.grant(self._clock()) is not None:
+            self._served += 1
+            self.last_used = self._clock()
+
+    def finish(self, ticket: Ticket) -> None:
+        """Take a ticket back; a draining model stops with its last one."""
+        if self.queue.finish(ticket, self._clock()):
+            self.last_used = self._clock()
+        self._stop_when_drained()
+
+    # --- pictures
+
+    def view(self) -> ModelView:
+        queue, runner = self.queue, self.runner
+        log = runner.load_log if runner is not None else None
+        loading = self.status in (Status.STARTING, Status.LOADING)
+        return ModelView(
+            alias=self.alias,
+            status=self.status,
+            kind=self.spec.kind,
+            slots=queue.slots,
+            in_flight=queue.in_flight,
+            waiting_by_level=(
+                queue.waiting_by_level[0],
+                queue.waiting_by_level[1],
+                queue.waiting_by_level[2],
+            ),
+            head=queue.head,
+            best_in_flight=queue.best_in_flight,
+            pinned=self.spec.pinned,
+            idle_timeout_s=self.spec.idle_timeout_s,
+            need=self.need,
+            held=self._tracker.held(self.alias),
+            since=self._since,
+            ready_since=self.ready_since,
+            last_used=self.last_used,
+            served=self._served,
+            yielded_at=self._yielded_at,
+            reload_s=self._reload_estimate_s(),
+            preload=self.preload,
+            retry_at=self._retry_at,
+            stop_reason=self.stop_reason,
+            reason=self._reason,
+            error=self.failure.message if self.failure else None,
+            port=runner.port if runner is not None else None,
+            pid=runner.pid if runner is not None else None,
+            vram_mb=self._vram_mb(),
+            load_progress=log.progress if log is not None and loading else None,
+            load_stage=log.stage if log is not None and loading else None,
+        )
+
+    def load_failed(self) -> LoadFailed:
+        """For those who waited for the load."""
+        return LoadFailed(
+            f"{self.alias} could not be loaded: {self._last_error()}", **self._failure_details()
+        )
+
+    def model_failed(self) -> ModelFailed:
+        """For those who come later."""
+        hint = f"Fix the cause, then POST /v1/models/{self.alias}/reset"
+        return ModelFailed(f"{self.alias} has failed: {self._last_error()} {hint}", **self._failure_details())
+
+    # --- inside
+
+    async def _supervise(self, placement: Placement) -> None:
+        """The process, from spawn to reap. Whatever happens, no child is left and no state is stuck."""
+        failure: Failure | None = None
+        try:
+            with anyio.CancelScope() as self._life:
+                if self.status is Status.STOPPING:  # stopped before this task had its first turn
+                    self._life.cancel()
+                async with self._launcher.launch(self.spec, placement, self._on_progress) as runner:
+                    self.runner = runner
+                    await runner.ready()
+                    self._serve(runner)
+                    failure = (await runner.exited()).failure
+        except LoadError as error:
+            failure = error.failure
+        except Exception as error:
+            logger.exception("%s: the supervisor failed", self.alias)
+            failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
+        self._ended(failure)
+
+    def _on_progress(self, runner: Runner) -> None:
+        self.runner = runner
+        if self.status is Status.STARTING and runner.phase is Status.LOADING:
+            self._set(Status.LOADING, self._reason)
+        else:
+            self._bus.publish(Touched(self.alias))
+
+    def _serve(self, runner: Runner) -> None:
+        now = self._clock()
+        self._reload_s = now - self.load_started
+        self.ready_since = self.last_used = now
+        self.attempts, self.failure = 0, None
+        self._tracker.loaded(self.alias, runner.pid)
+        self._bus.publish(LoadFinished(self.alias, "success", self._reload_s))
+        self._set(Status.READY, f"loaded in {self._reload_s:.1f} s")
+        self.grant()
+
+    def _ended(self, failure: Failure | None) -> None:
+        """The process is gone: account for it and settle the state."""
+        wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
+        self.runner = self._life = None
+        self._tracker.release(self.alias, crashed=not wanted_gone)
+        self.need = None  # the file may have changed when it is wanted next
+        if self.status is Status.DRAINING:
+            self._set(Status.STOPPING, self._reason)
+        if wanted_gone:
+            self._set(Status.OFF, self._reason)
+        elif self.status is Status.READY:
+            self._crashed(failure or _VANISHED)
+        else:
+            self._load_ended(failure or _VANISHED)
+
+    def _crashed(self, failure: Failure) -> None:
+        now = self._clock()
+        self._crashes = [t for t in self._crashes if now - t < self._limits.window_s] + [now]
+        if len(self._crashes) > self._limits.max_restarts:
+            self.fail(failure)
+            return
+        self.failure = failure
+        self._retry_at = now + backoff_s(len(self._crashes))
+        self._set(Status.CRASHED, failure.message)
+
+    def _load_ended(self, failure: Failure) -> None:
+        self.attempts += 1
+        self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
+        if not failure.kind.may_heal or self.attempts > self._limits.load_retries:
+            self.fail(failure)
+            return
+        self.failure = failure
+        self._retry_at = self._clock() + backoff_s(self.attempts)
+        self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")
+
+    def _stop_when_drained(self) -> None:
+        if self.status is Status.DRAINING and not self.queue.in_flight:
+            self.stop(self.stop_reason or StopReason.MANUAL, None)
+
+    def _set(self, new: Status, reason: str) -> None:
+        old = self.status
+        if new not in MOVES[old]:
+            raise InvalidMove(f"{self.alias}: {old.value} -> {new.value} ({reason})")
+        self.status, self._since = new, self._clock()
+        self._reason = reason or self._reason if new is Status.STOPPING else reason
+        level = logging.WARNING if new in (Status.CRASHED, Status.FAILED) else logging.INFO
+        logger.log(level, "%s: %s%s", self.alias, new.public, f", {self._reason}" if self._reason else "")
+        self._bus.publish(StatusChanged(self.alias, old, new, self._reason))
+        self._look_again()
+
+    def _vram_mb(self) -> int | None:
+        if not self.status.has_process:
+            return None
+        measured = self._tracker.measured_mb(self.alias)
+        if measured is not None:
+            return measured
+        return sum(mb for device, mb in self._tracker.held(self.alias).items() if device != HOST)
+
+    def _reload_estimate_s(self) -> float:
+        if self._reload_s is not None:
+            return self._reload_s
+        return self.footprint.file_mb / 1000 if self.footprint else 1.0
+
+    def _last_error(self) -> str:
+        return self.failure.message if self.failure else "for an unknown reason."
+
+    def _failure_details(self) -> dict[str, Any]:
+        failure = self.failure
+        heals = failure is not None and failure.kind.may_heal
+        tail = list(failure.log_tail[-20:]) if failure else []
+        return {
+            "retryable": heals,
+            "retry_after_s": 30.0 if heals else None,
+            "details": {"last_error": self._last_error(), "log_tail": tail},
+        }
+
+
+_VANISHED = Failure(FailureKind.UNKNOWN, "llama-server ended for an unknown reason.", None, ())
+
+
+def _why(reason: StopReason, target: str | None) -> str:
+    """In words, for the log, the page and the status."""
+    if target is not None:
+        return f"evicted for {target}"
+    return {
+        StopReason.MEMORY: "",
+        StopReason.COUNT: "",
+        StopReason.IDLE: "idle",
+        StopReason.MANUAL: "ejected",
+        StopReason.CONFIG: "its configuration changed",
+        StopReason.SHUTDOWN: "the router shuts down",
+    }[reason]

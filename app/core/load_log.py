@@ -1,0 +1,80 @@
+"""What a llama-server tells about itself while it loads: progress, memory, layers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+_STATE = "cmd_child_to_router:state:"
+_PROJECTED = re.compile(r"projected to use (\d+) MiB of (device|host) memory")
+_BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size += +([\d.]+) MiB")
+_OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+_JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory that was allocated; `device` as llama.cpp names it, `kind` model, kv, rs, compute or output."""
+
+    device: str
+    kind: str
+    mib: float
+
+
+class LoadLog:
+    """Fed line by line. What was not said stays None or empty: progress is never made up."""
+
+    def __init__(self) -> None:
+        self.state: str | None = None
+        self.stage: str | None = None
+        self.progress: float | None = None
+        self.projected_mb: dict[str, int] = {}
+        self.buffers: list[Buffer] = []
+        self.n_layers: int | None = None
+        self.offloaded: int | None = None
+
+    def feed(self, line: str) -> bool:
+        """True when the state, the progress, the stage or the projection changed."""
+        # Anywhere in the line: stdout and stderr share one pipe.
+        at = line.find(_STATE)
+        if at >= 0:
+            return self._told(line[at + len(_STATE) :])
+        if " MiB" in line:
+            return self._memory(line)
+        if found := _OFFLOADED.search(line):
+            self.offloaded, self.n_layers = int(found[1]), int(found[2])
+        return False
+
+    def _memory(self, line: str) -> bool:
+        if found := _PROJECTED.search(line):
+            self.projected_mb[found[2]] = int(found[1])
+            return True
+        if found := _BUFFER.search(line):
+            self.buffers.append(Buffer(found[1], found[2].lower(), float(found[3])))
+        return False
+
+    def _told(self, text: str) -> bool:
+        """One message of the child protocol, internal to llama.cpp: what is not understood is ignored."""
+        try:
+            message, _ = _JSON.raw_decode(text)
+        except ValueError:
+            return False
+        if not isinstance(message, dict):
+            return False
+        before = (self.state, self.progress, self.stage)
+        state, payload = message.get("state"), message.get("payload")
+        self.state = state if isinstance(state, str) else self.state
+        if self.state == "loading" and isinstance(payload, dict):
+            self._progressed(payload)
+        elif self.state == "ready":
+            self.progress = 1.0
+        return (self.state, self.progress, self.stage) != before
+
+    def _progressed(self, payload: dict[str, object]) -> None:
+        stages, current, value = payload.get("stages"), payload.get("current"), payload.get("value")
+        if not isinstance(value, (int, float)) or not isinstance(stages, list) or current not in stages:
+            return
+        done = (stages.index(current) + min(max(float(value), 0.0), 1.0)) / len(stages)
+        self.stage = str(current)
+        self.progress = max(done, self.progress or 0.0)  # never backwards

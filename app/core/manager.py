@@ -1,0 +1,346 @@
+"""Leases for requests, and the loop that looks at everything and carries out what the policy says."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from app.core import footprint, policy
+from app.core.config import Config, ModelSpec
+from app.core.errors import ModelNotFound, NoCapacity, RouterError, ShuttingDown, VramExhausted
+from app.core.events import EventBus, Touched
+from app.core.footprint import Footprint
+from app.core.instance import ModelInstance, RestartLimits
+from app.core.launcher import Launcher, LoadError
+from app.core.model_status import ModelView, Priority, Status, StopReason
+from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
+from app.core.queue import RequestQueue, Ticket
+from app.core.vram_tracker import DeviceTracker
+
+logger = logging.getLogger(__name__)
+
+RETRY_WHEN_FULL_S = 10.0
+
+
+class ModelManager:
+    """All models. Bookkeeping is synchronous: on one event loop it needs no lock."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        launcher: Launcher,
+        tracker: DeviceTracker,
+        bus: EventBus,
+        clock: Callable[[], float],
+        inspect: Callable[[ModelSpec], Footprint] = footprint.inspect,
+    ) -> None:
+        system = config.system
+        self.instances: dict[str, ModelInstance] = {}
+        self.closing = False
+        self._config, self._clock, self._bus, self._tracker = config, clock, bus, tracker
+        self.launcher, self._inspect_file = launcher, inspect
+        self._limits = Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
+        self._restarts = RestartLimits(
+            system.max_restarts, system.restart_window_sec, system.load_max_retries
+        )
+        self.names: dict[str, ModelInstance] = {}
+        self._contended = False
+        self._next_look: asyncio.Handle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._jobs: dict[str, asyncio.Task[None]] = {}
+        for spec in config.specs().values():
+            self._add(spec)
+
+    # --- requests
+
+    def find(self, name: str) -> ModelInstance:
+        """By alias or other name. Raises `ModelNotFound` with the known ones, nearest first."""
+        instance = self.names.get(name)
+        if instance is None:
+            raise ModelNotFound(_not_found(name, self.instances), param="model")
+        return instance
+
+    def ticket(self, priority: Priority) -> Ticket:
+        return Ticket(priority, self._clock(), self._limits.aging_s)
+
+    @contextmanager
+    def admit(self, instance: ModelInstance, ticket: Ticket) -> Iterator[Ticket]:
+        """The ticket's whole stay: waiting, running, leaving. However it ends, the slot is given back here.
+
+        Raises `ShuttingDown`, `ModelFailed` or `QueueFull` at the door.
+        """
+        self._check_open(instance)
+        instance.queue.push(ticket)
+        try:
+            self._arrived(instance)
+            yield ticket
+        finally:
+            instance.finish(ticket)
+            self._serve_next(instance)
+
+    async def revive(self, instance: ModelInstance) -> None:
+        """Clear `failed` if the model file is another one than that which failed."""
+        if instance.status is not Status.FAILED:
+            return
+        found = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        if found is not None and found != instance.file_identity:
+            instance.reset()
+
+    # --- management
+
+    async def load(self, instance: ModelInstance, *, wait: bool) -> None:
+        """Load without a request: a ticket that leaves as soon as it is granted."""
+        await self.revive(instance)
+        self._check_open(instance)
+        if instance.status is Status.READY:
+            return
+        task = self._job(f"load {instance.alias}", partial(self._hold_place, instance))
+        if wait:
+            await asyncio.shield(task)
+
+    async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
+        """Free its memory; False if it holds none. Waiting requests stay and load it again."""
+        if not instance.status.has_process:
+            return False
+        if now or timeout_s <= 0:
+            instance.stop(StopReason.MANUAL)
+        else:
+            if instance.status is Status.DRAINING:  # for a swap: from now on nobody may keep it
+                instance.stop_reason = StopReason.MANUAL
+            instance.drain(StopReason.MANUAL)
+        with anyio.move_on_after(timeout_s):
+            await instance.gone()
+        instance.stop(StopReason.MANUAL)
+        await instance.gone()
+        return True
+
+    async def preview(self, instance: ModelInstance) -> Preview:
+        """What a load would do now. Raises `LoadFailed` for a file that cannot be loaded."""
+        if instance.need is None:
+            await self._inspect(instance)
+        if instance.status is Status.FAILED:
+            raise instance.load_failed()
+        return policy.preview(
+            self.views(), self._tracker.devices(), self._limits, self._clock(), instance.alias
+        )
+
+    def preload(self, aliases: Sequence[str]) -> None:
+        for alias in aliases:
+            self.instances[alias].preload = True
+        self.look_again()
+
+    def views(self) -> list[ModelView]:
+        return [instance.view() for instance in self.instances.values()]
+
+    # --- life
+
+    async def shutdown(self, drain_timeout_s: float) -> None:
+        """Nobody new, nobody waiting; running requests may finish; then every process is stopped."""
+        self.closing = True
+        error = ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
+        for instance in self.instances.values():
+            instance.queue.fail_waiting(error)
+        for job in self._jobs.values():
+            job.cancel()
+        with anyio.move_on_after(drain_timeout_s):
+            async with anyio.create_task_group() as group:
+                for instance in self.instances.values():
+                    instance.drain(StopReason.SHUTDOWN)
+                    group.start_soon(instance.gone)
+        await self.stop_all()
+
+    async def stop_all(self) -> None:
+        """Stop every process at once."""
+        self.closing = True
+        for instance in self.instances.values():
+            instance.stop(StopReason.SHUTDOWN)
+        for instance in self.instances.values():
+            await instance.gone()
+        for handle in (self._next_look, self._alarm):
+            if handle is not None:
+                handle.cancel()
+
+    # --- the loop
+
+    def look_again(self) -> None:
+        """Something changed. Any number of changes in one turn of the event loop lead to one look."""
+        if self._next_look is None and not self.closing:
+            self._next_look = asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        if self.closing:
+            return
+        plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
+        for action in plan.actions:
+            self._carry_out(action)
+        self._contended = False
+        for instance in self.instances.values():
+            if instance.queue.waiting:
+                instance.grant()
+                self._contended |= instance.queue.waiting > 0 and instance.status not in _HAS_ITS_ROOM
+            if instance.need is None and _may_be_loaded_soon(instance):
+                self._job(f"inspect {instance.alias}", partial(self._inspect, instance))
+        self._set_alarm(plan.wake_at)
+
+    def _carry_out(self, action: policy.Action) -> None:
+        instance = self.instances[action.alias]
+        if isinstance(action, Load):
+            instance.start(action.placement)
+        elif isinstance(action, Stop):
+            instance.drain(action.reason, action.target)
+        elif isinstance(action, Keep):
+            instance.keep()
+        elif isinstance(action, Forget):
+            instance.forget(action.reason)
+        else:
+            self._refuse(instance, action)
+
+    def _refuse(self, instance: ModelInstance, refusal: Refuse) -> None:
+        error = self.refusal_error(instance, refusal)
+        logger.info("%s: refused: %s", instance.alias, error.message)
+        instance.queue.fail_waiting(error)
+        self._bus.publish(Touched(instance.alias))
+
+    def refusal_error(self, instance: ModelInstance, refusal: Refuse) -> RouterError:
+        """`no_capacity` or `vram_exhausted`, with the numbers."""
+        loaded = [i.alias for i in self.instances.values() if i.status.has_process]
+        if refusal.by_count:
+            return NoCapacity(
+                f"all {self._limits.max_models} places are taken by pinned models; raise "
+                "system.max_concurrent_models or unpin one",
+                retry_after_s=RETRY_WHEN_FULL_S,
+                details={"loaded_models": loaded},
+            )
+        advice = (
+            "free memory that pinned models or other programs hold"
+            if refusal.ever
+            else "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"
+        )
+        return VramExhausted(
+            f"{instance.alias} needs {refusal.need_mb} MB and at most {refusal.available_mb} MB can be made "
+            f"available; {advice}",
+            retryable=refusal.ever,
+            retry_after_s=RETRY_WHEN_FULL_S if refusal.ever else None,
+            details={
+                "required_mb": refusal.need_mb,
+                "available_mb": refusal.available_mb,
+                "loaded_models": loaded,
+            },
+        )
+
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if when < policy.NEVER:
+            delay = max(when - self._clock(), 0.0)
+            self._alarm = asyncio.get_running_loop().call_later(delay, self.look_again)
+
+    # --- inside
+
+    def _add(self, spec: ModelSpec) -> None:
+        instance = ModelInstance(
+            spec,
+            RequestQueue(spec.slots, self._config.system.max_queue_size_per_model),
+            launcher=self.launcher,
+            tracker=self._tracker,
+            bus=self._bus,
+            limits=self._restarts,
+            clock=self._clock,
+            look_again=self.look_again,
+        )
+        self.instances[spec.alias] = instance
+        for name in (spec.alias, *spec.aliases):
+            self.names[name] = instance
+
+    def _check_open(self, instance: ModelInstance) -> None:
+        if self.closing:
+            raise ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
+        if instance.status is Status.FAILED:
+            raise instance.model_failed()
+
+    def _arrived(self, instance: ModelInstance) -> None:
+        if instance.status is Status.OFF and instance.queue.waiting == 1:
+            instance.need = None  # look at the file again: it may have changed since the last time
+        self._serve_next(instance)
+
+    def _serve_next(self, instance: ModelInstance) -> None:
+        """Grant at once, unless somebody else may have a better claim: then the next look decides."""
+        if self._contended or instance.status is not Status.READY:
+            self.look_again()
+        else:
+            instance.grant()
+        self._bus.publish(Touched(instance.alias))
+
+    async def read_footprint(self, instance: ModelInstance) -> None:
+        """Look at the model's file. Raises `LoadError` for one that cannot be loaded."""
+        instance.file_identity = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
+
+    async def _inspect(self, instance: ModelInstance) -> None:
+        """Check file and header before anybody is asked to make room for it."""
+        try:
+            await self.read_footprint(instance)
+        except LoadError as error:
+            if instance.status in (Status.OFF, Status.CRASHED):
+                instance.fail(error.failure)
+            return
+        spec, tracker = instance.spec, self._tracker
+        assert instance.footprint is not None
+        instance.need = footprint.need(
+            spec,
+            instance.footprint,
+            tracker.resolve(spec.gpu_devices),
+            tracker.has_gpu,
+            self._config.system.vram_multiplier,
+        )
+        self.look_again()
+
+    async def _hold_place(self, instance: ModelInstance) -> None:
+        timeout_s = self._config.system.queue_timeout_sec
+        with self.admit(instance, self.ticket(instance.spec.priority)) as ticket:
+            await ticket.wait(timeout_s)
+
+    def _job(self, name: str, run: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
+        """One task of that name at a time; kept until it ends."""
+        if name not in self._jobs:
+            task = asyncio.create_task(run(), name=name)
+            self._jobs[name] = task
+            task.add_done_callback(lambda t: self._job_ended(name, t))
+        return self._jobs[name]
+
+    def _job_ended(self, name: str, task: asyncio.Task[None]) -> None:
+        self._jobs.pop(name, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, RouterError):
+            logger.info("%s: %s", name, error.message)
+        else:
+            logger.error("%s failed", name, exc_info=error)
+
+
+_HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})
+
+
+def _may_be_loaded_soon(instance: ModelInstance) -> bool:
+    if instance.status is Status.CRASHED:
+        return True
+    return instance.status is Status.OFF and (instance.preload or instance.queue.waiting > 0)
+
+
+def _not_found(name: str, instances: Mapping[str, ModelInstance]) -> str:
+    names = [n for alias, i in instances.items() for n in (alias, *i.spec.aliases)]
+    near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.3)
+    known = (
+        ", ".join([*near, *(n for n in names if n not in near)][:20]) or "none: add one to the configuration"
+    )
+    return f"there is no model {name[:128]!r}; known models: {known}"

@@ -1,0 +1,399 @@
+"""Every scheduling decision, as a pure function of a picture and the time.
+
+A step looks at all models and devices and says what to do next. It is called again after every change, so a
+decision never has to be remembered: what should still happen is decided again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from app.core.model_status import DeviceView, Head, ModelView, Priority, Status, StopReason
+from app.core.placement import Placement, Room, fit
+
+NEVER = math.inf
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_models: int
+    max_swap_wait_s: float
+    aging_s: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Start it, on this much of these devices."""
+
+    alias: str
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Let running requests finish, then stop the process. `target` is the model that gets the room."""
+
+    alias: str
+    reason: StopReason
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Keep:
+    """It drains for nobody any more: serve again."""
+
+    alias: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Nobody waits for it and there is no room: a crashed model stays off, one to be preloaded is not."""
+
+    alias: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """No room even if all that may be stopped were stopped. `ever`: it may fit at another time."""
+
+    alias: str
+    by_count: bool
+    need_mb: int
+    available_mb: int
+    ever: bool
+
+
+Action = Load | Stop | Keep | Forget | Refuse
+
+
+@dataclass(frozen=True)
+class Plan:
+    actions: tuple[Action, ...]
+    wake_at: float = NEVER
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a load asked for now would do. `wait_s` is how long busy victims may still hold it back."""
+
+    fits: bool
+    placement: Placement
+    victims: tuple[str, ...] = ()
+    wait_s: float = 0.0
+    refusal: Refuse | None = None
+
+
+def plan(models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float) -> Plan:
+    """What to do next, and when to look again if nothing else happens before."""
+    step = _Step(models, devices, limits, now)
+    for candidate in sorted((m for m in models if _wants_to_be_loaded(m)), key=lambda m: _turn(m, limits)):
+        step.serve(candidate)
+    step.resume_what_nobody_claims()
+    step.restart_or_forget_crashed()
+    step.preload()
+    step.unload_idle()
+    return Plan(tuple(step.actions), step.wake_at)
+
+
+def preview(
+    models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float, alias: str
+) -> Preview:
+    """What `plan` would do for one more normal request for a model that is not loaded."""
+    head = Head(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
+    asked = next(m for m in models if m.alias == alias)
+    asked = replace(asked, head=asked.head or head)
+    step = _Step([m for m in models if m.alias != alias], devices, limits, now)
+    return step.preview(asked)
+
+
+def backoff_s(crashes: int) -> float:
+    """Wait before the n-th restart in a row: 0.5 s, doubled each time, at most 30 s."""
+    return float(min(0.5 * 2 ** max(crashes - 1, 0), 30.0))
+
+
+def may_be_taken_at(victim: ModelView, head: Head, limits: Limits, now: float) -> float:
+    """When `victim` may be stopped for a request `head` of another model: now, later, or never as things are.
+
+    Only a model without requests of its own goes at once. Else affinity holds the newcomer back, for at most
+    `max_swap_wait_s` if it is as urgent or its turn has come, and not at all if it is strictly more urgent.
+    """
+    if victim.pinned or victim.status not in _TAKEABLE:
+        return NEVER
+    if victim.status in (Status.STARTING, Status.LOADING):
+        return NEVER if victim.head else now
+    if not victim.busy:
+        return now
+    if victim.head and not victim.served:
+        return NEVER
+    rival_level, rival_key = _rival(victim, limits, now)
+    hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s
+    if head.key < rival_key:
+        return now if head.level < rival_level else max(now, hold_end)
+    if head.level <= rival_level:
+        return max(now, hold_end)
+    if victim.head:
+        return NEVER  # until its head is another one: every grant leads to a new step
+    return max(now, hold_end, head.key - rival_level * limits.aging_s)
+
+
+_TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
+_UNLOADED = frozenset({Status.OFF, Status.CRASHED, Status.STOPPING})
+
+
+def _wants_to_be_loaded(model: ModelView) -> bool:
+    return model.head is not None and model.status in _UNLOADED and model.need is not None
+
+
+def _turn(model: ModelView, limits: Limits) -> tuple[float, int]:
+    head = _effective(model, limits)
+    assert head is not None
+    return head.key, head.order
+
+
+def _effective(model: ModelView, limits: Limits) -> Head | None:
+    """The head as other models see it: a model that gave way queues behind those that waited meanwhile.
+
+    Without this a long backlog would win its memory back the moment it had left it.
+    """
+    head = model.head
+    if head is None or model.yielded_at <= head.arrived:
+        return head
+    return replace(head, arrived=model.yielded_at, key=model.yielded_at + head.level * limits.aging_s)
+
+
+def _rival(victim: ModelView, limits: Limits, now: float) -> tuple[Priority, float]:
+    """Level and key of what the victim would serve next; its in-flight traffic is taken to go on."""
+    if head := victim.head:
+        return head.level, head.key
+    level = victim.best_in_flight or Priority.HIGH
+    return level, now + level * limits.aging_s
+
+
+def _cost(victim: ModelView) -> tuple[object, ...]:
+    """Cheapest first: already leaving, idle, few and unimportant requests, long unused, quick to load."""
+    importance = -victim.head.level if victim.head else -int(Priority.LOW)
+    leaving = victim.status is Status.DRAINING
+    return (
+        not leaving,
+        victim.busy,
+        victim.waiting,
+        importance,
+        victim.last_used,
+        victim.reload_s,
+        victim.alias,
+    )
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """These must go, at `at` all of them may, and then the model goes there."""
+
+    victims: tuple[ModelView, ...]
+    at: float
+    placement: Placement
+    by_count: bool
+
+
+class _Step:
+    """The working picture of one step: every decision takes its room, so the next one sees what is left."""
+
+    def __init__(
+        self, models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float
+    ) -> None:
+        self.actions: list[Action] = []
+        self.wake_at = NEVER
+        self._models, self._devices, self._limits, self._now = models, devices, limits, now
+        self._claimed: set[str] = set()
+        live = [m for m in models if m.status.has_process]
+        self._live = live
+        self._room = Room(
+            free={d.id: d.free_mb - d.min_free_mb for d in devices}, places=limits.max_models - len(live)
+        )
+        self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
+        for model in live:
+            if _is_leaving(model):
+                self._coming = self._coming.plus(model.held)
+
+    # --- decisions
+
+    def serve(self, model: ModelView) -> None:
+        """Load it now, or make room for it, or wait for room, or refuse it."""
+        assert model.need is not None
+        if model.status is Status.CRASHED and model.retry_at > self._now:
+            self._look_at(model.retry_at)
+            return
+        placement = fit(model.need, self._room)
+        if placement is not None:
+            self._room = self._room.minus(placement)
+            if model.status is not Status.STOPPING:
+                self.actions.append(Load(model.alias, placement))
+            return
+        if refusal := self._refusal(model):
+            self.actions.append(refusal)
+            return
+        if swap := self._best_swap(model):
+            self._claim(swap)
+            self._carry_out(swap, model.alias)
+
+    def resume_what_nobody_claims(self) -> None:
+        for model in self._live:
+            if (
+                model.status is Status.DRAINING
+                and not _is_leaving(model)
+                and model.alias not in self._claimed
+            ):
+                self.actions.append(Keep(model.alias))
+
+    def restart_or_forget_crashed(self) -> None:
+        for model in self._models:
+            if model.status is not Status.CRASHED or model.head is not None:
+                continue
+            expires = model.last_used + model.idle_timeout_s if model.idle_timeout_s is not None else NEVER
+            if expires <= self._now:
+                self.actions.append(Forget(model.alias, "not restarted: nobody used it lately"))
+            elif model.retry_at > self._now:
+                self._look_at(min(model.retry_at, expires))
+            elif model.need is None:
+                continue  # its file is being looked at
+            elif not self._load_into_free_room(model):
+                self.actions.append(Forget(model.alias, "not restarted: its memory is in use"))
+
+    def preload(self) -> None:
+        for model in self._models:
+            if (
+                not model.preload
+                or model.need is None
+                or model.head is not None
+                or model.status is not Status.OFF
+            ):
+                continue
+            if not self._load_into_free_room(model):
+                self.actions.append(Forget(model.alias, "not preloaded: no room left"))
+
+    def unload_idle(self) -> None:
+        for model in self._live:
+            if model.status is not Status.READY or model.pinned or model.idle_timeout_s is None:
+                continue
+            expires = (self._now if model.busy else model.last_used) + model.idle_timeout_s
+            if expires <= self._now and model.alias not in self._claimed:
+                self.actions.append(Stop(model.alias, StopReason.IDLE))
+            else:  # a request in between only makes that look come too early
+                self._look_at(expires)
+
+    def preview(self, model: ModelView) -> Preview:
+        if model.need is None:
+            return Preview(False, {})
+        if (placement := fit(model.need, self._room)) is not None:
+            return Preview(True, placement)
+        if refusal := self._refusal(model):
+            return Preview(False, {}, refusal=refusal)
+        swap = self._best_swap(model)
+        if swap is None:
+            return Preview(True, {}, wait_s=self._limits.max_swap_wait_s)
+        victims = tuple(v.alias for v in swap.victims if not _is_leaving(v))
+        return Preview(True, swap.placement, victims, max(0.0, swap.at - self._now))
+
+    # --- making room
+
+    def _best_swap(self, model: ModelView) -> _Swap | None:
+        """The cheapest victims that really make room: of those that may go now, else the soonest."""
+        head = _effective(model, self._limits)
+        assert head is not None
+        when = {
+            v.alias: may_be_taken_at(v, head, self._limits, self._now)
+            for v in self._live
+            if not _is_leaving(v) and v.alias not in self._claimed
+        }
+        ranked = sorted((v for v in self._live if when.get(v.alias, NEVER) < NEVER), key=_cost)
+        at_once = [v for v in ranked if when[v.alias] <= self._now]
+        by_time = sorted(ranked, key=lambda v: when[v.alias])
+        for candidates in (at_once, by_time):
+            if (victims := self._fewest(model, candidates)) is not None:
+                return self._swap(model, victims, max((when[v.alias] for v in victims), default=self._now))
+        return None
+
+    def _fewest(self, model: ModelView, candidates: Sequence[ModelView]) -> tuple[ModelView, ...] | None:
+        """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
+        assert model.need is not None
+        chosen: list[ModelView] = []
+        for victim in (None, *candidates):
+            if victim is not None:
+                chosen.append(victim)
+            if fit(model.need, self._room_without(chosen)) is not None:
+                break
+        else:
+            return None
+        for victim in reversed(chosen[:]):
+            rest = [v for v in chosen if v is not victim]
+            if fit(model.need, self._room_without(rest)) is not None:
+                chosen = rest
+        return tuple(chosen)
+
+    def _swap(self, model: ModelView, victims: tuple[ModelView, ...], at: float) -> _Swap:
+        assert model.need is not None
+        placement = fit(model.need, self._room_without(victims))
+        assert placement is not None
+        unlimited = replace(self._room.plus_all(self._coming), places=len(self._models))
+        return _Swap(victims, at, placement, by_count=fit(model.need, unlimited) is not None)
+
+    def _claim(self, swap: _Swap) -> None:
+        """Nobody with a later turn may have these victims, nor the room that they and others will leave."""
+        self._claimed.update(v.alias for v in swap.victims)
+        for victim in swap.victims:
+            self._coming = self._coming.plus(victim.held)
+        self._room, self._coming = self._room.take(swap.placement, self._coming)
+
+    def _carry_out(self, swap: _Swap, target: str) -> None:
+        if swap.at > self._now:
+            self._look_at(swap.at)
+            return
+        reason = StopReason.COUNT if swap.by_count else StopReason.MEMORY
+        for victim in swap.victims:
+            if victim.status is not Status.DRAINING:
+                self.actions.append(Stop(victim.alias, reason, target))
+
+    def _refusal(self, model: ModelView) -> Refuse | None:
+        """Set if the model would have no room even with everything gone that is not pinned."""
+        assert model.need is not None
+        need, pinned = model.need, [m for m in self._live if m.pinned and not _is_leaving(m)]
+        best = Room({d.id: d.free_mb - d.min_free_mb + d.settling_mb for d in self._devices}, 0)
+        for other in self._live:
+            if other not in pinned:
+                best = best.plus(other.held)
+        unlimited = replace(best, places=1)
+        if fit(need, unlimited) is None:
+            empty = Room({d.id: d.total_mb - d.min_free_mb for d in self._devices}, 1)
+            return Refuse(model.alias, False, need.mb, best.most(need), ever=fit(need, empty) is not None)
+        if len(pinned) >= self._limits.max_models:
+            return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
+        return None
+
+    # --- small things
+
+    def _room_without(self, victims: Sequence[ModelView]) -> Room:
+        room = self._room.plus_all(self._coming)
+        for victim in victims:
+            room = room.plus(victim.held)
+        return room
+
+    def _load_into_free_room(self, model: ModelView) -> bool:
+        placement = fit(model.need, self._room) if model.need else None
+        if placement is None:
+            return False
+        self._room = self._room.minus(placement)
+        self.actions.append(Load(model.alias, placement))
+        return True
+
+    def _look_at(self, when: float) -> None:
+        self.wake_at = min(self.wake_at, when)
+
+
+def _is_leaving(model: ModelView) -> bool:
+    """On its way out, and no decision of ours keeps it."""
+    if model.status is Status.STOPPING:
+        return True
+    swap = model.stop_reason is not None and model.stop_reason.is_swap
+    return model.status is Status.DRAINING and not swap

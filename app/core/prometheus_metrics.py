@@ -1,0 +1,185 @@
+"""Prometheus metrics: what happened is counted when it happens, what is is read at scrape time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from app.core.events import (
+    Event,
+    EventBus,
+    Evicted,
+    LoadFinished,
+    Outcome,
+    Replayed,
+    RequestFinished,
+    Restarted,
+)
+from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
+
+MIB = 2**20
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+SPEED_BUCKETS = (1, 2.5, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
+PUBLIC_STATUSES = tuple(dict.fromkeys(status.public for status in Status))
+
+
+class Metrics:
+    """One registry for one router; the labels are the configured aliases and closed sets."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        *,
+        views: Callable[[], Sequence[ModelView]],
+        devices: Callable[[], Sequence[DeviceView]],
+    ) -> None:
+        disable_created_metrics()  # a creation time for every series doubles them, and nobody asks for it
+        self.registry = CollectorRegistry()
+        self._make_counters()
+        self._make_histograms()
+        self.registry.register(_CurrentState(views, devices))
+        for view in views():
+            self._start_at_zero(view.alias)
+        bus.subscribe(self._on_event)
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _make_counters(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        self._requests = counter("router_requests", "Total requests processed", "model", "status")
+        self._tokens = counter("router_tokens", "Tokens of finished answers", "model", "kind")
+        self._loads = counter("router_model_loads", "Model loads by their result", "model", "result")
+        self._evictions = counter(
+            "router_model_evictions", "Loaded models that were stopped", "model", "reason"
+        )
+        self._restarts = counter("router_model_restarts", "Restarts after a crash", "model")
+        self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
+
+    def _make_histograms(self) -> None:
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, text, ("model", *labels), buckets=buckets, registry=self.registry)
+
+        self._duration = histogram(
+            "router_request_duration_seconds", "Arrival to last byte", DURATION_BUCKETS, "endpoint"
+        )
+        self._wait = histogram("router_queue_wait_seconds", "Arrival to grant", WAIT_BUCKETS, "priority")
+        self._ttft = histogram(
+            "router_time_to_first_token_seconds", "Arrival to first byte", DURATION_BUCKETS
+        )
+        self._load = histogram("router_model_load_seconds", "Spawn to ready", LOAD_BUCKETS)
+        self._speed = histogram(
+            "router_generation_tokens_per_second", "Generation speed of an answer", SPEED_BUCKETS
+        )
+
+    def _start_at_zero(self, alias: str) -> None:
+        """A counter that appears with its first event hides that event from `rate()`."""
+        for outcome in Outcome:
+            self._requests.labels(alias, outcome.value)
+        for kind in ("prompt", "generated", "cached"):
+            self._tokens.labels(alias, kind)
+        for result in ("success", "failed", "abandoned"):
+            self._loads.labels(alias, result)
+        for reason in StopReason:
+            if reason is not StopReason.SHUTDOWN:
+                self._evictions.labels(alias, reason.value)
+        self._restarts.labels(alias)
+        self._replays.labels(alias)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, RequestFinished):
+            self._finished(event)
+        elif isinstance(event, LoadFinished):
+            self._loads.labels(event.alias, event.result).inc()
+            if event.result == "success":
+                self._load.labels(event.alias).observe(event.seconds)
+        elif isinstance(event, Evicted):
+            self._evictions.labels(event.alias, event.reason.value).inc()
+        elif isinstance(event, Restarted):
+            self._restarts.labels(event.alias).inc()
+        elif isinstance(event, Replayed):
+            self._replays.labels(event.alias).inc()
+
+    def _finished(self, event: RequestFinished) -> None:
+        alias, usage = event.alias, event.usage
+        self._requests.labels(alias, event.outcome.value).inc()
+        self._duration.labels(alias, event.endpoint).observe(event.duration_s)
+        if event.queue_wait_s is not None:
+            self._wait.labels(alias, event.priority.label).observe(event.queue_wait_s)
+        if event.ttft_s is not None:
+            self._ttft.labels(alias).observe(event.ttft_s)
+        for kind, count in (
+            ("prompt", usage.prompt),
+            ("generated", usage.generated),
+            ("cached", usage.cached),
+        ):
+            if count:
+                self._tokens.labels(alias, kind).inc(count)
+        if usage.generation_tps is not None:
+            self._speed.labels(alias).observe(usage.generation_tps)
+
+
+class _CurrentState(Collector):
+    """Gauges, read from the live objects when somebody scrapes."""
+
+    def __init__(
+        self, views: Callable[[], Sequence[ModelView]], devices: Callable[[], Sequence[DeviceView]]
+    ) -> None:
+        self._views, self._devices = views, devices
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # registering must not need a running router
+
+    def collect(self) -> Iterator[Metric]:
+        views = self._views()
+        yield from _model_gauges(views)
+        yield from _device_gauges([d for d in self._devices() if d.is_gpu])
+
+
+def _model_gauges(views: Sequence[ModelView]) -> Iterator[Metric]:
+    vram = GaugeMetricFamily("router_model_vram_bytes", "VRAM usage per model", labels=["model"])
+    depth = GaugeMetricFamily("router_queue_depth", "Current queue depth per model", labels=["model"])
+    by_priority = GaugeMetricFamily(
+        "router_queue_depth_by_priority", "Waiting requests", labels=["model", "priority"]
+    )
+    in_flight = GaugeMetricFamily("router_requests_in_flight", "Requests in a slot", labels=["model"])
+    status = GaugeMetricFamily(
+        "router_model_status", "1 for the status that it has", labels=["model", "status"]
+    )
+    estimate = GaugeMetricFamily(
+        "router_model_memory_estimate_bytes", "Estimated need, safety factor included", labels=["model"]
+    )
+    for view in views:
+        vram.add_metric([view.alias], (view.vram_mb or 0) * MIB)
+        depth.add_metric([view.alias], view.waiting)
+        in_flight.add_metric([view.alias], view.in_flight)
+        for priority in Priority:
+            by_priority.add_metric([view.alias, priority.label], view.waiting_by_level[priority])
+        for name in PUBLIC_STATUSES:
+            status.add_metric([view.alias, name], float(view.status.public == name))
+        if view.need is not None:
+            estimate.add_metric([view.alias], view.need.mb * MIB)
+    yield from (vram, depth, by_priority, in_flight, status, estimate)
+    loaded = sum(view.status in (Status.READY, Status.DRAINING) for view in views)
+    yield GaugeMetricFamily("router_models_loaded", "Models that are loaded", value=loaded)
+
+
+def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[Metric]:
+    memory = GaugeMetricFamily("router_gpu_memory_bytes", "Memory of a GPU", labels=["gpu", "kind"])
+    utilization = GaugeMetricFamily("router_gpu_utilization_ratio", "Load of a GPU, 0 to 1", labels=["gpu"])
+    for device in devices:
+        figures = {"total": device.total_mb, "used": device.used_mb, "reserved": device.reserved_mb}
+        figures["free"] = max(device.free_mb, 0)
+        for kind, mb in figures.items():
+            memory.add_metric([device.id, kind], mb * MIB)
+        if device.utilization is not None:
+            utilization.add_metric([device.id], device.utilization)
+    yield from (memory, utilization)

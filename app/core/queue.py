@@ -1,0 +1,174 @@
+"""Tickets and the heap in which they wait, in front of a model's slots."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+from app.core.errors import QueueFull, RouterError
+from app.core.model_status import Head, Priority
+
+_order = itertools.count()
+
+
+class TicketState(Enum):
+    WAITING = "waiting"
+    GRANTED = "granted"
+    DONE = "done"
+
+
+class Ticket:
+    """A request's place: first in a heap, then in a slot, then nowhere. Its key never changes."""
+
+    __slots__ = ("_error", "_waiter", "arrived", "granted_at", "key", "on_cut", "order", "priority", "state")
+
+    def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
+        self.priority = priority
+        self.arrived = arrived
+        self.key = arrived + priority * aging_s
+        self.order = next(_order)
+        self.state = TicketState.WAITING
+        self.granted_at = 0.0
+        self.on_cut: Callable[[], None] | None = None
+        self._error: RouterError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __lt__(self, other: Ticket) -> bool:
+        return (self.key, self.order) < (other.key, other.order)
+
+    async def wait(self, timeout_s: float) -> bool:
+        """True once granted, False after `timeout_s`. Raises the error that ended the wait instead."""
+        if self.state is TicketState.WAITING and self._error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait((self._waiter,), timeout=timeout_s)
+            finally:
+                self._waiter = None
+        if self._error is not None:
+            raise self._error
+        return self.state is TicketState.GRANTED
+
+    @contextmanager
+    def cut_by(self, cut: Callable[[], None]) -> Iterator[None]:
+        """While this lasts, `cut` is called if the process is stopped without waiting for this request."""
+        self.on_cut = cut
+        try:
+            yield
+        finally:
+            self.on_cut = None
+
+    def again(self) -> Ticket:
+        """A fresh ticket at the old place, for the one replay after a crash."""
+        twin = Ticket(self.priority, self.arrived, 0.0)
+        twin.key, twin.order = self.key, self.order
+        return twin
+
+    def _settle(self, error: RouterError | None) -> None:
+        self._error = error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class RequestQueue:
+    """The waiting tickets of one model, and the count of those in its slots.
+
+    Ordered by key, then arrival. A ticket that leaves is only marked; the heap is swept when more than half
+    of it is dead, so that leaving costs nothing and memory stays in proportion to who is really waiting.
+    """
+
+    def __init__(self, slots: int, max_waiting: int) -> None:
+        self.slots = slots
+        self.max_waiting = max_waiting
+        self.waiting_by_level = [0, 0, 0]
+        self.running: set[Ticket] = set()
+        self._heap: list[Ticket] = []
+        self._service_s = 0.0
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.waiting_by_level)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.running)
+
+    @property
+    def best_in_flight(self) -> Priority | None:
+        return min((t.priority for t in self.running), default=None)
+
+    def push(self, ticket: Ticket) -> None:
+        """Raises `QueueFull` when as many wait as may."""
+        if self.waiting >= self.max_waiting:
+            raise QueueFull(
+                f"{self.waiting} requests wait for this model already; try again later, or raise "
+                "system.max_queue_size_per_model",
+                retry_after_s=self.expected_wait_s(),
+            )
+        heapq.heappush(self._heap, ticket)
+        self.waiting_by_level[ticket.priority] += 1
+
+    def peek(self) -> Ticket | None:
+        while self._heap and self._heap[0].state is not TicketState.WAITING:
+            heapq.heappop(self._heap)
+        return self._heap[0] if self._heap else None
+
+    @property
+    def head(self) -> Head | None:
+        ticket = self.peek()
+        return None if ticket is None else Head(ticket.key, ticket.priority, ticket.arrived, ticket.order)
+
+    def grant(self, now: float) -> Ticket | None:
+        """Give a free slot to the next ticket, if there are both."""
+        if self.in_flight >= self.slots or (ticket := self.peek()) is None:
+            return None
+        heapq.heappop(self._heap)
+        self.waiting_by_level[ticket.priority] -= 1
+        self.running.add(ticket)
+        ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        ticket._settle(None)
+        return ticket
+
+    def finish(self, ticket: Ticket, now: float) -> bool:
+        """Take the ticket back, whatever became of it. True if it held a slot. Safe to call twice."""
+        held = ticket.state is TicketState.GRANTED
+        if held:
+            self.running.discard(ticket)
+            took = now - ticket.granted_at
+            self._service_s = took if not self._service_s else 0.8 * self._service_s + 0.2 * took
+        elif ticket.state is TicketState.WAITING:
+            self.waiting_by_level[ticket.priority] -= 1
+        ticket.state = TicketState.DONE
+        self._sweep()
+        return held
+
+    def fail_waiting(self, error: RouterError) -> int:
+        """End every wait with this error; how many there were."""
+        failed = [t for t in self._heap if t.state is TicketState.WAITING]
+        for ticket in failed:
+            self.waiting_by_level[ticket.priority] -= 1
+            ticket.state = TicketState.DONE
+            ticket._settle(error)
+        self._heap.clear()
+        return len(failed)
+
+    def position(self, ticket: Ticket) -> int:
+        """1 for the ticket that is served next."""
+        return 1 + sum(1 for t in self._heap if t.state is TicketState.WAITING and t < ticket)
+
+    def oldest_arrival(self) -> float | None:
+        return min((t.arrived for t in self._heap if t.state is TicketState.WAITING), default=None)
+
+    def expected_wait_s(self) -> float:
+        """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
+        expected = math.ceil((self.waiting + 1) * (self._service_s or 1.0) / self.slots)
+        return float(min(max(expected, 1), 300))
+
+    def _sweep(self) -> None:
+        if len(self._heap) > 64 and len(self._heap) > 2 * self.waiting:
+            self._heap = [t for t in self._heap if t.state is TicketState.WAITING]
+            heapq.heapify(self._heap)

@@ -1,0 +1,21 @@
+"""What is done at start without being asked: model files are looked at, the preload list is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from app.core.launcher import LoadError
+from app.core.manager import ModelManager
+
+logger = logging.getLogger(__name__)
+
+
+async def warm_up(manager: ModelManager, preload: Sequence[str]) -> None:
+    """Preloads first, then the other headers: a broken file is reported before somebody needs it."""
+    manager.preload(preload)
+    for instance in tuple(manager.instances.values()):
+        try:
+            await manager.read_footprint(instance)
+        except LoadError as error:
+            logger.warning("%s: %s", instance.alias, error.failure.message)

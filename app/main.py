@@ -1,0 +1,172 @@
+"""The composition root: builds every object, in order, each with its undo."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+
+from app.api import errors, models, openai, ops, page, render
+from app.api.security import Guard
+from app.api.services import Services
+from app.api.status_feed import StatusFeed
+from app.core.background import Background
+from app.core.command import BinaryInfo
+from app.core.config import Config, ModelSpec
+from app.core.events import EventBus
+from app.core.health_monitor import HealthMonitor
+from app.core.launcher import Launcher, LlamaLauncher, find_binary, inspect_binary
+from app.core.logging_server import LogServer
+from app.core.manager import ModelManager
+from app.core.model_status import ModelKind
+from app.core.prometheus_metrics import Metrics
+from app.core.telemetry import Telemetry
+from app.core.upstream import Upstream
+from app.core.vram_tracker import DeviceTracker, GpuProbe, find_gpus
+from app.core.warmup import warm_up
+
+logger = logging.getLogger(__name__)
+
+UI = Path(__file__).parent / "api" / "ui"
+
+
+def create_app(
+    config: Config,
+    *,
+    launcher: Launcher | None = None,
+    probe: GpuProbe | None = None,
+    binary: BinaryInfo | None = None,
+) -> FastAPI:
+    """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.services = await _build(config, stack, launcher, probe, binary)
+            yield
+
+    app = FastAPI(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
+    for router in (openai.router, models.router, ops.router, page.router):
+        app.include_router(router)
+    app.mount("/ui", StaticFiles(directory=UI), name="ui")
+    errors.install(app)
+    app.add_middleware(Guard, api=config.api)
+    if config.api.cors_allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.api.cors_allow_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
+        )
+    return app
+
+
+async def drain(app: FastAPI) -> None:
+    """The orderly end: streams of events end, waiting requests are refused, running ones finish."""
+    services: Services = app.state.services
+    services.manager.closing = True
+    services.feed.server_update(render.server_status(services))
+    services.feed.close()
+    services.logs.end_followers()
+    await services.manager.shutdown(services.config.system.drain_timeout_sec)
+
+
+async def _build(
+    config: Config,
+    stack: AsyncExitStack,
+    launcher: Launcher | None,
+    probe: GpuProbe | None,
+    binary: BinaryInfo | None,
+) -> Services:
+    system, bus, started_at = config.system, EventBus(), time.monotonic()
+    http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+    logs = LogServer(system.log_dir)
+    if error := logs.start():
+        logger.warning("%s", error)
+    stack.callback(logs.close)
+    if launcher is None:
+        launcher = await _real_launcher(config, logs, http, stack, binary)
+    look_again: list[Callable[[], None]] = []
+    tracker = await _tracker(config, probe, stack, lambda: look_again[0]())
+    manager = ModelManager(config, launcher=launcher, tracker=tracker, bus=bus, clock=time.monotonic)
+    look_again.append(manager.look_again)
+    stack.push_async_callback(manager.stop_all)
+    upstream = Upstream()
+    stack.push_async_callback(upstream.close)
+    feed = StatusFeed(bus)
+    stack.callback(feed.close)
+    background = Background()
+    stack.push_async_callback(background.stop)
+    services = Services(
+        config=config,
+        manager=manager,
+        tracker=tracker,
+        upstream=upstream,
+        http=http,
+        bus=bus,
+        logs=logs,
+        background=background,
+        health=HealthMonitor(manager.instances.values, system.health_check_interval_sec),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        telemetry=Telemetry(bus),
+        feed=feed,
+        started_at=started_at,
+    )
+    _wire(services)
+    return services
+
+
+def _wire(services: Services) -> None:
+    """Who hears of whom, and what runs by itself."""
+    manager, feed = services.manager, services.feed
+    feed.full_status = partial(render.full_status, services)
+    feed.model_status = lambda alias: {"alias": alias, **render.model_status(manager.instances[alias].view())}
+    services.background.start("gpu readings", services.tracker.run)
+    services.background.start("health monitor", services.health.run)
+    services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
+
+
+async def _real_launcher(
+    config: Config, logs: LogServer, http: httpx.AsyncClient, stack: AsyncExitStack, binary: BinaryInfo | None
+) -> LlamaLauncher:
+    if binary is None:
+        path = find_binary(config.system.llama_server_path)
+        binary = await anyio.to_thread.run_sync(inspect_binary, path)
+    launcher = LlamaLauncher(
+        binary,
+        logs,
+        http,
+        config.system.first_port,
+        config.system.load_timeout_sec,
+        default_pooling=_default_pooling,
+    )
+    stack.callback(launcher.kill_all)
+    return launcher
+
+
+def _default_pooling(spec: ModelSpec) -> str | None:
+    """llama-server refuses embeddings of a model without pooling metadata unless it is told how to pool."""
+    return "mean" if spec.kind is ModelKind.EMBEDDING else None
+
+
+async def _tracker(
+    config: Config, probe: GpuProbe | None, stack: AsyncExitStack, on_change: Callable[[], None]
+) -> DeviceTracker:
+    if probe is None:
+        probe = await anyio.to_thread.run_sync(find_gpus)
+    stack.callback(probe.close)
+    tracker = DeviceTracker(
+        probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, on_change=on_change
+    )
+    await tracker.refresh()
+    return tracker

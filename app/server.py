@@ -1,0 +1,101 @@
+"""A uvicorn server that drains before it closes, and leaves no llama-server behind whatever happens."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.core.launcher import LlamaLauncher
+from app.main import drain
+
+logger = logging.getLogger(__name__)
+
+OPEN_FILES = 65536
+"""500 waiting clients on several models pass the usual soft limit of 1,024."""
+
+
+class RouterServer(uvicorn.Server):
+    """First signal: drain, then close. Second signal: end the children at once and exit."""
+
+    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=5,
+                timeout_keep_alive=75,
+                backlog=4096,
+            )
+        )
+        self._app = app
+        atexit.register(self._kill_children)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Still listening while it drains: newcomers are told that the router stops."""
+        if not self.force_exit:
+            await drain(self._app)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            logger.warning("second signal: stopping at once")
+            self._kill_children()
+            os._exit(130 if sig == signal.SIGINT else 0)
+        logger.info("stopping: running requests may finish; a second signal stops at once")
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn raises the signal again at the end, which would make the exit code that of a kill."""
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if sys.platform == "win32":
+            signals.append(signal.SIGBREAK)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _kill_children(self) -> None:
+        services = getattr(self._app.state, "services", None)
+        if services is not None and isinstance(services.manager.launcher, LlamaLauncher):
+            services.manager.launcher.kill_all()
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows us."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def run(app: FastAPI, host: str, port: int) -> int:
+    """Serve until told to stop; the exit code."""
+    raise_file_limit()
+    server = RouterServer(app, host, port)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return 130
+    return 0 if server.started else 1

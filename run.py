@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""RouterModelCustom: one OpenAI-compatible server in front of many llama-server processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and hand over; the exit code."""
+    options = _parser().parse_args(arguments)
+    from app import cli  # after parsing: --help needs none of it
+
+    commands = {"serve": cli.serve, "check": cli.check, "init": cli.init, "demo": cli.demo}
+    return commands[options.command](options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="configuration file (default: $CONFIG_PATH, then config.json)",
+    )
+    parser = argparse.ArgumentParser(prog="run.py", description=__doc__, parents=[common])
+    parser.set_defaults(command="serve", config=Path(os.environ.get("CONFIG_PATH") or "config.json"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.default = "serve"
+    commands.add_parser("serve", parents=[common], help="start the server (the default)")
+    check = commands.add_parser(
+        "check", parents=[common], help="validate configuration, binary, models, devices"
+    )
+    check.add_argument("--schema", action="store_true", help="print the configuration's JSON schema and exit")
+    init = commands.add_parser(
+        "init", parents=[common], help="write a configuration for a folder of GGUF files"
+    )
+    init.add_argument("--models-dir", type=Path, required=True, metavar="DIR", help="searched for *.gguf")
+    init.add_argument("--force", action="store_true", help="overwrite an existing configuration")
+    commands.add_parser("demo", help="serve the demo models that `make demo` installed")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

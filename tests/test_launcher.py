@@ -1,0 +1,574 @@
+"""The launcher with a real llama-server, and with a small fake one for what the real one never does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import psutil
+import pytest
+
+from app.core.command import BinaryInfo, build_command
+from app.core.config import Config, ModelSpec
+from app.core.exit_reason import FailureKind
+from app.core.launcher import (
+    BinaryNotFound,
+    Exit,
+    LlamaLauncher,
+    LlamaRunner,
+    LoadError,
+    Ports,
+    Runner,
+    find_binary,
+    inspect_binary,
+)
+from app.core.logging_server import LogServer
+from app.core.model_status import Status
+from tests.ggufs import make_tiny
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the tests send signals")
+
+FIRST_PORT = 23200
+LOOPS = ["asyncio", "uvloop"]
+FAKE = """\
+#!{python} -S
+import http.server, os, signal, subprocess, sys, threading, time
+mode, port = os.environ["FAKE_MODE"], int(sys.argv[sys.argv.index("--port") + 1])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        key = self.headers.get("Authorization") == "Bearer " + os.environ["LLAMA_API_KEY"]
+        self.send_response(200 if key or self.path == "/health" else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *args): pass
+def serve():
+    http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+if mode == "silent":
+    signal.pause()
+if mode == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "flood":
+    for _ in range(200):
+        os.write(1, b"x" * 99_999 + b"\\n")
+if mode == "chatty":
+    for n in range(15):
+        print("still at it", n, flush=True)
+        time.sleep(0.1)
+if mode == "family":
+    child = subprocess.Popen(["sleep", "60"])
+    print("child", child.pid, flush=True)
+serve()
+"""
+
+
+# --- the world
+
+
+@pytest.fixture(params=LOOPS)
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    if request.param == "uvloop":
+        policy: asyncio.AbstractEventLoopPolicy = pytest.importorskip("uvloop").EventLoopPolicy()
+        return policy
+    return asyncio.DefaultEventLoopPolicy()
+
+
+@pytest.fixture(scope="module")
+def binary() -> BinaryInfo:
+    return inspect_binary(find_binary(None))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    make_tiny(path)
+    return path
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[LogServer]:
+    server = LogServer(tmp_path / "logs")
+    assert server.start() is None
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def launcher(binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient) -> LlamaLauncher:
+    return LlamaLauncher(binary, logs, http, FIRST_PORT, load_timeout_s=30)
+
+
+@pytest.fixture
+def fake(
+    binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient, tmp_path: Path
+) -> Callable[..., LlamaLauncher]:
+    def make(load_timeout_s: float = 30) -> LlamaLauncher:
+        path = fake_binary(tmp_path)
+        return LlamaLauncher(replace(binary, path=path), logs, http, FIRST_PORT, load_timeout_s)
+
+    return make
+
+
+def fake_binary(folder: Path) -> Path:
+    path = folder / "fake-llama-server"
+    path.write_text(FAKE.format(python=sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def spec(path: Path | str = "/none.gguf", **model: Any) -> ModelSpec:
+    params = {"n_ctx": 512, "n_gpu_layers": -1}
+    entry = {"model_path": str(path), "params": params, **model}
+    return Config.model_validate({"system": {"cpu_threads": 2}, "models": {"m": entry}}).spec("m")
+
+
+def acting(mode: str) -> ModelSpec:
+    return spec(env={"FAKE_MODE": mode})
+
+
+def nobody(_: Runner) -> None:
+    """For launches whose news do not matter."""
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    with anyio.fail_after(timeout_s):
+        while not condition():
+            await anyio.sleep(0.005)
+
+
+def gone(pid: int) -> bool:
+    """Reaped too: a zombie still has its pid."""
+    return not psutil.pid_exists(pid)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# --- a load that succeeds
+
+
+async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
+    launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient
+) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+        assert runner.phase is Status.READY
+        assert await runner.healthy(2)
+        answer = await http.post(
+            f"http://127.0.0.1:{runner.port}/completion",
+            json={"prompt": "the", "n_predict": 2},
+            headers={"Authorization": f"Bearer {runner.api_key}"},
+        )
+        assert answer.status_code == 200
+    assert gone(runner.pid)
+    assert (await runner.exited()).code == 0
+    assert not await runner.healthy(2)
+
+
+async def test_the_load_is_reported_as_it_goes(launcher: LlamaLauncher, tiny: Path) -> None:
+    seen: list[tuple[Status, float | None]] = []
+
+    def look(runner: Runner) -> None:
+        seen.append((runner.phase, runner.load_log.progress))
+
+    async with launcher.launch(spec(tiny), {}, look) as runner:
+        assert runner.phase is Status.STARTING
+        await runner.ready()
+    phases = [phase for phase, _ in seen]
+    assert Status.LOADING in phases
+    assert seen[-1] == (Status.READY, 1.0)
+    assert runner.load_log.projected_mb["host"] >= 1
+    assert runner.load_log.buffers
+
+
+async def test_the_key_is_not_written_to_the_log(launcher: LlamaLauncher, tiny: Path) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+    assert runner.log.tail(10)
+    assert runner.api_key not in "\n".join(runner.log.tail(10_000))
+
+
+async def test_models_get_ports_of_their_own(launcher: LlamaLauncher, tiny: Path) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as one, launcher.launch(spec(tiny), {}, nobody) as two:
+        await asyncio.gather(one.ready(), two.ready())
+        assert one.port != two.port
+        assert one.api_key != two.api_key
+
+
+async def test_twenty_starts_leave_nothing_behind(launcher: LlamaLauncher, tiny: Path) -> None:
+    async def cycle() -> int:
+        async with launcher.launch(spec(tiny), {}, nobody) as runner:
+            await runner.ready()
+        return runner.pid
+
+    await cycle()
+    before = open_files()
+    pids = [await cycle() for _ in range(20)]
+    assert all(gone(pid) for pid in pids)
+    assert psutil.Process().children(recursive=True) == []
+    await eventually(lambda: open_files() <= before)
+
+
+# --- a load that fails
+
+
+async def failure_of(launcher: LlamaLauncher, model: ModelSpec) -> LoadError:
+    with pytest.raises(LoadError) as caught:
+        async with launcher.launch(model, {}, nobody) as runner:
+            await runner.ready()
+    assert psutil.Process().children(recursive=True) == []
+    return caught.value
+
+
+async def test_a_missing_file_is_named(launcher: LlamaLauncher) -> None:
+    error = await failure_of(launcher, spec("/nowhere/x.gguf"))
+    assert error.failure.kind is FailureKind.MISSING_FILE
+    assert "/nowhere/x.gguf" in str(error)
+    assert error.failure.exit_code == 1
+    assert any("/nowhere/x.gguf" in line for line in error.failure.log_tail)
+
+
+@pytest.mark.parametrize("size", [0, 100, 200_000])
+async def test_a_truncated_file_is_a_bad_model(
+    launcher: LlamaLauncher, tiny: Path, tmp_path: Path, size: int
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(tiny.read_bytes()[:size])
+    assert (await failure_of(launcher, spec(broken))).failure.kind is FailureKind.BAD_MODEL
+
+
+async def test_an_unknown_flag_is_named(launcher: LlamaLauncher, tiny: Path) -> None:
+    error = await failure_of(launcher, spec(tiny, extra_args=["--nonsense"]))
+    assert error.failure.kind is FailureKind.BAD_FLAG
+    assert "--nonsense" in str(error)
+
+
+async def test_the_cause_is_not_looked_for_in_an_earlier_run(
+    launcher: LlamaLauncher, fake: Callable[..., LlamaLauncher]
+) -> None:
+    await failure_of(launcher, spec("/nowhere/x.gguf"))
+    async with fake().launch(acting("silent"), {}, nobody) as runner:
+        os.kill(runner.pid, signal.SIGSEGV)
+        failure = (await runner.exited()).failure
+    assert failure.kind is FailureKind.UNKNOWN
+    assert not any("/nowhere" in line for line in failure.log_tail)
+
+
+async def test_a_binary_that_cannot_be_executed_is_a_load_error(launcher: LlamaLauncher, tiny: Path) -> None:
+    launcher.binary = replace(launcher.binary, path=tiny)
+    assert (await failure_of(launcher, spec(tiny))).failure.kind is FailureKind.BAD_BINARY
+
+
+async def test_a_binary_that_lacks_a_flag_is_a_load_error(launcher: LlamaLauncher, tiny: Path) -> None:
+    launcher.binary = replace(launcher.binary, flags=frozenset({"--api-key"}))
+    assert (await failure_of(launcher, spec(tiny))).failure.kind is FailureKind.BAD_BINARY
+
+
+async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLauncher]) -> None:
+    error = await failure_of(fake(load_timeout_s=0.4), acting("silent"))
+    assert error.failure.kind is FailureKind.TIMEOUT
+
+
+async def test_a_slow_load_that_talks_is_waited_for(fake: Callable[..., LlamaLauncher]) -> None:
+    launcher = fake(load_timeout_s=0.8)
+    async with launcher.launch(acting("chatty"), {}, nobody) as runner:
+        await runner.ready()
+        assert runner.log.tail(1) == ["still at it 14"]
+
+
+# --- ports
+
+
+async def test_a_port_in_use_is_passed_over(launcher: LlamaLauncher, tiny: Path) -> None:
+    stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = stranger.sockets[0].getsockname()[1]
+    assert not _can_claim(port)
+    stranger.close()
+    await stranger.wait_closed()
+    assert _can_claim(port)
+
+
+def _can_claim(port: int) -> bool:
+    with Ports(port).claim() as claimed:
+        return claimed == port
+
+
+def test_claimed_ports_are_not_given_twice_and_never_exceed_the_last() -> None:
+    ports = Ports(65534)
+    with contextlib.ExitStack() as held:
+        claimed = [held.enter_context(ports.claim()) for _ in range(4)]
+    assert len(set(claimed)) == 4
+    assert all(1024 <= port <= 65535 for port in claimed)
+
+
+async def test_a_stranger_on_the_port_is_not_taken_for_ours(fake: Callable[..., LlamaLauncher]) -> None:
+    async def answer_everything(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with fake().launch(acting("silent"), {}, nobody) as runner:
+        stranger = await asyncio.start_server(answer_everything, "127.0.0.1", runner.port)
+        try:
+            with pytest.raises(LoadError) as caught:
+                await runner.ready()
+        finally:
+            stranger.close()
+            await stranger.wait_closed()
+    assert caught.value.failure.kind is FailureKind.PORT_TAKEN
+
+
+async def test_a_port_that_was_taken_meanwhile_is_reported(
+    binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient, tiny: Path
+) -> None:
+    stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
+    port = stranger.sockets[0].getsockname()[1]
+    runner = LlamaRunner("m", port, "key", logs.open("m"), http, 30, nobody)
+    await runner.spawn(build_command(binary, spec(tiny), {}, port, "key", os.environ))
+    try:
+        with pytest.raises(LoadError) as caught:
+            await runner.ready()
+    finally:
+        await runner.stop()
+        stranger.close()
+        await stranger.wait_closed()
+    assert caught.value.failure.kind is FailureKind.PORT_TAKEN
+
+
+# --- the end of a process
+
+
+async def test_a_death_from_outside_is_noticed_at_once(launcher: LlamaLauncher, tiny: Path) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+        os.kill(runner.pid, signal.SIGKILL)
+        with anyio.fail_after(1):
+            ended = await runner.exited()
+    assert (ended.code, ended.failure.kind) == (-9, FailureKind.KILLED)
+
+
+async def test_any_number_may_wait_for_the_exit_and_leave(fake: Callable[..., LlamaLauncher]) -> None:
+    async with fake().launch(acting("silent"), {}, nobody) as runner:
+        waiters = [asyncio.ensure_future(runner.exited()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiters[0].cancel()
+        await runner.stop()
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert isinstance(results[1], Exit) and results[1] == results[2]
+
+
+async def test_a_child_that_ignores_sigterm_is_killed(fake: Callable[..., LlamaLauncher]) -> None:
+    async with fake().launch(acting("stubborn"), {}, nobody) as runner:
+        await runner.ready()
+        await runner.stop(grace_s=0.2)
+        assert (await runner.exited()).code == -9
+        assert gone(runner.pid)
+
+
+async def test_a_request_in_flight_does_not_hold_up_the_stop(
+    launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient
+) -> None:
+    async def ask() -> None:
+        await http.post(
+            f"http://127.0.0.1:{runner.port}/completion",
+            json={"prompt": "the", "n_predict": 500, "ignore_eos": True},
+            headers={"Authorization": f"Bearer {runner.api_key}"},
+        )
+
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+        request = asyncio.ensure_future(ask())
+        await eventually(lambda: any("processing task" in line for line in runner.log.tail(30)))
+        with anyio.fail_after(2):
+            await runner.stop(grace_s=0.2)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    assert gone(runner.pid)
+
+
+async def test_stopping_twice_at_the_same_time_is_safe(launcher: LlamaLauncher, tiny: Path) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+        await asyncio.gather(runner.stop(), runner.stop())
+        await runner.stop()
+    assert gone(runner.pid)
+
+
+async def test_what_the_child_started_goes_with_it(fake: Callable[..., LlamaLauncher]) -> None:
+    async with fake().launch(acting("family"), {}, nobody) as runner:
+        await runner.ready()
+        grandchild = int(runner.log.tail()[0].split()[1])
+        os.kill(runner.pid, signal.SIGKILL)
+        with anyio.fail_after(2):
+            await runner.exited()
+    await eventually(lambda: _dead(grandchild))
+
+
+def _dead(pid: int) -> bool:
+    """Nobody's child of ours: whoever inherited it may take its time to reap it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+# --- cancelling
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_cancelled_load_leaves_no_process(fake: Callable[..., LlamaLauncher], times: int) -> None:
+    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def load() -> None:
+        async with fake().launch(acting("silent"), {}, nobody) as runner:
+            started.set_result(runner.pid)
+            await runner.ready()
+
+    task = asyncio.ensure_future(load())
+    pid = await started
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+    with anyio.fail_after(5):
+        await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    await eventually(lambda: gone(pid))
+
+
+async def test_a_scope_that_is_cancelled_waits_for_the_reaping(launcher: LlamaLauncher, tiny: Path) -> None:
+    with anyio.CancelScope() as scope:
+        async with launcher.launch(spec(tiny), {}, nobody) as runner:
+            await runner.ready()
+            scope.cancel()
+            await runner.exited()
+    assert scope.cancelled_caught
+    assert gone(runner.pid)
+
+
+async def test_a_cancelled_spawn_leaves_no_process(fake: Callable[..., LlamaLauncher]) -> None:
+    async def load() -> None:
+        async with fake().launch(acting("silent"), {}, nobody) as runner:
+            await runner.ready()
+
+    for steps in range(6):
+        task = asyncio.ensure_future(load())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await eventually(lambda: psutil.Process().children(recursive=True) == [])
+
+
+async def test_kill_all_needs_no_loop(launcher: LlamaLauncher, tiny: Path) -> None:
+    async with launcher.launch(spec(tiny), {}, nobody) as runner:
+        await runner.ready()
+        launcher.kill_all()
+        with anyio.fail_after(1):
+            assert (await runner.exited()).code == -9
+
+
+# --- output and orphans
+
+
+async def test_a_flood_of_output_does_not_block_the_child(fake: Callable[..., LlamaLauncher]) -> None:
+    async with fake().launch(acting("flood"), {}, nobody) as runner:
+        with anyio.fail_after(20):
+            await runner.ready()
+        assert runner.log.position == 200 * 100_000
+
+
+PARENT = """\
+import asyncio, sys
+from pathlib import Path
+import httpx
+{loop}
+from app.core.launcher import LlamaLauncher, inspect_binary
+from app.core.logging_server import LogServer
+from tests.test_launcher import acting, binary, find_binary, nobody, replace
+async def main():
+    async with httpx.AsyncClient(trust_env=False) as http:
+        info = replace(inspect_binary(find_binary(None)), path=Path(sys.argv[1]))
+        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30)
+        async with launcher.launch(acting("stubborn"), {{}}, nobody) as runner:
+            await runner.ready()
+            print(runner.pid, flush=True)
+            await runner.exited()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
+@pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"])
+def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
+    script = textwrap.dedent(PARENT.format(loop=loop, port=FIRST_PORT))
+    arguments = [str(fake_binary(tmp_path)), str(tmp_path / "logs")]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+        assert psutil.Process(pid).ppid() == parent.pid
+        parent.kill()
+        parent.wait(5)
+    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+
+
+# --- the binary
+
+
+def test_the_wheels_binary_is_found_and_understood(binary: BinaryInfo) -> None:
+    assert binary.path.name == "llama-server"
+    assert "commit" in binary.version
+    assert {"-ngl", "--api-key", "-np"} <= binary.flags
+    assert binary.version in binary.identity
+    assert inspect_binary(binary.path) is inspect_binary(binary.path)
+
+
+def test_a_binary_in_path_comes_before_the_wheel(tmp_path: Path) -> None:
+    found = tmp_path / "llama-server"
+    found.write_text("#!/bin/sh\n")
+    found.chmod(0o755)
+    assert find_binary(None, path=str(tmp_path)) == found
+
+
+def test_a_configured_binary_must_be_there() -> None:
+    with pytest.raises(BinaryNotFound, match="llama_server_path: /nowhere/llama-server"):
+        find_binary("/nowhere/llama-server")
+
+
+def test_what_is_no_llama_server_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "llama-server"
+    with pytest.raises(BinaryNotFound, match="No such file"):
+        inspect_binary(script)
+    script.write_text("#!/bin/sh\necho hello\n")
+    script.chmod(0o755)
+    with pytest.raises(BinaryNotFound, match="hello"):
+        inspect_binary(script)
+    script.write_text("#!/bin/sh\necho it broke >&2\nexit 3\n")
+    with pytest.raises(BinaryNotFound, match="exit code 3"):
+        inspect_binary(script)
+    script.chmod(0o644)
+    with pytest.raises(BinaryNotFound, match="cannot be executed"):
+        inspect_binary(script)

@@ -1,0 +1,245 @@
+"""The models' log files, their tails and their followers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from app.core import logging_server
+from app.core.logging_server import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[LogServer]:
+    server = LogServer(tmp_path / "logs")
+    assert server.start() is None
+    yield server
+    server.close()
+
+
+def written(server: LogServer, folder: Path, alias: str) -> bytes:
+    """What is in the file when everything queued has been written."""
+    server.close()
+    return (folder / "logs" / file_name(alias)).read_bytes()
+
+
+# --- files
+
+
+def test_every_byte_reaches_the_file(server: LogServer, tmp_path: Path) -> None:
+    log = server.open("m")
+    for n in range(100):
+        log.feed(b"line %d\n" % n)
+    log.feed(b"no newline \xff")
+    expected = b"".join(b"line %d\n" % n for n in range(100)) + b"no newline \xff"
+    assert written(server, tmp_path, "m") == expected
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX")
+def test_folder_and_files_are_for_their_owner_only(server: LogServer, tmp_path: Path) -> None:
+    server.open("m").feed(b"secret\n")
+    written(server, tmp_path, "m")
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "logs" / "m.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_start_of_a_model_appends(server: LogServer, tmp_path: Path) -> None:
+    server.open("m").feed(b"first\n")
+    server.open("m").release()
+    server.open("m").feed(b"second\n")
+    assert written(server, tmp_path, "m") == b"first\nsecond\n"
+
+
+def test_files_rotate_between_lines_and_the_oldest_go(tmp_path: Path) -> None:
+    server = LogServer(tmp_path / "logs", max_bytes=100, backups=2)
+    server.start()
+    log = server.open("m")
+    lines = [b"%03d" % n + b"x" * 26 + b"\n" for n in range(20)]
+    for line in lines:
+        log.feed(line[:10])
+        log.feed(line[10:])
+    server.close()
+    names = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert names == ["m.log", "m.log.1", "m.log.2"]
+    kept = b"".join((tmp_path / "logs" / name).read_bytes() for name in reversed(names))
+    assert b"".join(lines).endswith(kept)
+    assert all((tmp_path / "logs" / name).read_bytes().endswith(b"\n") for name in names)
+
+
+def test_aliases_never_share_a_file_name() -> None:
+    long = "a/" * 60
+    aliases = ["a/b", "a:b", "a%2Fb", "a_b", "a.b", "A/b", f"{long}x", f"{long}y", ".hidden", "a@b+c"]
+    names = [file_name(alias) for alias in aliases]
+    assert len(set(names)) == len(aliases)
+    assert all("/" not in name and ":" not in name and len(name) < 200 for name in names)
+    assert file_name("Qwen3-8B.Q4_K_M") == "Qwen3-8B.Q4_K_M.log"
+
+
+def test_where_case_is_folded_names_still_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging_server, "_FOLDS_CASE", True)
+    assert file_name("Model").lower() != file_name("model").lower()
+
+
+def test_a_folder_that_cannot_be_made_is_reported_and_harmless(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server = LogServer(tmp_path / "file" / "logs")
+    error = server.start()
+    assert error is not None and "logs" in error
+    log = server.open("m")
+    log.feed(b"still in memory\n")
+    server.close()
+    assert log.tail(5) == ["still in memory"]
+
+
+def test_a_file_that_cannot_be_written_is_complained_about_once(
+    server: LogServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "logs" / "m.log").mkdir()
+    other = server.open("other")
+    for _ in range(10):
+        server.open("m").feed(b"x\n")
+        other.feed(b"y\n")
+    assert written(server, tmp_path, "other") == b"y\n" * 10
+    assert len([r for r in caplog.records if "cannot be written" in r.message]) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_survived(server: LogServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "logs" / "m.log").symlink_to("/dev/full")
+    server.open("m").feed(b"x\n")
+    server.close()
+    assert "No space left" in caplog.text
+
+
+def test_a_slow_disk_blocks_nobody_and_the_gap_is_told(tmp_path: Path) -> None:
+    server = LogServer(tmp_path / "logs")
+    assert server.start() is None
+    fifo = tmp_path / "logs" / "slow.log"
+    os.mkfifo(fifo)  # the thread hangs in open() until somebody reads
+    log = server.open("slow")
+    for _ in range(2 * QUEUE_BYTES // 1024):
+        log.feed(b"x" * 1023 + b"\n")
+    assert log.tail(1) == ["x" * 1023]
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()))
+    reader.start()
+    while log.position and log.written < QUEUE_BYTES:  # the reader empties the queue
+        threading.Event().wait(0.001)
+    log.feed(b"after\n")
+    server.close()
+    reader.join(5)
+    assert b"bytes left out" in got[0]
+    assert got[0].endswith(b"after\n")
+
+
+# --- tails
+
+
+def test_the_tail_is_the_last_lines(server: LogServer) -> None:
+    log = server.open("m")
+    log.feed(b"one\ntw")
+    log.feed(b"o\r\nthr\xc3")
+    log.feed(b"\xa9e")
+    assert log.tail() == ["one", "two", "thrée"]
+    assert log.tail(1) == ["thrée"]
+    assert log.tail(0) == []
+
+
+def test_the_tail_keeps_no_more_than_it_must(server: LogServer) -> None:
+    log = server.open("m")
+    for n in range(20_000):
+        log.feed(b"line %06d\n" % n)
+    lines = log.tail(10**6)
+    assert lines[-1] == "line 019999"
+    assert TAIL_BYTES * 0.9 < sum(len(line) + 1 for line in lines) <= TAIL_BYTES
+    assert all(len(line) == 11 for line in lines)
+
+
+def test_one_huge_chunk_is_cut(server: LogServer) -> None:
+    log = server.open("m")
+    log.feed(b"x" * 10 * TAIL_BYTES + b"\nlast\n")
+    assert log.tail() == ["last"]
+
+
+def test_a_tail_since_a_mark_leaves_the_earlier_run_out(server: LogServer) -> None:
+    log = server.open("m")
+    log.feed(b"earlier\n")
+    mark = log.position
+    assert log.tail(since=mark) == []
+    log.feed(b"later\n")
+    assert log.tail(since=mark) == ["later"]
+    assert log.tail() == ["earlier", "later"]
+
+
+def test_the_tail_of_a_file_survives_a_restart(server: LogServer, tmp_path: Path) -> None:
+    for n in range(20_000):
+        server.open("org/m").feed(b"line %d\n" % n)
+    server.close()
+    again = LogServer(tmp_path / "logs")
+    assert again.read_tail("org/m", 3) == ["line 19997", "line 19998", "line 19999"]
+    assert len(again.read_tail("org/m", 500)) == 500
+    assert again.read_tail("nobody", 3) == []
+
+
+# --- followers
+
+
+async def test_a_follower_gets_whole_lines_as_they_come(server: LogServer) -> None:
+    log = server.open("m")
+    log.feed(b"before\n")
+    with log.subscribe() as lines:
+        log.feed(b"on")
+        log.feed(b"e\ntwo\n")
+        with anyio.fail_after(2):
+            assert [await lines.__anext__(), await lines.__anext__()] == ["one", "two"]
+        waiting = asyncio.ensure_future(lines.__anext__())
+        await asyncio.sleep(0)
+        log.feed(b"three\n")
+        with anyio.fail_after(2):
+            assert await waiting == "three"
+
+
+async def test_a_slow_follower_is_told_what_it_missed(server: LogServer) -> None:
+    log = server.open("m")
+    with log.subscribe() as lines:
+        for n in range(FOLLOWER_LINES + 5):
+            log.feed(b"%d\n" % n)
+        assert "5 lines left out" in await lines.__anext__()
+        assert await lines.__anext__() == "5"
+
+
+async def test_a_line_without_end_does_not_grow_a_follower(server: LogServer) -> None:
+    log = server.open("m")
+    with log.subscribe() as lines:
+        for _ in range(100):
+            log.feed(b"x" * 1000)
+        assert len(await lines.__anext__()) < 20_000
+
+
+async def test_followers_end_with_the_server(server: LogServer) -> None:
+    lines = server.open("m").subscribe()
+    server.open("m").feed(b"last\n")
+    server.close()
+    with anyio.fail_after(2):
+        assert [line async for line in lines] == ["last"]
+
+
+async def test_a_closed_follower_is_fed_no_more(server: LogServer) -> None:
+    log = server.open("m")
+    with log.subscribe() as lines:
+        pass
+    log.feed(b"x\n")
+    lines.close()
+    with anyio.fail_after(2):
+        assert [line async for line in lines] == []
+
+
+def test_closing_ends_the_thread(server: LogServer) -> None:
+    server.close()
+    assert "model-logs" not in [thread.name for thread in threading.enumerate()]
