@@ -244,6 +244,7 @@ class ModelInstance:
                     self._life.cancel()
                 async with self._launcher.launch(self.spec, placement, self._on_progress) as runner:
                     self.runner = runner
+                    self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
                     self._serve(runner)
                     failure = (await runner.exited()).failure
@@ -266,7 +267,7 @@ class ModelInstance:
         self._reload_s = now - self.load_started
         self.ready_since = self.last_used = now
         self.attempts, self.failure = 0, None
-        self._tracker.loaded(self.alias, runner.pid)
+        self._tracker.loaded(self.alias)
         self._bus.publish(LoadFinished(self.alias, "success", self._reload_s))
         self._set(Status.READY, f"loaded in {self._reload_s:.1f} s")
         self.grant()
@@ -351,15 +352,14 @@ class ModelInstance:
 _VANISHED = Failure(FailureKind.UNKNOWN, "llama-server ended for an unknown reason.", None, ())
 
 
+_WHY = {
+    StopReason.IDLE: "idle",
+    StopReason.MANUAL: "ejected",
+    StopReason.CONFIG: "its configuration changed",
+    StopReason.SHUTDOWN: "the router shuts down",
+}
+
+
 def _why(reason: StopReason, target: str | None) -> str:
-    """In words, for the log, the page and the status."""
-    if target is not None:
-        return f"evicted for {target}"
-    return {
-        StopReason.MEMORY: "",
-        StopReason.COUNT: "",
-        StopReason.IDLE: "idle",
-        StopReason.MANUAL: "ejected",
-        StopReason.CONFIG: "its configuration changed",
-        StopReason.SHUTDOWN: "the router shuts down",
-    }[reason]
+    """In words, for the log, the page and the status. Empty: what was said before still holds."""
+    return f"evicted for {target}" if target is not None else _WHY.get(reason, "")

@@ -18,7 +18,8 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -311,6 +312,9 @@ class LlamaRunner:
     # --- life
 
     async def spawn(self, command: Command) -> None:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.log.feed(f"[router: {now} starting {self._alias} on port {self.port}]\n".encode())
+        self._begin = self.log.position
         try:
             transport, _ = await self._loop.subprocess_exec(
                 lambda: _Pipes(self),
@@ -360,7 +364,6 @@ class LlamaRunner:
         self._stopping = True
         if not self._exit.done():
             self._ask_to_exit()
-            self._signal_group(signal.SIGTERM)
             await asyncio.wait({self._exit}, timeout=grace_s)
         if not self._exit.done():
             self._signal_group(_KILL)
@@ -375,10 +378,10 @@ class LlamaRunner:
         if self._transport is None:
             return
         self._stopping = True
+        if not self._loop.is_closed():
+            self._transport.close()  # before the signal: it polls, which would steal the exit code
         if not self._exit.done():
             self._signal_group(_KILL)
-        if not self._loop.is_closed():
-            self._transport.close()
 
     # --- what the pipes tell
 
@@ -411,12 +414,18 @@ class LlamaRunner:
         """The process has gone and has said everything."""
         if self._exit.done() or self._code is None:
             return
-        failure = classify(self._code, self.log.tail(LOOK_BACK, since=self._begin))
-        if self._stopping:
-            failure = self._failure(FailureKind.KILLED, "It was stopped by the router.", self._code)
-        self._exit.set_result(Exit(self._code, failure))
+        self._exit.set_result(Exit(self._code, self._reason(self._code)))
         self.log.release()
         self._wake.set()
+
+    def _reason(self, code: int) -> Failure:
+        if self._stopping:
+            return self._failure(FailureKind.KILLED, "It was stopped by the router.", code)
+        failure = classify(code, self.log.tail(LOOK_BACK, since=self._begin))
+        if failure.kind is FailureKind.CUT_SHORT and not _can_bind(self.port):
+            message = f"Port {self.port} was taken by another program. Another port is tried."
+            return replace(failure, kind=FailureKind.PORT_TAKEN, message=message)
+        return failure
 
     def _read_lines(self, data: bytes) -> None:
         *lines, self._partial = (self._partial + data).split(b"\n")
@@ -490,6 +499,8 @@ class LlamaRunner:
         pipe = self._transport.get_pipe_transport(0) if self._transport is not None else None
         if pipe is not None and not pipe.is_closing():
             cast(asyncio.WriteTransport, pipe).write(EXIT_COMMAND)
+        if not _WINDOWS:  # where the command is the only gentle way
+            self._signal_group(signal.SIGTERM)
 
     def _signal_group(self, number: int) -> None:
         if self._transport is None:

@@ -118,7 +118,11 @@ class Need:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """A device's memory. `free_mb` is what a new reservation may take, before `min_free_mb` is kept back."""
+    """A device's memory. `free_mb` is what a new reservation may take, before `min_free_mb` is kept back.
+
+    `others_mb` is what programs other than our models use: it stays taken whatever we stop. `settling_mb`
+    has been given back but the driver does not show it as free yet.
+    """
 
     id: str
     name: str
@@ -127,6 +131,7 @@ class DeviceView:
     free_mb: int
     reserved_mb: int
     min_free_mb: int = 0
+    others_mb: int = 0
     settling_mb: int = 0
     utilization: float | None = None
     is_gpu: bool = True

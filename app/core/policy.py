@@ -359,12 +359,10 @@ class _Step:
         """Set if the model would have no room even with everything gone that is not pinned."""
         assert model.need is not None
         need, pinned = model.need, [m for m in self._live if m.pinned and not _is_leaving(m)]
-        best = Room({d.id: d.free_mb - d.min_free_mb + d.settling_mb for d in self._devices}, 0)
-        for other in self._live:
-            if other not in pinned:
-                best = best.plus(other.held)
-        unlimited = replace(best, places=1)
-        if fit(need, unlimited) is None:
+        best = Room({d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}, len(pinned) + 1)
+        for model_that_stays in pinned:
+            best = best.minus(model_that_stays.held)
+        if fit(need, best) is None:
             empty = Room({d.id: d.total_mb - d.min_free_mb for d in self._devices}, 1)
             return Refuse(model.alias, False, need.mb, best.most(need), ever=fit(need, empty) is not None)
         if len(pinned) >= self._limits.max_models:

@@ -153,6 +153,7 @@ class _Settling:
     """Memory of a stopped process that the driver does not show as free yet."""
 
     expected_free_mb: int
+    since: float
     deadline: float
 
 
@@ -218,26 +219,29 @@ class DeviceTracker:
     def reserve(self, alias: str, placement: Placement) -> None:
         self._holdings[alias] = _Holding(dict(placement))
 
-    def loaded(self, alias: str, pid: int) -> None:
+    def spawned(self, alias: str, pid: int) -> None:
+        self._holdings[alias].pid = pid
+
+    def loaded(self, alias: str) -> None:
         """The model is in memory: from the next reading on the driver's figure contains it."""
-        holding = self._holdings[alias]
-        holding.pid, holding.settled_at = pid, self._clock()
+        self._holdings[alias].settled_at = self._clock()
         self._refreshed.set()
 
     def release(self, alias: str, *, crashed: bool) -> None:
-        """The process is gone. What a crashed one held has been given back already; else wait to see it."""
+        """The process is gone. Until the driver shows its memory as free, that is on its way, not lost.
+
+        What a crashed one held has been given back already: the next reading shows all that will come.
+        """
         holding = self._holdings.pop(alias, None)
         if holding is None:
             return
         now = self._clock()
-        if not crashed and holding.settled_at <= self._read_at:
-            for device, mb in holding.placement.items():
-                reading = self._readings.get(device)
-                if reading is not None and device != HOST:
-                    given_back = reading.by_pid.get(holding.pid or -1, mb)
-                    self._settling[device] = _Settling(
-                        reading.free_mb + given_back * 9 // 10, now + SETTLE_MAX_S
-                    )
+        deadline = now if crashed else now + SETTLE_MAX_S
+        for device, mb in holding.placement.items():
+            reading = self._readings.get(device)
+            if reading is not None and device != HOST:
+                coming = self._used_by(holding, reading, mb) + self._still_coming(reading)
+                self._settling[device] = _Settling(reading.free_mb + coming * 9 // 10, now, deadline)
         self._refreshed.set()
 
     def held(self, alias: str) -> Placement:
@@ -269,7 +273,7 @@ class DeviceTracker:
         held = {a: h.placement[reading.id] for a, h in self._holdings.items() if reading.id in h.placement}
         pending = sum(max(mb - self._shown(alias, reading), 0) for alias, mb in held.items())
         free = min(reading.total_mb - sum(held.values()), reading.free_mb - pending)
-        settling = self._settling.get(reading.id)
+        ours = sum(self._used_by(self._holdings[alias], reading, mb) for alias, mb in held.items())
         return DeviceView(
             id=reading.id,
             name=reading.name,
@@ -278,7 +282,8 @@ class DeviceTracker:
             free_mb=free,
             reserved_mb=sum(held.values()),
             min_free_mb=self._min_free_mb,
-            settling_mb=max(settling.expected_free_mb - reading.free_mb, 0) if settling else 0,
+            others_mb=max(reading.used_mb - ours - self._still_coming(reading), 0),
+            settling_mb=self._still_coming(reading),
             utilization=reading.utilization,
             is_gpu=reading.id != HOST,
             error=self.error,
@@ -291,11 +296,24 @@ class DeviceTracker:
             return reading.by_pid[holding.pid]
         return holding.placement[reading.id] if holding.settled_at <= self._read_at else 0
 
+    @staticmethod
+    def _used_by(holding: _Holding, reading: Reading, promised_mb: int) -> int:
+        """What the last reading counts as used by that process; where it does not tell, the whole promise."""
+        if holding.pid is not None and holding.pid in reading.by_pid:
+            return reading.by_pid[holding.pid]
+        return min(promised_mb, reading.used_mb)
+
+    def _still_coming(self, reading: Reading) -> int:
+        settling = self._settling.get(reading.id)
+        return max(settling.expected_free_mb - reading.free_mb, 0) if settling is not None else 0
+
     def _forget_settled(self) -> None:
         now = self._clock()
         for device, settling in list(self._settling.items()):
             reading = self._readings.get(device)
-            if now >= settling.deadline or reading is None or reading.free_mb >= settling.expected_free_mb:
+            fresh = self._read_at >= settling.since or self.error is not None
+            shown = reading is None or reading.free_mb >= settling.expected_free_mb
+            if fresh and (shown or now >= settling.deadline):
                 del self._settling[device]
 
 

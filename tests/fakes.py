@@ -1,0 +1,249 @@
+"""Stand-ins at the two seams to the world: processes and GPUs. Everything inside is real."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from app.core.config import Config, ModelSpec
+from app.core.events import Event, EventBus
+from app.core.exit_reason import Failure, FailureKind
+from app.core.footprint import Footprint
+from app.core.launcher import Exit, LoadError
+from app.core.load_log import LoadLog
+from app.core.manager import ModelManager
+from app.core.memory_estimate import MemoryEstimate, MemoryShare
+from app.core.model_status import Priority, Status
+from app.core.vram_tracker import MIB, DeviceTracker, Reading
+
+_pids = itertools.count(1000)
+
+
+def failure(kind: FailureKind = FailureKind.UNKNOWN, message: str = "it broke.") -> Failure:
+    return Failure(kind, message, 1, ("the last line",))
+
+
+class FakeRunner:
+    """A process that does what the test says: `become_ready`, `die`, `fail_to_load`."""
+
+    def __init__(self, spec: ModelSpec, placement: Mapping[str, int], port: int) -> None:
+        self.spec, self.placement, self.port = spec, dict(placement), port
+        self.pid = next(_pids)
+        self.api_key = "key"
+        self.phase = Status.STARTING
+        self.load_log = LoadLog()
+        self.log: Any = None
+        self.stopped = False
+        self.is_healthy = True
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def ready(self) -> None:
+        await asyncio.shield(self._ready)
+        self.phase = Status.READY
+
+    async def exited(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def healthy(self, timeout_s: float) -> bool:
+        return self.is_healthy
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        self.die(failure(FailureKind.KILLED, "stopped."))
+
+    def become_ready(self) -> None:
+        self._ready.set_result(None)
+
+    def fail_to_load(self, reason: Failure) -> None:
+        self._ready.set_exception(LoadError(reason))
+
+    def die(self, reason: Failure | None = None) -> None:
+        if not self._exit.done():
+            self._exit.set_result(Exit(1, reason or failure(FailureKind.KILLED, "killed.")))
+
+
+class FakeLauncher:
+    """Loads at once unless `slow`; `runners` holds every process ever started, newest last."""
+
+    def __init__(self, port: int = 1) -> None:
+        self.slow = False
+        self.port = port
+        self.runners: dict[str, list[FakeRunner]] = {}
+        self.live: set[FakeRunner] = set()
+        self.fail_next: list[Failure | Exception] = []
+
+    @asynccontextmanager
+    async def launch(
+        self, spec: ModelSpec, placement: Mapping[str, int], on_change: Callable[[Any], None]
+    ) -> AsyncIterator[FakeRunner]:
+        runner = FakeRunner(spec, placement, self.port)
+        self.runners.setdefault(spec.alias, []).append(runner)
+        self.live.add(runner)
+        try:
+            self._begin(runner)
+            yield runner
+        finally:
+            self.live.discard(runner)
+            runner.stopped = True
+
+    def _begin(self, runner: FakeRunner) -> None:
+        if not self.fail_next:
+            if not self.slow:
+                runner.become_ready()
+            return
+        trouble = self.fail_next.pop(0)
+        if not isinstance(trouble, Failure):
+            raise trouble
+        runner.fail_to_load(trouble)
+
+    def newest(self, alias: str) -> FakeRunner:
+        return self.runners[alias][-1]
+
+    def loads(self, alias: str) -> int:
+        return len(self.runners.get(alias, []))
+
+
+class FakeProbe:
+    """GPUs of which the test sets the free memory; a process's own use follows what it was given."""
+
+    reason: str | None = None
+
+    def __init__(self, *total_mb: int) -> None:
+        self.total_mb = list(total_mb)
+        self.others_mb = [0] * len(total_mb)
+        self.error: Exception | None = None
+        self.launcher: FakeLauncher | None = None
+
+    def read(self) -> Sequence[Reading]:
+        if self.error is not None:
+            raise self.error
+        return [self._reading(index, total) for index, total in enumerate(self.total_mb)]
+
+    def close(self) -> None:
+        pass
+
+    def _reading(self, index: int, total: int) -> Reading:
+        live = self.launcher.live if self.launcher is not None else ()
+        by_pid = {r.pid: r.placement[str(index)] for r in live if str(index) in r.placement}
+        used = sum(by_pid.values()) + self.others_mb[index]
+        return Reading(str(index), f"GPU-{index}", f"Fake {index}", total, used, total - used, by_pid=by_pid)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def footprint(size_mb: int) -> Footprint:
+    share = MemoryShare(weights_bytes=size_mb * MIB)
+    found = MemoryEstimate(share, share, exact=True)
+    header: Any = None
+    return Footprint(file_mb=size_mb, identity=(1, size_mb), header=header, with_gpu=found, on_host=found)
+
+
+class World:
+    """A manager over fakes. `sizes` are the models' needs in MB; the device has `gpu_mb`."""
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        gpu_mb: Sequence[int] = (10_000,),
+        models: Any = None,
+        **system: Any,
+    ) -> None:
+        settings = {"vram_multiplier": 1.0, "min_free_vram_mb": 0, "gpu_devices": list(range(len(gpu_mb)))}
+        tree = {
+            "system": {**settings, **system},
+            "models": {a: {"model_path": f"/{a}.gguf", **(models or {}).get(a, {})} for a in sizes},
+        }
+        self.config = Config.model_validate(tree)
+        self.sizes = dict(sizes)
+        self.clock = Clock()
+        self.launcher = FakeLauncher()
+        self.probe = FakeProbe(*gpu_mb)
+        self.probe.launcher = self.launcher
+        self.bus = EventBus()
+        self.events: list[Event] = []
+        self.bus.subscribe(self.events.append)
+        self.requests: list[Request] = []
+        self.broken: dict[str, Failure] = {}
+        self.tracker = DeviceTracker(self.probe, min_free_mb=0, clock=self.clock, on_change=lambda: None)
+        self.manager = ModelManager(
+            self.config,
+            launcher=self.launcher,
+            tracker=self.tracker,
+            bus=self.bus,
+            clock=self.clock,
+            inspect=self._inspect,
+        )
+
+    def _inspect(self, spec: ModelSpec) -> Footprint:
+        if spec.alias in self.broken:
+            raise LoadError(self.broken[spec.alias])
+        return footprint(self.sizes[spec.alias])
+
+    def status(self, alias: str) -> Status:
+        return self.manager.instances[alias].status
+
+    def request(self, alias: str, priority: Priority = Priority.NORMAL) -> Request:
+        """A client: waits for its slot, then keeps it until `finish` or `leave`."""
+        self.requests.append(Request(self, alias, priority))
+        return self.requests[-1]
+
+    async def close(self) -> None:
+        """Every client leaves and every process ends."""
+        for request in self.requests:
+            request.task.cancel()
+        await asyncio.gather(*(r.task for r in self.requests), return_exceptions=True)
+        await self.manager.stop_all()
+        assert not self.launcher.live, "a process was left behind"
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.manager.look_again()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until nothing moves any more: threads have answered, and every callback has run."""
+        for _ in range(3):
+            await self.tracker.refresh()
+            self.manager.look_again()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]
+            await asyncio.gather(*inspections)
+
+
+class Request:
+    def __init__(self, world: World, alias: str, priority: Priority) -> None:
+        self._world = world
+        self._instance = world.manager.find(alias)
+        self.ticket = world.manager.ticket(priority)
+        self.granted = asyncio.Event()
+        self.cut = asyncio.Event()
+        self._done = asyncio.Event()
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        with self._world.manager.admit(self._instance, self.ticket):
+            assert await self.ticket.wait(3600)
+            with self.ticket.cut_by(self.cut.set):
+                self.granted.set()
+                await self._done.wait()
+
+    async def finish(self) -> None:
+        self._done.set()
+        await self.task
+        await self._world.settle()
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self._world.settle()
