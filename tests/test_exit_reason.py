@@ -60,10 +60,18 @@ def test_a_kill_from_outside_is_not_blamed_on_the_log() -> None:
     assert classify(137, lines_of("sigkill")).kind is FailureKind.KILLED
 
 
+def test_a_log_that_lost_its_end_is_worth_another_try() -> None:
+    whole = lines_of("unknown_arch")
+    cause = next(n for n, line in enumerate(whole) if "unknown model architecture" in line)
+    assert classify(1, whole[:cause]).kind is FailureKind.CUT_SHORT
+    assert classify(1, whole[: cause + 1]).kind is FailureKind.BAD_MODEL
+    assert classify(1, []).kind is FailureKind.CUT_SHORT
+
+
 def test_a_healthy_log_holds_no_cause() -> None:
-    failure = classify(1, lines_of("load_ready"))
+    failure = classify(2, lines_of("load_ready"))
     assert failure.kind is FailureKind.UNKNOWN
-    assert "exit code 1" in failure.message
+    assert "exit code 2" in failure.message
 
 
 @pytest.mark.parametrize(
@@ -129,4 +137,5 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
         FailureKind.PORT_TAKEN,
         FailureKind.TIMEOUT,
         FailureKind.KILLED,
+        FailureKind.CUT_SHORT,
     }

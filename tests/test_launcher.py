@@ -38,7 +38,11 @@ from app.core.logging_server import LogServer
 from app.core.model_status import Status
 from tests.ggufs import make_tiny
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the tests send signals")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="the tests send signals"),
+    # Its successor, a hook, would have to stand in conftest.py and touch every test.
+    pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture'),
+]
 
 FIRST_PORT = 23200
 LOOPS = ["asyncio", "uvloop"]
@@ -133,6 +137,12 @@ def fake_binary(folder: Path) -> Path:
     return path
 
 
+def cut(path: Path, size: int, folder: Path) -> Path:
+    broken = folder / "broken.gguf"
+    broken.write_bytes(path.read_bytes()[:size])
+    return broken
+
+
 def spec(path: Path | str = "/none.gguf", **model: Any) -> ModelSpec:
     params = {"n_ctx": 512, "n_gpu_layers": -1}
     entry = {"model_path": str(path), "params": params, **model}
@@ -149,7 +159,7 @@ def nobody(_: Runner) -> None:
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> None:
     with anyio.fail_after(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - other processes set no event
             await anyio.sleep(0.005)
 
 
@@ -231,10 +241,14 @@ async def test_twenty_starts_leave_nothing_behind(launcher: LlamaLauncher, tiny:
 
 
 async def failure_of(launcher: LlamaLauncher, model: ModelSpec) -> LoadError:
-    with pytest.raises(LoadError) as caught:
-        async with launcher.launch(model, {}, nobody) as runner:
-            await runner.ready()
-    assert psutil.Process().children(recursive=True) == []
+    """Tries again, as the router does, when llama-server lost the end of its log."""
+    for _ in range(20):
+        with pytest.raises(LoadError) as caught:
+            async with launcher.launch(model, {}, nobody) as runner:
+                await runner.ready()
+        assert psutil.Process().children(recursive=True) == []
+        if caught.value.failure.kind is not FailureKind.CUT_SHORT:
+            break
     return caught.value
 
 
@@ -250,9 +264,8 @@ async def test_a_missing_file_is_named(launcher: LlamaLauncher) -> None:
 async def test_a_truncated_file_is_a_bad_model(
     launcher: LlamaLauncher, tiny: Path, tmp_path: Path, size: int
 ) -> None:
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(tiny.read_bytes()[:size])
-    assert (await failure_of(launcher, spec(broken))).failure.kind is FailureKind.BAD_MODEL
+    error = await failure_of(launcher, spec(cut(tiny, size, tmp_path)))
+    assert error.failure.kind is FailureKind.BAD_MODEL
 
 
 async def test_an_unknown_flag_is_named(launcher: LlamaLauncher, tiny: Path) -> None:
@@ -416,7 +429,7 @@ async def test_stopping_twice_at_the_same_time_is_safe(launcher: LlamaLauncher, 
 async def test_what_the_child_started_goes_with_it(fake: Callable[..., LlamaLauncher]) -> None:
     async with fake().launch(acting("family"), {}, nobody) as runner:
         await runner.ready()
-        grandchild = int(runner.log.tail()[0].split()[1])
+        grandchild = int(runner.log.tail(1)[0].split()[1])
         os.kill(runner.pid, signal.SIGKILL)
         with anyio.fail_after(2):
             await runner.exited()
@@ -436,22 +449,23 @@ def _dead(pid: int) -> bool:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_cancelled_load_leaves_no_process(fake: Callable[..., LlamaLauncher], times: int) -> None:
-    started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    started: asyncio.Future[Runner] = asyncio.get_running_loop().create_future()
 
     async def load() -> None:
         async with fake().launch(acting("silent"), {}, nobody) as runner:
-            started.set_result(runner.pid)
+            started.set_result(runner)
             await runner.ready()
 
     task = asyncio.ensure_future(load())
-    pid = await started
+    runner = await started
     for _ in range(times):
         task.cancel()
         await asyncio.sleep(0)
     with anyio.fail_after(5):
         await asyncio.gather(task, return_exceptions=True)
+        await runner.exited()
     assert task.cancelled()
-    await eventually(lambda: gone(pid))
+    assert gone(runner.pid)
 
 
 async def test_a_scope_that_is_cancelled_waits_for_the_reaping(launcher: LlamaLauncher, tiny: Path) -> None:
@@ -493,7 +507,7 @@ async def test_a_flood_of_output_does_not_block_the_child(fake: Callable[..., Ll
     async with fake().launch(acting("flood"), {}, nobody) as runner:
         with anyio.fail_after(20):
             await runner.ready()
-        assert runner.log.position == 200 * 100_000
+        assert runner.log.position >= 200 * 100_000
 
 
 PARENT = """\

@@ -185,6 +185,27 @@ def test_a_tied_embedding_is_on_the_device_once_more(models: Path) -> None:
     assert found.device.weights_bytes > sum(t.n_bytes for t in qwen.tensors.values()) - MIB
 
 
+def test_without_flash_attention_v_is_as_wide_everywhere_as_in_the_widest_layer(models: Path) -> None:
+    llama = header_of(models, "llama")
+    uneven = replace(llama, metadata={**llama.metadata, "llama.attention.head_count_kv": (4, 2, 4, 2)})
+    rows, rows_padded = (4 + 2 + 4 + 2) * 64, 4 * 4 * 64
+    assert estimate(uneven, USUAL).device.kv_bytes == 4096 * (rows + rows) * 2
+    plain = replace(USUAL, flash_attention=False)
+    assert estimate(uneven, plain).device.kv_bytes == 4096 * (rows + rows_padded) * 2
+
+
+def test_scratch_memory_holds_three_states_of_each_slot(models: Path) -> None:
+    gated = header_of(models, "qwen3next")
+    few, many = (estimate(gated, replace(USUAL, slots=slots)).device.compute_bytes for slots in (2, 16))
+    assert many - few == 14 * 3 * 128 * 1024 * 4
+
+
+def test_cuda_unpacks_one_layer_of_a_quantised_cache_beside_the_logged_buffers(models: Path) -> None:
+    llama = header_of(models, "llama")
+    found = estimate(llama, replace(USUAL, type_k="q8_0", overhead_bytes=0))
+    assert found.overhead_bytes == 4096 * 4 * 64 * 2
+
+
 def test_a_projector_and_the_overhead_are_added_to_the_device(models: Path) -> None:
     llama = header_of(models, "llama")
     plain = estimate(llama, replace(USUAL, overhead_bytes=0))
@@ -322,7 +343,7 @@ def arguments(model: Path, params: MemoryParams, device: str | None) -> list[str
 
 
 def assert_agreement(share: MemoryShare, logged_mib: Counter[str], *, with_compute: bool) -> None:
-    """Weights, cache and state within 2 %, everything together within 10 %."""
+    """Weights, cache and state within 2 %, scratch memory and everything together within 10 %."""
     predicted = {
         "model": share.weights_bytes / MIB,
         "KV": share.kv_bytes / MIB,
@@ -332,6 +353,7 @@ def assert_agreement(share: MemoryShare, logged_mib: Counter[str], *, with_compu
     for kind in ("model", "KV", "RS"):
         assert predicted[kind] == pytest.approx(logged_mib[kind], rel=0.02, abs=0.02), kind
     if with_compute:
+        assert predicted["compute"] == pytest.approx(logged_mib["compute"], rel=0.1)
         assert sum(predicted.values()) == pytest.approx(sum(logged_mib.values()), rel=0.1)
 
 

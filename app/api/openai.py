@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -146,9 +148,23 @@ def json_object(request: Request, body: bytes) -> dict[str, Any]:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    if _MAY_OVERFLOW.search(body) and _overflows(fields):
+        raise InvalidJson("the body is not valid JSON: a number in it is too large")
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
     return fields
+
+
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d\d|\d{300}")
+
+
+def _overflows(value: object) -> bool:
+    """True where a number is beyond a double. Nesting is limited by the parser."""
+    if isinstance(value, dict):
+        return any(map(_overflows, value.values()))
+    if isinstance(value, list):
+        return any(map(_overflows, value))
+    return isinstance(value, (int, float)) and abs(value) > sys.float_info.max
 
 
 async def find_model(services: Services, fields: dict[str, Any]) -> ModelInstance:

@@ -18,12 +18,17 @@ def by_priority(view: ModelView) -> dict[str, int]:
     return {p.label: view.waiting_by_level[p] for p in Priority}
 
 
+def placement(view: ModelView) -> list[dict[str, Any]]:
+    """What it holds of each device: a reservation while it loads, then what it was given."""
+    return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in view.held.items()]
+
+
 def model_status(view: ModelView) -> dict[str, Any]:
     """One model in `/v1/models/status`, in its stream and on the page."""
     status: dict[str, Any] = {"status": view.status.public, "kind": view.kind.value, "pinned": view.pinned}
     if view.status.has_process:
         status |= {"port": view.port, "pid": view.pid, "vram_mb": view.vram_mb}
-        status["devices"] = dict(view.held)
+        status["devices"] = placement(view)
     return status | {
         "estimated_mb": view.need.mb if view.need else None,
         "load_progress": view.load_progress,
@@ -89,7 +94,8 @@ def openai_model(instance: ModelInstance, services: Services) -> dict[str, Any]:
 
 def _router_mode_status(instance: ModelInstance) -> dict[str, Any]:
     if instance.status is Status.FAILED and instance.failure is not None:
-        return {"value": "unloaded", "failed": True, "exit_code": instance.failure.exit_code}
+        code = instance.failure.exit_code  # None where no process was started for it
+        return {"value": "unloaded", "failed": True, "exit_code": 1 if code is None else code}
     if instance.status in _COMING:
         return {"value": "loading"}
     return {"value": "loaded" if instance.status is Status.READY else "unloaded"}
@@ -131,7 +137,7 @@ def _vram_of(view: ModelView) -> dict[str, Any]:
         "port": view.port,
         "vram_used_mb": view.vram_mb,
         "estimated_mb": view.need.mb if view.need else None,
-        "devices": dict(view.held),
+        "devices": placement(view),
     }
 
 

