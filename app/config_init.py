@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 from app.core.gguf_utils import GgufError, GgufHeader, read_header
 
-SCHEMA = "docs/config.schema.json"
+SCHEMA = Path(__file__).resolve().parent.parent / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192
 """The trained context can be a million tokens; its KV cache would fill any card."""
 
@@ -31,13 +32,28 @@ def run(target: Path, models_dir: Path, *, force: bool) -> int:
     models, projectors = _models(models_dir)
     if not models:
         return _complain(f"there is no usable GGUF file in {models_dir}")
-    tree = {"$schema": SCHEMA, "system": {"base_models_path": str(models_dir.resolve())}, "models": models}
-    target.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    tree = {
+        "$schema": _schema_from(target),
+        "system": {"base_models_path": str(models_dir.resolve())},
+        "models": models,
+    }
+    try:
+        target.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        return _complain(f"{target} cannot be written: {error.strerror}")
     print(f"{target}: {len(models)} models: {', '.join(models)}")
     for projector in projectors:
         print(f"  {projector.name} is a projector: set params.mmproj of the model that it belongs to")
     print(f"Next: python run.py check -c {target}")
     return 0
+
+
+def _schema_from(target: Path) -> str:
+    """Relative, so that the folder may move; on Windows there is no way from one drive to another."""
+    try:
+        return Path(os.path.relpath(SCHEMA, target.resolve().parent)).as_posix()
+    except ValueError:
+        return SCHEMA.as_uri()
 
 
 def _models(folder: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -70,12 +86,15 @@ def _alias(path: Path, taken: dict[str, Any]) -> str:
 
 
 def _entry(path: Path, header: GgufHeader) -> dict[str, Any]:
-    params: dict[str, Any] = {"n_ctx": min(header.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)}
+    trained = header.context_length or DEFAULT_CONTEXT
+    params: dict[str, Any] = {"n_ctx": min(trained, DEFAULT_CONTEXT)}
+    if trained > DEFAULT_CONTEXT:
+        params["_n_ctx"] = f"the model was trained with {trained}; more context takes more memory"
     if header.pooling_type == RANK_POOLING:
         params["rerank"] = True
     elif header.is_embedding:
         params["embedding"] = True
-    return {"model_path": str(path), "params": params}
+    return {"model_path": path.as_posix(), "params": params}
 
 
 def _complain(message: str) -> int:

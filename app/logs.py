@@ -18,8 +18,14 @@ class TextFormatter(logging.Formatter):
         record.message = one_line(record.message)
         return super().formatMessage(record)
 
+    def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802
+        """Indented: an exception's text may hold what a client sent, line breaks included."""
+        return "\n".join(f"    {one_line(line)}" for line in super().formatException(ei).splitlines())
+
 
 class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -31,7 +37,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
+        return json.dumps(fields, default=str)
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
@@ -45,4 +51,7 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
 
 
 def one_line(text: str) -> str:
+    """Line breaks and terminal sequences made visible."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -20,15 +20,18 @@ from app.api.security import Guard
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
 from app.core.background import Background
+from app.core.binary import find_binary, inspect_binary
 from app.core.command import BinaryInfo
 from app.core.config import Config, ModelSpec
 from app.core.events import EventBus
 from app.core.health_monitor import HealthMonitor
-from app.core.launcher import Launcher, LlamaLauncher, find_binary, inspect_binary
+from app.core.launcher import LlamaLauncher
 from app.core.logging_server import LogServer
 from app.core.manager import ModelManager
 from app.core.model_status import ModelKind
+from app.core.pid_file import PidFile, reap_orphans
 from app.core.prometheus_metrics import Metrics
+from app.core.runner import Launcher
 from app.core.telemetry import Telemetry
 from app.core.upstream import Upstream
 from app.core.vram_tracker import DeviceTracker, GpuProbe, find_gpus
@@ -130,7 +133,7 @@ def _wire(services: Services) -> None:
     """Who hears of whom, and what runs by itself."""
     manager, feed = services.manager, services.feed
     feed.full_status = partial(render.full_status, services)
-    feed.model_status = lambda alias: {"alias": alias, **render.model_status(manager.instances[alias].view())}
+    feed.model_status = lambda alias: {"alias": alias, **render.whole_status(manager.instances[alias].view())}
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
@@ -142,6 +145,10 @@ async def _real_launcher(
     if binary is None:
         path = find_binary(config.system.llama_server_path)
         binary = await anyio.to_thread.run_sync(inspect_binary, path)
+    log_dir = Path(config.system.log_dir)
+    await anyio.to_thread.run_sync(reap_orphans, log_dir)
+    pid_file = PidFile(log_dir)
+    stack.callback(pid_file.close)
     launcher = LlamaLauncher(
         binary,
         logs,
@@ -149,6 +156,7 @@ async def _real_launcher(
         config.system.first_port,
         config.system.load_timeout_sec,
         default_pooling=_default_pooling,
+        pid_file=pid_file,
     )
     stack.callback(launcher.kill_all)
     return launcher

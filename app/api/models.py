@@ -160,7 +160,7 @@ async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator
 
 def _status(instance: ModelInstance) -> dict[str, Any]:
     view = instance.view()
-    return {"model": instance.alias, "port": None, "vram_mb": None, **render.model_status(view)}
+    return {"model": instance.alias, **render.whole_status(view)}
 
 
 def _failure(instance: ModelInstance) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from app.api.services import Services
 from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
 from app.core.events import Outcome, Replayed, RequestFinished
 from app.core.instance import ModelInstance
-from app.core.launcher import Runner
 from app.core.model_status import Priority, Status
 from app.core.queue import Ticket
+from app.core.runner import Runner
 from app.core.upstream import UpstreamGone, UsageScanner
 
 logger = logging.getLogger(__name__)

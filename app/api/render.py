@@ -44,6 +44,11 @@ def model_status(view: ModelView) -> dict[str, Any]:
     }
 
 
+def whole_status(view: ModelView) -> dict[str, Any]:
+    """The same with every field, null without a process: for those who keep one model's last picture."""
+    return {"port": None, "pid": None, "vram_mb": None, **model_status(view)}
+
+
 def full_status(services: Services) -> dict[str, Any]:
     views = services.manager.views()
     summary: dict[str, int] = {}

@@ -111,10 +111,12 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_bool)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
-Size = Annotated[Whole, Field(ge=0)]
-Count = Annotated[Whole, Field(ge=1)]
-Slots = Annotated[Whole, Field(ge=1, le=256)]
-Device = Annotated[int | str, BeforeValidator(_device)]
+Size = Annotated[int, Field(ge=0), BeforeValidator(_not_bool)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_not_bool)]
+Slots = Annotated[int, Field(ge=1, le=256), BeforeValidator(_not_bool)]
+Device = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)], BeforeValidator(_device)
+]
 
 
 class ApiKey(Section):

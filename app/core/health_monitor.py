@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 
 from app.core.instance import ModelInstance
-from app.core.launcher import Runner
 from app.core.model_status import Status
+from app.core.runner import Runner
 
 logger = logging.getLogger(__name__)
 

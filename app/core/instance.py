@@ -15,7 +15,6 @@ from app.core.errors import LoadFailed, ModelFailed
 from app.core.events import EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
-from app.core.launcher import Launcher, LoadError, Runner
 from app.core.model_status import (
     MOVES,
     NEVER_USED,
@@ -28,6 +27,7 @@ from app.core.model_status import (
 from app.core.placement import Placement
 from app.core.policy import backoff_s
 from app.core.queue import RequestQueue, Ticket
+from app.core.runner import Launcher, LoadError, Runner
 from app.core.vram_tracker import HOST, DeviceTracker
 
 logger = logging.getLogger(__name__)
@@ -317,7 +317,13 @@ class ModelInstance:
             raise InvalidMove(f"{self.alias}: {old.value} -> {new.value} ({reason})")
         self.status, self._since = new, self._clock()
         self._reason = reason or self._reason if new is Status.STOPPING else reason
-        logger.log(_log_level(old, new), "%s: %s%s", self.alias, new.public, f", {self._reason}" if self._reason else "")
+        logger.log(
+            _log_level(old, new),
+            "%s: %s%s",
+            self.alias,
+            new.public,
+            f", {self._reason}" if self._reason else "",
+        )
         self._bus.publish(StatusChanged(self.alias, old, new, self._reason))
         self._look_again()
 

@@ -18,10 +18,10 @@ from app.core.errors import ModelNotFound, NoCapacity, RouterError, ShuttingDown
 from app.core.events import EventBus, Touched
 from app.core.footprint import Footprint
 from app.core.instance import ModelInstance, RestartLimits
-from app.core.launcher import Launcher, LoadError
 from app.core.model_status import ModelView, Priority, Status, StopReason
 from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 from app.core.queue import RequestQueue, Ticket
+from app.core.runner import Launcher, LoadError
 from app.core.vram_tracker import DeviceTracker
 
 logger = logging.getLogger(__name__)

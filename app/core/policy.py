@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.core.model_status import DeviceView, Head, ModelView, Priority, Status, StopReason
+from app.core.model_status import NEVER_USED, DeviceView, Head, ModelView, Priority, Status, StopReason
 from app.core.placement import Placement, Room, fit
 
 NEVER = math.inf
@@ -104,8 +104,9 @@ def preview(
     """What `plan` would do for one more normal request for a model that is not loaded."""
     head = Head(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
     asked = next(m for m in models if m.alias == alias)
-    asked = replace(asked, head=asked.head or head)
-    step = _Step([m for m in models if m.alias != alias], devices, limits, now)
+    leaving = Status.STOPPING if asked.status.has_process else asked.status
+    asked = replace(asked, head=asked.head or head, status=leaving)
+    step = _Step([asked if m.alias == alias else m for m in models], devices, limits, now)
     return step.preview(asked)
 
 
@@ -137,6 +138,14 @@ def may_be_taken_at(victim: ModelView, head: Head, limits: Limits, now: float) -
     if victim.head:
         return NEVER  # until its head is another one: every grant leads to a new step
     return max(now, hold_end, head.key - rival_level * limits.aging_s)
+
+
+def _serves_first(victim: ModelView, head: Head, limits: Limits, now: float) -> bool:
+    """It loads, or has loaded, for a request that it has not served yet; after that, `head` may have it."""
+    if victim.head is None or victim.served:
+        return False
+    ready = replace(victim, status=Status.READY, served=1, ready_since=now)
+    return may_be_taken_at(ready, head, limits, now) < NEVER
 
 
 _TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
@@ -207,8 +216,8 @@ class _Step:
         self.wake_at = NEVER
         self._models, self._devices, self._limits, self._now = models, devices, limits, now
         self._claimed: set[str] = set()
-        live = [m for m in models if m.status.has_process]
-        self._live = live
+        self._live = live = sorted((m for m in models if m.status.has_process), key=_cost)
+        self._stay = [m for m in live if m.pinned and not _is_leaving(m)]
         self._room = Room(
             free={d.id: d.free_mb - d.min_free_mb for d in devices}, places=limits.max_models - len(live)
         )
@@ -251,7 +260,8 @@ class _Step:
         for model in self._models:
             if model.status is not Status.CRASHED or model.head is not None:
                 continue
-            expires = model.last_used + model.idle_timeout_s if model.idle_timeout_s is not None else NEVER
+            used = model.last_used if model.last_used > NEVER_USED else model.since
+            expires = used + model.idle_timeout_s if model.idle_timeout_s is not None else NEVER
             if expires <= self._now:
                 self.actions.append(Forget(model.alias, "not restarted: nobody used it lately"))
             elif model.retry_at > self._now:
@@ -263,13 +273,10 @@ class _Step:
 
     def preload(self) -> None:
         for model in self._models:
-            if (
-                not model.preload
-                or model.need is None
-                or model.head is not None
-                or model.status is not Status.OFF
-            ):
+            if not model.preload or model.head is not None or model.status is not Status.OFF:
                 continue
+            if model.need is None:
+                return  # its file is being read, and those behind it keep their places
             if not self._load_into_free_room(model):
                 self.actions.append(Forget(model.alias, "not preloaded: no room left"))
 
@@ -277,8 +284,10 @@ class _Step:
         for model in self._live:
             if model.status is not Status.READY or model.pinned or model.idle_timeout_s is None:
                 continue
+            if model.alias in self._claimed:
+                continue
             expires = (self._now if model.busy else model.last_used) + model.idle_timeout_s
-            if expires <= self._now and model.alias not in self._claimed:
+            if expires <= self._now:
                 self.actions.append(Stop(model.alias, StopReason.IDLE))
             else:  # a request in between only makes that look come too early
                 self._look_at(expires)
@@ -293,24 +302,27 @@ class _Step:
         swap = self._best_swap(model)
         if swap is None:
             return Preview(True, {}, wait_s=self._limits.max_swap_wait_s)
-        victims = tuple(v.alias for v in swap.victims if not _is_leaving(v))
-        return Preview(True, swap.placement, victims, max(0.0, swap.at - self._now))
+        wait_s = swap.at - self._now if swap.at < NEVER else self._limits.max_swap_wait_s
+        return Preview(True, swap.placement, tuple(v.alias for v in swap.victims), wait_s)
 
     # --- making room
 
     def _best_swap(self, model: ModelView) -> _Swap | None:
-        """The cheapest victims that really make room: of those that may go now, else the soonest."""
+        """The cheapest victims that really make room: of those that may go now, else the soonest.
+
+        Failing these, also those that first have to serve a request: nothing is stopped yet (`at` is NEVER),
+        but nobody whose turn is later takes them. Else small models that load in turns keep a large one out.
+        """
         head = _effective(model, self._limits)
         assert head is not None
-        when = {
-            v.alias: may_be_taken_at(v, head, self._limits, self._now)
-            for v in self._live
-            if not _is_leaving(v) and v.alias not in self._claimed
-        }
-        ranked = sorted((v for v in self._live if when.get(v.alias, NEVER) < NEVER), key=_cost)
-        at_once = [v for v in ranked if when[v.alias] <= self._now]
-        by_time = sorted(ranked, key=lambda v: when[v.alias])
-        for candidates in (at_once, by_time):
+        possible = [
+            v for v in self._live if not v.pinned and not _is_leaving(v) and v.alias not in self._claimed
+        ]
+        when = {v.alias: may_be_taken_at(v, head, self._limits, self._now) for v in possible}
+        at_once = [v for v in possible if when[v.alias] <= self._now]
+        by_time = sorted((v for v in possible if when[v.alias] < NEVER), key=lambda v: when[v.alias])
+        serve_first = [v for v in possible if _serves_first(v, head, self._limits, self._now)]
+        for candidates in (at_once, by_time, by_time + serve_first):
             if (victims := self._fewest(model, candidates)) is not None:
                 return self._swap(model, victims, max((when[v.alias] for v in victims), default=self._now))
         return None
@@ -358,14 +370,14 @@ class _Step:
     def _refusal(self, model: ModelView) -> Refuse | None:
         """Set if the model would have no room even with everything gone that is not pinned."""
         assert model.need is not None
-        need, pinned = model.need, [m for m in self._live if m.pinned and not _is_leaving(m)]
-        best = Room({d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}, len(pinned) + 1)
-        for model_that_stays in pinned:
-            best = best.minus(model_that_stays.held)
+        need, stay = model.need, self._stay
+        best = Room({d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}, len(stay) + 1)
+        for other in stay:
+            best = best.minus(other.held)
         if fit(need, best) is None:
             empty = Room({d.id: d.total_mb - d.min_free_mb for d in self._devices}, 1)
             return Refuse(model.alias, False, need.mb, best.most(need), ever=fit(need, empty) is not None)
-        if len(pinned) >= self._limits.max_models:
+        if len(stay) >= self._limits.max_models:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
         return None
 

@@ -25,7 +25,18 @@ class TicketState(Enum):
 class Ticket:
     """A request's place: first in a heap, then in a slot, then nowhere. Its key never changes."""
 
-    __slots__ = ("_error", "_waiter", "arrived", "granted_at", "key", "on_cut", "order", "priority", "state")
+    __slots__ = (
+        "_error",
+        "_waiter",
+        "arrived",
+        "granted_at",
+        "is_replay",
+        "key",
+        "on_cut",
+        "order",
+        "priority",
+        "state",
+    )
 
     def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
         self.priority = priority
@@ -33,6 +44,7 @@ class Ticket:
         self.key = arrived + priority * aging_s
         self.order = next(_order)
         self.state = TicketState.WAITING
+        self.is_replay = False
         self.granted_at = 0.0
         self.on_cut: Callable[[], None] | None = None
         self._error: RouterError | None = None
@@ -65,7 +77,7 @@ class Ticket:
     def again(self) -> Ticket:
         """A fresh ticket at the old place, for the one replay after a crash."""
         twin = Ticket(self.priority, self.arrived, 0.0)
-        twin.key, twin.order = self.key, self.order
+        twin.key, twin.order, twin.is_replay = self.key, self.order, True
         return twin
 
     def _settle(self, error: RouterError | None) -> None:
@@ -102,8 +114,8 @@ class RequestQueue:
         return min((t.priority for t in self.running), default=None)
 
     def push(self, ticket: Ticket) -> None:
-        """Raises `QueueFull` when as many wait as may."""
-        if self.waiting >= self.max_waiting:
+        """Raises `QueueFull` when as many wait as may. A replay has been let in once already."""
+        if self.waiting >= self.max_waiting and not ticket.is_replay:
             raise QueueFull(
                 f"{self.waiting} requests wait for this model already; try again later, or raise "
                 "system.max_queue_size_per_model",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from app.core.launcher import LoadError
 from app.core.manager import ModelManager
+from app.core.runner import LoadError
 
 logger = logging.getLogger(__name__)
 

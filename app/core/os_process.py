@@ -1,0 +1,72 @@
+"""What the operating system offers for children: groups, the parent-death signal, what a process uses."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+WINDOWS = sys.platform == "win32"
+KILL = signal.SIGTERM if WINDOWS else signal.SIGKILL
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def spawn_options() -> dict[str, Any]:
+    if WINDOWS:
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    options: dict[str, Any] = {"start_new_session": True}
+    if _LIBC is not None:
+        options["preexec_fn"] = functools.partial(_die_with, os.getpid())
+    return options
+
+
+def _die_with(parent: int) -> None:
+    """In the child: be killed when the thread that spawned it ends, else a killed router leaves gigabytes."""
+    assert _LIBC is not None
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died in between
+        os._exit(1)
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """Bytes read so far and resident bytes; zeros where it cannot be told. Blocking."""
+    try:
+        process = psutil.Process(pid)
+        counters = process.io_counters() if hasattr(process, "io_counters") else None
+        return (counters.read_bytes if counters else 0), process.memory_info().rss
+    except (psutil.Error, OSError):
+        return 0, 0
+
+
+def start_mark(pid: int) -> str | None:
+    """When it was started, in words that no later process with its pid has; None if there is none.
+
+    On Linux in ticks since boot: the wall-clock time that psutil makes of them moves when the clock is set.
+    """
+    try:
+        if sys.platform != "linux":
+            return f"{psutil.Process(pid).create_time():.2f}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{boot} {stat.rpartition(')')[2].split()[19]}"  # its name, in brackets, may hold anything
+    except (OSError, psutil.Error, IndexError):
+        return None
+
+
+def kill_group(process: psutil.Process) -> None:
+    """The process and what it started, if it leads a group of its own."""
+    with contextlib.suppress(OSError, psutil.Error):
+        if not WINDOWS and process.is_running() and os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, KILL)
+        else:
+            process.kill()

@@ -1,0 +1,62 @@
+"""The seam to the world of processes: what the rest of the router knows of a running llama-server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.core.config import ModelSpec
+from app.core.exit_reason import Failure
+from app.core.load_log import LoadLog
+from app.core.logging_server import ModelLog
+from app.core.model_status import Status
+
+
+class LoadError(Exception):
+    """A load that did not end in a serving process."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Exit:
+    code: int
+    failure: Failure
+
+
+class Runner(Protocol):
+    """One live llama-server. `phase`: STARTING until its port answers, then LOADING, READY when it serves."""
+
+    pid: int
+    port: int
+    api_key: str
+    phase: Status
+    load_log: LoadLog
+    log: ModelLog
+
+    async def ready(self) -> None:
+        """Returns when it serves. Raises `LoadError`: it exited, or showed no progress for too long."""
+
+    async def exited(self) -> Exit:
+        """For any number of waiters; cancelling one changes nothing."""
+        ...
+
+    async def healthy(self, timeout_s: float) -> bool: ...
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """Returns when the process is reaped. Safe to call twice, and at the same time."""
+
+
+OnChange = Callable[[Runner], None]
+
+
+class Launcher(Protocol):
+    def launch(
+        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+    ) -> AbstractAsyncContextManager[Runner]:
+        """The process lives as long as the block. `on_change` hears of every news of its load."""
+        ...
