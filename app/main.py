@@ -24,8 +24,11 @@ from app.core.binary import find_binary, inspect_binary
 from app.core.command import BinaryInfo
 from app.core.config import Config, ModelSpec
 from app.core.events import EventBus
+from app.core.gpu_probe import GpuProbe
+from app.core.gpus import find_gpus
 from app.core.health_monitor import HealthMonitor
 from app.core.launcher import LlamaLauncher
+from app.core.load_reporter import LoadReporter
 from app.core.logging_server import LogServer
 from app.core.manager import ModelManager
 from app.core.model_status import ModelKind
@@ -34,7 +37,7 @@ from app.core.prometheus_metrics import Metrics
 from app.core.runner import Launcher
 from app.core.telemetry import Telemetry
 from app.core.upstream import Upstream
-from app.core.vram_tracker import DeviceTracker, GpuProbe, find_gpus
+from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import warm_up
 
 logger = logging.getLogger(__name__)
@@ -62,6 +65,7 @@ def create_app(
         app.include_router(router)
     app.mount("/ui", StaticFiles(directory=UI), name="ui")
     errors.install(app)
+    app.add_middleware(openai.Shortcut)
     app.add_middleware(Guard, api=config.api)
     if config.api.cors_allow_origins:
         app.add_middleware(
@@ -78,7 +82,7 @@ async def drain(app: FastAPI) -> None:
     """The orderly end: streams of events end, waiting requests are refused, running ones finish."""
     services: Services = app.state.services
     services.manager.closing = True
-    services.feed.server_update(render.server_status(services))
+    services.feed.server_update()
     services.feed.close()
     services.logs.end_followers()
     await services.manager.shutdown(services.config.system.drain_timeout_sec)
@@ -100,7 +104,8 @@ async def _build(
     if launcher is None:
         launcher = await _real_launcher(config, logs, http, stack, binary)
     look_again: list[Callable[[], None]] = []
-    tracker = await _tracker(config, probe, stack, lambda: look_again[0]())
+    asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
+    tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
     manager = ModelManager(config, launcher=launcher, tracker=tracker, bus=bus, clock=time.monotonic)
     look_again.append(manager.look_again)
     stack.push_async_callback(manager.stop_all)
@@ -119,7 +124,9 @@ async def _build(
         bus=bus,
         logs=logs,
         background=background,
-        health=HealthMonitor(manager.instances.values, system.health_check_interval_sec),
+        health=HealthMonitor(
+            manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
+        ),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
         telemetry=Telemetry(bus),
         feed=feed,
@@ -133,7 +140,9 @@ def _wire(services: Services) -> None:
     """Who hears of whom, and what runs by itself."""
     manager, feed = services.manager, services.feed
     feed.full_status = partial(render.full_status, services)
+    feed.server_status = partial(render.server_status, services)
     feed.model_status = lambda alias: {"alias": alias, **render.whole_status(manager.instances[alias].view())}
+    LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
@@ -168,13 +177,17 @@ def _default_pooling(spec: ModelSpec) -> str | None:
 
 
 async def _tracker(
-    config: Config, probe: GpuProbe | None, stack: AsyncExitStack, on_change: Callable[[], None]
+    config: Config,
+    probe: GpuProbe | None,
+    binary: Path | None,
+    stack: AsyncExitStack,
+    on_change: Callable[[], None],
 ) -> DeviceTracker:
     if probe is None:
-        probe = await anyio.to_thread.run_sync(find_gpus)
-    stack.callback(probe.close)
+        probe = await anyio.to_thread.run_sync(find_gpus, binary)
     tracker = DeviceTracker(
         probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, on_change=on_change
     )
+    stack.push_async_callback(tracker.close)
     await tracker.refresh()
     return tracker

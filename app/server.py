@@ -36,6 +36,7 @@ class RouterServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=5,
                 timeout_keep_alive=75,
                 backlog=4096,

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from app.core.gpu_probe import HOST
 from app.core.instance import ModelInstance
-from app.core.model_status import DeviceView, ModelView, Priority, Status
-from app.core.vram_tracker import HOST
+from app.core.model_status import NEVER_USED, DeviceView, ModelView, Priority, Status
 
 if TYPE_CHECKING:
     from app.api.services import Services
@@ -63,7 +63,7 @@ def full_status(services: Services) -> dict[str, Any]:
 
 def server_status(services: Services) -> dict[str, Any]:
     state = "stopping" if services.manager.closing else "ready"
-    if any(i.preload or (i.status in _COMING and not i.queue.waiting) for i in _preloading(services)):
+    if state == "ready" and any(map(_preloads, _to_preload(services))):
         state = "starting"
     return {"status": state, "uptime_seconds": round(time.monotonic() - services.started_at, 1)}
 
@@ -71,11 +71,14 @@ def server_status(services: Services) -> dict[str, Any]:
 _COMING = (Status.STARTING, Status.LOADING)
 
 
-def _preloading(services: Services) -> Iterable[ModelInstance]:
-    """Models of the preload list that have not been loaded yet, while the router is new."""
-    if services.manager.closing:
-        return ()
-    return [i for i in services.manager.instances.values() if i.preload]
+def _to_preload(services: Services) -> Iterable[ModelInstance]:
+    instances = services.manager.instances
+    return [instances[alias] for alias in services.config.preload() if alias in instances]
+
+
+def _preloads(instance: ModelInstance) -> bool:
+    """It waits for its first load, or is in it."""
+    return instance.preload or (instance.status in _COMING and instance.last_used == NEVER_USED)
 
 
 def openai_model(instance: ModelInstance, services: Services) -> dict[str, Any]:

@@ -52,12 +52,14 @@ class StatusFeed:
     def __init__(self, bus: EventBus) -> None:
         self.full_status: Callable[[], dict[str, Any]] = dict
         self.model_status: Callable[[str], dict[str, Any]] = lambda alias: {"alias": alias}
+        self.server_status: Callable[[], dict[str, Any]] = lambda: {"status": "ready"}
         self.closed = asyncio.Event()
         self._subscribers: set[_Subscriber] = set()
         self._ids = itertools.count(1)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._shown: dict[str, str] = {}
+        self._server_shown = "ready"
         bus.subscribe(self._on_event)
 
     @property
@@ -79,8 +81,12 @@ class StatusFeed:
         finally:
             self._subscribers.discard(subscriber)
 
-    def server_update(self, body: dict[str, Any]) -> None:
-        self._broadcast(self._sent("server_update", body))
+    def server_update(self) -> None:
+        """Tell the server's status, if it is another one than last time."""
+        body = self.server_status()
+        if body["status"] != self._server_shown:
+            self._server_shown = body["status"]
+            self._broadcast(self._sent("server_update", body))
 
     async def closes_within(self, timeout_s: float) -> bool:
         """Sleep, but not into the end."""
@@ -106,6 +112,7 @@ class StatusFeed:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StatusChanged):
             self._update(event.alias)
+            self.server_update()
         elif isinstance(event, Touched) and self._subscribers:
             self._touched.add(event.alias)
             if self._flush is None:
@@ -116,6 +123,7 @@ class StatusFeed:
         touched, self._touched = self._touched, set()
         for alias in touched:
             self._update(alias)
+        self.server_update()
 
     def _update(self, alias: str) -> None:
         if not self._subscribers:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from datetime import datetime
 from typing import cast
@@ -21,7 +22,7 @@ from app.core.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, cl
 from app.core.load_log import LoadLog
 from app.core.logging_server import ModelLog
 from app.core.model_status import Status
-from app.core.os_process import KILL, WINDOWS, spawn_options, usage
+from app.core.os_process import KILL, WINDOWS, cpu_seconds, spawn_options, usage
 from app.core.ports import can_bind
 from app.core.runner import Exit, LoadError, OnChange
 
@@ -31,10 +32,13 @@ EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 5.0
 SAMPLE_S = 1.0
+WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
 LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
+BREATH_S = 0.02
+FULL_READ = 1 << 15  # after a read as large as this there is more
 
 _NO_ANSWER = (httpx.RequestError, TimeoutError)
 
@@ -70,6 +74,7 @@ class LlamaRunner:
         self._code: int | None = None
         self._seen = (0, 0)
         self._last_sign = self._loop.time()
+        self.last_output = time.monotonic()
 
     # --- life
 
@@ -120,6 +125,12 @@ class LlamaRunner:
         except _NO_ANSWER:
             return False
 
+    async def working(self) -> bool:
+        before = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
+        await asyncio.sleep(SAMPLE_S)
+        after = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
+        return after - before >= WORKING_SHARE * SAMPLE_S
+
     async def stop(self, grace_s: float = 2.0) -> None:
         if self._transport is None:
             return
@@ -149,6 +160,7 @@ class LlamaRunner:
 
     def took_output(self, data: bytes) -> None:
         self.log.feed(data)
+        self.last_output = time.monotonic()
         if self.phase is not Status.READY:  # afterwards every line is only on its way to the file
             self._last_sign = self._loop.time()
             self._read_lines(data)
@@ -275,17 +287,25 @@ class LlamaRunner:
 
 
 class _Pipes(asyncio.SubprocessProtocol):
-    """Hands everything on to the runner; reading never pauses, so the child never blocks on its log."""
+    """Hands everything on to the runner. The child never waits for more than `BREATH_S` on its log.
+
+    A serving llama-server writes some ten short lines a request. Taken one by one they cost the router more
+    than the request itself, so after each read the pipe, which holds 64 KB, is left alone for a moment.
+    """
 
     def __init__(self, runner: LlamaRunner) -> None:
         self._runner = runner
         self._transport: asyncio.SubprocessTransport | None = None
+        self._breath: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._runner.took_output(data)
+        if self._runner.phase is Status.READY and len(data) < FULL_READ and self._breath is None:
+            self._output().pause_reading()
+            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._read_on)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
@@ -295,7 +315,18 @@ class _Pipes(asyncio.SubprocessProtocol):
         assert self._transport is not None
         code = self._transport.get_returncode()
         assert code is not None
+        self._read_on()  # its last words
         self._runner.process_exited(code)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._runner.connection_lost()
+
+    def _read_on(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+            self._output().resume_reading()
+
+    def _output(self) -> asyncio.ReadTransport:
+        assert self._transport is not None
+        return cast(asyncio.ReadTransport, self._transport.get_pipe_transport(1))
