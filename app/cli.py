@@ -16,7 +16,8 @@ from app.core import config as configuration
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo
 from app.core.config import Config, ConfigError
-from app.core.vram_tracker import GpuProbe, find_gpus
+from app.core.gpu_probe import GpuError, GpuProbe
+from app.core.gpus import find_gpus, in_time
 from app.main import create_app
 
 OWN_BINARY = (
@@ -25,6 +26,7 @@ OWN_BINARY = (
     "that llama-server is in PATH, or set ROUTER_SYSTEM__LLAMA_SERVER_PATH."
 )
 SHOWN_NAMES = 8
+DRIVER_TIMEOUT_S = 5.0
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -34,7 +36,7 @@ def serve(options: argparse.Namespace) -> int:
         binary = inspect_binary(find_binary(config.system.llama_server_path))
     except (ConfigError, BinaryNotFound) as error:
         return _complain(str(error))
-    return _serve(config, binary)
+    return _serve(config, binary, options.config)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -65,15 +67,16 @@ def demo(_options: argparse.Namespace) -> int:
     return _serve(config, binary, hints=_demo_hints(config.api.port))
 
 
-def _serve(config: Config, binary: BinaryInfo, hints: str = "") -> int:
+def _serve(config: Config, binary: BinaryInfo, path: Path | None = None, hints: str = "") -> int:
     logs.configure(config.system.log_level, config.system.log_format)
     if problem := _cannot_listen(config.api.host, config.api.port):
         return _complain(problem)
-    probe = find_gpus()
+    probe = find_gpus(binary.path)
     print(_banner(config, binary, probe), flush=True)
     if hints:
         print(hints, flush=True)
-    return server.run(create_app(config, probe=probe, binary=binary), config.api.host, config.api.port)
+    app = create_app(config, probe=probe, binary=binary, config_path=path)
+    return server.run(app, config.api.host, config.api.port, path)
 
 
 def _complain(message: str) -> int:
@@ -138,7 +141,10 @@ def _address(host: str, port: int) -> str:
 
 
 def _devices(probe: GpuProbe) -> str:
-    readings = probe.read()
+    try:
+        readings = in_time(probe.read, DRIVER_TIMEOUT_S)
+    except (GpuError, TimeoutError) as error:
+        return f"unknown, the GPU driver does not tell ({error})"
     if not readings:
         return f"no GPU, models run on the CPU ({probe.reason})"
     return "\n".join(f"{r.id}: {r.name}, {r.total_mb} MB, {r.free_mb} MB free" for r in readings)
@@ -153,10 +159,12 @@ def _missing_here(platform: str) -> list[str]:
     """What Linux has and this system has not."""
     if platform == "linux":
         return []
-    orphans = "a llama-server that is just loading can outlive a router that is killed by force"
+    orphans = (
+        "the kernel's help: llama-servers of a router that is killed by force live on until its next start"
+    )
     if platform == "win32":
         return [orphans, "uvloop: the router takes more CPU time for each request"]
-    return [orphans, "NVML: GPU memory is not measured, models are placed by the host's memory"]
+    return [orphans, "NVML: what a model takes on the GPU is estimated, not measured"]
 
 
 def _demo_model() -> Path | None:
@@ -181,15 +189,15 @@ def _demo_tree(model: Path) -> dict[str, object]:
 
 
 def _demo_hints(port: int) -> str:
-    url, json_header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
-    question = '"messages":[{"role":"user","content":"What is the capital of France?"}],"temperature":0'
+    url, header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
+    question = '[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]'
     return (
         f"Try, in another terminal:\n\n"
-        f"  curl {url}/v1/chat/completions {json_header} \\\n"
-        f'    -d \'{{"model":"smollm2",{question}}}\'\n\n'
-        f"  curl -N {url}/v1/chat/completions {json_header} \\\n"
-        f'    -d \'{{"model":"smollm2","stream":true,{question}}}\'\n\n'
-        f"  curl {url}/v1/embeddings {json_header} \\\n"
-        f'    -d \'{{"model":"smollm2-embed","input":"Hello"}}\'\n\n'
+        f"  curl {url}/v1/chat/completions {header} -d \\\n"
+        f'  \'{{"model":"smollm2","temperature":0,"messages":{question}}}\'\n\n'
+        f"  curl -N {url}/v1/chat/completions {header} -d \\\n"
+        f'  \'{{"model":"smollm2","stream":true,"messages":{question}}}\'\n\n'
+        f"  curl {url}/v1/embeddings {header} -d \\\n"
+        f'  \'{{"model":"smollm2-embed","input":"Hello"}}\'\n\n'
         f"and open {url}/ in a browser. Ctrl-C stops it.\n"
     )

@@ -14,11 +14,13 @@ from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo, CommandError, build_command
 from app.core.config import Config, ConfigError, ModelSpec
 from app.core.footprint import Footprint
+from app.core.gpu_probe import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
+from app.core.gpus import find_gpus, in_time
 from app.core.model_status import Need
 from app.core.placement import Placement, Room, fit
 from app.core.runner import LoadError
-from app.core.vram_tracker import HOST, GpuProbe, Reading, find_gpus, host_reading, resolve
 
+DRIVER_TIMEOUT_S = 5.0
 _FLAG = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
 
@@ -44,7 +46,7 @@ def run(path: Path) -> int:
     for warning in config.warnings():
         print(f"  warning: {warning}")
     binary = _binary(config)
-    probe = find_gpus()
+    probe = find_gpus(binary.path if binary else None)
     readings = _devices(config, probe)
     lines = [_line(spec, config, readings, binary) for spec in config.specs().values()]
     print("\n" + _table(lines))
@@ -68,7 +70,11 @@ def _binary(config: Config) -> BinaryInfo | None:
 
 def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
     """None if a configured device is missing. No GPU at all is fine."""
-    gpus = list(probe.read())
+    try:
+        gpus = list(in_time(probe.read, DRIVER_TIMEOUT_S))
+    except (GpuError, TimeoutError) as error:
+        print(f"devices: unknown, the GPU driver does not tell ({error})")
+        return None
     for reading in gpus:
         print(f"device {reading.id}: {reading.name}, {reading.total_mb} MB, {reading.free_mb} MB free")
     if not gpus:

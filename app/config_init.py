@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from app.core.config import RESERVED_ALIASES
 from app.core.gguf_utils import GgufError, GgufHeader, read_header
 
 SCHEMA = Path(__file__).resolve().parent.parent / "docs" / "config.schema.json"
@@ -77,12 +79,11 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _alias(path: Path, taken: dict[str, Any]) -> str:
-    """From the file name: lower case, without the part number; a number is added where two are alike."""
+    """From the file name: lower case, without the part number; a number where the name is not free."""
     stem = _FIRST_PART.sub("", path.stem).lower()
     base = re.sub(r"[^a-z0-9._+@-]+", "-", stem).strip("-.")[:120] or "model"
-    if base not in taken:
-        return base
-    return next(name for n in range(2, 10_000) if (name := f"{base}-{n}") not in taken)
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken and name not in RESERVED_ALIASES)
 
 
 def _entry(path: Path, header: GgufHeader) -> dict[str, Any]:

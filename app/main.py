@@ -15,8 +15,9 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
+from app import reload
 from app.api import errors, models, openai, ops, page, render
-from app.api.security import Guard
+from app.api.security import Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
 from app.core.background import Background
@@ -51,13 +52,16 @@ def create_app(
     launcher: Launcher | None = None,
     probe: GpuProbe | None = None,
     binary: BinaryInfo | None = None,
+    config_path: Path | None = None,
 ) -> FastAPI:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            app.state.services = await _build(config, stack, launcher, probe, binary)
+            services = app.state.services = await _build(config, stack, launcher, probe, binary)
+            if config_path is not None and config.system.watch_config:
+                services.background.start("configuration watch", partial(reload.watch, app, config_path))
             yield
 
     app = FastAPI(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
@@ -66,7 +70,8 @@ def create_app(
     app.mount("/ui", StaticFiles(directory=UI), name="ui")
     errors.install(app)
     app.add_middleware(openai.Shortcut)
-    app.add_middleware(Guard, api=config.api)
+    app.state.rules = Rules(config.api)
+    app.add_middleware(Guard, rules=lambda: app.state.rules)
     if config.api.cors_allow_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import logging
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -17,6 +19,7 @@ from fastapi import FastAPI
 
 from app.core.launcher import LlamaLauncher
 from app.main import drain
+from app.reload import reload
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ OPEN_FILES = 65536
 class RouterServer(uvicorn.Server):
     """First signal: drain, then close. Second signal: end the children at once and exit."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+    def __init__(self, app: FastAPI, host: str, port: int, config_path: Path | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -42,8 +45,14 @@ class RouterServer(uvicorn.Server):
                 backlog=4096,
             )
         )
-        self._app = app
+        self._app, self._config_path = app, config_path
+        self._reloading: asyncio.Task[bool] | None = None
         atexit.register(self._kill_children)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._config_path is not None and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Still listening while it drains: newcomers are told that the router stops."""
@@ -72,6 +81,10 @@ class RouterServer(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _reload(self) -> None:
+        if self._config_path is not None and (self._reloading is None or self._reloading.done()):
+            self._reloading = asyncio.create_task(reload(self._app, self._config_path), name="reload")
+
     def _kill_children(self) -> None:
         services = getattr(self._app.state, "services", None)
         if services is not None and isinstance(services.manager.launcher, LlamaLauncher):
@@ -91,10 +104,10 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(app: FastAPI, host: str, port: int) -> int:
-    """Serve until told to stop; the exit code."""
+def run(app: FastAPI, host: str, port: int, config_path: Path | None = None) -> int:
+    """Serve until told to stop; the exit code. SIGHUP reads `config_path` again."""
     raise_file_limit()
-    server = RouterServer(app, host, port)
+    server = RouterServer(app, host, port, config_path)
     try:
         server.run()
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from app.core.config import Config
 from app.core.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
 from app.core.events import Evicted, LoadFinished
 from app.core.exit_reason import FailureKind
@@ -382,3 +383,65 @@ async def test_memory_that_other_programs_take_is_not_promised(make_world: MakeW
     with pytest.raises(VramExhausted) as error:
         await world.request("a").task
     assert error.value.retryable and error.value.details["available_mb"] == 5000
+
+
+def _reconfigured(world: World, **models: dict[str, object]) -> Config:
+    """The same configuration, with these models changed, added, or removed where empty."""
+    tree = world.config.model_dump(mode="json")
+    tree["models"] = {a: m for a, m in {**tree["models"], **models}.items() if m}
+    return Config.model_validate(tree)
+
+
+async def test_a_reload_keeps_the_process_of_an_unchanged_model(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000, "b": 1000})
+    for alias in "ab":
+        await world.manager.load(world.manager.instances[alias], wait=True)
+    world.manager.apply(_reconfigured(world, b={"model_path": "/b.gguf", "params": {"n_ctx": 99}}))
+    await world.settle()
+    assert (world.status("a"), world.status("b")) == (Status.READY, Status.OFF)
+    assert world.manager.instances["b"].spec.params.n_ctx == 99
+
+
+async def test_a_changed_model_finishes_its_request_and_serves_the_next_as_it_is_defined_now(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world({"a": 1000})
+    running = world.request("a")
+    await world.settle()
+    waiting = world.request("a")
+    world.manager.apply(_reconfigured(world, a={"model_path": "/other.gguf"}))
+    await world.settle()
+    assert not running.cut.is_set() and not waiting.granted.is_set()
+    await running.finish()
+    assert waiting.granted.is_set()
+    assert str(world.launcher.newest("a").spec.path) == "/other.gguf"
+
+
+async def test_a_change_that_only_the_router_cares_for_restarts_nothing(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000})
+    await world.manager.load(world.manager.instances["a"], wait=True)
+    world.manager.apply(_reconfigured(world, a={"model_path": "/a.gguf", "aliases": ["gpt-4"]}))
+    assert world.status("a") is Status.READY
+    assert world.manager.find("gpt-4").alias == "a"
+
+
+async def test_a_removed_model_finishes_its_request_and_is_forgotten(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000, "b": 1000})
+    running, waiting = world.request("a"), world.request("a")
+    await world.settle()
+    world.manager.apply(_reconfigured(world, a={}))
+    with pytest.raises(ModelNotFound):
+        world.manager.find("a")
+    with pytest.raises(ModelNotFound, match="removed"):
+        await waiting.task
+    await running.finish()
+    assert list(world.manager.instances) == ["b"]
+
+
+async def test_an_added_model_can_be_used_at_once(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000})
+    world.sizes["new"] = 1000
+    world.manager.apply(_reconfigured(world, new={"model_path": "/new.gguf"}))
+    request = world.request("new")
+    await world.settle()
+    assert request.granted.is_set()

@@ -32,6 +32,9 @@ HEARTBEAT_S = 5.0
 BURIAL_S = 3.0
 """How long a replay waits for the supervisor to notice that the process died."""
 
+LAST_WORD_S = 5.0
+"""A client that does not read cannot be told why its stream ends."""
+
 MAX_ERROR_BYTES = 65536
 EVENT_STREAM = "text/event-stream"
 
@@ -58,6 +61,10 @@ class Call:
     client: str
 
 
+class ClientStalled(Exception):
+    """The client has not taken a byte for so long that its slot goes to somebody else."""
+
+
 class Relay(Response):
     """Answers one call. Errors before the first byte are raised, later ones end the event stream."""
 
@@ -69,6 +76,8 @@ class Relay(Response):
         self._ticket = services.manager.ticket(call.priority)
         self._started = False  # headers have been sent
         self._begun = False  # a byte of the answer has been sent
+        self._event_stream = False  # these headers said so
+        self._sending = False  # the client has not taken the last chunk yet
         self._status = 200
         self._granted_at: float | None = None
         self._first_byte_at: float | None = None
@@ -86,11 +95,13 @@ class Relay(Response):
                 leaving.add_done_callback(lambda _: stay.cancel())
                 await self._answer(send)
             left = stay.cancelled_caught
+        except ClientStalled:  # the server closes a connection whose answer was not completed
+            left = True
         except RouterError as raised:
             error = raised
             if not self._started:
                 raise
-            await send(_body(error_event(raised, self._call.endpoint), more=False))
+            await self._end_in_band(raised, send)
         except Exception:
             error = InternalError("a bug of the router")  # for the accounts; the 500 handler logs and answers
             raise
@@ -119,7 +130,7 @@ class Relay(Response):
 
     async def _wait(self, ticket: Ticket, send: Send) -> None:
         """Until the ticket is granted. A stream that waits long is told where it stands."""
-        deadline = ticket.arrived + self._limits.queue_timeout_sec
+        deadline = self._now() + self._limits.queue_timeout_sec
         while not await ticket.wait(min(HEARTBEAT_S, max(deadline - self._now(), 0.0))):
             if self._now() >= deadline:
                 raise self._queue_timeout()
@@ -160,6 +171,9 @@ class Relay(Response):
             except UpstreamGone as gone:
                 logger.info("%s: the connection to llama-server failed: %s", self._instance.alias, gone)
                 return False
+        if timed_out and self._sending:
+            logger.info("%s: a client stopped reading; its slot is taken back", self._instance.alias)
+            raise ClientStalled
         if timed_out:
             raise UpstreamTimeout(
                 f"llama-server for {self._instance.alias} sent nothing for "
@@ -193,7 +207,9 @@ class Relay(Response):
                     await self._begin(answer, chunk, send)
                 self._last_progress = self._now()
                 self._usage.feed(chunk)
+                self._sending = True
                 await send(_body(chunk))
+                self._sending = False
                 self._last_progress = self._now()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise UpstreamGone(str(error) or type(error).__name__) from error
@@ -202,10 +218,10 @@ class Relay(Response):
         await send(_body(b"", more=False))
 
     async def _begin(self, answer: aiohttp.ClientResponse, chunk: bytes, send: Send) -> None:
+        self._begun, self._first_byte_at = True, self._now()  # first: a head cannot be taken back
+        self._usage.start(chunk)
         if not self._started:
             await self._start(send, answer.status, answer.headers)
-        self._begun, self._first_byte_at = True, self._now()
-        self._usage.start(chunk)
 
     async def _fail_in_band(self, answer: aiohttp.ClientResponse, send: Send) -> None:
         """llama-server refused after our headers had to be sent early: its error becomes an event."""
@@ -217,11 +233,18 @@ class Relay(Response):
 
     async def _burial(self, runner: Runner | None) -> None:
         """Let the supervisor notice the death first, else the replay is granted on a corpse."""
-        if runner is None or self._instance.runner is not runner:
+        if runner is None:
             return
         with anyio.move_on_after(BURIAL_S):
-            await runner.exited()
-            await self._instance.gone()
+            await self._instance.without(runner)
+            return
+        await self._services.health.suspect(self._instance, runner)
+
+    async def _end_in_band(self, error: RouterError, send: Send) -> None:
+        """An event stream ends with the error. A plain answer is cut off, which its client notices."""
+        if self._event_stream:
+            with anyio.move_on_after(LAST_WORD_S):
+                await send(_body(error_event(error, self._call.endpoint), more=False))
 
     # --- the answer's head
 
@@ -232,7 +255,8 @@ class Relay(Response):
             for name, value in upstream.items()
             if name.lower() not in _NOT_PASSED_BACK
         ]
-        if upstream.get("content-type", "").startswith(EVENT_STREAM):
+        self._event_stream = upstream.get("content-type", "").startswith(EVENT_STREAM)
+        if self._event_stream:
             headers = [h for h in headers if h[0] not in (b"cache-control", b"x-accel-buffering")]
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send(

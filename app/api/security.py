@@ -7,6 +7,7 @@ import ipaddress
 import re
 import socket
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -57,43 +58,30 @@ def require_admin(request: Request) -> None:
         raise Forbidden('this API key may not manage models; use one with "admin": true')
 
 
-class Guard:
-    """Lets a request through, with its id and client in the scope, or answers it."""
+class Rules:
+    """Who may do what, from one configuration; a reload puts another one in its place."""
 
-    def __init__(self, app: ASGIApp, api: ApiConfig) -> None:
-        self._app, self._api = app, api
-        self._max_body = int(api.max_body_mb * 2**20)
+    def __init__(self, api: ApiConfig) -> None:
+        self.max_body_bytes = int(api.max_body_mb * 2**20)
+        self._api = api
         self._keys = [
             (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
             for key in api.api_keys
         ]
-        own_names = {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._hosts = {host.lower() for host in api.allowed_hosts} | own_names
+        self._hosts = {host.lower() for host in api.allowed_hosts} | {socket.gethostname().lower()}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _USABLE_ID.match(given) else uuid.uuid4().hex
-        scope["router.request_id"] = request_id
-        send = _with_request_id(send, request_id.encode())
-        try:
-            self._check(scope, headers)
-        except RouterError as error:
-            await errors.response(error, scope["path"])(scope, receive, send)
-            return
-        await self._app(scope, self._counted(receive), send)
-
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def check(self, scope: Scope, headers: Headers) -> Client:
+        """Who asks. Raises what the client is to be told instead."""
         self._check_host(headers.get("host", ""))
         if scope["method"] not in _SAFE_METHODS:
             self._check_origin(headers)
-        scope["router.client"] = self._client(scope, headers)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._max_body:
-            raise self._too_large()
+        if length.isdigit() and int(length) > self.max_body_bytes:
+            raise self.too_large()
+        return self._client(scope, headers)
+
+    def too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
 
     def _check_host(self, host: str) -> None:
         """Against DNS rebinding: a page's own name must not reach us just because it resolves to us."""
@@ -108,9 +96,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None:
             if headers.get("sec-fetch-site") == "cross-site":
-                raise OriginNotAllowed(
-                    "a web page of another site may not do this; see api.cors_allow_origins"
-                )
+                raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
             return
         allowed = self._api.cors_allow_origins
         if "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
@@ -133,28 +119,47 @@ class Guard:
         raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
 
     def _is_open(self, path: str) -> bool:
-        return (
-            path in _OPEN_PATHS
-            or path.startswith("/ui/")
-            or (path == "/metrics" and self._api.public_metrics)
-        )
+        if path == "/metrics":
+            return self._api.public_metrics
+        return path in _OPEN_PATHS or path.startswith("/ui/")
 
-    def _counted(self, receive: Receive) -> Receive:
-        """Counts a body while it comes in: a chunked one tells no length beforehand."""
-        received = 0
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body:
-                raise self._too_large()
-            return message
+class Guard:
+    """Lets a request through, with its id and client in the scope, or answers it."""
 
-        return counted
+    def __init__(self, app: ASGIApp, rules: Callable[[], Rules]) -> None:
+        self._app, self._rules = app, rules
 
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, rules = Headers(scope=scope), self._rules()
+        given = headers.get("x-request-id", "")
+        request_id = given if _USABLE_ID.match(given) else uuid.uuid4().hex
+        scope["router.request_id"] = request_id
+        send = _with_request_id(send, request_id.encode())
+        try:
+            scope["router.client"] = rules.check(scope, headers)
+        except RouterError as error:
+            await errors.response(error, scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, _counted(receive, rules), send)
+
+
+def _counted(receive: Receive, rules: Rules) -> Receive:
+    """Counts a body while it comes in: a chunked one tells no length beforehand."""
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > rules.max_body_bytes:
+            raise rules.too_large()
+        return message
+
+    return counted
 
 
 def host_name(host: str) -> str:

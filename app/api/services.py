@@ -20,8 +20,10 @@ from app.core.upstream import Upstream
 from app.core.vram_tracker import DeviceTracker
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
+    """A reload replaces `config`; everything else stays as long as the router runs."""
+
     config: Config
     manager: ModelManager
     tracker: DeviceTracker

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -188,7 +188,7 @@ class SystemConfig(Section):
         "info", description="the router's own log"
     )
     log_format: Literal["text", "json"] = Field("text", description="the router's own log, on stderr")
-    watch_config: bool = Field(False, description="reload when the file changes")
+    watch_config: bool = Field(False, description="reload when the file changes (not there yet: restart)")
 
 
 class ModelParams(Section):
@@ -250,6 +250,16 @@ class ModelSpec:
     def cpu_only(self) -> bool:
         return self.params.n_gpu_layers == CPU_ONLY
 
+    def same_process(self, other: ModelSpec) -> bool:
+        """They differ at most in what the router alone cares for, so a running process fits both."""
+        return self == replace(
+            other,
+            aliases=self.aliases,
+            pinned=self.pinned,
+            idle_timeout_s=self.idle_timeout_s,
+            priority=self.priority,
+        )
+
 
 class Config(Section):
     """The whole file. Made by `load` or `parse`: these also check names, and make paths absolute."""
@@ -303,6 +313,8 @@ class Config(Section):
                 f"{pinned} pinned models fill system.max_concurrent_models ({places}): "
                 "once they are loaded no other model can be. Raise it or pin fewer."
             )
+        if self.system.watch_config:
+            found.append("system.watch_config has no effect yet: restart the router after a change.")
         if no_device := [a for a, s in self.specs().items() if not s.gpu_devices and not s.cpu_only]:
             found.append(
                 f"gpu_devices is empty for {', '.join(no_device)}: on a machine with a GPU these models have "

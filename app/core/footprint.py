@@ -10,10 +10,10 @@ from app.core.command import batch_sizes
 from app.core.config import ModelSpec
 from app.core.exit_reason import Failure, FailureKind
 from app.core.gguf_utils import GgufError, GgufHeader, read_header
+from app.core.gpu_probe import HOST, MIB
 from app.core.memory_estimate import MemoryEstimate, MemoryParams, estimate
 from app.core.model_status import ModelKind, Need
 from app.core.runner import LoadError
-from app.core.vram_tracker import HOST, MIB
 
 
 @dataclass(frozen=True)

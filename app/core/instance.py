@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 
 from app.core.config import ModelSpec
-from app.core.errors import LoadFailed, ModelFailed
+from app.core.errors import LoadFailed, ModelFailed, RouterError
 from app.core.events import EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
+from app.core.gpu_probe import HOST
 from app.core.model_status import (
     MOVES,
     NEVER_USED,
@@ -28,7 +29,7 @@ from app.core.placement import Placement
 from app.core.policy import backoff_s
 from app.core.queue import RequestQueue, Ticket
 from app.core.runner import Launcher, LoadError, Runner
-from app.core.vram_tracker import HOST, DeviceTracker
+from app.core.vram_tracker import DeviceTracker
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ class ModelInstance:
         clock: Callable[[], float],
         look_again: Callable[[], None],
     ) -> None:
-        self.spec = spec
+        self.spec = self._next_spec = spec
         self.queue = queue
+        self.removed = False
         self.status = Status.OFF
         self.runner: Runner | None = None
         self.footprint: Footprint | None = None
@@ -79,12 +81,18 @@ class ModelInstance:
         self._retry_at = 0.0
         self._reload_s: float | None = None
         self._crashes: list[float] = []
+        self._hung: str | None = None
         self._life: anyio.CancelScope | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def alias(self) -> str:
         return self.spec.alias
+
+    @property
+    def process(self) -> asyncio.Task[None] | None:
+        """The task that is its process's life; None without one."""
+        return self._task if self._task is not None and not self._task.done() else None
 
     @property
     def trained_context(self) -> int | None:
@@ -98,7 +106,7 @@ class ModelInstance:
             self.restarts += 1
             self._bus.publish(Restarted(self.alias))
         self._tracker.reserve(self.alias, placement)
-        self.preload, self.stop_reason, self._served = False, None, 0
+        self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self._set(Status.STARTING, "for waiting requests" if self.queue.waiting else "")
         self._task = asyncio.create_task(self._supervise(placement), name=f"supervise {self.alias}")
@@ -107,6 +115,8 @@ class ModelInstance:
         """Grant nothing more; stop when the running requests have ended. A load is stopped at once."""
         if self.status in (Status.STARTING, Status.LOADING):
             self.stop(reason, target)
+        if self.status is Status.DRAINING and not reason.is_swap:
+            self.stop_reason = reason  # from now on the policy may not keep it
         if self.status is not Status.READY:
             return
         if self.queue.waiting and reason.is_swap:
@@ -137,10 +147,46 @@ class ModelInstance:
         if self._life is not None:
             self._life.cancel()
 
+    async def end_hung(self, runner: Runner, why: str) -> None:
+        """End a process that hangs; it takes the way of a crash. Returns when it is gone."""
+        if self.runner is runner and self._hung is None:
+            self._hung = f"llama-server hung ({why}) and was ended by the router."
+            await runner.stop(grace_s=0)
+        await self.without(runner)
+
+    async def without(self, runner: Runner) -> None:
+        """Until this process is gone; at once if another one has taken its place."""
+        if self.runner is runner:
+            await self.gone()
+
     async def gone(self) -> None:
         """Until there is no process."""
         if self._task is not None:
             await asyncio.wait([self._task])
+
+    def redefine(self, spec: ModelSpec, limits: RestartLimits, max_waiting: int) -> None:
+        """What it is from now on; a process that would be another one is replaced when it has finished."""
+        self._limits, self.queue.max_waiting, self.removed = limits, max_waiting, False
+        if spec == self._next_spec:
+            return
+        same_process = spec.same_process(self.spec)
+        self._next_spec = spec
+        if same_process or self.process is None:
+            self._take_new_spec()
+        else:
+            self.drain(StopReason.CONFIG)
+
+    def remove(self, error: RouterError) -> None:
+        """It is no longer configured: who waits is told, who runs may finish."""
+        if not self.removed:
+            self.removed = True
+            self.queue.fail_waiting(error)
+            self.drain(StopReason.CONFIG)
+
+    def _take_new_spec(self) -> None:
+        self.spec, self.queue.slots = self._next_spec, self._next_spec.slots
+        self.need = None
+        self.reset()
 
     def forget(self, reason: str) -> None:
         """A crashed model is not started again; one that was to be preloaded is not."""
@@ -149,6 +195,7 @@ class ModelInstance:
             self._set(Status.OFF, reason)
         else:
             logger.info("%s: %s", self.alias, reason)
+            self._bus.publish(Touched(self.alias))
 
     def fail(self, failure: Failure) -> None:
         """Give up: everybody who waits gets the reason, and later requests too until `reset`."""
@@ -247,7 +294,7 @@ class ModelInstance:
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
                     self._serve(runner)
-                    failure = (await runner.exited()).failure
+                    failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:
             failure = error.failure
         except Exception as error:
@@ -286,6 +333,13 @@ class ModelInstance:
             self._crashed(failure or _VANISHED)
         else:
             self._load_ended(failure or _VANISHED)
+        if self.spec != self._next_spec:
+            self._take_new_spec()
+
+    def _cause_of(self, exit_reason: Failure) -> Failure:
+        if self._hung is None:
+            return exit_reason
+        return replace(exit_reason, kind=FailureKind.TIMEOUT, message=self._hung)
 
     def _crashed(self, failure: Failure) -> None:
         now = self._clock()

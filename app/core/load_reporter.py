@@ -15,9 +15,7 @@ EVERY_S = 5.0
 
 
 class LoadReporter:
-    def __init__(
-        self, bus: EventBus, view: Callable[[str], ModelView], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, bus: EventBus, view: Callable[[str], ModelView], clock: Callable[[], float]) -> None:
         self._view, self._clock = view, clock
         self._next: dict[str, float] = {}
         bus.subscribe(self._on_event)
@@ -35,9 +33,4 @@ class LoadReporter:
         if view.load_progress is None:
             return
         self._next[view.alias] = self._clock() + EVERY_S
-        logger.info(
-            "%s: loading, %.0f %% after %.0f s",
-            view.alias,
-            100 * view.load_progress,
-            self._clock() - view.since,
-        )
+        logger.info("%s: loading, %.0f %%", view.alias, 100 * view.load_progress)

@@ -42,22 +42,36 @@ class ModelManager:
         clock: Callable[[], float],
         inspect: Callable[[ModelSpec], Footprint] = footprint.inspect,
     ) -> None:
-        system = config.system
         self.instances: dict[str, ModelInstance] = {}
-        self.closing = False
-        self._config, self._clock, self._bus, self._tracker = config, clock, bus, tracker
-        self.launcher, self._inspect_file = launcher, inspect
-        self._limits = Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
-        self._restarts = RestartLimits(
-            system.max_restarts, system.restart_window_sec, system.load_max_retries
-        )
         self.names: dict[str, ModelInstance] = {}
+        self.closing = False
+        self.launcher, self._inspect_file = launcher, inspect
+        self._clock, self._bus, self._tracker = clock, bus, tracker
         self._contended = False
         self._next_look: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._jobs: dict[str, asyncio.Task[None]] = {}
-        for spec in config.specs().values():
-            self._add(spec)
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Take a configuration, by difference: a model whose definition is the same keeps its process.
+
+        A changed one finishes its running requests and is then what the new definition says; a removed one
+        finishes them and goes.
+        """
+        system, specs = config.system, config.specs()
+        self._config = config
+        self._limits = Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
+        restarts = RestartLimits(system.max_restarts, system.restart_window_sec, system.load_max_retries)
+        for alias, spec in specs.items():
+            if alias not in self.instances:
+                self.instances[alias] = self._instance(spec, restarts)
+            self.instances[alias].redefine(spec, restarts, system.max_queue_size_per_model)
+        for alias, instance in self.instances.items():
+            if alias not in specs:
+                instance.remove(ModelNotFound(f"{alias} was removed from the configuration", param="model"))
+        self.names = {n: self.instances[a] for a, spec in specs.items() for n in (a, *spec.aliases)}
+        self._forget_removed()
 
     # --- requests
 
@@ -108,18 +122,19 @@ class ModelManager:
 
     async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
         """Free its memory; False if it holds none. Waiting requests stay and load it again."""
-        if not instance.status.has_process:
+        process = instance.process
+        if process is None:
+            if instance.status is Status.CRASHED or instance.preload:
+                instance.forget("ejected")  # it would come back by itself
             return False
         if now or timeout_s <= 0:
             instance.stop(StopReason.MANUAL)
         else:
-            if instance.status is Status.DRAINING:  # for a swap: from now on nobody may keep it
-                instance.stop_reason = StopReason.MANUAL
             instance.drain(StopReason.MANUAL)
-        with anyio.move_on_after(timeout_s):
-            await instance.gone()
-        instance.stop(StopReason.MANUAL)
-        await instance.gone()
+        await asyncio.wait([process], timeout=timeout_s)
+        if not process.done():
+            instance.stop(StopReason.MANUAL)
+            await asyncio.wait([process])
         return True
 
     async def preview(self, instance: ModelInstance) -> Preview:
@@ -179,6 +194,7 @@ class ModelManager:
         self._next_look = None
         if self.closing:
             return
+        self._forget_removed()
         plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
         for action in plan.actions:
             self._carry_out(action)
@@ -247,20 +263,22 @@ class ModelManager:
 
     # --- inside
 
-    def _add(self, spec: ModelSpec) -> None:
-        instance = ModelInstance(
+    def _instance(self, spec: ModelSpec, restarts: RestartLimits) -> ModelInstance:
+        return ModelInstance(
             spec,
             RequestQueue(spec.slots, self._config.system.max_queue_size_per_model),
             launcher=self.launcher,
             tracker=self._tracker,
             bus=self._bus,
-            limits=self._restarts,
+            limits=restarts,
             clock=self._clock,
             look_again=self.look_again,
         )
-        self.instances[spec.alias] = instance
-        for name in (spec.alias, *spec.aliases):
-            self.names[name] = instance
+
+    def _forget_removed(self) -> None:
+        gone = [a for a, i in self.instances.items() if i.removed and i.process is None]
+        for alias in gone:
+            del self.instances[alias]
 
     def _check_open(self, instance: ModelInstance) -> None:
         if self.closing:

@@ -48,6 +48,15 @@ def usage(pid: int) -> tuple[int, int]:
         return 0, 0
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time used so far, by all its threads; 0 where it cannot be told. Blocking."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except (psutil.Error, OSError):
+        return 0.0
+    return times.user + times.system
+
+
 def start_mark(pid: int) -> str | None:
     """When it was started, in words that no later process with its pid has; None if there is none.
 

@@ -40,9 +40,11 @@ class Room:
 
     def most(self, need: Need) -> int:
         """The largest need that would have room here, on one device or split."""
-        usable = [self.free[d] for d in need.devices if d in self.free]
-        split = sum(max(mb - need.overhead_mb, 0) for mb in usable) + need.overhead_mb
-        return max(0, split if len(usable) > 1 else max(usable, default=0))
+        usable = {d: self.free[d] for d in need.devices if d in self.free}
+        single = max(usable.values(), default=0)
+        parts = [mb - need.overhead_mb for d, mb in usable.items() if _can_share(d)]
+        split = sum(max(mb, 0) for mb in parts) + need.overhead_mb
+        return max(0, single, split if len(parts) > 1 else 0)
 
 
 def fit(need: Need, room: Room) -> Placement | None:
@@ -59,11 +61,17 @@ def fit(need: Need, room: Room) -> Placement | None:
     roomy = [d for d, free in usable.items() if free >= need.mb]
     if roomy:
         return {min(roomy, key=lambda d: usable[d]): need.mb}
-    by_size = sorted((d for d in usable if usable[d] > need.overhead_mb), key=lambda d: -usable[d])
+    willing = (d for d in usable if _can_share(d) and usable[d] > need.overhead_mb)
+    by_size = sorted(willing, key=lambda d: -usable[d])
     for count in range(2, len(by_size) + 1):
         if (split := _split(need, {d: usable[d] for d in by_size[:count]})) is not None:
             return split
     return None
+
+
+def _can_share(device: str) -> bool:
+    """CUDA gives a process one part of a partitioned card, and nothing else."""
+    return not device.startswith("MIG-")
 
 
 def _split(need: Need, free: Mapping[str, int]) -> Placement | None:

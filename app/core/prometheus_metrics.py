@@ -44,8 +44,7 @@ class Metrics:
         self._make_counters()
         self._make_histograms()
         self.registry.register(_CurrentState(views, devices))
-        for view in views():
-            self._start_at_zero(view.alias)
+        self.start_at_zero([view.alias for view in views()])
         bus.subscribe(self._on_event)
 
     def render(self) -> bytes:
@@ -80,8 +79,12 @@ class Metrics:
             "router_generation_tokens_per_second", "Generation speed of an answer", SPEED_BUCKETS
         )
 
-    def _start_at_zero(self, alias: str) -> None:
+    def start_at_zero(self, aliases: Iterable[str]) -> None:
         """A counter that appears with its first event hides that event from `rate()`."""
+        for alias in aliases:
+            self._touch(alias)
+
+    def _touch(self, alias: str) -> None:
         for outcome in Outcome:
             self._requests.labels(alias, outcome.value)
         for kind in ("prompt", "generated", "cached"):

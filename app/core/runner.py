@@ -37,6 +37,7 @@ class Runner(Protocol):
     phase: Status
     load_log: LoadLog
     log: ModelLog
+    last_output: float  # when it last said anything, on the monotonic clock
 
     async def ready(self) -> None:
         """Returns when it serves. Raises `LoadError`: it exited, or showed no progress for too long."""
@@ -46,6 +47,10 @@ class Runner(Protocol):
         ...
 
     async def healthy(self, timeout_s: float) -> bool: ...
+
+    async def working(self) -> bool:
+        """It uses the processor: one batch of a long prompt can take minutes without a word."""
+        ...
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Returns when the process is reaped. Safe to call twice, and at the same time."""

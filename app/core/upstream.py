@@ -60,8 +60,8 @@ class Upstream:
             return await session.request(
                 method, url, headers=headers, data=body or None, allow_redirects=False
             )
-        except (aiohttp.ClientConnectionError, ConnectionError) as error:
-            raise UpstreamGone(str(error)) from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise UpstreamGone(str(error) or type(error).__name__) from error
 
     @property
     def closed(self) -> bool:

@@ -1,0 +1,79 @@
+"""Taking a changed configuration file while requests run: on SIGHUP, or when the file changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import anyio.to_thread
+from fastapi import FastAPI
+
+from app.api.security import Rules
+from app.api.services import Services
+from app.core import config as configuration
+from app.core.config import Config, ConfigError
+from app.core.footprint import identity
+
+logger = logging.getLogger(__name__)
+
+WATCH_EVERY_S = 2.0
+NEEDS_RESTART = {
+    "api": ("host", "port", "cors_allow_origins"),
+    "system": (
+        "llama_server_path", "first_port", "log_dir", "log_level", "log_format", "load_timeout_sec",
+        "health_check_interval_sec", "min_free_vram_mb", "watch_config",
+    ),
+}  # fmt: skip
+"""Keys that are read once, at start."""
+
+
+async def reload(app: FastAPI, path: Path) -> bool:
+    """Apply the file by difference. A file with mistakes changes nothing; they are logged."""
+    services: Services = app.state.services
+    try:
+        new = await anyio.to_thread.run_sync(configuration.load, path)
+    except ConfigError as error:
+        logger.error("the configuration stays as it was; %s", error)
+        return False
+    old = services.config
+    if services.manager.closing or new == old:
+        return False
+    services.config, app.state.rules = new, Rules(new.api)
+    services.manager.apply(new)
+    services.metrics.start_at_zero(new.models)
+    logger.info("configuration reloaded: %s", _summary(old, new))
+    for key in _unchangeable(old, new):
+        logger.warning("%s has changed: restart the router for it to take effect", key)
+    return True
+
+
+async def watch(app: FastAPI, path: Path) -> None:
+    """Reload when the file is another one. Never returns."""
+    seen = await anyio.to_thread.run_sync(identity, path)
+    while True:
+        await asyncio.sleep(WATCH_EVERY_S)
+        found = await anyio.to_thread.run_sync(identity, path)
+        if found is not None and found != seen:  # none: an editor is just replacing it
+            seen = found
+            await reload(app, path)
+
+
+def _summary(old: Config, new: Config) -> str:
+    before, after = old.specs(), new.specs()
+    changes = {
+        "added": [a for a in after if a not in before],
+        "removed": [a for a in before if a not in after],
+        "changed": [a for a in after if before.get(a, after[a]) != after[a]],
+    }
+    found = [f"{what} {', '.join(aliases)}" for what, aliases in changes.items() if aliases]
+    return "; ".join(found) or "no model is concerned"
+
+
+def _unchangeable(old: Config, new: Config) -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section, keys in NEEDS_RESTART.items()
+        for key in keys
+        if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)
+    ]
