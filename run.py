@@ -11,11 +11,28 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and hand over; the exit code."""
+    if sys.version_info < (3, 10):  # noqa: UP036, this file still runs there, the rest does not
+        return _complain(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}")
     options = _parser().parse_args(arguments)
-    from app import cli  # after parsing: --help needs none of it
+    if "config" not in options:
+        options.config = Path(os.environ.get("CONFIG_PATH") or "config.json")
+    try:
+        from app import cli  # after parsing: --help needs none of it
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("app"):
+            raise
+        return _complain(
+            f"the Python package {error.name!r} is missing; in a virtual environment run: "
+            "pip install -r requirements.txt"
+        )
 
     commands = {"serve": cli.serve, "check": cli.check, "init": cli.init, "demo": cli.demo}
     return commands[options.command](options)
+
+
+def _complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         help="configuration file (default: $CONFIG_PATH, then config.json)",
     )
     parser = argparse.ArgumentParser(prog="run.py", description=__doc__, parents=[common])
-    parser.set_defaults(command="serve", config=Path(os.environ.get("CONFIG_PATH") or "config.json"))
+    parser.set_defaults(command="serve")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.default = "serve"
     commands.add_parser("serve", parents=[common], help="start the server (the default)")

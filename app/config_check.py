@@ -16,6 +16,7 @@ from app.core.config import Config, ConfigError, ModelSpec
 from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
 from app.core.gpus import find_gpus, in_time
+from app.core.learned import FILE_NAME, LearnedFootprints
 from app.core.model_status import Need
 from app.core.placement import Placement, Room, fit
 from app.core.runner import LoadError
@@ -33,6 +34,7 @@ class Line:
     need: Need | None
     place: str
     problem: str | None = None
+    measured_mb: int | None = None
 
 
 def run(path: Path) -> int:
@@ -42,13 +44,15 @@ def run(path: Path) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{path}: valid, {len(config.models)} models")
+    print(f"{path}: valid, {counted(len(config.models))}")
     for warning in config.warnings():
         print(f"  warning: {warning}")
     binary = _binary(config)
     probe = find_gpus(binary.path if binary else None)
     readings = _devices(config, probe)
-    lines = [_line(spec, config, readings, binary) for spec in config.specs().values()]
+    learned = LearnedFootprints(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
+    learned.load()
+    lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
     print("\n" + _table(lines))
     problems = [line for line in lines if line.problem]
     for line in problems:
@@ -56,6 +60,10 @@ def run(path: Path) -> int:
     healthy = binary is not None and readings is not None and not problems
     print("\nall is well" if healthy else "\nnot ready to serve")
     return 0 if healthy else 1
+
+
+def counted(models: int) -> str:
+    return "1 model" if models == 1 else f"{models} models"
 
 
 def _binary(config: Config) -> BinaryInfo | None:
@@ -87,7 +95,13 @@ def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
     return None if missing else [*gpus, host_reading()]
 
 
-def _line(spec: ModelSpec, config: Config, readings: list[Reading] | None, binary: BinaryInfo | None) -> Line:
+def _line(
+    spec: ModelSpec,
+    config: Config,
+    readings: list[Reading] | None,
+    binary: BinaryInfo | None,
+    learned: LearnedFootprints,
+) -> Line:
     try:
         found = footprint.inspect(spec)
         if binary is not None:
@@ -97,7 +111,7 @@ def _line(spec: ModelSpec, config: Config, readings: list[Reading] | None, binar
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
-    return _placed(spec, found, config, readings or [host_reading()])
+    return _placed(spec, found, config, readings or [host_reading()], learned)
 
 
 def _check_extra_args(binary: BinaryInfo, spec: ModelSpec) -> None:
@@ -108,18 +122,21 @@ def _check_extra_args(binary: BinaryInfo, spec: ModelSpec) -> None:
         raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
 
 
-def _placed(spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading]) -> Line:
+def _placed(
+    spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading], learned: LearnedFootprints
+) -> Line:
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
-    need = footprint.need(
-        spec, found, resolve(gpus, spec.gpu_devices), bool(gpus), config.system.vram_multiplier
-    )
+    places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
+    before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
+    overhead_mb = learned.overhead_mb(r.kind for r in gpus if r.id in places)
+    need = footprint.need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
     room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
     placement = fit(need, room)
     problem = (
         None if placement is not None else f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
     )
-    return Line(spec.alias, found.file_mb, need, _place(placement), problem)
+    return Line(spec.alias, found.file_mb, need, _place(placement), problem, before.seen_mb)
 
 
 def _place(placement: Placement | None) -> str:
@@ -130,11 +147,18 @@ def _place(placement: Placement | None) -> str:
 
 
 def _table(lines: list[Line]) -> str:
-    rows = [("model", "file MB", "estimate MB", "goes to", "")]
+    rows: list[tuple[str, ...]] = [
+        ("model", "file MB", "estimate MB", "measured MB", "reserves MB", "goes to", "")
+    ]
     for line in lines:
-        size = "-" if line.file_mb is None else str(line.file_mb)
-        need = "-" if line.need is None else str(line.need.mb)
-        rows.append((line.alias, size, need, line.place, line.need.note if line.need else ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    a, b, c, d = widths
-    return "\n".join(f"  {r[0]:<{a}}  {r[1]:>{b}}  {r[2]:>{c}}  {r[3]:<{d}}  {r[4]}".rstrip() for r in rows)
+        need = line.need
+        estimate = need.mb if need and need.estimate_mb is None else need and need.estimate_mb
+        sizes = (line.file_mb, estimate, line.measured_mb, need and need.mb)
+        figures = ("-" if mb is None else str(mb) for mb in sizes)
+        rows.append((line.alias, *figures, line.place, need.note if need else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    return "\n".join("  " + "  ".join(map(_aligned, row, widths, range(7))).rstrip() for row in rows)
+
+
+def _aligned(text: str, width: int, column: int) -> str:
+    return text.rjust(width) if 1 <= column <= 4 else text.ljust(width)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from app.config_check import counted
 from app.core.config import RESERVED_ALIASES
 from app.core.gguf_utils import GgufError, GgufHeader, read_header
 
@@ -43,7 +44,7 @@ def run(target: Path, models_dir: Path, *, force: bool) -> int:
         target.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         return _complain(f"{target} cannot be written: {error.strerror}")
-    print(f"{target}: {len(models)} models: {', '.join(models)}")
+    print(f"{target}: {counted(len(models))}: {', '.join(models)}")
     for projector in projectors:
         print(f"  {projector.name} is a projector: set params.mmproj of the model that it belongs to")
     print(f"Next: python run.py check -c {target}")

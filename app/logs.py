@@ -15,7 +15,10 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
-        record.message = one_line(record.message)
+        lines = [record.message]
+        if record.name.startswith("uvicorn"):  # it logs a traceback of the start as a message
+            lines = record.message.splitlines()
+        record.message = "\n    ".join(map(one_line, lines))
         return super().formatMessage(record)
 
     def formatException(self, ei: logging._SysExcInfoType) -> str:  # noqa: N802

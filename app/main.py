@@ -29,6 +29,7 @@ from app.core.gpu_probe import GpuProbe
 from app.core.gpus import find_gpus
 from app.core.health_monitor import HealthMonitor
 from app.core.launcher import LlamaLauncher
+from app.core.learned import FILE_NAME, LearnedFootprints
 from app.core.load_reporter import LoadReporter
 from app.core.logging_server import LogServer
 from app.core.manager import ModelManager
@@ -111,7 +112,10 @@ async def _build(
     look_again: list[Callable[[], None]] = []
     asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
     tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
-    manager = ModelManager(config, launcher=launcher, tracker=tracker, bus=bus, clock=time.monotonic)
+    learned = await _learned(system.log_dir, launcher)
+    manager = ModelManager(
+        config, launcher=launcher, tracker=tracker, bus=bus, clock=time.monotonic, learned=learned
+    )
     look_again.append(manager.look_again)
     stack.push_async_callback(manager.stop_all)
     upstream = Upstream()
@@ -179,6 +183,15 @@ async def _real_launcher(
 def _default_pooling(spec: ModelSpec) -> str | None:
     """llama-server refuses embeddings of a model without pooling metadata unless it is told how to pool."""
     return "mean" if spec.kind is ModelKind.EMBEDDING else None
+
+
+async def _learned(log_dir: str, launcher: Launcher) -> LearnedFootprints:
+    """What a real llama-server taught earlier routers."""
+    if not isinstance(launcher, LlamaLauncher):
+        return LearnedFootprints()
+    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, launcher.binary.identity)
+    await anyio.to_thread.run_sync(learned.load)
+    return learned
 
 
 async def _tracker(

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.services import Services
 from app.core.launcher import LlamaLauncher
 from app.main import drain
 from app.reload import reload
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 OPEN_FILES = 65536
 """500 waiting clients on several models pass the usual soft limit of 1,024."""
+
+STUCK_S = 25.0
+"""More than the slowest orderly end takes after the drain: a process that outlives SIGKILL, open answers."""
 
 
 class RouterServer(uvicorn.Server):
@@ -56,6 +61,8 @@ class RouterServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Still listening while it drains: newcomers are told that the router stops."""
+        services: Services = self._app.state.services
+        self._exit_without_fail(services.config.system.drain_timeout_sec + STUCK_S)
         if not self.force_exit:
             await drain(self._app)
         await super().shutdown(sockets)
@@ -84,6 +91,17 @@ class RouterServer(uvicorn.Server):
     def _reload(self) -> None:
         if self._config_path is not None and (self._reloading is None or self._reloading.done()):
             self._reloading = asyncio.create_task(reload(self._app, self._config_path), name="reload")
+
+    def _exit_without_fail(self, timeout_s: float) -> None:
+        """A thread that hangs in a driver or on a disk must not keep the router from ending."""
+        timer = threading.Timer(timeout_s, self._give_up)
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self) -> None:
+        logger.error("something hangs and does not end; exiting without it")
+        self._kill_children()
+        os._exit(1)
 
     def _kill_children(self) -> None:
         services = getattr(self._app.state, "services", None)

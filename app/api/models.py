@@ -128,7 +128,8 @@ async def logs(
     instance = services.manager.find(alias)
     if follow:
         return event_stream(_followed(services, instance.alias, lines))
-    tail = await anyio.to_thread.run_sync(services.logs.read_tail, instance.alias, lines)
+    in_file = await anyio.to_thread.run_sync(services.logs.read_tail, instance.alias, lines)
+    tail = in_file or services.logs.open(instance.alias).tail(lines)  # the folder may not be writable
     return PlainTextResponse("\n".join(tail) + ("\n" if tail else ""))
 
 
@@ -190,9 +191,11 @@ def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[s
         ],
         "evicts": list(found.victims),
         "wait_sec": round(found.wait_s, 1),
-        "estimate_mb": instance.need.mb if instance.need else None,
+        "estimate_mb": instance.memory.estimated_mb,
         "estimate_exact": instance.need.exact if instance.need else None,
-        "measured_mb": services.tracker.measured_mb(instance.alias),
+        "measured_mb": instance.memory.measured_mb,
+        "need_mb": instance.need.mb if instance.need else None,
+        "need_note": instance.need.note if instance.need else None,
         "reason": _plan_reason(services, instance, found),
     }
 

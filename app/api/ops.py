@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -82,6 +83,8 @@ async def models_health(request: Request) -> dict[str, Any]:
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     tracker = services.tracker
     tasks = {name: task.error for name, task in services.background.health.items() if task.error}
+    if services.manager.error:
+        tasks["scheduling"] = services.manager.error
     missing = _missing_devices(services)
     gpu = {"status": "degraded" if tracker.error or missing else "ok", "available": tracker.has_gpu}
     if detail := tracker.error or missing or (None if tracker.has_gpu else tracker.probe.reason):
@@ -89,6 +92,7 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     manager: dict[str, Any] = {
         "status": "degraded" if tasks else "ok",
         "models": len(services.manager.instances),
+        "asyncio_tasks": len(asyncio.all_tasks()),
     }
     if tasks:
         manager["failed_tasks"] = tasks

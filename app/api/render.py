@@ -30,7 +30,9 @@ def model_status(view: ModelView) -> dict[str, Any]:
         status |= {"port": view.port, "pid": view.pid, "vram_mb": view.vram_mb}
         status["devices"] = placement(view)
     return status | {
-        "estimated_mb": view.need.mb if view.need else None,
+        "estimated_mb": view.estimated_mb,
+        "reserved_mb": sum(view.held.values()),
+        "measured_mb": view.measured_mb,
         "load_progress": view.load_progress,
         "load_stage": view.load_stage,
         "queue_depth": view.waiting,
@@ -144,7 +146,9 @@ def _vram_of(view: ModelView) -> dict[str, Any]:
         "status": view.status.public,
         "port": view.port,
         "vram_used_mb": view.vram_mb,
-        "estimated_mb": view.need.mb if view.need else None,
+        "estimated_mb": view.estimated_mb,
+        "reserved_mb": sum(view.held.values()),
+        "measured_mb": view.measured_mb,
         "devices": placement(view),
     }
 

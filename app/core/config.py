@@ -188,7 +188,7 @@ class SystemConfig(Section):
         "info", description="the router's own log"
     )
     log_format: Literal["text", "json"] = Field("text", description="the router's own log, on stderr")
-    watch_config: bool = Field(False, description="reload when the file changes (not there yet: restart)")
+    watch_config: bool = Field(False, description="reload when the file changes")
 
 
 class ModelParams(Section):
@@ -313,8 +313,6 @@ class Config(Section):
                 f"{pinned} pinned models fill system.max_concurrent_models ({places}): "
                 "once they are loaded no other model can be. Raise it or pin fewer."
             )
-        if self.system.watch_config:
-            found.append("system.watch_config has no effect yet: restart the router after a change.")
         if no_device := [a for a, s in self.specs().items() if not s.gpu_devices and not s.cpu_only]:
             found.append(
                 f"gpu_devices is empty for {', '.join(no_device)}: on a machine with a GPU these models have "

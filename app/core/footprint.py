@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +13,12 @@ from app.core.config import ModelSpec
 from app.core.exit_reason import Failure, FailureKind
 from app.core.gguf_utils import GgufError, GgufHeader, read_header
 from app.core.gpu_probe import HOST, MIB
-from app.core.memory_estimate import MemoryEstimate, MemoryParams, estimate
+from app.core.learned import Learned
+from app.core.memory_estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryParams, estimate
 from app.core.model_status import ModelKind, Need
 from app.core.runner import LoadError
+
+NOTHING_LEARNED = Learned()
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Footprint:
     header: GgufHeader
     with_gpu: MemoryEstimate
     on_host: MemoryEstimate
+    projector_bytes: int = 0
 
     @property
     def trained_context(self) -> int | None:
@@ -61,26 +67,76 @@ def inspect(spec: ModelSpec) -> Footprint:
         header=header,
         with_gpu=estimate(header, _params(spec, layers, projector)),
         on_host=estimate(header, _params(spec, 0, projector)),
+        projector_bytes=projector,
     )
 
 
 def need(
-    spec: ModelSpec, footprint: Footprint, gpus: Sequence[str], has_gpu: bool, multiplier: float
+    spec: ModelSpec,
+    footprint: Footprint,
+    gpus: Sequence[str],
+    has_gpu: bool,
+    multiplier: float,
+    learned: Learned = NOTHING_LEARNED,
+    learned_overhead_mb: int | None = None,
 ) -> Need:
-    """What to reserve, and where it may go. Without any GPU a model is loaded into host memory."""
+    """What to reserve, and where it may go. Without any GPU a model is loaded into host memory.
+
+    The factor is for what nobody has seen: what was measured in an earlier load is taken as it is.
+    """
     on_gpu = has_gpu and not spec.cpu_only
+    places = tuple(gpus) if on_gpu else (HOST,)
     if spec.declared_mb is not None:
-        return Need(spec.declared_mb, tuple(gpus) if on_gpu else (HOST,), note="declared by vram_mb")
+        return Need(spec.declared_mb, places, note="declared by vram_mb", declared=True)
     found = footprint.with_gpu if on_gpu else footprint.on_host
+    overhead_mb = _overhead_mb(found, multiplier, learned_overhead_mb) if on_gpu else 0
     size = found.device_bytes if on_gpu else found.host_bytes
-    overhead = found.device.overhead_bytes if on_gpu else 0
+    without = size - (found.device.overhead_bytes if on_gpu else 0)
+    estimate_mb = _mb(without * multiplier) + overhead_mb
+    beside_mb = _mb(footprint.projector_bytes * multiplier) if on_gpu else 0
+    seen_mb = _seen_mb(learned, on_gpu, multiplier, overhead_mb + beside_mb)
     return Need(
-        mb=_mb(size * multiplier),
-        devices=tuple(gpus) if on_gpu else (HOST,),
-        overhead_mb=_mb(overhead * multiplier),
-        exact=found.exact,
-        note=found.note,
+        mb=max(seen_mb or estimate_mb, learned.floor_mb),
+        devices=places,
+        overhead_mb=overhead_mb,
+        exact=found.exact or bool(seen_mb),
+        note="measured at an earlier load" if seen_mb else found.note,
+        estimate_mb=estimate_mb,
+        beside_mb=beside_mb,
     )
+
+
+def key(spec: ModelSpec, footprint: Footprint, build: str, has_gpu: bool) -> str:
+    """Names all that decides how much memory a load takes: the build, the file, and how it is run."""
+    params = spec.params.model_dump(mode="json", exclude={"chat_template"})
+    run = [spec.slots, spec.flash_attention, spec.kind.value, *batch_sizes(spec), list(spec.extra_args)]
+    where = has_gpu and not spec.cpu_only
+    facts = [
+        build,
+        str(spec.path),
+        footprint.identity,
+        footprint.projector_bytes,
+        params,
+        run,
+        spec.env,
+        where,
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _seen_mb(learned: Learned, on_gpu: bool, multiplier: float, more_mb: int) -> int:
+    """0 if it was never loaded like this. On the host only the buffers are known, not the process."""
+    if not on_gpu:
+        return _mb(learned.host_mb * multiplier * MIB)
+    return max(learned.device_mb + more_mb, learned.measured_mb) if learned.device_mb else learned.measured_mb
+
+
+def _overhead_mb(found: MemoryEstimate, multiplier: float, learned_mb: int | None) -> int:
+    """The fixed cost of a process on the GPU, and what this model adds to it beside its buffers."""
+    if learned_mb is None:
+        return _mb(found.device.overhead_bytes * multiplier)
+    own_bytes = max(found.device.overhead_bytes - DEFAULT_OVERHEAD_BYTES, 0)
+    return learned_mb + _mb(own_bytes * multiplier)
 
 
 def _params(spec: ModelSpec, layers: int, projector_bytes: int) -> MemoryParams:

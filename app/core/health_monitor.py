@@ -152,6 +152,9 @@ class HealthMonitor:
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, RequestFinished):
             return
+        known = self._records.get(event.alias)
+        if event.ttft_s is not None and (known is None or not known.silent_timeouts):
+            return  # the usual case
         for instance, runner in self._loaded():
             if instance.alias == event.alias:
                 self._learn(event, runner)
@@ -159,8 +162,7 @@ class HealthMonitor:
     def _learn(self, event: RequestFinished, runner: Runner) -> None:
         record = self._record(event.alias, runner)
         if event.ttft_s is not None:
-            if record.silent_timeouts:
-                self._records[event.alias] = record.after_answer()
+            self._records[event.alias] = record.after_answer()
         elif event.error == UpstreamTimeout.code and self._clock() - runner.last_output >= self._silence_s:
             self._records[event.alias] = record.after_silence()
             self._hurry.set()

@@ -16,6 +16,8 @@ from app.core.events import EventBus, Evicted, LoadFinished, Restarted, StatusCh
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST
+from app.core.learned import LearnedFootprints
+from app.core.model_memory import ModelMemory
 from app.core.model_status import (
     MOVES,
     NEVER_USED,
@@ -55,6 +57,8 @@ class ModelInstance:
         limits: RestartLimits,
         clock: Callable[[], float],
         look_again: Callable[[], None],
+        learned: LearnedFootprints,
+        out_of_memory: Callable[[ModelInstance, Placement], None],
     ) -> None:
         self.spec = self._next_spec = spec
         self.queue = queue
@@ -74,6 +78,8 @@ class ModelInstance:
         self.last_used = NEVER_USED
         self._launcher, self._tracker, self._bus = launcher, tracker, bus
         self._limits, self._clock, self._look_again = limits, clock, look_again
+        self.memory = ModelMemory(spec.alias, tracker, learned)
+        self._out_of_memory = out_of_memory
         self._since = clock()
         self._reason = ""
         self._served = 0
@@ -82,6 +88,7 @@ class ModelInstance:
         self._reload_s: float | None = None
         self._crashes: list[float] = []
         self._hung: str | None = None
+        self._too_big: Failure | None = None
         self._life: anyio.CancelScope | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -105,8 +112,9 @@ class ModelInstance:
         if self.status is Status.CRASHED and self.ready_since > NEVER_USED:
             self.restarts += 1
             self._bus.publish(Restarted(self.alias))
-        self._tracker.reserve(self.alias, placement)
+        self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
+        self._too_big = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self._set(Status.STARTING, "for waiting requests" if self.queue.waiting else "")
         self._task = asyncio.create_task(self._supervise(placement), name=f"supervise {self.alias}")
@@ -265,6 +273,8 @@ class ModelInstance:
             port=runner.port if runner is not None else None,
             pid=runner.pid if runner is not None else None,
             vram_mb=self._vram_mb(),
+            estimated_mb=self.memory.estimated_mb,
+            measured_mb=self.memory.measured_mb,
             load_progress=log.progress if log is not None and loading else None,
             load_stage=log.stage if log is not None and loading else None,
         )
@@ -293,7 +303,8 @@ class ModelInstance:
                     self.runner = runner
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
-                    self._serve(runner)
+                    if self.status is not Status.STOPPING:  # stopped in the very turn in which it was ready
+                        self._serve(runner)
                     failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:
             failure = error.failure
@@ -304,17 +315,32 @@ class ModelInstance:
 
     def _on_progress(self, runner: Runner) -> None:
         self.runner = runner
+        if self.status in (Status.STARTING, Status.LOADING):
+            self._check_memory(runner)
         if self.status is Status.STARTING and runner.phase is Status.LOADING:
             self._set(Status.LOADING, self._reason)
         else:
             self._bus.publish(Touched(self.alias))
+
+    def _check_memory(self, runner: Runner) -> None:
+        """Stop a load that turns out too big for its place before it reads the weights; then plan again."""
+        failure = self.memory.check(runner.load_log)
+        if failure is None:
+            return
+        logger.info("%s: load stopped: %s", self.alias, failure.message)
+        if self.memory.may_plan_again:
+            self.preload = not self.queue.waiting
+            self.stop(StopReason.MEMORY)
+        elif self._life is not None:
+            self._too_big = failure
+            self._life.cancel()
 
     def _serve(self, runner: Runner) -> None:
         now = self._clock()
         self._reload_s = now - self.load_started
         self.ready_since = self.last_used = now
         self.attempts, self.failure = 0, None
-        self._tracker.loaded(self.alias)
+        self.memory.loaded(runner.load_log)
         self._bus.publish(LoadFinished(self.alias, "success", self._reload_s))
         self._set(Status.READY, f"loaded in {self._reload_s:.1f} s")
         self.grant()
@@ -323,7 +349,8 @@ class ModelInstance:
         """The process is gone: account for it and settle the state."""
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
         self.runner = self._life = None
-        self._tracker.release(self.alias, crashed=not wanted_gone)
+        failure, held = self._too_big or failure, self._tracker.held(self.alias)
+        self.memory.release(crashed=not wanted_gone, failure=failure)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
             self._set(Status.STOPPING, self._reason)
@@ -332,7 +359,7 @@ class ModelInstance:
         elif self.status is Status.READY:
             self._crashed(failure or _VANISHED)
         else:
-            self._load_ended(failure or _VANISHED)
+            self._load_ended(failure or _VANISHED, held)
         if self.spec != self._next_spec:
             self._take_new_spec()
 
@@ -351,12 +378,17 @@ class ModelInstance:
         self._retry_at = now + backoff_s(len(self._crashes))
         self._set(Status.CRASHED, failure.message)
 
-    def _load_ended(self, failure: Failure) -> None:
+    def _load_ended(self, failure: Failure, held: Placement) -> None:
         self.attempts += 1
         self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
-        if not failure.kind.may_heal or self.attempts > self._limits.load_retries:
+        retries = self._limits.load_retries
+        if failure.kind is FailureKind.OUT_OF_MEMORY:
+            retries = min(retries, 1)  # with more room; if that does not help, another time will not
+        if not failure.kind.may_heal or self.attempts > retries:
             self.fail(failure)
             return
+        if failure.kind is FailureKind.OUT_OF_MEMORY:
+            self._out_of_memory(self, held)
         self.failure = failure
         self._retry_at = self._clock() + backoff_s(self.attempts)
         self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")

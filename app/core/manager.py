@@ -14,11 +14,14 @@ import anyio.to_thread
 
 from app.core import footprint, policy
 from app.core.config import Config, ModelSpec
-from app.core.errors import ModelNotFound, NoCapacity, RouterError, ShuttingDown, VramExhausted
+from app.core.errors import ModelNotFound, NoCapacity, QueueTimeout, RouterError, ShuttingDown, VramExhausted
 from app.core.events import EventBus, Touched
+from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
 from app.core.instance import ModelInstance, RestartLimits
-from app.core.model_status import ModelView, Priority, Status, StopReason
+from app.core.learned import LearnedFootprints
+from app.core.model_status import ModelView, Need, Priority, Status, StopReason
+from app.core.placement import Placement
 from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 from app.core.queue import RequestQueue, Ticket
 from app.core.runner import Launcher, LoadError
@@ -27,6 +30,7 @@ from app.core.vram_tracker import DeviceTracker
 logger = logging.getLogger(__name__)
 
 RETRY_WHEN_FULL_S = 10.0
+RETRY_AFTER_BUG_S = 1.0
 
 
 class ModelManager:
@@ -41,12 +45,17 @@ class ModelManager:
         bus: EventBus,
         clock: Callable[[], float],
         inspect: Callable[[ModelSpec], Footprint] = footprint.inspect,
+        learned: LearnedFootprints | None = None,
     ) -> None:
         self.instances: dict[str, ModelInstance] = {}
         self.names: dict[str, ModelInstance] = {}
         self.closing = False
+        self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
         self.launcher, self._inspect_file = launcher, inspect
         self._clock, self._bus, self._tracker = clock, bus, tracker
+        self._learned = learned or LearnedFootprints()
+        self._learned.on_change = self._save_learned
+        tracker.on_reading = self._learn_from_reading
         self._contended = False
         self._next_look: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -182,6 +191,7 @@ class ModelManager:
         for handle in (self._next_look, self._alarm):
             if handle is not None:
                 handle.cancel()
+        await self._learned.save()
 
     # --- the loop
 
@@ -194,10 +204,28 @@ class ModelManager:
         self._next_look = None
         if self.closing:
             return
+        try:
+            self._set_alarm(self._decide())
+            self.error = None
+        except Exception as error:  # a bug of ours must not wedge the models that serve
+            self._report(f"{type(error).__name__}: {error}")
+            self._set_alarm(self._clock() + RETRY_AFTER_BUG_S)
+        self._grant_all()
+
+    def _decide(self) -> float:
+        """Carry out what the policy says; when to look again."""
         self._forget_removed()
         plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
         for action in plan.actions:
             self._carry_out(action)
+        return plan.wake_at
+
+    def _report(self, error: str) -> None:
+        if error != self.error:
+            logger.exception("scheduling failed; trying again every %.0f s", RETRY_AFTER_BUG_S)
+        self.error = error
+
+    def _grant_all(self) -> None:
         self._contended = False
         for instance in self.instances.values():
             if instance.queue.waiting:
@@ -205,7 +233,6 @@ class ModelManager:
                 self._contended |= instance.queue.waiting > 0 and instance.status not in _HAS_ITS_ROOM
             if instance.need is None and _may_be_loaded_soon(instance):
                 self._job(f"inspect {instance.alias}", partial(self._inspect, instance))
-        self._set_alarm(plan.wake_at)
 
     def _carry_out(self, action: policy.Action) -> None:
         instance = self.instances[action.alias]
@@ -273,6 +300,8 @@ class ModelManager:
             limits=restarts,
             clock=self._clock,
             look_again=self.look_again,
+            learned=self._learned,
+            out_of_memory=self._make_more_room,
         )
 
     def _forget_removed(self) -> None:
@@ -308,25 +337,58 @@ class ModelManager:
         """Check file and header before anybody is asked to make room for it."""
         try:
             await self.read_footprint(instance)
+            instance.need = self._need_of(instance)
         except LoadError as error:
-            if instance.status in (Status.OFF, Status.CRASHED):
-                instance.fail(error.failure)
-            return
-        spec, tracker = instance.spec, self._tracker
-        assert instance.footprint is not None
-        instance.need = footprint.need(
+            self._unfit(instance, error.failure)
+        except Exception as error:  # a bug of ours, or a file stranger than any we know
+            logger.exception("%s: looking at its file failed", instance.alias)
+            message = f"The router could not make sense of its file ({type(error).__name__}: {error})."
+            self._unfit(instance, Failure(FailureKind.UNKNOWN, message, None, ()))
+        self.look_again()
+
+    def _unfit(self, instance: ModelInstance, failure: Failure) -> None:
+        if instance.status in (Status.OFF, Status.CRASHED):
+            instance.fail(failure)
+
+    def _need_of(self, instance: ModelInstance) -> Need:
+        """By the header of its file, and by what was learned of it and of the GPUs."""
+        spec, found, tracker, learned = instance.spec, instance.footprint, self._tracker, self._learned
+        assert found is not None
+        gpus = tracker.resolve(spec.gpu_devices)
+        key = footprint.key(spec, found, learned.build, tracker.has_gpu)
+        need = footprint.need(
             spec,
-            instance.footprint,
-            tracker.resolve(spec.gpu_devices),
+            found,
+            gpus,
             tracker.has_gpu,
             self._config.system.vram_multiplier,
+            learned.model(key),
+            learned.overhead_mb(tracker.kinds(gpus)),
         )
-        self.look_again()
+        instance.memory.expect(spec, key, need)
+        return need
+
+    def _save_learned(self) -> None:
+        if not self.closing:  # `stop_all` saves by itself
+            self._job("save footprints", self._learned.save)
+
+    def _learn_from_reading(self) -> None:
+        changed = [instance.memory.look() for instance in self.instances.values()]
+        if any(changed):
+            self.look_again()
+
+    def _make_more_room(self, failed: ModelInstance, placement: Placement) -> None:
+        """It ran out of memory where there should have been enough: idle neighbours go before a retry."""
+        for other in self.instances.values():
+            idle = other.status is Status.READY and not other.queue.in_flight and not other.queue.waiting
+            if idle and not other.spec.pinned and set(self._tracker.held(other.alias)) & set(placement):
+                other.drain(StopReason.MEMORY, failed.alias)
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec
         with self.admit(instance, self.ticket(instance.spec.priority)) as ticket:
-            await ticket.wait(timeout_s)
+            if not await ticket.wait(timeout_s):
+                raise QueueTimeout(f"{instance.alias} could not be loaded within {timeout_s} s; try again later")
 
     def _job(self, name: str, run: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
         """One task of that name at a time; kept until it ends."""

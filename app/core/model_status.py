@@ -107,13 +107,20 @@ NEVER_USED = float("-inf")
 
 @dataclass(frozen=True)
 class Need:
-    """What a load takes: `mb` on one device, or `mb` split over several with `overhead_mb` on each."""
+    """What a load takes: `mb` on one device, or `mb` split over several with `overhead_mb` on each.
+
+    `estimate_mb` is what the header alone says, where more is known. `beside_mb` is the part that
+    llama-server does not announce. A `declared` need is the user's word, against which nothing else counts.
+    """
 
     mb: int
     devices: tuple[str, ...]
     overhead_mb: int = 0
     exact: bool = True
     note: str = ""
+    estimate_mb: int | None = None
+    beside_mb: int = 0
+    declared: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,8 @@ class ModelView:
     port: int | None = None
     pid: int | None = None
     vram_mb: int | None = None
+    estimated_mb: int | None = None
+    measured_mb: int | None = None
     load_progress: float | None = None
     load_stage: str | None = None
 

@@ -123,12 +123,10 @@ def may_be_taken_at(victim: ModelView, head: Head, limits: Limits, now: float) -
     """
     if victim.pinned or victim.status not in _TAKEABLE:
         return NEVER
-    if victim.status in (Status.STARTING, Status.LOADING):
-        return NEVER if victim.head else now
     if not victim.busy:
         return now
     if victim.head and not victim.served:
-        return NEVER
+        return NEVER  # it loads, or has just loaded, for somebody
     rival_level, rival_key = _rival(victim, limits, now)
     hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s
     if head.key < rival_key:

