@@ -12,12 +12,13 @@ from app.core.config import Config, ModelSpec
 from app.core.events import Event, EventBus
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
-from app.core.launcher import Exit, LoadError
+from app.core.gpu_probe import MIB, Reading
 from app.core.load_log import LoadLog
 from app.core.manager import ModelManager
 from app.core.memory_estimate import MemoryEstimate, MemoryShare
 from app.core.model_status import Priority, Status
-from app.core.vram_tracker import MIB, DeviceTracker, Reading
+from app.core.runner import Exit, LoadError
+from app.core.vram_tracker import DeviceTracker
 
 _pids = itertools.count(1000)
 
@@ -38,6 +39,10 @@ class FakeRunner:
         self.log: Any = None
         self.stopped = False
         self.is_healthy = True
+        self.is_working = False
+        self.last_output = 0.0
+        self.probes = 0
+        self.on_change: Callable[[Any], None] = lambda runner: None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -49,10 +54,20 @@ class FakeRunner:
         return await asyncio.shield(self._exit)
 
     async def healthy(self, timeout_s: float) -> bool:
+        self.probes += 1
         return self.is_healthy
+
+    async def working(self) -> bool:
+        return self.is_working
 
     async def stop(self, grace_s: float = 2.0) -> None:
         self.die(failure(FailureKind.KILLED, "stopped."))
+
+    def say(self, *lines: str) -> None:
+        """Lines of its log."""
+        for line in lines:
+            if self.load_log.feed(line):
+                self.on_change(self)
 
     def become_ready(self) -> None:
         self._ready.set_result(None)
@@ -66,7 +81,11 @@ class FakeRunner:
 
 
 class FakeLauncher:
-    """Loads at once unless `slow`; `runners` holds every process ever started, newest last."""
+    """Loads at once unless `slow`; `runners` holds every process ever started, newest last.
+
+    A model's `logs` are what llama-server says of its memory; `takes` is what it uses of its first device,
+    where that is not what it was given.
+    """
 
     def __init__(self, port: int = 1) -> None:
         self.slow = False
@@ -74,12 +93,17 @@ class FakeLauncher:
         self.runners: dict[str, list[FakeRunner]] = {}
         self.live: set[FakeRunner] = set()
         self.fail_next: list[Failure | Exception] = []
+        self.logs: dict[str, Sequence[str]] = {}
+        self.takes: dict[str, int] = {}
 
     @asynccontextmanager
     async def launch(
         self, spec: ModelSpec, placement: Mapping[str, int], on_change: Callable[[Any], None]
     ) -> AsyncIterator[FakeRunner]:
         runner = FakeRunner(spec, placement, self.port)
+        runner.on_change = on_change
+        if spec.alias in self.takes:
+            runner.placement[next(iter(placement))] = self.takes[spec.alias]
         self.runners.setdefault(spec.alias, []).append(runner)
         self.live.add(runner)
         try:
@@ -90,6 +114,7 @@ class FakeLauncher:
             runner.stopped = True
 
     def _begin(self, runner: FakeRunner) -> None:
+        runner.say(*self.logs.get(runner.spec.alias, ()))
         if not self.fail_next:
             if not self.slow:
                 runner.become_ready()
@@ -110,6 +135,7 @@ class FakeProbe:
     """GPUs of which the test sets the free memory; a process's own use follows what it was given."""
 
     reason: str | None = None
+    poll_s = 0.05
 
     def __init__(self, *total_mb: int) -> None:
         self.total_mb = list(total_mb)
@@ -121,6 +147,9 @@ class FakeProbe:
         if self.error is not None:
             raise self.error
         return [self._reading(index, total) for index, total in enumerate(self.total_mb)]
+
+    def expire(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -165,6 +194,7 @@ class World:
         }
         self.config = Config.model_validate(tree)
         self.sizes = dict(sizes)
+        self.footprints: dict[str, Footprint] = {}
         self.clock = Clock()
         self.launcher = FakeLauncher()
         self.probe = FakeProbe(*gpu_mb)
@@ -187,7 +217,7 @@ class World:
     def _inspect(self, spec: ModelSpec) -> Footprint:
         if spec.alias in self.broken:
             raise LoadError(self.broken[spec.alias])
-        return footprint(self.sizes[spec.alias])
+        return self.footprints.get(spec.alias) or footprint(self.sizes[spec.alias])
 
     def status(self, alias: str) -> Status:
         return self.manager.instances[alias].status

@@ -20,22 +20,17 @@ import httpx
 import psutil
 import pytest
 
+from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo, build_command
 from app.core.config import Config, ModelSpec
 from app.core.exit_reason import FailureKind
-from app.core.launcher import (
-    BinaryNotFound,
-    Exit,
-    LlamaLauncher,
-    LlamaRunner,
-    LoadError,
-    Ports,
-    Runner,
-    find_binary,
-    inspect_binary,
-)
+from app.core.launcher import LlamaLauncher
+from app.core.llama_process import LlamaRunner
 from app.core.logging_server import LogServer
 from app.core.model_status import Status
+from app.core.pid_file import reap_orphans
+from app.core.ports import Ports
+from app.core.runner import Exit, LoadError, Runner
 from tests.ggufs import make_tiny
 
 pytestmark = [
@@ -514,16 +509,22 @@ PARENT = """\
 import asyncio, sys
 from pathlib import Path
 import httpx
-{loop}
-from app.core.launcher import LlamaLauncher, inspect_binary
+from app.core import os_process
+from app.core.binary import inspect_binary
+from app.core.launcher import LlamaLauncher
 from app.core.logging_server import LogServer
+from app.core.pid_file import PidFile
 from tests.test_launcher import acting, binary, find_binary, nobody, replace
+{before}
 async def main():
     async with httpx.AsyncClient(trust_env=False) as http:
         info = replace(inspect_binary(find_binary(None)), path=Path(sys.argv[1]))
-        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30)
+        pids = PidFile(Path(sys.argv[2]))
+        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
         async with launcher.launch(acting("stubborn"), {{}}, nobody) as runner:
             await runner.ready()
+            while not list(Path(sys.argv[2]).glob("children-*.json")):
+                await asyncio.sleep(0.01)
             print(runner.pid, flush=True)
             await runner.exited()
 asyncio.run(main())
@@ -533,10 +534,24 @@ asyncio.run(main())
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is Linux's")
 @pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"])
 def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
-    script = textwrap.dedent(PARENT.format(loop=loop, port=FIRST_PORT))
-    arguments = [str(fake_binary(tmp_path)), str(tmp_path / "logs")]
+    pid = kill_a_router(tmp_path, loop)
+    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+
+
+def test_without_a_parent_death_signal_the_next_start_ends_the_orphan(tmp_path: Path) -> None:
+    pid = kill_a_router(tmp_path, "os_process._LIBC = None")  # as on macOS
+    assert not _dead(pid)
+    assert reap_orphans(tmp_path / "logs") == 1
+    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def kill_a_router(folder: Path, before: str) -> int:
+    """The pid of the child that it had."""
+    (folder / "logs").mkdir()
+    script = textwrap.dedent(PARENT.format(before=before, port=FIRST_PORT))
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script, str(fake_binary(folder)), str(folder / "logs")],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
     )
@@ -546,7 +561,7 @@ def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
         assert psutil.Process(pid).ppid() == parent.pid
         parent.kill()
         parent.wait(5)
-    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+    return pid
 
 
 # --- the binary

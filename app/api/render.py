@@ -28,7 +28,7 @@ def model_status(view: ModelView) -> dict[str, Any]:
     status: dict[str, Any] = {"status": view.status.public, "kind": view.kind.value, "pinned": view.pinned}
     if view.status.has_process:
         status |= {"port": view.port, "pid": view.pid, "vram_mb": view.vram_mb}
-        status["devices"] = placement(view)
+        status |= {"devices": placement(view), "health": view.health}
     return status | {
         "estimated_mb": view.estimated_mb,
         "reserved_mb": sum(view.held.values()),

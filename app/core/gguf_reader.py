@@ -25,7 +25,7 @@ MAX_KEPT_ARRAY = 4096  # values per layer are kept, the tokenizer's arrays are s
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 4
 
-FIRST_READ_BYTES = 1 << 20
+READ_BYTES = 256 << 10
 DEFAULT_ALIGNMENT = 32
 SUPPORTED_VERSIONS = (2, 3)
 CUT_OFF = "its download was cut off, repeat it"
@@ -239,12 +239,12 @@ class _Cursor:
         self.skip(0)
 
     def _fetch(self, end: int) -> None:
-        """Grow the data to `end` at least, doubling it, so that every byte is copied about once."""
+        """Grow the data to `end` at least, in small steps: a large one would hold up the other threads."""
         if end > self._size:
             raise GgufError(f"the file ends in the middle of its header; {CUT_OFF}")
         if end > MAX_HEADER_BYTES:
             raise _damaged(f"a header of more than {MAX_HEADER_BYTES >> 20} MB is not plausible")
         have = len(self._data)
-        self._data += self._file.read(max(end - have, have, FIRST_READ_BYTES))
+        self._data += self._file.read(max(end - have, READ_BYTES))
         if end > len(self._data):
             raise GgufError("the file shrank while it was read; wait for its download to finish")

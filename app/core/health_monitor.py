@@ -130,12 +130,17 @@ class HealthMonitor:
         record = self._records.get(alias)
         return record if record is not None and record.pid == runner.pid else Record(runner.pid)
 
+    def _keep(self, instance: ModelInstance, record: Record) -> None:
+        self._records[instance.alias] = record
+        if instance.runner is not None and instance.runner.pid == record.pid:
+            instance.judged(judge(record).value)
+
     async def _check(self, instance: ModelInstance, runner: Runner) -> bool:
         started = self._clock()
         ok = await runner.healthy(PROBE_TIMEOUT_S)
         took_ms = 1000 * (self._clock() - started)
         record = self._record(instance.alias, runner).after(ok, took_ms, time.time())
-        self._records[instance.alias] = record
+        self._keep(instance, record)
         if judge(record) is Verdict.UNHEALTHY and instance.runner is runner:
             await self._end(instance, runner, record)
         return ok
@@ -145,7 +150,7 @@ class HealthMonitor:
             await instance.end_hung(runner, f"it missed {record.consecutive_failures} probes in a row")
         elif not instance.view().vram_mb and await runner.working():
             logger.info("%s: no answer for long, but it computes: a long prompt, most likely", instance.alias)
-            self._records[instance.alias] = record.after_answer()
+            self._keep(instance, record.after_answer())
         else:
             await instance.end_hung(runner, f"{record.silent_timeouts} requests in a row got no answer")
 
@@ -157,14 +162,14 @@ class HealthMonitor:
             return  # the usual case
         for instance, runner in self._loaded():
             if instance.alias == event.alias:
-                self._learn(event, runner)
+                self._learn(event, instance, runner)
 
-    def _learn(self, event: RequestFinished, runner: Runner) -> None:
+    def _learn(self, event: RequestFinished, instance: ModelInstance, runner: Runner) -> None:
         record = self._record(event.alias, runner)
         if event.ttft_s is not None:
-            self._records[event.alias] = record.after_answer()
+            self._keep(instance, record.after_answer())
         elif event.error == UpstreamTimeout.code and self._clock() - runner.last_output >= self._silence_s:
-            self._records[event.alias] = record.after_silence()
+            self._keep(instance, record.after_silence())
             self._hurry.set()
 
 

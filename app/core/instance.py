@@ -88,6 +88,7 @@ class ModelInstance:
         self._reload_s: float | None = None
         self._crashes: list[float] = []
         self._hung: str | None = None
+        self._health: str | None = None
         self._too_big: Failure | None = None
         self._life: anyio.CancelScope | None = None
         self._task: asyncio.Task[None] | None = None
@@ -114,7 +115,7 @@ class ModelInstance:
             self._bus.publish(Restarted(self.alias))
         self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
-        self._too_big = None
+        self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self._set(Status.STARTING, "for waiting requests" if self.queue.waiting else "")
         self._task = asyncio.create_task(self._supervise(placement), name=f"supervise {self.alias}")
@@ -161,6 +162,12 @@ class ModelInstance:
             self._hung = f"llama-server hung ({why}) and was ended by the router."
             await runner.stop(grace_s=0)
         await self.without(runner)
+
+    def judged(self, health: str) -> None:
+        """What the health monitor thinks of the process."""
+        if health != self._health:
+            self._health = health
+            self._bus.publish(Touched(self.alias))
 
     async def without(self, runner: Runner) -> None:
         """Until this process is gone; at once if another one has taken its place."""
@@ -270,6 +277,7 @@ class ModelInstance:
             stop_reason=self.stop_reason,
             reason=self._reason,
             error=self.failure.message if self.failure else None,
+            health=self._health if runner is not None else None,
             port=runner.port if runner is not None else None,
             pid=runner.pid if runner is not None else None,
             vram_mb=self._vram_mb(),

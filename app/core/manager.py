@@ -388,7 +388,7 @@ class ModelManager:
         timeout_s = self._config.system.queue_timeout_sec
         with self.admit(instance, self.ticket(instance.spec.priority)) as ticket:
             if not await ticket.wait(timeout_s):
-                raise QueueTimeout(f"{instance.alias} could not be loaded within {timeout_s} s; try again later")
+                raise QueueTimeout(f"{instance.alias} was not loaded within {timeout_s} s; try again later")
 
     def _job(self, name: str, run: Callable[[], Coroutine[object, object, None]]) -> asyncio.Task[None]:
         """One task of that name at a time; kept until it ends."""

@@ -191,6 +191,7 @@ class ModelView:
     stop_reason: StopReason | None = None
     reason: str = ""
     error: str | None = None
+    health: str | None = None
     port: int | None = None
     pid: int | None = None
     vram_mb: int | None = None

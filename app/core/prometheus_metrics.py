@@ -161,6 +161,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[Metric]:
         "router_model_memory_estimate_bytes", "Estimated need, safety factor included", labels=["model"]
     )
     reserved = GaugeMetricFamily("router_model_memory_reserved_bytes", "Promised to it now", labels=["model"])
+    healthy = GaugeMetricFamily("router_model_healthy", "Verdict on a loaded model", labels=["model"])
     for view in views:
         vram.add_metric([view.alias], (view.vram_mb or 0) * MIB)
         depth.add_metric([view.alias], view.waiting)
@@ -169,10 +170,12 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[Metric]:
             by_priority.add_metric([view.alias, priority.label], view.waiting_by_level[priority])
         for name in PUBLIC_STATUSES:
             status.add_metric([view.alias, name], float(view.status.public == name))
+        if view.health is not None:
+            healthy.add_metric([view.alias], float(view.health == "healthy"))
         reserved.add_metric([view.alias], sum(view.held.values()) * MIB)
         if view.estimated_mb is not None:
             estimate.add_metric([view.alias], view.estimated_mb * MIB)
-    yield from (vram, depth, by_priority, in_flight, status, estimate, reserved)
+    yield from (vram, depth, by_priority, in_flight, status, estimate, reserved, healthy)
     loaded = sum(view.status in (Status.READY, Status.DRAINING) for view in views)
     yield GaugeMetricFamily("router_models_loaded", "Models that are loaded", value=loaded)
 

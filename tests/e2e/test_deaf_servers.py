@@ -39,6 +39,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             pass
         elif wish == "no http" and first:
             self.wfile.write(b"I am not a web server\\r\\n\\r\\n")
+        elif wish == "stuck" and self.is_first_process():
+            threading.Event().wait()
         elif wish == "half":
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -47,6 +49,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b'{{"choices": [')
         else:
             self.answer(200, b'{{"choices": []}}')
+    def is_first_process(self):
+        with open(os.path.join(folder, "pid"), "a+") as file:
+            file.seek(0)
+            pid = file.read() or str(os.getpid())
+            file.write("" if file.tell() else pid)
+        return pid == str(os.getpid())
     def answer(self, status, body):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -79,7 +87,7 @@ def router(
     return make_shared_router(
         {"m": {"model_path": tiny_gguf, "env": {"FAKE_FOLDER": str(folder)}, "parallel_requests": 8}},
         binary=binary,
-        system={"max_restarts": 1000},
+        system={"max_restarts": 1000, "request_timeout_sec": 5},
     )
 
 
@@ -134,3 +142,19 @@ async def test_half_an_answer_is_not_passed_off_as_a_whole_one(
         await ask(http, "half")
     await until(lambda: router.is_quiet("m"))
     assert (await ask(http, "fine")).status_code == 200
+
+
+async def test_a_model_that_answers_only_probes_is_replaced_after_two_requests_without_a_byte(
+    router: RouterProcess, http: httpx.AsyncClient
+) -> None:
+    router.load("m")
+    before = router.status("m")["pid"]
+
+    first, second = await ask(http, "stuck"), await ask(http, "stuck")
+    third = await ask(http, "stuck")
+
+    for lost in (first, second):
+        assert (lost.status_code, lost.json()["error"]["code"]) == (504, "upstream_timeout")
+    assert third.status_code == 200
+    assert router.status("m")["pid"] != before
+    assert "hung (2 requests in a row got no answer)" in router.log()

@@ -1,0 +1,127 @@
+"""A stand-in for the NVIDIA driver's library, which the real `pynvml` loads; as a program, its reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(__file__).with_name("nvml_stub.c")
+
+GPU_LOST, UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, UNKNOWN = 15, 1, 3, 4, 9, 999
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a freshly compiled libnvidia-ml.so.1."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        missing = "the NVML tests need Linux and a C compiler: apt-get install gcc libc6-dev"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    folder = tmp_path_factory.mktemp("nvml")
+    library = folder / "libnvidia-ml.so.1"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder
+
+
+class Driver:
+    """What the stub shows. Devices and troubles are lines of its control file, replaced as a whole."""
+
+    def __init__(self, library: Path, folder: Path) -> None:
+        self._library, self._control = library, folder / "nvml.txt"
+        self.show()
+
+    def show(self, *lines: str) -> None:
+        fresh = self._control.with_suffix(".new")
+        fresh.write_text("".join(f"{line}\n" for line in lines))
+        fresh.replace(self._control)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        return {"LD_LIBRARY_PATH": str(self._library), "NVML_STUB": str(self._control)}
+
+
+class Router:
+    """A process that uses the probe as the router does, one command a line."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.nvml"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+
+    def ask(self, command: str) -> Any:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def read(self) -> list[dict[str, Any]]:
+        """The devices. Fails if the driver as a whole could not be read."""
+        answer = self.ask("read")
+        assert "error" not in answer, answer
+        devices: list[dict[str, Any]] = answer["devices"]
+        return devices
+
+    def close(self) -> None:
+        """It must be able to end, whatever the driver does."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        try:
+            assert self._process.wait(20) == 0
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+
+def with_cuda(folder: Path, llama_server: Path) -> Path:
+    """The real llama-server, but it says that it uses CUDA, so that NVML is asked. It runs on the CPU."""
+    path = folder / "cuda-llama-server"
+    listed = "Available devices:\\n  CUDA0: Stub-0 (8192 MiB, 8192 MiB free)\\n"
+    path.write_text(
+        f"#!/bin/sh\nif [ \"$1\" = --list-devices ]; then printf '{listed}'; exit; fi\n"
+        f'exec {shlex.quote(str(llama_server))} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+def gpu(index: int, total_mb: int, used_mb: int, mig: int = -1) -> str:
+    return f"gpu {index} GPU-{index} Stub-{index} {total_mb} {used_mb} {mig}"
+
+
+def _serve(commands: Iterator[str]) -> None:
+    from app.core import gpus
+    from app.core.gpu_probe import GpuError
+
+    gpus.START_TIMEOUT_S = 0.5
+    probe = gpus.find_gpus()
+    for command in commands:
+        answer: dict[str, Any] = {"reason": probe.reason, "kind": type(probe).__name__}
+        if command.strip() == "read":
+            try:
+                answer["devices"] = [asdict(r) for r in gpus.in_time(probe.read, 1.0)]
+            except (GpuError, TimeoutError) as error:
+                answer["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(iter(sys.stdin))

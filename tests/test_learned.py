@@ -1,0 +1,108 @@
+"""What was learned survives restarts; what cannot be read does no harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from app.core import learned as module
+from app.core.learned import FILE_NAME, Learned, LearnedFootprints
+
+
+def load(folder: Path, build: str = "b1") -> LearnedFootprints:
+    learned = LearnedFootprints(folder / FILE_NAME, build)
+    learned.load()
+    return learned
+
+
+async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
+    before = load(tmp_path / "logs")
+    before.put("a", device_mb=4000, host_mb=120)
+    before.put("a", measured_mb=4300)
+    before.saw_overhead("Card / 570", 300)
+    before.saw_overhead("Card / 570", 250)
+    await before.save()
+    after = load(tmp_path / "logs")
+    assert after.model("a") == Learned(device_mb=4000, host_mb=120, measured_mb=4300)
+    assert after.overhead_mb(["Card / 570"]) == 300
+    assert after.model("b") == Learned()
+    assert [f.name for f in (tmp_path / "logs").iterdir()] == [FILE_NAME]
+
+
+async def test_an_overhead_belongs_to_a_gpu_a_driver_and_a_build(tmp_path: Path) -> None:
+    learned = load(tmp_path)
+    learned.saw_overhead("Card / 570", 300)
+    learned.saw_overhead("Other / 570", 500)
+    await learned.save()
+    assert learned.overhead_mb(["Card / 580"]) is None
+    assert learned.overhead_mb(["Card / 570", "Other / 570"]) == 500
+    assert learned.overhead_mb(["Card / 570", "New / 570"]) is None, "one of them is not known"
+    assert learned.overhead_mb([]) is None
+    assert load(tmp_path, "b2").overhead_mb(["Card / 570"]) is None
+
+
+async def test_only_a_change_is_written(tmp_path: Path) -> None:
+    changes: list[int] = []
+    learned = load(tmp_path)
+    learned.on_change = lambda: changes.append(1)
+    learned.put("a", device_mb=1)
+    learned.put("a", device_mb=1)
+    assert len(changes) == 1
+    await learned.save()
+    (tmp_path / FILE_NAME).unlink()
+    await learned.save()
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"version": 2, "models": {}, "overheads": {}}',
+        b'{"version": 1, "models": {"a": {"device_mb": "much"}}, "overheads": {}}',
+        b'{"version": 1, "models": {"a": {"device_mb": -1}}, "overheads": {}}',
+        b'{"version": 1, "models": {"a": {"unknown": 1}}, "overheads": {}}',
+        b'{"version": 1, "models": {"a": 3}, "overheads": {}}',
+        b'{"version": 1, "models": {}, "overheads": {"x": true}}',
+        b'{"version": 1, "models": {}, "overheads": 7}',
+        b"[" * 100_000,
+    ],
+)
+async def test_a_damaged_file_is_left_out_with_a_warning_and_replaced(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        learned = load(tmp_path)
+    assert "cannot be used" in caplog.text
+    learned.put("a", device_mb=1)
+    await learned.save()
+    assert json.loads(path.read_text())["models"]["a"]["device_mb"] == 1
+
+
+async def test_a_folder_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    learned = load(tmp_path / "file")
+    learned.put("a", device_mb=1)
+    await learned.save()
+    assert "cannot be written" in caplog.text
+    assert learned.model("a").device_mb == 1
+
+
+async def test_the_file_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT_MODELS", 3)
+    learned = load(tmp_path)
+    for name in "abcd":
+        learned.put(name, device_mb=1)
+        learned.put("a", device_mb=ord(name))
+    assert learned.model("b") == Learned()
+    assert learned.model("a").device_mb == ord("d") and learned.model("d").device_mb == 1

@@ -1,0 +1,87 @@
+"""Devices that only llama-server knows, on a software Vulkan device (Debian's mesa-vulkan-drivers)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from app.core.gpus import find_gpus
+from app.core.list_devices_probe import ListDevicesProbe, list_devices
+from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, until_now
+
+PACKAGE = "mesa-vulkan-drivers"
+MANIFEST = ROOT / ".ci" / "run"
+
+
+@pytest.fixture
+def vulkan(llama_server: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A llama-server to which llvmpipe is a GPU: what it shows is real, only slow."""
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    if not any(r.id == "Vulkan0" for r in list_devices(llama_server)):
+        missing = f"these tests need a Vulkan device: apt-get install {PACKAGE}"
+        if os.environ.get("CI") == "true" and MANIFEST.exists() and PACKAGE in MANIFEST.read_text():
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    return llama_server
+
+
+def test_a_llama_server_without_devices_means_no_gpu(
+    llama_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "")
+    if list_devices(llama_server):
+        pytest.skip("this machine has a GPU that cannot be hidden")
+    probe = find_gpus(llama_server)
+    assert not probe.read()
+    assert "--list-devices shows no device" in (probe.reason or "")
+
+
+def test_a_program_that_knows_no_such_flag_leaves_it_to_nvml(tmp_path: Path) -> None:
+    old = tmp_path / "llama-server"
+    old.write_text("#!/bin/sh\necho 'error: invalid argument' >&2; exit 1\n")
+    old.chmod(0o755)
+    assert not isinstance(find_gpus(old), ListDevicesProbe)
+
+
+def test_a_vulkan_device_is_found_with_its_memory(vulkan: Path) -> None:
+    probe = find_gpus(vulkan)
+    assert isinstance(probe, ListDevicesProbe)
+    found = probe.read()[0]
+    assert (found.id, found.names) == ("Vulkan0", ("0",))
+    assert found.total_mb > 0 and 0 < found.free_mb <= found.total_mb
+
+
+def test_a_model_is_placed_on_the_vulkan_device(
+    vulkan: Path, make_router: MakeRouter, tiny_gguf: Path
+) -> None:
+    model = {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}}
+    router = make_router({"tiny": model}, binary=vulkan)
+    (device,) = router.get("/vram")["devices"]
+    assert (device["index"], device["reserved_mb"]) == ("Vulkan0", 0)
+    answer = router.client.post("/v1/chat/completions", json=chat("tiny"))
+    assert answer.status_code == 200, answer.text
+    (loaded,) = router.get("/vram")["models"]
+    assert [d["index"] for d in loaded["devices"]] == ["Vulkan0"]
+    assert "Vulkan0" in router.child("tiny").cmdline()
+
+
+def test_what_llama_server_logs_of_a_real_device_is_learned(
+    vulkan: Path, make_router: MakeRouter, tiny_gguf: Path
+) -> None:
+    router = make_router({"tiny": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}}}, binary=vulkan)
+    estimated_mb = router.get("/v1/models/tiny/plan")["estimate_mb"]
+    router.load("tiny")
+    (entry,) = json.loads(until_now(lambda: written(router)))["models"].values()
+    assert 0 < entry["device_mb"] < estimated_mb
+    router.eject("tiny")
+    plan = router.get("/v1/models/tiny/plan")
+    assert plan["need_note"] == "measured at an earlier load"
+    assert entry["device_mb"] < plan["devices"][0]["need_mb"] <= estimated_mb
+
+
+def written(router: RouterProcess) -> str:
+    path = router.folder / "logs" / "footprints.json"
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,59 @@
+"""The log tells how far a slow load is."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.core.events import EventBus, StatusChanged, Touched
+from app.core.load_reporter import EVERY_S, LoadReporter
+from app.core.model_status import Status
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.progress: float | None = None
+        self.bus = EventBus()
+        LoadReporter(self.bus, self.view, lambda: self.now)  # type: ignore[arg-type]
+
+    def view(self, alias: str) -> Any:
+        return SimpleNamespace(alias=alias, load_progress=self.progress)
+
+    def become(self, status: Status) -> None:
+        self.bus.publish(StatusChanged("m", Status.OFF, status, ""))
+
+    def progressed(self, now: float, progress: float | None) -> None:
+        self.now, self.progress = now, progress
+        self.bus.publish(Touched("m"))
+
+
+@pytest.fixture
+def world(caplog: pytest.LogCaptureFixture) -> World:
+    caplog.set_level(logging.INFO)
+    return World()
+
+
+def test_a_slow_load_is_reported_now_and_then(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.become(Status.STARTING)
+    world.become(Status.LOADING)
+    for step in range(1, 13):
+        world.progressed(step, step / 20)
+    assert caplog.messages == ["m: loading, 25 %", "m: loading, 50 %"]
+
+
+def test_a_quick_load_is_not(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.become(Status.STARTING)
+    world.progressed(EVERY_S / 2, 0.9)
+    world.become(Status.READY)
+    world.progressed(EVERY_S * 2, None)
+    assert caplog.messages == []
+
+
+def test_a_load_without_known_progress_is_not(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.become(Status.STARTING)
+    world.progressed(EVERY_S * 2, None)
+    assert caplog.messages == []

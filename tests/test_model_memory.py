@@ -1,0 +1,361 @@
+"""A promise of memory against the truth: announced before the weights are read, logged, measured."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core import footprint
+from app.core.config import Config
+from app.core.errors import LoadFailed, VramExhausted
+from app.core.events import Evicted, LoadFinished
+from app.core.exit_reason import FailureKind
+from app.core.learned import Learned
+from app.core.load_log import Buffer
+from app.core.memory_estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
+from app.core.model_memory import split_buffers
+from app.core.model_status import Status, StopReason
+from tests.fakes import MIB, World, failure
+from tests.fakes import footprint as fake_footprint
+
+MakeWorld = Callable[..., Awaitable[World]]
+NO_MEMORY = failure(FailureKind.OUT_OF_MEMORY, "there was not enough memory.")
+
+
+@pytest.fixture
+async def make_world() -> AsyncIterator[MakeWorld]:
+    worlds: list[World] = []
+
+    async def make(sizes: dict[str, int], **options: Any) -> World:
+        world = World(sizes, **options)
+        worlds.append(world)
+        await world.settle()
+        return world
+
+    yield make
+    for world in worlds:
+        await world.close()
+
+
+def announced(mb: int, where: str = "device") -> str:
+    return f"0.1 I common_params_fit_impl: projected to use {mb} MiB of {where} memory vs. 9999 MiB of free"
+
+
+def logged(mb: int, device: str = "CUDA0") -> str:
+    return f"0.2 I load_tensors:        {device} model buffer size =  {mb}.00 MiB"
+
+
+def free_mb(world: World) -> int:
+    return world.tracker.room_mb("0")
+
+
+async def serve(world: World, alias: str) -> None:
+    request = world.request(alias)
+    for _ in range(3):  # it may be stopped, looked at again and loaded again
+        await world.settle()
+    assert request.granted.is_set(), world.status(alias)
+    await request.finish()
+
+
+# Before the weights are read
+
+
+async def test_an_announcement_within_the_promise_changes_nothing(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 3000})
+    world.launcher.logs["a"] = [announced(2900)]
+    await serve(world, "a")
+    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 3000})
+
+
+async def test_a_promise_grows_where_there_is_room(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 3000})
+    world.launcher.logs["a"] = [announced(4000)]
+    await serve(world, "a")
+    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 4000})
+
+
+async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make_world: MakeWorld) -> None:
+    world = await make_world({"other": 6000, "a": 3000})
+    await serve(world, "other")
+    world.launcher.logs["a"] = [announced(5000)]
+    await serve(world, "a")
+    assert world.launcher.loads("a") == 2, "stopped once, then loaded with what it needs"
+    assert world.tracker.held("a") == {"0": 5000}
+    assert world.status("other") is Status.OFF
+    assert Evicted("other", StopReason.MEMORY) in world.events
+    assert [e.result for e in world.events if isinstance(e, LoadFinished) and e.alias == "a"] == [
+        "abandoned",
+        "success",
+    ]
+
+
+async def test_the_second_load_of_such_a_model_is_right_at_once(make_world: MakeWorld) -> None:
+    world = await make_world({"other": 6000, "a": 3000})
+    await serve(world, "other")
+    world.launcher.logs["a"] = [announced(5000), logged(5000)]
+    await serve(world, "a")
+    await serve(world, "other")
+    await serve(world, "a")
+    assert world.launcher.loads("a") == 3
+
+
+async def test_what_turns_out_never_to_fit_is_refused_and_evicts_nobody(make_world: MakeWorld) -> None:
+    world = await make_world({"other": 6000, "a": 3000})
+    await serve(world, "other")
+    world.launcher.logs["a"] = [announced(12_000)]
+    with pytest.raises(VramExhausted) as error:
+        await world.request("a").task
+    assert error.value.details["required_mb"] == 12_000
+    assert not error.value.retryable
+    assert world.status("other") is Status.READY
+    assert world.launcher.loads("a") == 1
+
+
+async def test_a_need_that_grows_with_every_load_ends_in_an_error(make_world: MakeWorld) -> None:
+    sizes = {"pinned": 4000, "idle": 4000, "a": 1000}
+    world = await make_world(sizes, models={"pinned": {"pinned": True}}, max_concurrent_models=9)
+    await serve(world, "pinned")
+    await serve(world, "idle")
+    world.launcher.slow = True
+    request = world.request("a")
+    for mb in (5500, 7000):
+        await world.settle()
+        await world.settle()
+        world.launcher.newest("a").say(announced(mb))
+    await world.settle()
+    await world.pass_time(1)
+    with pytest.raises(VramExhausted) as error:
+        await request.task
+    assert error.value.details["required_mb"] == 7000
+    assert world.launcher.loads("a") == 2
+
+
+async def test_a_preloaded_model_is_planned_again_too(make_world: MakeWorld) -> None:
+    world = await make_world({"pinned": 5000, "a": 3000}, models={"pinned": {"pinned": True}})
+    await serve(world, "pinned")
+    world.launcher.slow = True
+    world.manager.preload(["a"])
+    await world.settle()
+    world.launcher.newest("a").say(announced(5200))
+    await world.settle()
+    assert world.status("a") is Status.OFF
+    assert not world.manager.instances["a"].preload, "there is no room, so it is forgotten"
+
+
+async def test_a_declared_need_is_the_last_word(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 3000}, models={"a": {"vram_mb": 2000}})
+    world.launcher.logs["a"] = [announced(9000), logged(9000)]
+    world.launcher.takes["a"] = 1500
+    await serve(world, "a")
+    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 2000})
+
+
+async def test_a_model_on_the_cpu_is_checked_against_host_memory(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 300}, models={"a": {"params": {"n_gpu_layers": -1}}})
+    world.launcher.logs["a"] = [announced(320, "host"), logged(310, "CPU_Mapped")]
+    await serve(world, "a")
+    assert world.tracker.held("a") == {"host": 320}
+    assert world.manager.instances["a"].memory.measured_mb == 310
+
+
+# After the load
+
+
+async def test_after_the_load_the_rest_of_the_promise_is_free_again(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000, "b": 5000})
+    world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
+    await serve(world, "a")
+    await world.settle()
+    assert world.tracker.held("a") == {"0": 4300}
+    await serve(world, "b")
+    assert world.status("a") is Status.READY, "both fit, now that more is known"
+
+
+async def test_a_process_that_grows_is_believed(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000})
+    world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
+    await serve(world, "a")
+    await world.settle()
+    world.launcher.newest("a").placement["0"] = 4700
+    await world.settle()
+    assert world.tracker.held("a") == {"0": 4700}
+    world.launcher.newest("a").placement["0"] = 4400
+    await world.settle()
+    assert world.tracker.held("a") == {"0": 4700}, "pools grow again"
+
+
+async def test_what_was_measured_is_the_need_of_the_next_load(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000})
+    world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
+    await serve(world, "a")
+    await world.settle()
+    instance = world.manager.instances["a"]
+    await world.manager.eject(instance, now=True, timeout_s=60)
+    await world.settle()
+    preview = await world.manager.preview(instance)
+    assert dict(preview.placement) == {"0": 4300}
+    assert instance.need is not None and instance.need.note == "measured at an earlier load"
+    assert (instance.memory.estimated_mb, instance.memory.measured_mb) == (6300, 4300)
+
+
+async def test_the_overhead_of_one_model_serves_another_that_was_never_loaded(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000, "b": 1000})
+    share = MemoryShare(weights_bytes=1000 * MIB, overhead_bytes=DEFAULT_OVERHEAD_BYTES)
+    world.footprints["b"] = replace(fake_footprint(1000), with_gpu=MemoryEstimate(share, share, exact=True))
+    b = world.manager.instances["b"]
+    assert dict((await world.manager.preview(b)).placement) == {"0": 1400}
+    world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4250
+    await serve(world, "a")
+    await world.settle()
+    b.need = None
+    assert dict((await world.manager.preview(b)).placement) == {"0": 1250}
+
+
+async def test_a_change_of_the_flags_forgets_what_was_learned(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000})
+    tree = {"models": {"a": {"model_path": "/a.gguf"}}}
+    found = fake_footprint(6000)
+
+    def key(**changes: Any) -> str:
+        model = {**tree["models"]["a"], **changes}
+        spec = Config.model_validate({"models": {"a": model}}).specs()["a"]
+        return footprint.key(spec, found, "build", True)
+
+    same = key(pinned=True, priority="high", idle_timeout_sec=5)
+    assert key() == same
+    changed = [
+        key(params={"n_ctx": 8192}),
+        key(params={"type_k": "q8_0"}),
+        key(params={"n_gpu_layers": 10}),
+        key(parallel_requests=3),
+        key(extra_args=["--swa-full"]),
+        key(env={"X": "1"}),
+        key(model_path="/b.gguf"),
+        footprint.key(world.config.specs()["a"], found, "another build", True),
+        footprint.key(world.config.specs()["a"], replace(found, identity=(2, 2)), "build", True),
+    ]
+    assert len({same, *changed}) == 1 + len(changed)
+
+
+# Out of memory
+
+
+async def test_without_enough_memory_idle_models_go_and_the_load_is_tried_again(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world(
+        {"idle": 2000, "busy": 2000, "kept": 500, "a": 3000},
+        models={"kept": {"pinned": True}},
+        max_concurrent_models=9,
+    )
+    await serve(world, "idle")
+    await serve(world, "kept")
+    busy = world.request("busy")
+    await world.settle()
+    world.launcher.fail_next = [NO_MEMORY]
+    request = world.request("a")
+    await world.settle()
+    assert [world.status(m) for m in ("idle", "busy", "kept")] == [Status.OFF, Status.READY, Status.READY]
+    await world.pass_time(1)
+    assert request.granted.is_set()
+    assert world.tracker.held("a")["0"] > 3000, "the need was raised"
+    await busy.finish()
+
+
+async def test_out_of_memory_twice_is_a_failure(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 3000}, load_max_retries=5)
+    world.launcher.fail_next = [NO_MEMORY] * 3
+    request = world.request("a")
+    await world.settle()
+    await world.pass_time(5)
+    with pytest.raises(LoadFailed, match="not enough memory"):
+        await request.task
+    assert world.launcher.loads("a") == 2
+
+
+async def test_a_need_is_never_raised_beyond_what_the_device_could_give(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 9900})
+    world.launcher.fail_next = [NO_MEMORY]
+    request = world.request("a")
+    await world.settle()
+    await world.pass_time(1)
+    assert request.granted.is_set()
+
+
+async def test_a_successful_load_takes_the_raise_back(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 3000})
+    world.launcher.fail_next = [NO_MEMORY]
+    world.launcher.logs["a"] = [logged(2900)]
+    world.launcher.takes["a"] = 2950
+    request = world.request("a")
+    await world.settle()
+    await world.pass_time(1)
+    await request.finish()
+    await world.settle()
+    assert world.tracker.held("a") == {"0": 2950}
+
+
+# Small parts
+
+
+def test_pinned_host_memory_is_not_the_devices() -> None:
+    names = [
+        "CUDA0",
+        "Vulkan1",
+        "ROCm0",
+        "Metal",
+        "RPC[127.0.0.1:1]",
+        "CUDA_Host",
+        "CPU",
+        "CPU_Mapped",
+        "AMX",
+    ]
+    buffers = [Buffer(name, "model", 2.0**n) for n, name in enumerate(names)]
+    assert split_buffers(buffers) == (1 + 2 + 4 + 8 + 16, 32 + 64 + 128 + 256)
+
+
+def test_on_the_host_the_factor_stays_for_what_the_log_does_not_tell() -> None:
+    spec = Config.model_validate(
+        {"models": {"a": {"model_path": "/a", "params": {"n_gpu_layers": -1}}}}
+    ).specs()["a"]
+    need = footprint.need(spec, fake_footprint(900), (), False, 1.5, Learned(host_mb=1000))
+    assert (need.mb, need.estimate_mb) == (1500, 1350)
+
+
+@pytest.mark.parametrize("learned_overhead", [None, 200])
+def test_the_factor_is_for_what_nobody_has_measured(learned_overhead: int | None, tmp_path: Path) -> None:
+    spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
+    share = MemoryShare(weights_bytes=1000 * MIB, overhead_bytes=DEFAULT_OVERHEAD_BYTES)
+    found = replace(fake_footprint(1000), with_gpu=MemoryEstimate(share, share, exact=True))
+    overhead = 600 if learned_overhead is None else 200
+    need = footprint.need(spec, found, ("0",), True, 1.5, Learned(), learned_overhead)
+    assert (need.mb, need.overhead_mb) == (1500 + overhead, overhead)
+    need = footprint.need(spec, found, ("0",), True, 1.5, Learned(device_mb=950), learned_overhead)
+    assert need.mb == 950 + overhead
+
+
+# All together
+
+
+async def test_four_models_of_three_gigabytes_never_hold_more_than_the_eight_there_are(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world(dict.fromkeys("abcd", 3000), gpu_mb=(8000,), max_swap_wait_sec=0)
+    samples: list[int] = []
+    world.bus.subscribe(lambda _event: samples.append(world.tracker.devices()[0].reserved_mb))
+    for alias in "abcd":
+        world.launcher.takes[alias] = 2900
+    requests = [world.request(alias) for _ in range(6) for alias in "abcd"]
+    for _ in range(200):
+        await world.settle()
+        running = [r for r in requests if r.granted.is_set() and not r.task.done()]
+        for request in running:
+            await request.finish()
+        if all(r.task.done() for r in requests):
+            break
+    assert all(r.task.done() and not r.task.exception() for r in requests)
+    assert max(samples) == 6000 and len(samples) > 100

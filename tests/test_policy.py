@@ -1,0 +1,725 @@
+"""Every rule of scheduling and its corners, as plain asserts on what the policy says to a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.core.model_status import NEVER_USED, DeviceView, Head, ModelView, Need, Priority, Status, StopReason
+from app.core.placement import fit
+from app.core.policy import (
+    NEVER,
+    Action,
+    Forget,
+    Keep,
+    Limits,
+    Load,
+    Plan,
+    Refuse,
+    Stop,
+    backoff_s,
+    may_be_taken_at,
+    plan,
+    preview,
+)
+
+OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
+DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED
+HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
+
+NOW = 1000.0
+HOLD, AGING = 10.0, 30.0
+LIMITS = Limits(max_models=9, max_swap_wait_s=HOLD, aging_s=AGING)
+
+
+def head(level: Priority = NORMAL, arrived: float = NOW) -> Head:
+    return Head(arrived + level * AGING, level, arrived)
+
+
+def model(
+    alias: str,
+    status: Status = OFF,
+    *,
+    mb: int = 6000,
+    on: str = "0",
+    devices: tuple[str, ...] = ("0",),
+    waits: Head | None = None,
+    in_flight: int = 0,
+    **rest: Any,
+) -> ModelView:
+    """A model of 6,000 MB. `waits` is its next request; what runs in it is of normal priority."""
+    by_level = [0, 0, 0]
+    if waits is not None:
+        by_level[waits.level] = 1
+    fields: dict[str, Any] = {
+        "waiting_by_level": tuple(by_level),
+        "best_in_flight": NORMAL if in_flight else None,
+        "need": Need(mb, devices),
+        "held": {on: mb} if status.has_process else {},
+        "served": 1 if status in (READY, DRAINING) else 0,
+        "last_used": NOW - 60 if status in (READY, DRAINING) else NEVER_USED,
+        **rest,
+    }
+    return ModelView(alias, status, head=waits, in_flight=in_flight, **fields)
+
+
+def gpu(free_mb: int, id: str = "0", **rest: Any) -> DeviceView:
+    return DeviceView(id, f"GPU {id}", 10_000, 10_000 - free_mb, free_mb, 0, **rest)
+
+
+def only_gpu(models: Sequence[ModelView], free_mb: int) -> DeviceView:
+    ours = sum(m.held.get("0", 0) for m in models)
+    return gpu(free_mb, others_mb=max(10_000 - free_mb - ours, 0))
+
+
+def look(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> Plan:
+    """One device of 10,000 MB: beside one model of 6,000 MB there is no room for another.
+
+    What is neither free nor held by one of the models belongs to other programs.
+    """
+    return plan(models, [only_gpu(models, free)], limits, now)
+
+
+def decide(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> list[Action]:
+    return list(look(*models, free=free, limits=limits, now=now).actions)
+
+
+def stopped(actions: list[Action]) -> list[str]:
+    return [a.alias for a in actions if isinstance(a, Stop)]
+
+
+def loaded(actions: list[Action]) -> list[str]:
+    return [a.alias for a in actions if isinstance(a, Load)]
+
+
+# --- loading into free room
+
+
+def test_a_waiting_request_loads_its_model() -> None:
+    assert decide(model("a", waits=head()), free=10_000) == [Load("a", {"0": 6000})]
+
+
+def test_nothing_waits_so_nothing_happens() -> None:
+    assert look(model("a"), model("b", READY), free=4000) == Plan(())
+
+
+def test_a_model_whose_file_has_not_been_read_is_not_loaded_yet() -> None:
+    assert decide(model("a", waits=head(), need=None), free=10_000) == []
+
+
+def test_a_model_that_stops_is_not_loaded_before_it_is_gone() -> None:
+    assert decide(model("a", STOPPING, waits=head()), free=10_000) == []
+
+
+def test_two_loads_in_one_step_share_the_room() -> None:
+    actions = decide(model("a", waits=head()), model("b", waits=head(arrived=NOW - 1)), free=10_000)
+    assert actions == [Load("b", {"0": 6000})]
+
+
+def test_the_kept_free_memory_is_kept_free() -> None:
+    device = gpu(6400, min_free_mb=500)
+    assert plan([model("a", waits=head())], [device], LIMITS, NOW).actions != (Load("a", {"0": 6000}),)
+
+
+def test_a_model_on_the_cpu_needs_no_room_on_a_device() -> None:
+    assert decide(model("a", mb=0, waits=head()), free=0) == [Load("a", {})]
+
+
+def test_a_smaller_model_does_not_take_what_the_first_in_turn_waits_for() -> None:
+    first = model("first", waits=head(arrived=NOW - 1))
+    holder = model("holder", READY, in_flight=1, ready_since=NOW - 5)
+    small = model("small", mb=3000, waits=head())
+    assert decide(first, holder, small, free=4000) == []
+
+
+def test_a_smaller_model_may_have_what_the_first_in_turn_leaves() -> None:
+    first = model("first", mb=5000, waits=head(arrived=NOW - 1))
+    small = model("small", mb=3000, waits=head())
+    assert loaded(decide(first, small, free=9000)) == ["first", "small"]
+
+
+# --- order of candidates
+
+
+def test_candidates_are_served_in_order_of_arrival() -> None:
+    a, b = model("a", waits=head(arrived=NOW)), model("b", waits=head(arrived=NOW - 1))
+    assert loaded(decide(a, b, free=10_000)) == ["b"]
+
+
+def test_a_higher_priority_goes_first() -> None:
+    a, b = model("a", waits=head(HIGH)), model("b", waits=head(NORMAL, NOW - AGING + 1))
+    assert loaded(decide(a, b, free=10_000)) == ["a"]
+
+
+def test_waiting_raises_a_request_by_one_level_each_aging_time() -> None:
+    a, b = model("a", waits=head(HIGH)), model("b", waits=head(LOW, NOW - 2 * AGING - 1))
+    assert loaded(decide(a, b, free=10_000)) == ["b"]
+
+
+def test_equal_keys_go_by_arrival() -> None:
+    a, b = (model(x, waits=Head(NOW, HIGH, NOW, order)) for x, order in (("a", 2), ("b", 1)))
+    assert loaded(decide(a, b, free=10_000)) == ["b"]
+
+
+def test_who_gave_way_queues_behind_those_that_waited_meanwhile() -> None:
+    backlog = model("backlog", waits=head(arrived=NOW - 100), yielded_at=NOW - 5)
+    other = model("other", waits=head(arrived=NOW - 6))
+    assert loaded(decide(backlog, other, free=10_000)) == ["other"]
+    assert loaded(decide(replace(backlog, yielded_at=NEVER_USED), other, free=10_000)) == ["backlog"]
+
+
+def test_having_given_way_does_not_put_later_requests_back() -> None:
+    late = model("late", waits=head(arrived=NOW - 1), yielded_at=NOW - 50)
+    other = model("other", waits=head(arrived=NOW))
+    assert loaded(decide(late, other, free=10_000)) == ["late"]
+
+
+# --- victims
+
+
+def test_an_idle_model_goes_at_once() -> None:
+    assert decide(model("a", READY), model("b", waits=head())) == [Stop("a", StopReason.MEMORY, "b")]
+
+
+def test_an_idle_model_goes_before_a_busy_one() -> None:
+    idle = model("idle", READY, mb=3000, last_used=NOW - 1)
+    busy = model("busy", READY, mb=3000, in_flight=1, last_used=NOW - 500)
+    wants = model("wants", mb=3000, waits=head(HIGH))
+    assert stopped(decide(idle, busy, wants, free=0)) == ["idle"]
+
+
+def test_of_idle_models_the_longest_unused_goes() -> None:
+    models = [model(f"m{age}", READY, mb=3000, last_used=NOW - age) for age in (10, 30, 20)]
+    assert stopped(decide(*models, model("wants", mb=3000, waits=head()), free=0)) == ["m30"]
+
+
+def test_of_equally_unused_models_the_quickest_to_load_goes() -> None:
+    slow, quick = (model(x, READY, mb=3000, reload_s=s) for x, s in (("slow", 60), ("quick", 2)))
+    assert stopped(decide(slow, quick, model("wants", mb=3000, waits=head()), free=0)) == ["quick"]
+
+
+def test_of_busy_models_the_one_with_fewer_waiting_requests_goes() -> None:
+    old = head(arrived=NOW - 20)
+    many = model("many", READY, mb=3000, in_flight=1, waits=old, waiting_by_level=(0, 9, 0))
+    few = model("few", READY, mb=3000, in_flight=1, waits=old)
+    wants = model("wants", mb=3000, waits=head(arrived=NOW - 15))
+    assert stopped(decide(many, few, wants, free=0)) == ["few"]
+
+
+def test_of_busy_models_the_one_with_less_important_requests_goes() -> None:
+    normal = model("normal", READY, mb=3000, waits=head(NORMAL))
+    low = model("low", READY, mb=3000, waits=head(LOW))
+    assert stopped(decide(normal, low, model("wants", mb=3000, waits=head(HIGH)), free=0)) == ["low"]
+
+
+def test_a_pinned_model_is_never_a_victim() -> None:
+    actions = decide(model("a", READY, pinned=True), model("b", waits=head(HIGH, NOW - 500)))
+    assert stopped(actions) == []
+
+
+def test_only_as_many_go_as_are_needed() -> None:
+    small = model("small", READY, mb=2000, last_used=NOW - 500)
+    large = model("large", READY, mb=7000, last_used=NOW - 1)
+    assert stopped(decide(small, large, model("wants", mb=7000, waits=head()), free=0)) == ["large"]
+
+
+def test_several_go_when_one_is_not_enough() -> None:
+    models = [model(x, READY, mb=3000) for x in "abc"]
+    assert stopped(decide(*models, model("wants", mb=6000, waits=head()), free=1000)) == ["a", "b"]
+
+
+def test_nobody_is_unloaded_when_it_would_not_help() -> None:
+    models = [model("pinned", READY, mb=5000, pinned=True), model("idle", READY, mb=3000)]
+    actions = decide(*models, model("wants", waits=head()), free=2000)
+    assert stopped(actions) == []
+
+
+def test_a_model_without_memory_on_the_wanted_device_is_no_victim() -> None:
+    elsewhere = model("elsewhere", READY, on="1", last_used=NOW - 900)
+    here = model("here", READY, on="0")
+    actions = plan([elsewhere, here, model("wants", waits=head())], [gpu(0), gpu(0, "1")], LIMITS, NOW)
+    assert stopped(list(actions.actions)) == ["here"]
+
+
+def test_two_candidates_do_not_share_a_victim() -> None:
+    models = [model("a", READY), model("b", waits=head()), model("c", waits=head(arrived=NOW - 1))]
+    assert decide(*models) == [Stop("a", StopReason.MEMORY, "c")]
+
+
+def test_two_candidates_share_a_victim_that_is_large_enough_for_both() -> None:
+    models = [model("a", READY, mb=8000), *(model(x, mb=4000, waits=head()) for x in "bc")]
+    assert decide(*models, free=0) == [Stop("a", StopReason.MEMORY, "b")]
+    assert decide(replace(models[0], status=STOPPING), *models[1:], free=0) == []
+
+
+# --- places
+
+
+def test_a_full_count_evicts_although_there_is_memory() -> None:
+    two = replace(LIMITS, max_models=2)
+    models = [model("a", READY, mb=100, last_used=NOW - 9), model("b", READY, mb=100, last_used=NOW - 8)]
+    actions = decide(*models, model("c", mb=100, waits=head()), free=9800, limits=two)
+    assert actions == [Stop("a", StopReason.COUNT, "c")]
+
+
+def test_lack_of_memory_is_not_called_lack_of_places() -> None:
+    one = replace(LIMITS, max_models=1)
+    actions = decide(model("a", READY), model("b", waits=head()), limits=one)
+    assert actions == [Stop("a", StopReason.MEMORY, "b")]
+
+
+def test_one_victim_is_enough_for_the_count_however_small_it_is() -> None:
+    models = [model("a", READY, mb=10, last_used=NOW - 99), model("b", READY, mb=10)]
+    limits = replace(LIMITS, max_models=2)
+    assert stopped(decide(*models, model("c", mb=10, waits=head()), free=9000, limits=limits)) == ["a"]
+
+
+def test_a_model_that_loads_counts_as_a_place() -> None:
+    one = replace(LIMITS, max_models=1)
+    busy_loading = model("a", LOADING, mb=10, waits=head())
+    assert decide(busy_loading, model("b", mb=10, waits=head()), free=9000, limits=one) == []
+
+
+# --- refusals
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers_and_evicts_nobody() -> None:
+    actions = decide(model("a", READY), model("huge", mb=20_000, waits=head(HIGH)))
+    assert actions == [Refuse("huge", by_count=False, need_mb=20_000, available_mb=10_000, ever=False)]
+
+
+def test_what_pinned_models_leave_no_room_for_is_refused_for_now() -> None:
+    actions = decide(model("a", READY, pinned=True), model("b", waits=head()))
+    assert actions == [Refuse("b", by_count=False, need_mb=6000, available_mb=4000, ever=True)]
+
+
+def test_what_other_programs_leave_no_room_for_is_refused_for_now() -> None:
+    assert decide(model("b", waits=head()), free=5000) == [Refuse("b", False, 6000, 5000, ever=True)]
+
+
+def test_places_taken_by_pinned_models_are_a_refusal_by_count() -> None:
+    one = replace(LIMITS, max_models=1)
+    actions = decide(model("a", READY, mb=10, pinned=True), model("b", waits=head()), free=9990, limits=one)
+    assert actions == [Refuse("b", by_count=True, need_mb=6000, available_mb=9990, ever=True)]
+
+
+def test_a_pinned_model_that_is_leaving_is_no_reason_to_refuse() -> None:
+    ejected = model("a", DRAINING, pinned=True, in_flight=1, stop_reason=StopReason.MANUAL)
+    assert decide(ejected, model("b", waits=head())) == []
+
+
+def test_nothing_is_refused_while_a_busy_model_could_make_room() -> None:
+    assert decide(model("a", READY, in_flight=1), model("b", waits=head())) == []
+
+
+# --- the hold of a busy model
+
+
+def test_a_model_with_waiting_requests_holds_the_newcomer_back_for_a_while() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 3), ready_since=NOW - 60)
+    newcomer = model("b", waits=head(arrived=NOW - 2))
+    found = look(busy, newcomer)
+    assert (found.actions, found.wake_at) == ((), NOW - 2 + HOLD)
+    assert stopped(decide(busy, newcomer, now=NOW - 2 + HOLD)) == ["a"]
+
+
+def test_the_hold_runs_from_when_the_model_was_ready() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 90), ready_since=NOW - 4)
+    assert may_be_taken_at(busy, head(arrived=NOW - 80), LIMITS, NOW) == NOW - 4 + HOLD
+
+
+def test_the_hold_ends_even_for_a_long_queue_with_smaller_keys() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 900), ready_since=NOW - 20)
+    assert may_be_taken_at(busy, head(arrived=NOW - HOLD), LIMITS, NOW) == NOW
+
+
+def test_a_model_that_only_runs_requests_holds_the_newcomer_back_as_well() -> None:
+    busy = model("a", READY, in_flight=1)
+    assert may_be_taken_at(busy, head(), LIMITS, NOW) == NOW + HOLD
+
+
+def test_a_higher_priority_does_not_wait_for_the_queue() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(), ready_since=NOW - 1)
+    assert may_be_taken_at(busy, head(HIGH), LIMITS, NOW) == NOW
+
+
+def test_a_higher_priority_waits_for_the_running_requests() -> None:
+    busy = model("a", READY, in_flight=1, waits=head())
+    urgent = model("b", waits=head(HIGH))
+    assert decide(busy, urgent) == [Stop("a", StopReason.MEMORY, "b")]  # that drains it
+    draining = replace(busy, status=DRAINING, stop_reason=StopReason.MEMORY)
+    assert decide(draining, urgent) == []
+
+
+def test_a_higher_priority_waits_for_a_request_that_has_aged_past_it() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(NORMAL, NOW - AGING - 1), ready_since=NOW - 2)
+    assert may_be_taken_at(busy, head(HIGH), LIMITS, NOW) == NOW + HOLD
+
+
+def test_a_lower_priority_waits_until_its_turn_has_come() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(NORMAL))
+    assert may_be_taken_at(busy, head(LOW, NOW - AGING + 1), LIMITS, NOW) == NEVER
+    assert may_be_taken_at(busy, head(LOW, NOW - AGING - 1), LIMITS, NOW) == NOW
+
+
+def test_a_lower_priority_ages_past_traffic_that_never_queues() -> None:
+    busy = model("a", READY, in_flight=1, best_in_flight=HIGH)
+    assert may_be_taken_at(busy, head(LOW), LIMITS, NOW) == NOW + 2 * AGING
+    assert may_be_taken_at(busy, head(LOW, NOW - 2 * AGING), LIMITS, NOW) == NOW
+
+
+def test_without_affinity_a_newcomer_waits_for_running_requests_only() -> None:
+    busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 5))
+    assert may_be_taken_at(busy, head(), replace(LIMITS, max_swap_wait_s=0), NOW) == NOW
+
+
+@pytest.mark.parametrize("status", [OFF, CRASHED, STOPPING, Status.FAILED])
+def test_what_is_not_loaded_cannot_be_taken(status: Status) -> None:
+    assert may_be_taken_at(model("a", status), head(HIGH), LIMITS, NOW) == NEVER
+
+
+def test_the_later_the_victims_the_later_the_swap() -> None:
+    a = model("a", READY, mb=3000, in_flight=1, ready_since=NOW - 4)
+    b = model("b", READY, mb=3000, in_flight=1, ready_since=NOW - 2)
+    found = look(a, b, model("c", waits=head(arrived=NOW - 9)), free=0)
+    assert (found.actions, found.wake_at) == ((), NOW - 2 + HOLD)
+
+
+def test_nobody_goes_before_all_victims_may() -> None:
+    idle = model("idle", READY, mb=3000)
+    busy = model("busy", READY, mb=3000, in_flight=1, ready_since=NOW)
+    assert decide(idle, busy, model("c", waits=head()), free=0) == []
+
+
+# --- minimum service
+
+
+@pytest.mark.parametrize("status", [STARTING, LOADING])
+def test_a_model_that_loads_for_somebody_is_no_victim(status: Status) -> None:
+    assert decide(model("a", status, waits=head()), model("b", waits=head(HIGH, NOW - 500))) == []
+
+
+def test_a_model_serves_one_request_before_it_is_a_victim() -> None:
+    fresh = model("a", READY, waits=head(), served=0)
+    assert may_be_taken_at(fresh, head(HIGH, NOW - 500), LIMITS, NOW) == NEVER
+    assert may_be_taken_at(replace(fresh, served=1), head(HIGH, NOW - 500), LIMITS, NOW) == NOW
+
+
+def test_a_load_that_nobody_waits_for_goes_on() -> None:
+    assert decide(model("a", LOADING)) == []
+
+
+def test_a_load_that_nobody_waits_for_is_abandoned_when_its_memory_is_wanted() -> None:
+    assert stopped(decide(model("a", LOADING), model("b", waits=head(LOW)))) == ["a"]
+
+
+def test_a_large_model_is_not_kept_out_by_small_ones_that_load_in_turns() -> None:
+    """Each of them in turn is loading for somebody when the large one looks for victims."""
+    large = model("large", mb=9000, waits=head(arrived=NOW - 50))
+    loads = model("loads", LOADING, mb=4500, waits=head(arrived=NOW - 60))
+    idle = model("idle", READY, mb=4500)
+    small = model("small", mb=4500, waits=head())
+    assert decide(large, loads, idle, small, free=1000) == []
+    assert decide(large, loads, model("gone", mb=4500), small, free=5500) == []
+
+
+def test_who_is_not_in_turn_yet_does_not_reserve_what_loads() -> None:
+    low = model("low", mb=9000, waits=head(LOW))
+    loads = model("loads", LOADING, mb=4500, waits=head())
+    small = model("small", mb=4500, waits=head(LOW, NOW + 1))
+    assert loaded(decide(low, loads, small, free=5500)) == ["small"]
+
+
+# --- what drains
+
+
+def draining(alias: str, **rest: Any) -> ModelView:
+    return model(alias, DRAINING, in_flight=1, stop_reason=StopReason.MEMORY, **rest)
+
+
+def test_a_draining_model_serves_again_when_nobody_claims_it_any_more() -> None:
+    assert decide(draining("a")) == [Keep("a")]
+
+
+def test_a_draining_model_is_not_told_again() -> None:
+    assert decide(draining("a"), model("b", waits=head(HIGH))) == []
+
+
+def test_a_model_that_drains_for_another_reason_is_not_resumed() -> None:
+    ejected = model("a", DRAINING, in_flight=1, stop_reason=StopReason.MANUAL)
+    assert decide(ejected) == []
+
+
+def test_a_draining_model_keeps_draining_when_it_gets_requests_of_its_own() -> None:
+    """Else two models that are both wanted would never let go of each other."""
+    claimant = model("b", waits=head(arrived=NOW - HOLD))
+    for late in (head(NORMAL), head(LOW)):
+        assert decide(draining("a", waits=late), claimant) == []
+
+
+def test_a_draining_model_returns_to_requests_whose_turn_is_earlier() -> None:
+    low = model("b", waits=head(LOW, NOW - AGING))
+    assert decide(draining("a", waits=head(HIGH)), low) == [Keep("a")]
+
+
+def test_the_draining_victim_is_preferred_to_a_new_one() -> None:
+    fresh = model("fresh", READY, last_used=NOW - 900)
+    assert (
+        decide(draining("a", mb=4000), replace(fresh, held={"0": 4000}), model("b", waits=head(HIGH))) == []
+    )
+
+
+def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
+    wants, idle = model("wants", waits=head()), model("idle", READY, mb=3000)
+    leaving = model("leaving", STOPPING, mb=3000)
+    assert decide(leaving, idle, wants, free=4000) == []
+    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(())
+
+
+def test_memory_that_is_on_its_way_back_is_promised_once() -> None:
+    leaving = model("leaving", STOPPING)
+    a, b = model("a", waits=head(arrived=NOW - 1)), model("b", mb=3000, waits=head())
+    assert decide(leaving, a, b, model("idle", READY, mb=3000), free=1000) == [
+        Stop("idle", StopReason.MEMORY, "b")
+    ]
+
+
+def test_a_model_that_was_evicted_with_requests_waiting_gets_its_turn_back() -> None:
+    """Two backlogs with room for one: each has the memory for the hold, then for the other's."""
+    a = model("a", READY, in_flight=1, waits=head(arrived=NOW - 100), ready_since=NOW)
+    b = model("b", waits=head(arrived=NOW - 100))
+    end = NOW + HOLD
+    assert decide(a, b, now=end - 1) == []
+    assert stopped(decide(a, b, now=end)) == ["a"]
+    a = model("a", STOPPING, waits=head(arrived=NOW - 99), yielded_at=end)
+    assert decide(a, b, now=end + 1) == []
+    a = replace(a, status=OFF, held={})
+    assert loaded(decide(a, b, free=10_000, now=end + 1)) == ["b"]
+    b = model("b", READY, in_flight=1, waits=head(arrived=NOW - 99), ready_since=end + 2)
+    assert decide(a, b, now=end + 1 + HOLD) == []
+    assert stopped(decide(a, b, now=end + 2 + HOLD)) == ["b"]
+
+
+def test_three_backlogs_take_turns() -> None:
+    a = model("a", waits=head(arrived=NOW - 100), yielded_at=NOW - 20)
+    b = model("b", waits=head(arrived=NOW - 100), yielded_at=NOW - 10)
+    c = model("c", READY, in_flight=1, waits=head(arrived=NOW - 100), ready_since=NOW - HOLD)
+    assert decide(a, b, c) == [Stop("c", StopReason.MEMORY, "a")]
+
+
+# --- crashes
+
+
+def crashed(alias: str, **rest: Any) -> ModelView:
+    return model(alias, CRASHED, **{"last_used": NOW - 1, "idle_timeout_s": 300.0, **rest})
+
+
+def test_a_crashed_model_waits_for_its_back_off() -> None:
+    for waits in (None, head()):
+        found = look(crashed("a", waits=waits, retry_at=NOW + 2), free=10_000)
+        assert (found.actions, found.wake_at) == ((), NOW + 2)
+
+
+def test_a_crashed_model_starts_again_by_itself() -> None:
+    assert decide(crashed("a", retry_at=NOW), free=10_000) == [Load("a", {"0": 6000})]
+
+
+def test_a_crashed_model_stays_off_when_its_memory_is_in_use() -> None:
+    actions = decide(crashed("a"), model("b", READY))
+    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+
+
+def test_a_crashed_model_stays_off_when_its_memory_is_wanted() -> None:
+    actions = decide(crashed("a"), model("b", waits=head(LOW)), free=10_000)
+    assert [(type(x), x.alias) for x in actions] == [(Load, "b"), (Forget, "a")]
+
+
+def test_a_crashed_model_stays_off_when_its_idle_time_has_passed() -> None:
+    actions = decide(crashed("a", last_used=NOW - 300), free=10_000)
+    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+
+
+def test_a_preload_that_failed_is_tried_again() -> None:
+    """It was never used, which is no reason to call its idle time over."""
+    failed = crashed("a", last_used=NEVER_USED, since=NOW - 1)
+    assert loaded(decide(failed, free=10_000)) == ["a"]
+
+
+def test_a_crashed_model_with_requests_takes_its_turn() -> None:
+    assert stopped(decide(crashed("a", waits=head()), model("b", READY))) == ["b"]
+
+
+def test_a_crashed_model_whose_file_is_being_read_is_left_alone() -> None:
+    assert decide(crashed("a", need=None), free=10_000) == []
+
+
+@pytest.mark.parametrize(("crashes", "wait"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (99, 30.0)])
+def test_the_back_off_doubles_up_to_a_bound(crashes: int, wait: float) -> None:
+    assert backoff_s(crashes) == wait
+
+
+# --- preload
+
+
+def test_a_preload_takes_free_room() -> None:
+    assert decide(model("a", preload=True), free=10_000) == [Load("a", {"0": 6000})]
+
+
+def test_a_preload_evicts_nobody() -> None:
+    actions = decide(model("a", preload=True), model("b", READY))
+    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+
+
+def test_a_waiting_request_goes_before_a_preload() -> None:
+    assert loaded(decide(model("a", preload=True), model("b", waits=head(LOW)), free=10_000)) == ["b"]
+
+
+def test_preloads_keep_their_order_while_a_file_is_being_read() -> None:
+    first, second = model("a", preload=True, need=None), model("b", preload=True)
+    assert decide(first, second, free=10_000) == []
+
+
+# --- idle unloading
+
+
+def test_an_idle_model_is_unloaded_after_its_time() -> None:
+    idle = model("a", READY, idle_timeout_s=300.0, last_used=NOW - 300)
+    assert decide(idle) == [Stop("a", StopReason.IDLE)]
+
+
+def test_an_idle_model_is_looked_at_again_when_its_time_is_over() -> None:
+    found = look(model("a", READY, idle_timeout_s=300.0, last_used=NOW - 100))
+    assert (found.actions, found.wake_at) == ((), NOW + 200)
+
+
+def test_a_busy_model_is_not_idle_however_long_its_request_runs() -> None:
+    assert decide(model("a", READY, in_flight=1, idle_timeout_s=300.0, last_used=NOW - 5000)) == []
+    assert decide(model("a", READY, waits=head(), idle_timeout_s=300.0, last_used=NOW - 5000)) == []
+
+
+def test_a_pinned_model_is_not_unloaded() -> None:
+    assert look(model("a", READY, pinned=True, idle_timeout_s=300.0, last_used=NOW - 900)) == Plan(())
+
+
+def test_an_idle_model_that_another_waits_for_does_not_keep_the_loop_awake() -> None:
+    """Its idle time is over, but it goes only together with a busy model, later."""
+    idle = model("idle", READY, mb=3000, idle_timeout_s=300.0, last_used=NOW - 900)
+    busy = model("busy", READY, mb=3000, in_flight=1, ready_since=NOW)
+    assert look(idle, busy, model("c", waits=head()), free=0).wake_at > NOW
+
+
+# --- devices
+
+
+def test_a_model_goes_to_the_device_that_it_fills_best() -> None:
+    devices = [gpu(9000), gpu(6500, "1")]
+    found = plan([model("a", devices=("0", "1"), waits=head())], devices, LIMITS, NOW)
+    assert found.actions == (Load("a", {"1": 6000}),)
+
+
+def test_a_model_goes_only_where_it_may() -> None:
+    devices = [gpu(9000), gpu(6500, "1")]
+    found = plan([model("a", devices=("0",), waits=head())], devices, LIMITS, NOW)
+    assert found.actions == (Load("a", {"0": 6000}),)
+
+
+def test_a_large_model_is_split_in_proportion_to_what_is_free() -> None:
+    need = Need(12_000, ("0", "1"), overhead_mb=0)
+    found = plan([model("a", need=need, waits=head())], [gpu(10_000), gpu(5000, "1")], LIMITS, NOW)
+    assert found.actions == (Load("a", {"0": 8000, "1": 4000}),)
+
+
+def test_each_device_of_a_split_model_has_its_overhead() -> None:
+    need = Need(12_000, ("0", "1"), overhead_mb=1000)
+    found = plan([model("a", need=need, waits=head())], [gpu(10_000), gpu(5000, "1")], LIMITS, NOW)
+    (action,) = found.actions
+    assert isinstance(action, Load)
+    assert sum(action.placement.values()) == pytest.approx(13_000, abs=2)
+
+
+def test_a_split_takes_as_few_devices_as_possible() -> None:
+    need = Need(12_000, ("0", "1", "2"))
+    devices = [gpu(5000), gpu(9000, "1"), gpu(9000, "2")]
+    (action,) = plan([model("a", need=need, waits=head())], devices, LIMITS, NOW).actions
+    assert isinstance(action, Load)
+    assert set(action.placement) == {"1", "2"}
+
+
+def test_victims_on_several_devices_make_room_for_a_split_model() -> None:
+    need = Need(12_000, ("0", "1"))
+    models = [model("a", READY, on="0"), model("b", READY, on="1"), model("wants", need=need, waits=head())]
+    actions = list(plan(models, [gpu(1000), gpu(1000, "1")], LIMITS, NOW).actions)
+    assert stopped(actions) == ["a", "b"]
+
+
+def test_a_model_for_a_device_that_is_not_there_is_refused() -> None:
+    assert decide(model("a", devices=("7",), waits=head())) == [Refuse("a", False, 6000, 0, ever=False)]
+
+
+def test_a_device_that_other_programs_have_overfilled_takes_nothing() -> None:
+    devices = [gpu(-2000), gpu(7000, "1")]
+    found = plan([model("a", devices=("0", "1"), waits=head())], devices, LIMITS, NOW)
+    assert found.actions == (Load("a", {"1": 6000}),)
+
+
+def test_fit_knows_no_fraction_of_a_place() -> None:
+    from app.core.placement import Room
+
+    assert fit(Need(1, ("0",)), Room({"0": 10}, 0)) is None
+    assert fit(Need(0, ()), Room({}, 1)) == {}
+
+
+# --- preview
+
+
+def ask(*models: ModelView, free: int = 4000, alias: str = "asked") -> Any:
+    return preview(models, [only_gpu(models, free)], LIMITS, NOW, alias)
+
+
+def test_a_preview_names_the_victims_and_changes_nothing() -> None:
+    found = ask(model("asked"), model("idle", READY))
+    assert (found.fits, found.victims, found.placement, found.wait_s) == (True, ("idle",), {"0": 6000}, 0.0)
+
+
+def test_a_preview_says_how_long_a_busy_model_may_hold_it_back() -> None:
+    found = ask(model("asked"), model("busy", READY, in_flight=1))
+    assert (found.fits, found.victims, found.wait_s) == (True, ("busy",), HOLD)
+
+
+def test_a_preview_of_what_cannot_be_had_says_why() -> None:
+    found = ask(model("asked", mb=20_000), model("idle", READY))
+    assert not found.fits
+    assert found.refusal == Refuse("asked", False, 20_000, 10_000, ever=False)
+
+
+def test_a_preview_is_a_number_while_another_model_loads() -> None:
+    found = ask(model("asked"), model("loads", LOADING, waits=head(arrived=NOW - 1)))
+    assert (found.fits, found.wait_s) == (True, HOLD)
+
+
+def test_a_preview_of_a_model_that_is_leaving_counts_its_own_memory() -> None:
+    found = ask(model("asked", STOPPING), model("idle", READY, mb=3000), free=1000)
+    assert (found.fits, found.victims, found.placement) == (True, (), {"0": 6000})
+
+
+# --- no flip-flop
+
+
+def test_the_same_picture_gives_the_same_plan() -> None:
+    models = [model("a", READY, in_flight=1), model("b", waits=head()), model("c", READY, mb=100)]
+    assert look(*models) == look(*models)
+
+
+def test_a_plan_is_stable_once_carried_out() -> None:
+    """The step after a Stop neither takes it back nor names another victim."""
+    victims = [model(x, READY, mb=3000, in_flight=1, waits=head(), last_used=NOW - 9) for x in "ab"]
+    urgent = model("c", mb=3000, waits=head(HIGH))
+    (stop,) = decide(*victims, urgent, free=0)
+    told = [
+        replace(v, status=DRAINING, stop_reason=StopReason.MEMORY) if v.alias == stop.alias else v
+        for v in victims
+    ]
+    assert decide(*told, urgent, free=0) == []

@@ -1,0 +1,187 @@
+"""The property tests are worth something: each of these mistakes in the scheduling code makes them fail."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+
+from bench.world import Code
+from tests.test_scheduling_properties import Scheduling, run_machine
+
+EXAMPLES = 400
+PLACEMENT, POLICY, QUEUE = "app.core.placement", "app.core.policy", "app.core.queue"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In that module, this text becomes that."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    caught_as: str
+
+
+MUTATIONS = [
+    Mutation(
+        "the busy check is dropped",
+        POLICY,
+        "    if victim.pinned or victim.status not in _TAKEABLE:\n",
+        "    return now\n    if victim.pinned or victim.status not in _TAKEABLE:\n",
+        "rule",
+    ),
+    Mutation(
+        "requests do not age",
+        QUEUE,
+        "self.key = arrived + priority * aging_s",
+        "self.key = arrived + priority * 1e9",
+        "rule 4",
+    ),
+    Mutation(
+        "priorities are ignored",
+        QUEUE,
+        "self.key = arrived + priority * aging_s",
+        "self.key = arrived",
+        "rule 4",
+    ),
+    Mutation(
+        "the reservation is forgotten",
+        PLACEMENT,
+        "return Room({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
+        "return self",
+        "rule 2",
+    ),
+    Mutation(
+        "the hold has no end",
+        POLICY,
+        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = NEVER",
+        "rule 5",
+    ),
+    Mutation(
+        "there is no hold",
+        POLICY,
+        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = now",
+        "rule 1, 5 or 6",
+    ),
+    Mutation(
+        "a high priority waits for the hold",
+        POLICY,
+        "return now if head.level < rival_level else max(now, hold_end)",
+        "return max(now, hold_end)",
+        "rule 5",
+    ),
+    Mutation(
+        "victims are chosen without a check that it helps",
+        POLICY,
+        "            if fit(model.need, self._room_without(chosen)) is not None:\n                break\n",
+        "            if chosen:\n                return tuple(chosen)\n",
+        "",
+    ),
+    Mutation(
+        "more victims are named than needed",
+        POLICY,
+        "for victim in reversed(chosen[:]):",
+        "for victim in ():",
+        "rule 3: more stopped than needed",
+    ),
+    Mutation(
+        "a model need not serve before it goes",
+        POLICY,
+        "    if victim.head and not victim.served:\n",
+        "    if False:\n",
+        "rule 1, 5 or 6",
+    ),
+    Mutation(
+        "busy models go before idle ones",
+        POLICY,
+        "        victim.busy,\n        victim.waiting,\n",
+        "        not victim.busy,\n        victim.waiting,\n",
+        "rule 3",
+    ),
+    Mutation(
+        "the memory of others is not asked for in turn",
+        POLICY,
+        "key=lambda m: _turn(m, limits))",
+        "key=lambda m: m.alias)",
+        "rule",
+    ),
+    Mutation(
+        "draining models are never resumed",
+        POLICY,
+        "    step.resume_what_nobody_claims()\n",
+        "",
+        "it drains for nobody",
+    ),
+    Mutation(
+        "nobody is told when to look again",
+        POLICY,
+        "        self.wake_at = min(self.wake_at, when)\n",
+        "        pass\n",
+        "nobody looked|waits for ever",
+    ),
+    Mutation(
+        "what can never fit is not refused",
+        POLICY,
+        "        if refusal := self._refusal(model):\n            self.actions.append(refusal)\n",
+        "        if self._refusal(model):\n",
+        "rule 7",
+    ),
+    Mutation(
+        "a request that leaves is forgotten in the count",
+        QUEUE,
+        "        elif ticket.state is TicketState.WAITING:\n",
+        "        elif False:\n",
+        "",
+    ),
+]
+
+
+def mutated(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Code:
+    """Fresh copies of the three modules, one of them changed; the real ones stay as they are."""
+    changed = {PLACEMENT: _source(PLACEMENT), POLICY: _source(POLICY), QUEUE: _source(QUEUE)}
+    assert changed[mutation.module].count(mutation.old) == 1, "the code has moved on: adapt the mutation"
+    changed[mutation.module] = changed[mutation.module].replace(mutation.old, mutation.new)
+    with monkeypatch.context() as patched:
+        modules = {name: _fresh(name, source, patched) for name, source in changed.items()}
+    return Code(policy=modules[POLICY], queue=modules[QUEUE])
+
+
+def _source(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    source: str = spec.loader.get_source(name)  # type: ignore[attr-defined]
+    return source
+
+
+def _fresh(name: str, source: str, patched: pytest.MonkeyPatch) -> ModuleType:
+    """In `sys.modules` while its siblings are made, so that they import this one."""
+    module = ModuleType(name)
+    patched.setitem(sys.modules, name, module)
+    exec(compile(source, name, "exec"), module.__dict__)
+    return module
+
+
+def machine_with(code: Code) -> type[Scheduling]:
+    fields: Mapping[str, object] = {"code": code}
+    return type("Mutated", (Scheduling,), dict(fields))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "-"))
+def test_a_mistake_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_with(mutated(mutation, monkeypatch))
+    with pytest.raises(Exception, match=mutation.caught_as):
+        run_machine(machine, EXAMPLES)
+
+
+def test_the_unchanged_code_passes_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = Mutation("nothing", POLICY, "NEVER = math.inf", "NEVER = math.inf", "")
+    run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 10)

@@ -1,0 +1,88 @@
+"""The README and the documents agree with the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core import config, errors
+from app.main import create_app
+from tools import readme_reference
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def error_codes(base: type[errors.RouterError] = errors.RouterError) -> Iterator[tuple[int, str]]:
+    for kind in base.__subclasses__():
+        yield kind.status, kind.code
+        yield from error_codes(kind)
+
+
+def routes() -> set[tuple[str, str]]:
+    paths = create_app(config.Config()).openapi()["paths"]
+    return {(method.upper(), path) for path, methods in paths.items() for method in methods}
+
+
+def named_endpoints() -> set[tuple[str, str]]:
+    found = re.findall(r"`(GET|POST) (/[^`? ]*)[^`]*`", README)
+    return {(method, path) for method, path in found}
+
+
+def test_the_configuration_reference_is_up_to_date() -> None:
+    assert readme_reference.with_reference(README) == README, "run: python -m tools.readme_reference"
+
+
+def test_every_error_code_has_advice() -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \| (`[a-z_`, ]+) \|", README, re.M)
+    told = {code for _, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+    statuses = {code: statuses for statuses, codes in rows for code in re.findall(r"`([a-z_]+)`", codes)}
+    raised = {(status, code) for status, code in error_codes() if code != "overloaded"}
+    assert told == {code for _, code in raised}
+    for status, code in raised:
+        assert str(status) in statuses[code]
+
+
+def test_every_endpoint_of_the_readme_exists_and_the_other_way_round() -> None:
+    there, told = routes(), named_endpoints()
+    written = {(method, re.sub(r"\{alias:path\}", "{alias}", path)) for method, path in there}
+    hidden = {("GET", "/"), ("GET", "/models")}  # not in the interactive documentation
+    assert told - hidden == written
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_every_curl_command_is_well_formed() -> None:
+    commands = [block for block in fenced("sh") if block.startswith("curl")]
+    assert len(commands) >= 4
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))
+        if "-d" in words:
+            json.loads(words[words.index("-d") + 1])
+
+
+def test_the_python_example_compiles() -> None:
+    (example,) = fenced("python")
+    compile(example, "README.md", "exec")
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    for target in set(re.findall(r"`?make ([a-z]+)`?", "\n".join(fenced("sh")))):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
