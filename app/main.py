@@ -28,6 +28,8 @@ from app.core.events import EventBus
 from app.core.gpu_probe import GpuProbe
 from app.core.gpus import find_gpus
 from app.core.health_monitor import HealthMonitor
+from app.core.kv_cache import KvCache
+from app.core.kv_store import KvStore
 from app.core.launcher import LlamaLauncher
 from app.core.learned import FILE_NAME, LearnedFootprints
 from app.core.load_reporter import LoadReporter
@@ -107,14 +109,23 @@ async def _build(
     if error := logs.start():
         logger.warning("%s", error)
     stack.callback(logs.close)
+    kv_cache: KvCache | None = None
     if launcher is None:
-        launcher = await _real_launcher(config, logs, http, stack, binary)
+        binary = binary or await _find_binary(config)
+        kv_cache = KvCache(KvStore(Path(system.cache_dir)), http, binary, config)
+        launcher = await _real_launcher(config, logs, http, stack, binary, kv_cache)
     look_again: list[Callable[[], None]] = []
     asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
     tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
     learned = await _learned(system.log_dir, launcher)
     manager = ModelManager(
-        config, launcher=launcher, tracker=tracker, bus=bus, clock=time.monotonic, learned=learned
+        config,
+        launcher=launcher,
+        tracker=tracker,
+        bus=bus,
+        clock=time.monotonic,
+        learned=learned,
+        kv_cache=kv_cache,
     )
     look_again.append(manager.look_again)
     stack.push_async_callback(manager.stop_all)
@@ -157,12 +168,19 @@ def _wire(services: Services) -> None:
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 
+async def _find_binary(config: Config) -> BinaryInfo:
+    path = find_binary(config.system.llama_server_path)
+    return await anyio.to_thread.run_sync(inspect_binary, path)
+
+
 async def _real_launcher(
-    config: Config, logs: LogServer, http: httpx.AsyncClient, stack: AsyncExitStack, binary: BinaryInfo | None
+    config: Config,
+    logs: LogServer,
+    http: httpx.AsyncClient,
+    stack: AsyncExitStack,
+    binary: BinaryInfo,
+    kv_cache: KvCache,
 ) -> LlamaLauncher:
-    if binary is None:
-        path = find_binary(config.system.llama_server_path)
-        binary = await anyio.to_thread.run_sync(inspect_binary, path)
     log_dir = Path(config.system.log_dir)
     await anyio.to_thread.run_sync(reap_orphans, log_dir)
     pid_file = PidFile(log_dir)
@@ -175,6 +193,7 @@ async def _real_launcher(
         config.system.load_timeout_sec,
         default_pooling=_default_pooling,
         pid_file=pid_file,
+        kv_cache=kv_cache,
     )
     stack.callback(launcher.kill_all)
     return launcher

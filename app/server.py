@@ -20,6 +20,7 @@ from fastapi import FastAPI
 
 from app.api.services import Services
 from app.core.launcher import LlamaLauncher
+from app.http_protocol import RouterProtocol
 from app.main import drain
 from app.reload import reload
 
@@ -44,6 +45,8 @@ class RouterServer(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                http=RouterProtocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -1,9 +1,10 @@
-"""llama-server's own router mode, started on the same files: the peer that is measured beside us."""
+"""llama-server by itself and in its own router mode: what the router is measured beside."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -11,25 +12,23 @@ import httpx
 from tests.router_process import free_port, until_now
 
 
-class RouterMode:
-    """`llama-server --models-dir FOLDER --models-max N`; a model's name there is its file's stem."""
+class Peer:
+    """A llama-server with these flags, ready when the block begins and gone when it ends."""
 
-    def __init__(
-        self, llama_server: Path, models_dir: Path, *, max_models: int, n_ctx: int, log: Path
-    ) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [str(llama_server), "--models-dir", str(models_dir), "--models-max", str(max_models)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "-np", "1", "-c", str(n_ctx)]
-        command += ["-t", "2", "--cache-ram", "0", "--offline", "-ngl", "0"]
+    def __init__(self, llama_server: Path, flags: Sequence[str], log: Path) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        command = [str(llama_server), "--host", "127.0.0.1", "--port", str(port), *flags]
+        command += ["--cache-ram", "0", "--offline", "-ngl", "0"]
         env = {k: v for k, v in os.environ.items() if not k.startswith("LLAMA_")}
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
             )
-        until_now(self._answers)
+        self.pid = self._process.pid
 
-    def __enter__(self) -> RouterMode:
+    def __enter__(self) -> Peer:
+        until_now(self._answers)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,3 +44,20 @@ class RouterMode:
             return httpx.get(f"{self.url}/health", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
+
+
+class Direct(Peer):
+    """One model, no router."""
+
+    def __init__(self, llama_server: Path, model: Path, flags: Sequence[str], log: Path) -> None:
+        super().__init__(llama_server, ["-m", str(model), *flags], log)
+
+
+class RouterMode(Peer):
+    """A folder of models; there a model's name is its file's stem."""
+
+    def __init__(
+        self, llama_server: Path, models: Path, flags: Sequence[str], log: Path, *, max_models: int
+    ) -> None:
+        own = ["--models-dir", str(models), "--models-max", str(max_models)]
+        super().__init__(llama_server, [*own, *flags], log)

@@ -84,9 +84,8 @@ async def burst(names: str = "ab") -> None:
         print(f"  router:      {_outcomes(answers)}, makespan {took:.2f} s, loads {loads}")
         bare_s = load_s + service_s
         print(f"               {took / bare_s:.2f} x (loads {load_s:.2f} s + service {service_s:.2f} s)")
-        with RouterMode(
-            find_binary(None), folder, max_models=1, n_ctx=N_CTX, log=folder / "peer.log"
-        ) as peer:
+        flags = ["-np", "1", "-c", str(N_CTX), "-t", "2"]
+        with RouterMode(find_binary(None), folder, flags, folder / "peer.log", max_models=1) as peer:
             answers, took = await _burst(peer.url, names)
         print(f"  router mode: {_outcomes(answers)}, makespan {took:.2f} s")
 

@@ -12,12 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 from app.core import policy, queue
 from app.core.errors import QueueFull
 from app.core.model_status import MOVES, NEVER_USED, DeviceView, ModelView, Need, Priority, Status, StopReason
+from app.core.placement import Room
 from app.core.policy import Limits, Plan
 
 MAX_LOOKS_AT_ONCE = 50
@@ -137,6 +139,8 @@ class Device:
 class World:
     """The look-again loop in virtual time. `look` is called after every change, and when the plan says so."""
 
+    max_events = math.inf
+
     def __init__(
         self,
         specs: Sequence[Spec],
@@ -174,7 +178,9 @@ class World:
     def run(self, until: float = math.inf) -> None:
         """Everything that happens up to then; without a time, until nothing is left to happen."""
         self._settle()
-        while (when := self._next()) <= until and when < math.inf:
+        start = next(self._order)
+        while (when := self.next_event()) <= until and when < math.inf:
+            assert next(self._order) - start < self.max_events, "the world does not come to rest"
             self.now = when
             if when == self._alarm:
                 self._alarm, self._look_wanted = math.inf, True
@@ -184,7 +190,7 @@ class World:
         if until < math.inf:
             self.now = max(self.now, until)
 
-    def _next(self) -> float:
+    def next_event(self) -> float:
         return min(self._events[0][0] if self._events else math.inf, self._alarm)
 
     # --- clients
@@ -194,11 +200,11 @@ class World:
         request = Request(model, self.code.queue.Ticket(priority, self.now, self.limits.aging_s), service_s)
         self.requests.append(request)
         if model.status is Status.FAILED:
-            self._end(request, Outcome.FAILED)
+            self._turn_away(request, Outcome.FAILED)
         else:
             self._push(request)
             if self.queue_timeout_s < math.inf:
-                self.after(self.queue_timeout_s, lambda: self._give_up(request))
+                self.after(self.queue_timeout_s, partial(self._give_up, request))
         return request
 
     def leave(self, request: Request) -> None:
@@ -217,10 +223,15 @@ class World:
         try:
             model.queue.push(request.ticket)
         except QueueFull:
-            self._end(request, Outcome.REFUSED)
+            self._turn_away(request, Outcome.REFUSED)
             return
         model.requests[request.ticket] = request
         self._serve_next(model)
+
+    def _turn_away(self, request: Request, outcome: Outcome) -> None:
+        """At the door: it holds no place."""
+        assert request.outcome is None, "answered twice"
+        request.outcome, request.ended = outcome, self.now
 
     def _end(self, request: Request, outcome: Outcome) -> None:
         assert request.outcome is None, "answered twice"
@@ -241,12 +252,18 @@ class World:
             self.grant(model)
 
     def grant(self, model: Model) -> None:
-        while model.status is Status.READY and (ticket := model.queue.grant(self.now)) is not None:
-            request = model.requests[ticket]
-            model.served += 1
-            model.last_used = request.granted = self.now
-            self.granted(request)
-            self.after(request.service_s, lambda request=request, ticket=ticket: self._done(request, ticket))
+        while self.grant_one(model):
+            pass
+
+    def grant_one(self, model: Model) -> bool:
+        if model.status is not Status.READY or (ticket := model.queue.grant(self.now)) is None:
+            return False
+        request = model.requests[ticket]
+        model.served += 1
+        model.last_used = request.granted = self.now
+        self.granted(request)
+        self.after(request.service_s, partial(self._done, request, ticket))
+        return True
 
     def _done(self, request: Request, ticket: Any) -> None:
         if request.outcome is None and request.ticket is ticket:
@@ -282,6 +299,16 @@ class World:
     def device_views(self) -> list[DeviceView]:
         return [d.view(sum(m.held.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()]
 
+    def live(self) -> list[Model]:
+        return [m for m in self.models.values() if m.status.has_process]
+
+    def free(self) -> Room:
+        """What may be reserved now."""
+        room = {d.id: d.total_mb - d.others_mb - d.settling_mb - d.min_free_mb for d in self.devices.values()}
+        for model in self.live():
+            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
+        return Room(room, self.limits.max_models - len(self.live()))
+
     def carry_out(self, action: Any) -> None:
         code, model = self.code.policy, self.models[action.alias]
         if isinstance(action, code.Load):
@@ -298,6 +325,7 @@ class World:
         else:
             for request in self._waiting(model):
                 self._end(request, Outcome.REFUSED)
+            self.look_again()
 
     def _settle(self) -> None:
         for _ in range(MAX_LOOKS_AT_ONCE):
@@ -372,7 +400,7 @@ class World:
         self._take_back(request)
         request.replays, request.ticket, request.granted = 1, old.again(), math.nan
         if request.model.status is Status.FAILED:
-            self._end(request, Outcome.FAILED)
+            self._turn_away(request, Outcome.FAILED)
         else:
             self._push(request)
 
@@ -400,7 +428,7 @@ class World:
         if settle and self.settle_s:
             for id, mb in held.items():
                 self._settling(self.devices[id], mb)
-                self.after(self.settle_s, lambda device=self.devices[id], mb=mb: self._settling(device, -mb))
+                self.after(self.settle_s, partial(self._settling, self.devices[id], -mb))
 
     def _settling(self, device: Device, mb: int) -> None:
         device.settling_mb += mb
@@ -425,7 +453,7 @@ class World:
         self.look_again()
 
     def _running(self, model: Model) -> list[Request]:
-        return [model.requests[t] for t in tuple(model.queue.running)]
+        return [model.requests[t] for t in sorted(model.queue.running)]
 
     def _waiting(self, model: Model) -> Iterator[Request]:
         running = model.queue.running

@@ -28,6 +28,8 @@ class Claim:
 class CheckedWorld(World):
     """Asserts the rules at each plan, each start, each grant and each stop."""
 
+    max_events = 20_000
+
     # --- what is true, from the world's own accounts
 
     def key(self, request: Request) -> tuple[float, int]:
@@ -59,18 +61,8 @@ class CheckedWorld(World):
         ready = [m for m in found if m.status is not Status.CRASHED or m.retry_at <= self.now]
         return sorted(ready, key=lambda m: (self.claim(m).key, self.claim(m).order))
 
-    def live(self) -> list[Model]:
-        return [m for m in self.models.values() if m.status.has_process]
-
     def leaving(self) -> list[Model]:
         return [m for m in self.live() if _is_leaving(m)]
-
-    def free(self) -> Room:
-        """What may be reserved now."""
-        room = {d.id: d.total_mb - d.others_mb - d.settling_mb - d.min_free_mb for d in self.devices.values()}
-        for model in self.live():
-            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
-        return Room(room, self.limits.max_models - len(self.live()))
 
     def without(self, gone: Iterable[Model]) -> Room:
         """What may be reserved when these have gone, and all that leaves or settles as well."""

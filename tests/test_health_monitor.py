@@ -72,7 +72,8 @@ async def make_ward() -> AsyncIterator[Callable[..., Awaitable[Ward]]]:
     async def make(**options: object) -> Ward:
         world = World({"a": 1000}, enable_idle_timeout=False, **options)  # type: ignore[arg-type]
         worlds.append(world)
-        await world.manager.load(world.manager.instances["a"], wait=False)
+        await world.settle()  # the first reading of the devices
+        await world.manager.load(world.manager.instances["a"], wait=True)
         await world.settle()
         assert world.status("a") is Status.READY
         return Ward(world)

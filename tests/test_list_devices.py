@@ -85,3 +85,25 @@ def test_what_llama_server_logs_of_a_real_device_is_learned(
 def written(router: RouterProcess) -> str:
     path = router.folder / "logs" / "footprints.json"
     return path.read_text() if path.exists() else ""
+
+
+def test_a_load_that_announces_too_much_is_stopped_and_planned_again(
+    vulkan: Path, make_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path
+) -> None:
+    """The header cannot know that `extra_args` double the cache; llama-server says so before it loads."""
+    params = {"n_gpu_layers": 99, "n_ctx": 131072}
+    double = {"extra_args": ["-ctk", "f32", "-ctv", "f32"], "parallel_requests": 4}
+    models = {
+        "other": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}, "vram_mb": 1280},
+        "long": {"model_path": tiny_long_gguf, "params": params, **double},
+    }
+    router = make_router(models, binary=vulkan)
+    plan = router.get("/v1/models/long/plan")
+    router.load("other", "long")
+    assert "load stopped: It needs" in router.log()
+    assert (router.state("other"), router.state("long")) == ("off", "ready")
+    assert router.status("long")["estimated_mb"] == plan["estimate_mb"]
+    assert router.metric("router_model_loads_total", model="long", result="abandoned") == 1
+    router.eject("long")
+    router.load("other", "long")
+    assert router.metric("router_model_loads_total", model="long", result="abandoned") == 1

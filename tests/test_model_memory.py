@@ -14,12 +14,13 @@ from app.core.config import Config
 from app.core.errors import LoadFailed, VramExhausted
 from app.core.events import Evicted, LoadFinished
 from app.core.exit_reason import FailureKind
+from app.core.gpu_probe import MIB
 from app.core.learned import Learned
 from app.core.load_log import Buffer
 from app.core.memory_estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
 from app.core.model_memory import split_buffers
 from app.core.model_status import Status, StopReason
-from tests.fakes import MIB, World, failure
+from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint
 
 MakeWorld = Callable[..., Awaitable[World]]

@@ -87,13 +87,13 @@ def _headers(error: RouterError) -> dict[str, str]:
 
 async def _router_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RouterError)
-    return response(error, request.url.path)
+    return response(error, request.scope["path"])
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, or another method."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = request.scope["path"]
     translated: RouterError
     if error.status_code == 404:
         translated = NotFound(f"there is no {path[:200]}; the README lists the endpoints, /docs shows them")
@@ -112,9 +112,9 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
-    return response(BadRequest(f"{place}: {first['msg']}", param=place or None), request.url.path)
+    return response(BadRequest(f"{place}: {first['msg']}", param=place or None), request.scope["path"])
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return response(InternalError("the router made a mistake; its log says more"), request.url.path)
+    logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
+    return response(InternalError("the router made a mistake; its log says more"), request.scope["path"])

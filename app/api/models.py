@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
 from app.api.openai import find_model, json_object
-from app.api.security import require_admin
+from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
 from app.core.instance import ModelInstance
 from app.core.model_status import Status
@@ -76,8 +76,9 @@ async def unload_as_router_mode(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/failed")
 async def failed(request: Request) -> dict[str, Any]:
-    instances = services_of(request).manager.instances.values()
-    return {"failed_models": [_failure(i) for i in instances if i.status is Status.FAILED]}
+    """Failed models; the tails of their logs for keys with `admin` only."""
+    instances, admin = services_of(request).manager.instances.values(), client_of(request).admin
+    return {"failed_models": [_failure(i, with_log=admin) for i in instances if i.status is Status.FAILED]}
 
 
 @router.get("/v1/models/status")
@@ -164,7 +165,7 @@ def _status(instance: ModelInstance) -> dict[str, Any]:
     return {"model": instance.alias, **render.whole_status(view)}
 
 
-def _failure(instance: ModelInstance) -> dict[str, Any]:
+def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
     failure = instance.failure
     return {
         "model": instance.alias,
@@ -172,7 +173,7 @@ def _failure(instance: ModelInstance) -> dict[str, Any]:
         "error": failure.message if failure else None,
         "kind": failure.kind.value if failure else None,
         "exit_code": failure.exit_code if failure else None,
-        "log_tail": list(failure.log_tail) if failure else [],
+        "log_tail": list(failure.log_tail) if failure and with_log else [],
     }
 
 

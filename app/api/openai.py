@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
 from pydantic_core import from_json
@@ -144,9 +145,9 @@ async def upstream(request: Request, target: str) -> Response:
     """Any other path of a model's llama-server, queued and loaded like every request."""
     require_admin(request)
     services = services_of(request)
-    instance, path = _split_target(services, target)
+    instance, path = _split_target(services, _raw_target(request) or quote(target))
     await services.manager.revive(instance)
-    query = request.scope["query_string"].decode("latin-1")
+    query = quote(request.scope["query_string"], safe=_KEPT_IN_QUERY)
     body = await request.body()
     call = _call(request, f"/{path}" + (f"?{query}" if query else ""), body, instance, stream=False)
     return Relay(services, instance, call)
@@ -260,10 +261,23 @@ def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
     )
 
 
+_KEPT_IN_PATH = "%/:@!$&'()*+,;=~"
+_KEPT_IN_QUERY = _KEPT_IN_PATH + "?[]"
+
+
+def _raw_target(request: Request) -> str:
+    """What follows `/upstream/`, still encoded: decoded, `%0d%0a` would begin a request of its own there."""
+    raw = request.scope.get("raw_path") or b""
+    return quote(raw.partition(b"/upstream/")[2], safe=_KEPT_IN_PATH)
+
+
 def _split_target(services: Services, target: str) -> tuple[ModelInstance, str]:
-    """An alias may contain slashes: the longest one that fits is meant."""
+    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant."""
     parts = target.split("/")
     for count in range(len(parts), 0, -1):
-        if (name := "/".join(parts[:count])) in services.manager.names:
-            return services.manager.find(name), "/".join(parts[count:])
-    return services.manager.find(parts[0]), ""
+        if (name := unquote("/".join(parts[:count]))) in services.manager.names:
+            path = "/".join(parts[count:])
+            if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+                raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
+            return services.manager.find(name), path
+    return services.manager.find(unquote(parts[0])), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors
 from app.core.config import ApiConfig
 from app.core.errors import (
+    BadRequest,
     Forbidden,
+    HeadersTooLarge,
     HostNotAllowed,
     InvalidApiKey,
     OriginNotAllowed,
@@ -31,6 +34,12 @@ _LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
 _OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
+_HOST = re.compile(r"(?P<name>[\w.\-]+|\[[0-9a-f:.]+\])(:\d{0,5})?\Z", re.I | re.A)
+_FROM_OURSELVES = (None, "same-origin", "none")
+_ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
+_OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32768
 
 
 @dataclass(frozen=True)
@@ -72,34 +81,41 @@ class Rules:
 
     def check(self, scope: Scope, headers: Headers) -> Client:
         """Who asks. Raises what the client is to be told instead."""
-        self._check_host(headers.get("host", ""))
-        if scope["method"] not in _SAFE_METHODS:
-            self._check_origin(headers)
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.max_body_bytes:
+        _check_size(headers)
+        self._check_host(headers)
+        if scope["method"] not in _SAFE_METHODS or scope["path"].startswith("/upstream/"):
+            self._check_origin(headers)  # a GET upstream loads its model, and may stop another
+        if _content_length(headers) > self.max_body_bytes:
             raise self.too_large()
         return self._client(scope, headers)
 
     def too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
 
-    def _check_host(self, host: str) -> None:
-        """Against DNS rebinding: a page's own name must not reach us just because it resolves to us."""
-        if "*" in self._hosts:
+    def _check_host(self, headers: Headers) -> None:
+        """Against DNS rebinding: a page's own name must not reach us just because it resolves to us.
+
+        Only old programs send no Host at all; every browser does.
+        """
+        given = headers.getlist("host")
+        if len(given) > 1:
+            raise BadRequest("send one Host header")
+        if "*" in self._hosts or not given:
             return
-        name = host_name(host)
-        if name and not (name in self._hosts or _nobody_can_rebind(name)):
-            raise HostNotAllowed(f"the host name {name[:100]!r} is not known; add it to api.allowed_hosts")
+        name = host_name(given[0])
+        if name is None or not (name in self._hosts or _nobody_can_rebind(name)):
+            raise HostNotAllowed(f"the host {given[0][:100]!r} is not known; add it to api.allowed_hosts")
 
     def _check_origin(self, headers: Headers) -> None:
         """A web page of another origin must not change anything, whether it can read our answer or not."""
         origin = headers.get("origin")
         if origin is None:
-            if headers.get("sec-fetch-site") == "cross-site":
+            if headers.get("sec-fetch-site") not in _FROM_OURSELVES:
                 raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
             return
         allowed = self._api.cors_allow_origins
-        if "*" in allowed or origin in allowed or urlsplit(origin).netloc == headers.get("host"):
+        host = headers.get("host", "").lower()
+        if "*" in allowed or origin in allowed or (host and _host_of(origin) == host):
             return
         raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
 
@@ -138,13 +154,14 @@ class Guard:
         given = headers.get("x-request-id", "")
         request_id = given if _USABLE_ID.match(given) else uuid.uuid4().hex
         scope["router.request_id"] = request_id
-        send = _with_request_id(send, request_id.encode())
+        send = _with_own_headers(send, request_id.encode())
         try:
             scope["router.client"] = rules.check(scope, headers)
         except RouterError as error:
             await errors.response(error, scope["path"])(scope, receive, send)
             return
-        await self._app(scope, _counted(receive, rules), send)
+        with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody to answer
+            await self._app(scope, _counted(receive, rules), send)
 
 
 def _counted(receive: Receive, rules: Rules) -> Receive:
@@ -162,16 +179,33 @@ def _counted(receive: Receive, rules: Rules) -> Receive:
     return counted
 
 
-def host_name(host: str) -> str:
-    """The name or address in a Host header, without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".")
+def host_name(host: str) -> str | None:
+    """The name or address in a Host header, without its port. None where it is neither."""
+    found = _HOST.match(host.strip())
+    return found["name"].strip("[]").lower().rstrip(".") or None if found else None
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an Origin header."""
+    with contextlib.suppress(ValueError):  # `http://[`
+        return urlsplit(origin).netloc.lower()
+    return None
+
+
+def _check_size(headers: Headers) -> None:
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if size > MAX_HEADER_BYTES or len(headers.raw) > MAX_HEADERS:
+        raise HeadersTooLarge(f"send at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together")
+
+
+def _content_length(headers: Headers) -> int:
+    """What is no number is left to the server; the body is counted anyway."""
+    text = headers.get("content-length", "")
+    return int(text[:18]) if text.isascii() and text.isdigit() else 0
 
 
 def _nobody_can_rebind(name: str) -> bool:
-    if "." not in name or name.endswith(_LOCAL_SUFFIXES):
+    if "." not in name or name.endswith(_LOCAL_SUFFIXES):  # an IPv6 address has no dot either
         return True
     try:
         ipaddress.ip_address(name)
@@ -180,10 +214,11 @@ def _nobody_can_rebind(name: str) -> bool:
     return True
 
 
-def _with_request_id(send: Send, request_id: bytes) -> Send:
+def _with_own_headers(send: Send, request_id: bytes) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            ours = [(b"x-request-id", request_id), *_ON_EVERY_ANSWER]
+            message["headers"] = [h for h in message.get("headers", ()) if h[0] not in _OURS] + ours
         await send(message)
 
     return wrapped

@@ -82,6 +82,7 @@ def build_command(
     api_key: str,
     base_env: Mapping[str, str],
     default_pooling: str | None = None,
+    slot_folder: Path | None = None,
 ) -> Command:
     """How to run `spec` where `placement` (MB by device) says. Raises `CommandError`.
 
@@ -94,6 +95,8 @@ def build_command(
     _model(line, spec, default_pooling)
     _size(line, spec)
     _devices(line, spec, devices)
+    if slot_folder is not None:
+        line.add(("--slot-save-path",), slot_folder)
     argv = (str(binary.path), *line.args, *spec.extra_args)
     return Command(argv, _environment(spec, devices, api_key, base_env))
 

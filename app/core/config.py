@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 
 from app.core.model_status import ModelKind, Priority
 
+KeepCache = Literal["off", "ram", "disk"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 QUANTISED = frozenset({"q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"})
 ALL_LAYERS = 99
@@ -183,6 +184,14 @@ class SystemConfig(Section):
     prompt_cache_mb: Whole = Field(
         1024, ge=0, description="host memory of each llama-server for other prompts"
     )
+    keep_cache: KeepCache = Field(
+        "off", description="keep the conversations of a model that is stopped, in a tmpfs or on disk"
+    )
+    cache_dir: PathText = Field("cache", description="kept conversations on disk")
+    cache_max_gb: Number = Field(4, gt=0, description="of all kept conversations; the least recently used go")
+    keep_cache_timeout_sec: Number = Field(
+        10, gt=0, description="longest time that a stop waits for keeping, and a load for bringing back"
+    )
     log_dir: PathText = Field("logs", description="one rotating file per model")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the router's own log"
@@ -216,6 +225,7 @@ class ModelConfig(Section):
     priority: Priority = Field(Priority.NORMAL, description="of requests without the header")
     vram_mb: Size | None = Field(None, description="declared need; overrides the estimate")
     gpu_devices: tuple[Device, ...] | None = Field(None, description="default: the system's")
+    keep_cache: KeepCache | None = Field(None, description="default: the system's")
     params: ModelParams = Field(default_factory=ModelParams, description="how the model is run")
     extra_args: tuple[Annotated[Text, AfterValidator(_not_owned_flag)], ...] = Field(
         (), description="appended to the command line"
@@ -243,6 +253,7 @@ class ModelSpec:
     flash_attention: str
     cpu_threads: int
     prompt_cache_mb: int
+    keep_cache: KeepCache
     extra_args: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
 
@@ -286,6 +297,7 @@ class Config(Section):
             flash_attention=system.flash_attention,
             cpu_threads=system.cpu_threads,
             prompt_cache_mb=system.prompt_cache_mb,
+            keep_cache=model.keep_cache or system.keep_cache,
             extra_args=model.extra_args,
             env=tuple(sorted(model.env.items())),
         )
@@ -462,6 +474,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
                 update={
                     "llama_server_path": binary,
                     "base_models_path": str(base),
+                    "cache_dir": absolute(system.cache_dir),
                     "log_dir": absolute(system.log_dir),
                 }
             ),

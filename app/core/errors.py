@@ -90,6 +90,10 @@ class RequestTooLarge(RouterError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class HeadersTooLarge(RouterError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
 class UnsupportedMediaType(RouterError):
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 

@@ -56,6 +56,18 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class CacheMoved:
+    """A model's conversations were saved before its stop, or restored after its load, or should have been."""
+
+    alias: str
+    saved: bool  # else restored
+    result: str  # success, failed, timeout; of a restore also damaged
+    tokens: int
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Replayed:
     alias: str
 
@@ -89,7 +101,7 @@ class RequestFinished:
     usage: Usage
 
 
-Event = StatusChanged | Touched | LoadFinished | Evicted | Restarted | Replayed | RequestFinished
+Event = StatusChanged | Touched | LoadFinished | Evicted | Restarted | CacheMoved | Replayed | RequestFinished
 Subscriber = Callable[[Event], None]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,11 @@ import anyio
 
 from app.core.config import ModelSpec
 from app.core.errors import LoadFailed, ModelFailed, RouterError
-from app.core.events import EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
+from app.core.events import CacheMoved, EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST
+from app.core.kv_cache import KvCache, Moved
 from app.core.learned import LearnedFootprints
 from app.core.model_memory import ModelMemory
 from app.core.model_status import (
@@ -59,6 +61,7 @@ class ModelInstance:
         look_again: Callable[[], None],
         learned: LearnedFootprints,
         out_of_memory: Callable[[ModelInstance, Placement], None],
+        kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
         self.queue = queue
@@ -79,7 +82,9 @@ class ModelInstance:
         self._launcher, self._tracker, self._bus = launcher, tracker, bus
         self._limits, self._clock, self._look_again = limits, clock, look_again
         self.memory = ModelMemory(spec.alias, tracker, learned)
-        self._out_of_memory = out_of_memory
+        self._out_of_memory, self._kv_cache = out_of_memory, kv_cache
+        self._kept: Moved | None = None
+        self._save_s = 0.0
         self._since = clock()
         self._reason = ""
         self._served = 0
@@ -283,6 +288,9 @@ class ModelInstance:
             vram_mb=self._vram_mb(),
             estimated_mb=self.memory.estimated_mb,
             measured_mb=self.memory.measured_mb,
+            keep_cache=self.spec.keep_cache,
+            kept_tokens=self._kept.tokens if self._kept else None,
+            kept_bytes=self._kept.size if self._kept else None,
             load_progress=log.progress if log is not None and loading else None,
             load_stage=log.stage if log is not None and loading else None,
         )
@@ -311,15 +319,50 @@ class ModelInstance:
                     self.runner = runner
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
-                    if self.status is not Status.STOPPING:  # stopped in the very turn in which it was ready
-                        self._serve(runner)
-                    failure = self._cause_of((await runner.exited()).failure)
+                    async with self._conversations(runner):
+                        if self.status is not Status.STOPPING:  # stopped in the very turn in which it was ready
+                            self._serve(runner)
+                        failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:
             failure = error.failure
         except Exception as error:
             logger.exception("%s: the supervisor failed", self.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
         self._ended(failure)
+
+    @asynccontextmanager
+    async def _conversations(self, runner: Runner) -> AsyncIterator[None]:
+        """Restored before the first grant, saved when it is stopped after serving; a crash saves nothing."""
+        if self._kv_cache is not None:
+            await self._restore(self._kv_cache, runner)
+        try:
+            yield
+        finally:
+            if self._kv_cache is not None and self.status is Status.STOPPING and self._is_worth_keeping():
+                with anyio.CancelScope(shield=True):
+                    moved = await self._kv_cache.save(self.spec, runner)
+                self._cache_moved(moved, saved=True)
+
+    async def _restore(self, kv_cache: KvCache, runner: Runner) -> None:
+        moved = await kv_cache.restore(self.spec, runner)
+        self._cache_moved(moved, saved=False)
+        if moved is not None and moved.result != "success":
+            await runner.ready()  # a load that a bad file has killed is tried again, without the file
+
+    def _is_worth_keeping(self) -> bool:
+        """Something was said, and somebody will ask for it."""
+        wanted = not self.removed and self._next_spec.keep_cache == self.spec.keep_cache
+        return wanted and self._served > 0 and self._hung is None
+
+    def _cache_moved(self, moved: Moved | None, *, saved: bool) -> None:
+        if moved is None:
+            return
+        self._kept = moved
+        if saved:
+            self._save_s = moved.seconds
+        self._bus.publish(
+            CacheMoved(self.alias, saved, moved.result, moved.tokens, moved.size, moved.seconds)
+        )
 
     def _on_progress(self, runner: Runner) -> None:
         self.runner = runner
@@ -431,7 +474,7 @@ class ModelInstance:
 
     def _reload_estimate_s(self) -> float:
         if self._reload_s is not None:
-            return self._reload_s
+            return self._reload_s + self._save_s
         return self.footprint.file_mb / 1000 if self.footprint else 1.0
 
     def _last_error(self) -> str:

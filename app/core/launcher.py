@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import httpx
@@ -13,6 +14,7 @@ import httpx
 from app.core.command import BinaryInfo, Command, CommandError, build_command
 from app.core.config import ModelSpec
 from app.core.exit_reason import Failure, FailureKind
+from app.core.kv_cache import KvCache
 from app.core.llama_process import LlamaRunner
 from app.core.logging_server import LogServer
 from app.core.pid_file import PidFile
@@ -34,10 +36,12 @@ class LlamaLauncher:
         env: Mapping[str, str] = os.environ,
         default_pooling: Callable[[ModelSpec], str | None] = lambda spec: None,
         pid_file: PidFile | None = None,
+        kv_cache: KvCache | None = None,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
         self._log_server, self._http, self._env = log_server, http, env
         self._default_pooling, self._pid_file = default_pooling, pid_file
+        self._kv_cache = kv_cache
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
 
@@ -47,7 +51,8 @@ class LlamaLauncher:
     ) -> AsyncIterator[Runner]:
         with self._ports.claim() as port:
             key = secrets.token_hex(24)
-            command = self._command(spec, placement, port, key)
+            slot_folder = await self._kv_cache.open(spec) if self._kv_cache is not None else None
+            command = self._command(spec, placement, port, key, slot_folder)
             log = self._log_server.open(spec.alias)
             runner = LlamaRunner(spec.alias, port, key, log, self._http, self.load_timeout_s, on_change)
             self._live.add(runner)
@@ -71,9 +76,16 @@ class LlamaLauncher:
         for runner in tuple(self._live):
             runner.kill()
 
-    def _command(self, spec: ModelSpec, placement: Mapping[str, int], port: int, key: str) -> Command:
+    def _command(
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        port: int,
+        key: str,
+        slot_folder: Path | None,
+    ) -> Command:
         pooling = self._default_pooling(spec)
         try:
-            return build_command(self.binary, spec, placement, port, key, self._env, pooling)
+            return build_command(self.binary, spec, placement, port, key, self._env, pooling, slot_folder)
         except CommandError as error:
             raise LoadError(Failure(FailureKind.BAD_BINARY, str(error), None, ())) from error

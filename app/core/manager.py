@@ -19,6 +19,7 @@ from app.core.events import EventBus, Touched
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
 from app.core.instance import ModelInstance, RestartLimits
+from app.core.kv_cache import KvCache
 from app.core.learned import LearnedFootprints
 from app.core.model_status import ModelView, Need, Priority, Status, StopReason
 from app.core.placement import Placement
@@ -46,6 +47,7 @@ class ModelManager:
         clock: Callable[[], float],
         inspect: Callable[[ModelSpec], Footprint] = footprint.inspect,
         learned: LearnedFootprints | None = None,
+        kv_cache: KvCache | None = None,
     ) -> None:
         self.instances: dict[str, ModelInstance] = {}
         self.names: dict[str, ModelInstance] = {}
@@ -53,7 +55,7 @@ class ModelManager:
         self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
         self.launcher, self._inspect_file = launcher, inspect
         self._clock, self._bus, self._tracker = clock, bus, tracker
-        self._learned = learned or LearnedFootprints()
+        self._learned, self._kv_cache = learned or LearnedFootprints(), kv_cache
         self._learned.on_change = self._save_learned
         tracker.on_reading = self._learn_from_reading
         self._contended = False
@@ -81,6 +83,9 @@ class ModelManager:
                 instance.remove(ModelNotFound(f"{alias} was removed from the configuration", param="model"))
         self.names = {n: self.instances[a] for a, spec in specs.items() for n in (a, *spec.aliases)}
         self._forget_removed()
+        if self._kv_cache is not None:
+            self._kv_cache.apply(config)
+            self._job("clean kept conversations", self._kv_cache.clean)
 
     # --- requests
 
@@ -302,6 +307,7 @@ class ModelManager:
             look_again=self.look_again,
             learned=self._learned,
             out_of_memory=self._make_more_room,
+            kv_cache=self._kv_cache,
         )
 
     def _forget_removed(self) -> None:

@@ -197,6 +197,9 @@ class ModelView:
     vram_mb: int | None = None
     estimated_mb: int | None = None
     measured_mb: int | None = None
+    keep_cache: str = "off"
+    kept_tokens: int | None = None
+    kept_bytes: int | None = None
     load_progress: float | None = None
     load_stage: str | None = None
 

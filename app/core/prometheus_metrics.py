@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.core.events import (
+    CacheMoved,
     Event,
     EventBus,
     Evicted,
@@ -25,6 +26,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
+MOVE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SPEED_BUCKETS = (1, 2.5, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 PUBLIC_STATUSES = tuple(dict.fromkeys(status.public for status in Status))
 
@@ -61,6 +63,13 @@ class Metrics:
             "router_model_evictions", "Loaded models that were stopped", "model", "reason"
         )
         self._restarts = counter("router_model_restarts", "Restarts after a crash", "model")
+        self._cache_saves = counter("router_kv_cache_saves", "Conversations kept at a stop", "model", "result")
+        self._cache_restores = counter(
+            "router_kv_cache_restores", "Conversations brought back after a load", "model", "result"
+        )
+        self._cache_bytes = counter(
+            "router_kv_cache_bytes", "Saved and restored cache", "model", "direction"
+        )
         self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
 
     def _make_histograms(self) -> None:
@@ -73,6 +82,9 @@ class Metrics:
         self._wait = histogram("router_queue_wait_seconds", "Arrival to grant", WAIT_BUCKETS, "priority")
         self._ttft = histogram(
             "router_time_to_first_token_seconds", "Arrival to first byte", DURATION_BUCKETS
+        )
+        self._cache_move = histogram(
+            "router_kv_cache_seconds", "Time to save or restore", MOVE_BUCKETS, "direction"
         )
         self._load = histogram("router_model_load_seconds", "Spawn to ready", LOAD_BUCKETS)
         self._speed = histogram(
@@ -94,6 +106,10 @@ class Metrics:
         for reason in StopReason:
             if reason is not StopReason.SHUTDOWN:
                 self._evictions.labels(alias, reason.value)
+        for result in ("success", "failed", "timeout"):
+            self._cache_saves.labels(alias, result)
+            self._cache_restores.labels(alias, result)
+        self._cache_restores.labels(alias, "damaged")
         self._restarts.labels(alias)
         self._replays.labels(alias)
 
@@ -108,8 +124,17 @@ class Metrics:
             self._evictions.labels(event.alias, event.reason.value).inc()
         elif isinstance(event, Restarted):
             self._restarts.labels(event.alias).inc()
+        elif isinstance(event, CacheMoved):
+            self._cache_moved(event)
         elif isinstance(event, Replayed):
             self._replays.labels(event.alias).inc()
+
+    def _cache_moved(self, event: CacheMoved) -> None:
+        count = self._cache_saves if event.saved else self._cache_restores
+        direction = "saved" if event.saved else "restored"
+        count.labels(event.alias, event.result).inc()
+        self._cache_bytes.labels(event.alias, direction).inc(event.size)
+        self._cache_move.labels(event.alias, direction).observe(event.seconds)
 
     def _finished(self, event: RequestFinished) -> None:
         alias, usage = event.alias, event.usage

@@ -113,8 +113,11 @@ async def test_a_binary_that_is_taken_away_is_named_and_its_return_heals(
     binary.write_text(f'#!/bin/sh\nexec "{llama_server}" "$@"\n')
     binary.chmod(binary.stat().st_mode | stat.S_IXUSR)
     router = make_router({"m": {"model_path": tiny_gguf}}, binary=binary)
-    for change in (lambda: binary.chmod(0o600), binary.unlink):
-        change()
+    for is_there in (True, False):
+        if is_there:
+            binary.chmod(0o600)
+        else:
+            binary.unlink()
         answer = router.client.post(ASK, json=chat("m"))
         assert answer.status_code == 503
         assert "my-llama-server cannot be executed" in answer.json()["error"]["message"]

@@ -172,3 +172,17 @@ def test_what_a_real_load_took_is_known_after_a_restart(
     plan = make_router(models, system=system).get("/v1/models/tiny/plan")
     assert plan["measured_mb"] == entry["host_mb"]
     assert plan["need_note"] == "measured at an earlier load"
+
+
+def test_a_promise_grows_to_what_llama_server_announces(
+    make_router: MakeRouter, tiny_long_gguf: Path
+) -> None:
+    """The header cannot know that `extra_args` double the cache."""
+    model = {"model_path": tiny_long_gguf, "params": {"n_ctx": 131072}}
+    double = ["-ctk", "f32", "-ctv", "f32"]
+    router = make_router({"plain": model, "double": {**model, "extra_args": double}})
+    router.load("plain", "double")
+    plain, doubled = router.status("plain"), router.status("double")
+    assert plain["reserved_mb"] == plain["estimated_mb"] == doubled["estimated_mb"]
+    assert doubled["reserved_mb"] + 1 >= doubled["measured_mb"] > doubled["estimated_mb"]
+    assert "double: needs" in router.log()

@@ -1,0 +1,44 @@
+"""HTTP as uvicorn reads it, with an end to headers that never end and errors in the API's shape."""
+
+from __future__ import annotations
+
+import json
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.core.errors import BadRequest
+
+MAX_HEAD_BYTES = 65536
+"""Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
+
+
+class RouterProtocol(HttpToolsProtocol):
+    """The parser keeps whatever comes until a head is complete: a client could fill the memory."""
+
+    _head_bytes: int | None = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes is None:
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
+        body = json.dumps(BadRequest(msg).body()).encode()
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,571 @@
+"""The door, tried as an attacker would: host names, origins, keys, sizes, paths. No llama-server is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
+from app.core.config import parse
+from app.core.errors import RouterError
+from app.main import create_app
+from tests.fakes import FakeLauncher, FakeProbe
+
+CHAT = "/v1/chat/completions"
+KEYS = ["boss-secret", {"key": "guest-secret", "name": "guest", "admin": False}]
+BOSS = {"Authorization": "Bearer boss-secret"}
+GUEST = {"Authorization": "Bearer guest-secret"}
+EVIL = {"Origin": "https://evil.example"}
+CHANGES = [
+    ("POST", CHAT),
+    ("POST", "/v1/models/load"),
+    ("POST", "/v1/models/eject"),
+    ("POST", "/v1/models/org/tiny/reset"),
+    ("POST", "/models/load"),
+    ("POST", "/models/unload"),
+    ("POST", "/upstream/org/tiny/tokenize"),
+    ("GET", "/upstream/org/tiny/props"),
+    ("HEAD", "/upstream/org/tiny/"),
+    ("OPTIONS", "/upstream/org/tiny/"),
+    ("DELETE", "/upstream/org/tiny/x"),
+]
+MANAGEMENT = [*CHANGES[1:8], ("GET", "/v1/models/org/tiny/logs")]
+
+
+class Upstream:
+    """Stands for llama-server: keeps what reaches it, byte for byte."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self.port = 0
+
+    @property
+    def targets(self) -> list[str]:
+        return [request.split(b" ")[1].decode() for request in self.requests]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head, re.I)
+        self.requests.append(head + await reader.readexactly(int(length[1]) if length else 0))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def running(api: dict[str, Any], model: Path, folder: Path, port: int = 1) -> AsyncIterator[FastAPI]:
+    tree = {
+        "api": api,
+        "system": {"log_dir": str(folder / "logs")},
+        "models": {"org/tiny": {"model_path": str(model), "aliases": ["tiny"]}},
+    }
+    config = parse(json.dumps(tree), folder, {})
+    app = create_app(config, launcher=FakeLauncher(port), probe=FakeProbe(10_000))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+def client_of(app: FastAPI, **more: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000", **more)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    found = Upstream()
+    async with await asyncio.start_server(found.serve, "127.0.0.1", 0) as server:
+        found.port = server.sockets[0].getsockname()[1]
+        yield found
+
+
+@pytest.fixture
+async def opened(tiny_gguf: Path, tmp_path: Path, upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
+    """A router without keys."""
+    async with (
+        running({"max_body_mb": 0.01}, tiny_gguf, tmp_path, upstream.port) as app,
+        client_of(app) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def locked(tiny_gguf: Path, tmp_path: Path, upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
+    """One with keys."""
+    async with (
+        running({"api_keys": KEYS}, tiny_gguf, tmp_path, upstream.port) as app,
+        client_of(app) as client,
+    ):
+        yield client
+
+
+def error_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert error.keys() >= {"message", "type", "param", "code"}
+    assert error["code"] == code
+    return error
+
+
+async def raw(
+    app: Any, path: str, headers: list[tuple[bytes, bytes]], method: str = "GET"
+) -> tuple[int, Any]:
+    """Status and JSON for headers that no client library would send."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent))
+
+
+def app_of(client: httpx.AsyncClient) -> FastAPI:
+    transport: Any = client._transport
+    app: FastAPI = transport.app
+    return app
+
+
+# --- Host: DNS rebinding -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:8000", "LOCALHOST:1", "localhost.", "127.0.0.1", "127.0.0.1:8000", "[::1]",
+     "[::1]:8000", "[FE80::1]", "192.168.1.5:80", "nas", "nas.local", "a.localhost", "Box.LAN:8000", "my_box"],
+)  # fmt: skip
+async def test_a_host_that_nobody_can_rebind_is_let_in(opened: httpx.AsyncClient, host: str) -> None:
+    assert (await opened.get("/v1/models", headers={"Host": host})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8000", "EVIL.EXAMPLE.", "127.0.0.1.evil.example", "localhost.evil.example",
+     "localhost@evil.example", "localhost:80@evil.example", "localhost#evil.example", "localhost/evil.example",
+     "evil.example/localhost", "evillocal.example", "notlocalhost.com", "evil.example:80:80", "[::1].evil.example",
+     "[::1]evil.example", "[evil.example]", "[", "]", "[]", ":", ":80", ".", "..", "localhost:port",
+     "localhost:8000:evil.example", "127.0.0.1 evil.example", "localhost,evil.example", "1.2.3.4.5", "xn--evil.ws",
+     "", " "],
+)  # fmt: skip
+async def test_any_other_host_is_refused(opened: httpx.AsyncClient, host: str) -> None:
+    for path in ("/v1/models", "/", "/health", "/nowhere", "/v1/chat/completions"):
+        status, body = await raw(app_of(opened), path, [(b"host", host.encode())])
+        assert (status, body["error"]["code"]) == (403, "host_not_allowed"), (path, body)
+
+
+async def test_two_host_headers_are_refused_whatever_their_order(opened: httpx.AsyncClient) -> None:
+    for hosts in (["localhost", "evil.example"], ["evil.example", "localhost"], ["localhost", "localhost"]):
+        status, _ = await raw(app_of(opened), "/v1/models", [(b"host", h.encode()) for h in hosts])
+        assert status == 400
+
+
+async def test_an_old_program_without_host_is_let_in(opened: httpx.AsyncClient) -> None:
+    assert (await raw(app_of(opened), "/health", []))[0] == 200
+
+
+async def test_allowed_hosts_are_exact(tiny_gguf: Path, tmp_path: Path) -> None:
+    api = {"allowed_hosts": ["Router.example.com"]}
+    async with running(api, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        for host, status in {
+            "router.example.com": 200, "ROUTER.example.com:8000": 200, "evil.router.example.com": 403,
+            "router.example.com.evil.com": 403, "example.com": 403, "xrouter.example.com": 403,
+        }.items():  # fmt: skip
+            assert (await client.get("/health", headers={"Host": host})).status_code == status, host
+
+
+@pytest.mark.parametrize("host", ["[", "evil.example", "a/b?c#d", ""])
+async def test_without_the_guard_a_strange_host_still_breaks_nothing(
+    tiny_gguf: Path, tmp_path: Path, host: str
+) -> None:
+    async with running({"allowed_hosts": ["*"]}, tiny_gguf, tmp_path) as app:
+        for method, path in (("GET", "/nowhere"), ("DELETE", "/health"), ("GET", "/v1/models/nobody")):
+            status, body = await raw(app, path, [(b"host", host.encode())], method)
+            assert (status in (404, 405), set(body)) == (True, {"error"})
+
+
+# --- Origin: pages of others -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize(
+    "headers",
+    [EVIL, {"Origin": "null"}, {"Origin": ""}, {"Origin": "http://["}, {"Origin": "http://127.0.0.1:3000"},
+     {"Origin": "http://127.0.0.1:8000.evil.example"}, {"Origin": "http://127.0.0.1:8000@evil.example"},
+     {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}],
+    ids=str,
+)  # fmt: skip
+async def test_a_page_of_another_origin_changes_nothing(
+    opened: httpx.AsyncClient, upstream: Upstream, method: str, path: str, headers: dict[str, str]
+) -> None:
+    answer = await opened.request(method, path, json={"model": "tiny"}, headers=headers)
+    assert answer.status_code == 403
+    if method != "HEAD":
+        assert answer.json()["error"]["code"] == "origin_not_allowed"
+    assert not upstream.requests
+    assert (await opened.get("/v1/models/tiny/status")).json()["status"] == "off"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Origin": "http://127.0.0.1:8000"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}],
+    ids=str,
+)
+async def test_our_own_page_and_programs_may(opened: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    for method, path in CHANGES:
+        answer = await opened.request(method, path, json={"model": "tiny"}, headers=headers)
+        assert answer.status_code in (200, 202), (method, path, answer.text)
+
+
+async def test_a_page_of_another_origin_can_read_nothing(opened: httpx.AsyncClient) -> None:
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    for path in ("/v1/models", "/", "/vram", "/metrics", "/health", "/nowhere", CHAT):
+        for method, more in (("GET", {}), ("OPTIONS", preflight)):
+            answer = await opened.request(method, path, headers=EVIL | more)
+            assert not [name for name in answer.headers if name.startswith("access-control")], path
+
+
+async def test_only_the_configured_origin_may_read(tiny_gguf: Path, tmp_path: Path) -> None:
+    friend, preflight = {"Origin": "https://app.example"}, {"Access-Control-Request-Method": "POST"}
+    api = {"cors_allow_origins": ["https://app.example"]}
+    async with running(api, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        allowed = await client.options(CHAT, headers=friend | preflight)
+        assert allowed.headers["access-control-allow-origin"] == "https://app.example"
+        assert "access-control-allow-credentials" not in allowed.headers
+        load = await client.post("/v1/models/load", json={"model": "tiny"}, headers=friend)
+        assert load.status_code == 202
+        for origin in (
+            "https://evil.example", "null", "https://app.example.evil.example", "http://app.example",
+            "https://app.example:444", "https://sub.app.example",
+        ):  # fmt: skip
+            for answer in (
+                await client.options(CHAT, headers={"Origin": origin} | preflight),
+                await client.get("/v1/models", headers={"Origin": origin}),
+            ):
+                assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_even_an_allowed_origin_needs_a_known_host(tiny_gguf: Path, tmp_path: Path) -> None:
+    async with running({"cors_allow_origins": ["*"]}, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        error_of(
+            await client.get("/v1/models", headers=EVIL | {"Host": "evil.example"}), 403, "host_not_allowed"
+        )
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain;application/json",
+     "TEXT/PLAIN; charset=application/json", "application/jsonp", " ", "x"],
+)  # fmt: skip
+async def test_what_a_form_can_post_is_no_request(opened: httpx.AsyncClient, media_type: str) -> None:
+    for path in (CHAT, "/v1/models/load", "/v1/models/eject", "/models/load", "/models/unload"):
+        answer = await opened.post(path, content=b'{"model":"tiny"}', headers={"Content-Type": media_type})
+        error_of(answer, 415, "unsupported_media_type")
+
+
+async def test_every_answer_forbids_sniffing_and_framing(opened: httpx.AsyncClient) -> None:
+    for path in (
+        "/",
+        "/ui/app.js",
+        "/health",
+        "/v1/models",
+        "/nowhere",
+        "/docs",
+        "/metrics",
+        "/upstream/tiny/x",
+    ):
+        answer = await opened.get(path)
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"], path
+        assert answer.headers.get_list("x-frame-options") == ["DENY"], path
+    page = (await opened.get("/")).headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in page
+    assert "unsafe" not in page
+
+
+# --- keys --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"X-Api-Key": ""},
+     {"Authorization": "Basic boss-secret"}, {"Authorization": "boss-secret"}, {"Authorization": "Bearer boss-secre"},
+     {"Authorization": "Bearer boss-secret2"}, {"Authorization": "Bearer BOSS-SECRET"},
+     {"Authorization": "Bearer wrong", "X-Api-Key": "boss-secret"}, {"Cookie": "api_key=boss-secret"}],
+    ids=str,
+)  # fmt: skip
+async def test_a_wrong_key_opens_nothing_but_health_and_the_page(
+    locked: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    paths = ["/v1/models", "/docs", "/openapi.json", "/redoc", "/nowhere", "/metrics/stream", "/vram", "/ui",
+             "/v1/models/failed", "//", "/health/", "/Health", "/metrics/../v1/models", "/v1/models?api_key=boss-secret",
+             "/v1/models?key=boss-secret"]  # fmt: skip
+    for path in paths:
+        error_of(await locked.get(path, headers=headers), 401, "invalid_api_key")
+    for method, path in CHANGES:
+        if method not in ("HEAD", "OPTIONS"):
+            answer = await locked.request(method, path, json={"model": "tiny"}, headers=headers)
+            error_of(answer, 401, "invalid_api_key")
+    for path in ("/", "/health", "/metrics", "/ui/app.js"):
+        assert (await locked.get(path, headers=headers)).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "given", [b"\xe9", b"boss-secret\xe9", b"\xff\xfe\x00", "ключ".encode(), b"a" * 20_000]
+)
+async def test_bytes_that_are_no_text_are_a_wrong_key(locked: httpx.AsyncClient, given: bytes) -> None:
+    for name, value in ((b"authorization", b"Bearer " + given), (b"x-api-key", given)):
+        status, body = await raw(app_of(locked), "/v1/models", [(b"host", b"localhost"), (name, value)])
+        assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    "headers", [BOSS, {"Authorization": "bearer  boss-secret "}, {"X-Api-Key": "boss-secret"}]
+)
+async def test_the_right_key_opens_everything(locked: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    for path in ("/v1/models", "/docs", "/openapi.json", "/v1/models/tiny/logs", "/upstream/tiny/props"):
+        assert (await locked.get(path, headers=headers)).status_code == 200, path
+
+
+@pytest.mark.parametrize(("method", "path"), MANAGEMENT)
+async def test_managing_needs_admin(
+    locked: httpx.AsyncClient, upstream: Upstream, method: str, path: str
+) -> None:
+    for body in ({"model": "tiny"}, {"model": "nobody"}, {}):
+        answer = await locked.request(method, path, json=body, headers=GUEST)
+        error_of(answer, 403, "forbidden")
+    assert not upstream.requests
+
+
+async def test_a_preflight_is_no_way_around_the_keys(locked: httpx.AsyncClient, upstream: Upstream) -> None:
+    error_of(await locked.options("/upstream/tiny/props"), 403, "forbidden")
+    assert (await locked.options("/v1/models")).status_code == 405
+    assert not upstream.requests
+
+
+async def test_the_log_of_a_failed_model_is_for_admins(locked: httpx.AsyncClient) -> None:
+    instance = app_of(locked).state.services.manager.instances["org/tiny"]
+    app_of(locked).state.services.manager.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
+    await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=BOSS)
+    assert instance.status.public == "failed"
+    (mine,) = (await locked.get("/v1/models/failed", headers=BOSS)).json()["failed_models"]
+    (theirs,) = (await locked.get("/v1/models/failed", headers=GUEST)).json()["failed_models"]
+    assert theirs["log_tail"] == []
+    assert mine.keys() == theirs.keys()
+
+
+async def test_no_secret_is_in_any_answer_or_log(
+    locked: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    paths = ("/v1/models", "/v1/models/status", "/v1/models/tiny/status", "/v1/models/tiny/plan", "/vram", "/health",
+             "/v1/models/nobody", "/nowhere", "/v1/queue/stats", "/v1/telemetry/summary", "/metrics", "/openapi.json",
+             "/v1/models/tiny/logs")  # fmt: skip
+    await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=BOSS)
+    texts = [(await locked.get(path, headers=BOSS)).text for path in paths]
+    texts.append((await locked.post(CHAT, json={"model": "tiny", "stream": "x"}, headers=BOSS)).text)
+    texts.append((await locked.get("/v1/models", headers={"Authorization": "Bearer a-wrong-secret"})).text)
+    told = caplog.text + "".join(texts)
+    assert not re.search(r"(boss|guest|wrong)-secret", told)
+
+
+async def test_a_clients_key_is_not_passed_on_to_llama_server(
+    locked: httpx.AsyncClient, upstream: Upstream
+) -> None:
+    personal = {"Cookie": "session=mine", "X-Api-Key": "boss-secret", "X-Forwarded-For": "1.2.3.4"}
+    await locked.post(CHAT, json={"model": "tiny"}, headers=personal)
+    await locked.get("/upstream/tiny/props", headers=BOSS | personal)
+    assert len(upstream.requests) == 2
+    for request in upstream.requests:
+        assert b"Authorization: Bearer key\r\n" in request
+        assert not re.search(rb"secret|mine|1\.2\.3\.4", request)
+
+
+# --- headers -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given", [b"a\r\nX-Evil: 1", b"a b", b"\xe9", b"a" * 129, b"", b"<script>", b"a;b", b"\x00"]
+)
+async def test_a_request_id_that_could_do_harm_is_replaced(opened: httpx.AsyncClient, given: bytes) -> None:
+    answer = await opened.get("/health", headers={b"X-Request-ID": given})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+    assert "x-evil" not in answer.headers
+
+
+async def test_a_usable_request_id_is_kept(opened: httpx.AsyncClient) -> None:
+    answer = await opened.get("/health", headers={"X-Request-ID": "abc-1.2:3_4"})
+    assert answer.headers.get_list("x-request-id") == ["abc-1.2:3_4"]
+
+
+@pytest.mark.parametrize(
+    "given", [b"urgent", b"0", b"4", b"high, low", b"\xb9", b"high\r\nX-Evil: 1", b"1e0", b"", b"-1"]
+)
+async def test_a_strange_priority_is_refused(opened: httpx.AsyncClient, given: bytes) -> None:
+    answer = await opened.post(CHAT, json={"model": "tiny"}, headers={b"X-Request-Priority": given})
+    error_of(answer, 400, "invalid_priority")
+
+
+async def test_too_many_and_too_long_headers_are_refused(opened: httpx.AsyncClient) -> None:
+    many = {f"x-{number}": "a" for number in range(MAX_HEADERS + 1)}
+    for headers in (many, {"X-Long": "a" * MAX_HEADER_BYTES}):
+        error_of(await opened.get("/health", headers=headers), 431, "headers_too_large")
+
+
+# --- paths -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "received"),
+    [
+        ("/upstream/tiny/props", "/props"),
+        ("/upstream/tiny", "/"),
+        ("/upstream/tiny/", "/"),
+        ("/upstream/org/tiny/slots?a=1&b=%26", "/slots?a=1&b=%26"),
+        ("/upstream/org%2Ftiny/slots", "/slots"),
+        ("/upstream/tiny/a%20b", "/a%20b"),
+        ("/upstream/tiny/a%3Fb=1", "/a%3Fb=1"),
+        ("/upstream/tiny/a%23b", "/a%23b"),
+        ("/upstream/tiny/%0d%0aX-Evil:%201", "/%0d%0aX-Evil:%201"),
+        ("/upstream/tiny/x%20HTTP/1.1%0d%0a%0d%0aGET%20/y", "/x%20HTTP/1.1%0d%0a%0d%0aGET%20/y"),
+        ("/upstream/tiny/%C3%A9?q=%C3%A9", "/%C3%A9?q=%C3%A9"),
+        ("/upstream/tiny//slots", "//slots"),
+        ("/upstream/tiny/http://evil.example/", "/http://evil.example/"),
+        ("/upstream/tiny/@evil.example/", "/@evil.example/"),
+        ("/upstream/tiny/a%252e%252e", "/a%252e%252e"),
+    ],
+)
+async def test_a_path_reaches_llama_server_as_it_was_written(
+    opened: httpx.AsyncClient, upstream: Upstream, asked: str, received: str
+) -> None:
+    assert (await opened.get(asked)).status_code == 200
+    assert upstream.targets == [received]
+    assert b"\r\nX-Evil" not in upstream.requests[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["..", "../x", "a/../b", "%2e%2e", "%2E%2e/x", "a/%2e%2e%2fb", "..%5Cx", "..\\x", "a/./b", "%2e", "a%2f..%2fb"],
+)  # fmt: skip
+async def test_dots_cannot_lead_anywhere(opened: httpx.AsyncClient, upstream: Upstream, path: str) -> None:
+    scope_path = f"/upstream/tiny/{path}"
+    status, body = await raw(
+        app_of(opened), httpx.URL("http://h" + scope_path).path, [(b"host", b"localhost")]
+    )
+    assert status == 400, body
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize(
+    "alias",
+    ["..", "../../etc/passwd", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%5c..%5cboot.ini", "/etc/passwd", "%00", "tiny%00",
+     "tiny/..", "%0d%0aevil", "a" * 3000, "%F0%9F%92%A9", "%ff", "tiny%20", "TINY", "{alias}", "%3Cscript%3E"],
+)  # fmt: skip
+async def test_an_alias_is_a_configured_name_or_unknown(opened: httpx.AsyncClient, alias: str) -> None:
+    for path in (
+        f"/v1/models/{alias}/logs",
+        f"/v1/models/{alias}",
+        f"/upstream/{alias}/x",
+        f"/v1/models/{alias}/plan",
+    ):
+        answer = await opened.get(path)
+        assert answer.status_code in (400, 404), (path, answer.text)
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert "root:" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../page.py", "%2e%2e/page.py", "..%2fpage.py", "....//page.py", "%00", "app.js%00", "/etc/passwd", "a" * 3000, ".",
+     "..%5cpage.py", "%ff", ""],
+)  # fmt: skip
+async def test_the_pages_folder_is_not_left(opened: httpx.AsyncClient, path: str) -> None:
+    for spelling in (f"/ui/{path}", f"/ui//{path}"):
+        status = (await opened.get(httpx.URL("http://127.0.0.1:8000" + spelling))).status_code
+        assert status == 404, spelling
+
+
+# --- bodies ------------------------------------------------------------------------------------------
+
+
+def pieces(size: int) -> Iterator[bytes]:
+    yield from (b" " * 1000 for _ in range(size // 1000))
+
+
+async def chunked(size: int) -> AsyncIterator[bytes]:
+    for piece in pieces(size):
+        yield piece
+
+
+async def test_a_large_body_is_refused_however_its_length_is_told(opened: httpx.AsyncClient) -> None:
+    json_type = {"Content-Type": "application/json"}
+    for path in (CHAT, "/v1/models/load", "/upstream/tiny/tokenize"):
+        for more in ({}, {"Content-Length": "10"}, {"Content-Length": "-1"}, {"Content-Length": "\u00b2"},
+                     {"Content-Length": "1" * 5000}, {"Content-Length": "abc"}):  # fmt: skip
+            headers = {k: v.encode("latin-1") for k, v in (json_type | more).items()}
+            answer = await opened.post(path, content=chunked(20_000), headers=headers)
+            error_of(answer, 413, "request_too_large")
+
+
+async def test_a_declared_large_body_is_refused_before_it_is_read(opened: httpx.AsyncClient) -> None:
+    async def never() -> AsyncIterator[bytes]:
+        raise AssertionError("it was read")
+        yield b""
+
+    answer = await opened.post(CHAT, content=never(), headers={"Content-Length": "20000"})
+    error_of(answer, 413, "request_too_large")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"model":"tiny","a":[', b'[{"a":'])
+async def test_deep_nesting_is_refused(opened: httpx.AsyncClient, opening: bytes) -> None:
+    answer = await opened.post(CHAT, content=opening * 600, headers={"Content-Type": "application/json"})
+    error_of(answer, 400, "invalid_json")
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_mistake_of_ours(
+    opened: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = [{"type": "http.request", "body": b'{"mod', "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if len(messages) > 1 else messages[0]
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(f"answered {message}")
+
+    for path in (CHAT, "/v1/models/load"):
+        messages[:] = [
+            {"type": "http.request", "body": b'{"mod', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+                 "headers": [(b"host", b"localhost")], "root_path": ""}  # fmt: skip
+        await app_of(opened)(scope, receive, send)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_every_error_has_a_status_of_its_kind() -> None:
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        503: "overloaded_error",
+        504: "timeout_error",
+    }
+    for error in RouterError.__subclasses__():
+        expected = kinds.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+        assert error.type == expected
