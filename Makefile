@@ -17,7 +17,7 @@ RUNTIME := $(VENV)/.runtime-installed
 DEMO    := $(VENV)/.demo-installed
 DEV     := $(VENV)/.dev-installed
 
-.PHONY: help demo run test lint format clean FORCE
+.PHONY: help demo run test lint format clean chaos soak bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,9 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make lint    ruff and mypy"
+	@echo "make chaos   kill, freeze and starve llama-servers under traffic (CHAOS_SECONDS=300)"
+	@echo "make soak    half an hour of mixed traffic with faults          (SOAK_MINUTES=30)"
+	@echo "make bench   what the router costs, beside llama-server itself"
 	@echo "make format  let ruff format the code"
 	@echo "make clean   remove .venv"
 	@echo
@@ -38,6 +41,16 @@ run: $(RUNTIME)
 
 test: $(DEV) $(DEMO)
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(DEV) $(DEMO)
+	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest tests/chaos -s $(ARGS)
+
+soak: $(DEV) $(DEMO)
+	@$(BIN)/python -m tests.chaos.soak
+
+bench: $(DEV) $(DEMO)
+	@$(BIN)/python -m bench.overhead $(ARGS)
+	@$(BIN)/python -m bench.scheduling
 
 lint: $(DEV)
 	@$(BIN)/python -m ruff check .

@@ -21,8 +21,8 @@ WATCH_EVERY_S = 2.0
 NEEDS_RESTART = {
     "api": ("host", "port", "cors_allow_origins"),
     "system": (
-        "llama_server_path", "first_port", "cache_dir", "log_dir", "log_level", "log_format", "load_timeout_sec",
-        "health_check_interval_sec", "min_free_vram_mb", "watch_config",
+        "llama_server_path", "first_port", "cache_dir", "log_dir", "log_level", "log_format",
+        "load_timeout_sec", "health_check_interval_sec", "min_free_vram_mb", "watch_config",
     ),
 }  # fmt: skip
 """Keys that are read once, at start."""

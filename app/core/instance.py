@@ -320,7 +320,7 @@ class ModelInstance:
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
                     async with self._conversations(runner):
-                        if self.status is not Status.STOPPING:  # stopped in the very turn in which it was ready
+                        if self.status is not Status.STOPPING:  # stopped in the turn in which it was ready
                             self._serve(runner)
                         failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:

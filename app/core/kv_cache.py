@@ -1,4 +1,4 @@
-"""Conversations survive swaps: slots are saved before a planned stop and restored before the first request."""
+"""Conversations survive swaps: slots are saved before a planned stop, restored before the first request."""
 
 from __future__ import annotations
 
@@ -66,11 +66,13 @@ class KvCache:
         self._wanted = [(s.keep_cache, s.alias) for s in specs if s.keep_cache != "off"]
 
     async def clean(self) -> None:
-        live = [folder for folder, _ in self._live.values()]
-        count = await anyio.to_thread.run_sync(self._store.clean, self._wanted, live)
-        if count:
-            logger.info("kept conversations of %d models removed: they are no longer wanted", count)
-        await anyio.to_thread.run_sync(self._store.trim, self._limit_bytes, live)
+        cleaned: list[tuple[str, str]] | None = None
+        while cleaned is not self._wanted:  # another configuration may come meanwhile
+            cleaned, live = self._wanted, [folder for folder, _ in self._live.values()]
+            count = await anyio.to_thread.run_sync(self._store.clean, cleaned, live)
+            if count:
+                logger.info("kept conversations of %d models removed: they are no longer wanted", count)
+        await self._trim()
 
     async def open(self, spec: ModelSpec) -> Path | None:
         """Where the process that is about to start may save its slots; None: it is served without."""
@@ -184,7 +186,7 @@ class KvCache:
             raise ValueError(f"llama-server answered {answer.text[:200]}")
         return tree
 
-    async def _trim(self, own: Path) -> None:
+    async def _trim(self, own: Path | None = None) -> None:
         live = [folder for folder, _ in self._live.values()]
         for folder in await anyio.to_thread.run_sync(self._store.trim, self._limit_bytes, live):
             level = logging.WARNING if folder == own else logging.DEBUG

@@ -63,13 +63,13 @@ class Metrics:
             "router_model_evictions", "Loaded models that were stopped", "model", "reason"
         )
         self._restarts = counter("router_model_restarts", "Restarts after a crash", "model")
-        self._cache_saves = counter("router_kv_cache_saves", "Conversations kept at a stop", "model", "result")
+        self._cache_saves = counter(
+            "router_kv_cache_saves", "Conversations kept at a stop", "model", "result"
+        )
         self._cache_restores = counter(
             "router_kv_cache_restores", "Conversations brought back after a load", "model", "result"
         )
-        self._cache_bytes = counter(
-            "router_kv_cache_bytes", "Saved and restored cache", "model", "direction"
-        )
+        self._cache_bytes = counter("router_kv_cache_bytes", "Saved and restored cache", "model", "direction")
         self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
 
     def _make_histograms(self) -> None:

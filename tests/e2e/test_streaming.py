@@ -69,6 +69,7 @@ async def llama_server_of(router: RouterProcess, alias: str) -> AsyncIterator[ht
     async with httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{status['port']}",
         headers={"Authorization": f"Bearer {key}"},
+        limits=httpx.Limits(max_keepalive_connections=0),  # it closes kept ones without a word
         timeout=60,
         trust_env=False,
     ) as client:
