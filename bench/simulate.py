@@ -1,4 +1,4 @@
-"""The router's policy and queue against virtual time, beside two simpler ways: `python -m bench.simulate [SEED]`.
+"""The router's policy and queue in virtual time, beside two simpler ways: `python -m bench.simulate [SEED]`.
 
 fifo: one queue for all, the model that its head needs is loaded, idle ones go for it.
 lru:  llama-server's router mode: a request for an unloaded model evicts the least recently used one at once.

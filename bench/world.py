@@ -56,12 +56,13 @@ class Outcome(Enum):
 class Request:
     """A client: it waits, is served for `service_s`, and remembers how that went."""
 
-    __slots__ = ("ended", "granted", "model", "outcome", "replays", "service_s", "ticket")
+    __slots__ = ("ended", "granted", "model", "outcome", "replays", "service_s", "then", "ticket")
 
     def __init__(self, model: Model, ticket: Any, service_s: float) -> None:
         self.model, self.ticket, self.service_s = model, ticket, service_s
         self.granted = self.ended = math.nan
         self.outcome: Outcome | None = None
+        self.then: Callable[[], None] | None = None
         self.replays = 0
 
     @property
@@ -269,6 +270,8 @@ class World:
         if request.outcome is None and request.ticket is ticket:
             self._end(request, Outcome.SERVED)
             self._serve_next(request.model)
+            if request.then is not None:
+                request.then()
 
     # --- the loop
 

@@ -187,11 +187,12 @@ class CheckedWorld(World):
         if fit(first.need, self.without(must)) is not None:
             going = self.without([*stops, *draining])
             assert fit(first.need, going) is not None, "rule 5: held back for too long"
+        its_own = [m for m in draining if self.entitled(claim, m, -BARELY)]
         for victim in named:
-            others = [m for m in (*named, *draining) if m is not victim]
+            others = [m for m in (*named, *its_own) if m is not victim]
             assert fit(first.need, self.without(others)) is None, "rule 3: more stopped than needed"
             if victim.requests:
-                enough = fit(first.need, self.without([*idle, *draining])) is not None
+                enough = fit(first.need, self.without([*idle, *its_own])) is not None
                 assert not enough, "rule 3: a busy model stopped before an idle one"
 
     # --- at each start, grant and stop

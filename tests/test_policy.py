@@ -394,6 +394,21 @@ def test_nobody_goes_before_all_victims_may() -> None:
     assert decide(idle, busy, model("c", waits=head()), free=0) == []
 
 
+def test_nobody_goes_for_room_that_only_a_later_swap_will_leave() -> None:
+    """`first` will have `large` when its hold ends; what that leaves over helps `second` only then."""
+    large = model("large", READY, mb=7000, in_flight=1, ready_since=NOW)
+    idle = model("idle", READY, mb=2000)
+    first, second = (
+        model("first", mb=3000, waits=head(arrived=NOW - 1)),
+        model("second", waits=head(HIGH, NOW)),
+    )
+    first = replace(first, waiting_by_level=(1, 0, 0), head=head(HIGH, NOW - 1))
+    large = replace(large, best_in_flight=HIGH)
+    found = look(large, idle, first, second, free=500)
+    assert (found.actions, found.wake_at) == ((), NOW + HOLD)
+    assert stopped(decide(large, idle, first, second, free=500, now=NOW + HOLD)) == ["large", "idle"]
+
+
 # --- minimum service
 
 

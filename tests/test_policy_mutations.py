@@ -13,7 +13,7 @@ import pytest
 from bench.world import Code
 from tests.test_scheduling_properties import Scheduling, run_machine
 
-EXAMPLES = 400
+EXAMPLES = 1000
 PLACEMENT, POLICY, QUEUE = "app.core.placement", "app.core.policy", "app.core.queue"
 
 
@@ -25,7 +25,6 @@ class Mutation:
     module: str
     old: str
     new: str
-    caught_as: str
 
 
 MUTATIONS = [
@@ -34,112 +33,96 @@ MUTATIONS = [
         POLICY,
         "    if victim.pinned or victim.status not in _TAKEABLE:\n",
         "    return now\n    if victim.pinned or victim.status not in _TAKEABLE:\n",
-        "rule",
     ),
     Mutation(
         "requests do not age",
         QUEUE,
         "self.key = arrived + priority * aging_s",
         "self.key = arrived + priority * 1e9",
-        "rule 4",
     ),
     Mutation(
         "priorities are ignored",
         QUEUE,
         "self.key = arrived + priority * aging_s",
         "self.key = arrived",
-        "rule 4",
     ),
     Mutation(
         "the reservation is forgotten",
         PLACEMENT,
         "return Room({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
         "return self",
-        "rule 2",
     ),
     Mutation(
         "the hold has no end",
         POLICY,
         "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
         "hold_end = NEVER",
-        "rule 5",
     ),
     Mutation(
         "there is no hold",
         POLICY,
         "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
         "hold_end = now",
-        "rule 1, 5 or 6",
     ),
     Mutation(
         "a high priority waits for the hold",
         POLICY,
         "return now if head.level < rival_level else max(now, hold_end)",
         "return max(now, hold_end)",
-        "rule 5",
     ),
     Mutation(
         "victims are chosen without a check that it helps",
         POLICY,
-        "            if fit(model.need, self._room_without(chosen)) is not None:\n                break\n",
-        "            if chosen:\n                return tuple(chosen)\n",
+        "        else:\n            return ()\n",
         "",
     ),
     Mutation(
         "more victims are named than needed",
         POLICY,
-        "for victim in reversed(chosen[:]):",
+        "for victim in reversed(chosen[:-1]):",
         "for victim in ():",
-        "rule 3: more stopped than needed",
     ),
     Mutation(
         "a model need not serve before it goes",
         POLICY,
         "    if victim.head and not victim.served:\n",
         "    if False:\n",
-        "rule 1, 5 or 6",
     ),
     Mutation(
         "busy models go before idle ones",
         POLICY,
         "        victim.busy,\n        victim.waiting,\n",
         "        not victim.busy,\n        victim.waiting,\n",
-        "rule 3",
     ),
     Mutation(
         "the memory of others is not asked for in turn",
         POLICY,
         "key=lambda m: _turn(m, limits))",
         "key=lambda m: m.alias)",
-        "rule",
     ),
     Mutation(
         "draining models are never resumed",
         POLICY,
         "    step.resume_what_nobody_claims()\n",
         "",
-        "it drains for nobody",
     ),
     Mutation(
         "nobody is told when to look again",
         POLICY,
         "        self.wake_at = min(self.wake_at, when)\n",
         "        pass\n",
-        "nobody looked|waits for ever",
     ),
     Mutation(
         "what can never fit is not refused",
         POLICY,
-        "        if refusal := self._refusal(model):\n            self.actions.append(refusal)\n",
-        "        if self._refusal(model):\n",
-        "rule 7",
+        "        elif refusal := self._refusal(model):\n            self.actions.append(refusal)\n",
+        "",
     ),
     Mutation(
         "a request that leaves is forgotten in the count",
         QUEUE,
         "        elif ticket.state is TicketState.WAITING:\n",
         "        elif False:\n",
-        "",
     ),
 ]
 
@@ -178,10 +161,10 @@ def machine_with(code: Code) -> type[Scheduling]:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "-"))
 def test_a_mistake_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_with(mutated(mutation, monkeypatch))
-    with pytest.raises(Exception, match=mutation.caught_as):
+    with pytest.raises(AssertionError):
         run_machine(machine, EXAMPLES)
 
 
 def test_the_unchanged_code_passes_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    same = Mutation("nothing", POLICY, "NEVER = math.inf", "NEVER = math.inf", "")
-    run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 10)
+    same = Mutation("nothing", POLICY, "NEVER = math.inf", "NEVER = math.inf")
+    run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 25)

@@ -79,6 +79,13 @@ class Scheduling(RuleBasedStateMachine):
             self.world.leave(there[which % len(there)])
             self.world.run(self.world.now)
 
+    @rule()
+    def all_who_wait_for_a_load_leave(self) -> None:
+        for model in self.world.candidates():
+            for request in list(model.requests.values()):
+                self.world.leave(request)
+        self.world.run(self.world.now)
+
     # --- time
 
     @rule(duration=seconds)

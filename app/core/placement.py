@@ -27,6 +27,11 @@ class Room:
     def minus(self, placement: Placement) -> Room:
         return Room({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
 
+    def at_most(self, other: Room) -> Room:
+        return Room(
+            {d: min(mb, other.free.get(d, 0)) for d, mb in self.free.items()}, min(self.places, other.places)
+        )
+
     def take(self, placement: Placement, coming: Room) -> tuple[Room, Room]:
         """Reserve a placement, first from what is free now, the rest from what is coming."""
         now = {d: min(max(self.free[d], 0), mb) for d, mb in placement.items() if d in self.free}

@@ -201,7 +201,6 @@ class _Swap:
     victims: tuple[ModelView, ...]
     at: float
     placement: Placement
-    by_count: bool
 
 
 class _Step:
@@ -213,9 +212,9 @@ class _Step:
         self.actions: list[Action] = []
         self.wake_at = NEVER
         self._models, self._devices, self._limits, self._now = models, devices, limits, now
-        self._claimed: set[str] = set()
         self._live = live = sorted((m for m in models if m.status.has_process), key=_cost)
         self._stay = [m for m in live if m.pinned and not _is_leaving(m)]
+        self._unclaimed = [m for m in live if not m.pinned and not _is_leaving(m)]
         self._room = Room(
             free={d.id: d.free_mb - d.min_free_mb for d in devices}, places=limits.max_models - len(live)
         )
@@ -238,20 +237,15 @@ class _Step:
             if model.status is not Status.STOPPING:
                 self.actions.append(Load(model.alias, placement))
             return
-        if refusal := self._refusal(model):
-            self.actions.append(refusal)
-            return
         if swap := self._best_swap(model):
+            self._carry_out(swap, model)
             self._claim(swap)
-            self._carry_out(swap, model.alias)
+        elif refusal := self._refusal(model):
+            self.actions.append(refusal)
 
     def resume_what_nobody_claims(self) -> None:
-        for model in self._live:
-            if (
-                model.status is Status.DRAINING
-                and not _is_leaving(model)
-                and model.alias not in self._claimed
-            ):
+        for model in self._unclaimed:
+            if model.status is Status.DRAINING:
                 self.actions.append(Keep(model.alias))
 
     def restart_or_forget_crashed(self) -> None:
@@ -279,10 +273,8 @@ class _Step:
                 self.actions.append(Forget(model.alias, "not preloaded: no room left"))
 
     def unload_idle(self) -> None:
-        for model in self._live:
-            if model.status is not Status.READY or model.pinned or model.idle_timeout_s is None:
-                continue
-            if model.alias in self._claimed:
+        for model in self._unclaimed:
+            if model.status is not Status.READY or model.idle_timeout_s is None:
                 continue
             expires = (self._now if model.busy else model.last_used) + model.idle_timeout_s
             if expires <= self._now:
@@ -295,11 +287,9 @@ class _Step:
             return Preview(False, {})
         if (placement := fit(model.need, self._room)) is not None:
             return Preview(True, placement)
-        if refusal := self._refusal(model):
-            return Preview(False, {}, refusal=refusal)
-        swap = self._best_swap(model)
-        if swap is None:
-            return Preview(True, {}, wait_s=self._limits.max_swap_wait_s)
+        if (swap := self._best_swap(model)) is None:
+            refusal = self._refusal(model)
+            return Preview(refusal is None, {}, wait_s=self._limits.max_swap_wait_s, refusal=refusal)
         wait_s = swap.at - self._now if swap.at < NEVER else self._limits.max_swap_wait_s
         return Preview(True, swap.placement, tuple(v.alias for v in swap.victims), wait_s)
 
@@ -313,30 +303,34 @@ class _Step:
         """
         head = _effective(model, self._limits)
         assert head is not None
-        possible = [
-            v for v in self._live if not v.pinned and not _is_leaving(v) and v.alias not in self._claimed
-        ]
-        when = {v.alias: may_be_taken_at(v, head, self._limits, self._now) for v in possible}
-        at_once = [v for v in possible if when[v.alias] <= self._now]
-        by_time = sorted((v for v in possible if when[v.alias] < NEVER), key=lambda v: when[v.alias])
-        serve_first = [v for v in possible if _serves_first(v, head, self._limits, self._now)]
-        for candidates in (at_once, by_time, by_time + serve_first):
-            if (victims := self._fewest(model, candidates)) is not None:
-                return self._swap(model, victims, max((when[v.alias] for v in victims), default=self._now))
-        return None
+        assert model.need is not None
+        now, when = self._now, {}
+        if fit(model.need, self._room_without(())) is not None:
+            return self._swap(model, (), now)
+        for victim in self._unclaimed:
+            when[victim.alias] = may_be_taken_at(victim, head, self._limits, now)
+        victims = self._fewest(model, [v for v in self._unclaimed if when[v.alias] <= now])
+        if not victims:
+            by_time = sorted(
+                (v for v in self._unclaimed if when[v.alias] < NEVER), key=lambda v: when[v.alias]
+            )
+            serve_first = [v for v in self._unclaimed if _serves_first(v, head, self._limits, now)]
+            victims = self._fewest(model, by_time) or self._fewest(model, by_time + serve_first)
+        return self._swap(model, victims, max(when[v.alias] for v in victims)) if victims else None
 
-    def _fewest(self, model: ModelView, candidates: Sequence[ModelView]) -> tuple[ModelView, ...] | None:
+    def _fewest(self, model: ModelView, candidates: Sequence[ModelView]) -> tuple[ModelView, ...]:
         """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
         assert model.need is not None
         chosen: list[ModelView] = []
-        for victim in (None, *candidates):
-            if victim is not None:
-                chosen.append(victim)
-            if fit(model.need, self._room_without(chosen)) is not None:
+        room = self._room_without(())
+        for victim in candidates:
+            chosen.append(victim)
+            room = room.plus(victim.held)
+            if fit(model.need, room) is not None:
                 break
         else:
-            return None
-        for victim in reversed(chosen[:]):
+            return ()
+        for victim in reversed(chosen[:-1]):
             rest = [v for v in chosen if v is not victim]
             if fit(model.need, self._room_without(rest)) is not None:
                 chosen = rest
@@ -346,24 +340,34 @@ class _Step:
         assert model.need is not None
         placement = fit(model.need, self._room_without(victims))
         assert placement is not None
-        unlimited = replace(self._room.plus_all(self._coming), places=len(self._models))
-        return _Swap(victims, at, placement, by_count=fit(model.need, unlimited) is not None)
+        return _Swap(victims, at, placement)
 
     def _claim(self, swap: _Swap) -> None:
-        """Nobody with a later turn may have these victims, nor the room that they and others will leave."""
-        self._claimed.update(v.alias for v in swap.victims)
-        for victim in swap.victims:
-            self._coming = self._coming.plus(victim.held)
-        self._room, self._coming = self._room.take(swap.placement, self._coming)
+        """Nobody with a later turn may have these victims, nor the room that they and others will leave.
 
-    def _carry_out(self, swap: _Swap, target: str) -> None:
+        What victims that go later leave over is nobody's yet: for it, others would be stopped too early.
+        """
+        claimed = {v.alias for v in swap.victims}
+        self._unclaimed = [m for m in self._unclaimed if m.alias not in claimed]
+        coming = self._coming
+        for victim in swap.victims:
+            coming = coming.plus(victim.held)
+        self._room, coming = self._room.take(swap.placement, coming)
+        self._coming = coming if swap.at <= self._now else coming.at_most(self._coming)
+
+    def _carry_out(self, swap: _Swap, target: ModelView) -> None:
         if swap.at > self._now:
             self._look_at(swap.at)
             return
-        reason = StopReason.COUNT if swap.by_count else StopReason.MEMORY
         for victim in swap.victims:
             if victim.status is not Status.DRAINING:
-                self.actions.append(Stop(victim.alias, reason, target))
+                self.actions.append(Stop(victim.alias, self._reason(target), target.alias))
+
+    def _reason(self, target: ModelView) -> StopReason:
+        """Whether it is places that are missing or memory."""
+        assert target.need is not None
+        enough_places = replace(self._room_without(()), places=1)
+        return StopReason.COUNT if fit(target.need, enough_places) is not None else StopReason.MEMORY
 
     def _refusal(self, model: ModelView) -> Refuse | None:
         """Set if the model would have no room even with everything gone that is not pinned."""

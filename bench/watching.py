@@ -1,0 +1,154 @@
+"""What watching costs: `python -m bench.watching [metrics] [subscribers]`.
+
+`metrics`: one `/metrics` with 50 models that have all been used. `subscribers`: 200 readers of the status
+stream while a model loads for seconds with progress as a GPU shows it, beside the same without readers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from app.core.binary import find_binary
+from app.core.events import EventBus, Evicted, LoadFinished, Outcome, RequestFinished, Usage
+from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
+from app.core.prometheus_metrics import Metrics
+from tests.ggufs import make_tiny
+from tests.router_process import RouterProcess, chat
+from tests.slow_server import slow
+
+MODELS = 50
+READERS = 200
+LOAD_S = 5
+SWAPS = 4
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
+
+
+def main(names: list[str]) -> None:
+    if not names or "metrics" in names:
+        measure_metrics()
+    if not names or "subscribers" in names:
+        asyncio.run(measure_subscribers())
+
+
+# --- /metrics
+
+
+def measure_metrics() -> None:
+    bus = EventBus()
+    views = [ModelView(f"model-{n}", Status.READY, vram_mb=4711, estimated_mb=5000) for n in range(MODELS)]
+    devices = [DeviceView(str(n), "GPU", 24000, 12000, 12000, 100, utilization=0.5) for n in range(4)]
+    metrics = Metrics(bus, views=lambda: views, devices=lambda: devices)
+    print(f"/metrics, {MODELS} models, unused: {_took_ms(metrics):.1f} ms, {_lines(metrics)} lines")
+    changed = []
+    for _ in range(10):
+        for view in views:
+            for event in _life(view.alias):
+                bus.publish(event)
+        changed.append(_took_ms(metrics, 1))
+    print(f"/metrics, {MODELS} models, all in use: {_took_ms(metrics):.1f} ms, {_lines(metrics)} lines")
+    print(f"the same, every one of its series changed since: {median(changed):.1f} ms")
+
+
+def _life(alias: str) -> Iterator[LoadFinished | Evicted | RequestFinished]:
+    yield LoadFinished(alias, "success", 2.0)
+    yield Evicted(alias, StopReason.MEMORY)
+    usage = Usage(100, 100, 10, 50.0)
+    for endpoint in ENDPOINTS:
+        for priority in Priority:
+            for outcome in Outcome:
+                yield RequestFinished(
+                    "id", alias, endpoint, "", priority, outcome, 200, None, 1.0, 0.1, 0.0, 0.2, usage
+                )
+
+
+def _took_ms(metrics: Metrics, times_measured: int = 20) -> float:
+    times = []
+    for _ in range(times_measured):
+        started = time.perf_counter()
+        metrics.render()
+        times.append(time.perf_counter() - started)
+    return 1000 * median(times)
+
+
+def _lines(metrics: Metrics) -> int:
+    return metrics.render().count(b"\n")
+
+
+# --- the status stream
+
+
+async def measure_subscribers() -> None:
+    with _router() as router:
+        for readers in (0, READERS):
+            async with _listening(router, readers) as received:
+                await asyncio.sleep(1)
+                before, begun = _cpu_s(router), time.monotonic()
+                await _swap(router)
+                spent, took = _cpu_s(router) - before, time.monotonic() - begun
+            print(
+                f"{readers} readers: {1000 * spent / SWAPS:.0f} ms CPU per swap of {took / SWAPS:.1f} s, "
+                f"{100 * spent / took:.1f} % of a core, {sum(received)} events"
+            )
+
+
+async def _swap(router: RouterProcess) -> None:
+    async with router.open_client() as http:
+        for number in range(SWAPS):
+            answer = await http.post("/v1/chat/completions", json=chat("ab"[number % 2]))
+            assert answer.status_code == 200, answer.text
+
+
+def _cpu_s(router: RouterProcess) -> float:
+    times = psutil.Process(router.pid).cpu_times()
+    return times.user + times.system
+
+
+@asynccontextmanager
+async def _listening(router: RouterProcess, readers: int) -> AsyncIterator[list[int]]:
+    """How many events each has received."""
+    received = [0] * readers
+
+    async def read(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        writer.write(b"GET /v1/models/status/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while text := await reader.read(1 << 16):
+            received[number] += text.count(b"\nevent: ") + text.startswith(b"event: ")
+
+    tasks = [asyncio.create_task(read(number)) for number in range(readers)]
+    try:
+        yield received
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextmanager
+def _router() -> Iterator[RouterProcess]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        model = make_tiny(path / "tiny.gguf")
+        models = {
+            alias: {"model_path": model, "env": {"LOAD_S": str(LOAD_S)}}
+            for alias in ("a", "b", *(f"idle-{n}" for n in range(8)))
+        }
+        binary = slow(path, find_binary(None))
+        router = RouterProcess(path, binary, models, system={"max_concurrent_models": 1, "log_level": "info"})
+        router.start()
+        try:
+            yield router.wait_until_it_answers()
+        finally:
+            router.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
