@@ -17,13 +17,14 @@ RUNTIME := $(VENV)/.runtime-installed
 DEMO    := $(VENV)/.demo-installed
 DEV     := $(VENV)/.dev-installed
 
-.PHONY: help demo run test lint format clean chaos soak bench FORCE
+.PHONY: help demo run test fuzz lint format clean chaos soak bench FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install everything and serve a small chat model on 127.0.0.1:8000"
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
+	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make lint    ruff and mypy"
 	@echo "make chaos   kill, freeze and starve llama-servers under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with faults          (SOAK_MINUTES=30)"
@@ -51,6 +52,9 @@ soak: $(DEV) $(DEMO)
 bench: $(DEV) $(DEMO)
 	@$(BIN)/python -m bench.overhead $(ARGS)
 	@$(BIN)/python -m bench.scheduling
+
+fuzz: $(DEV)
+	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)
 
 lint: $(DEV)
 	@$(BIN)/python -m ruff check .

@@ -12,12 +12,12 @@ from pathlib import Path
 import anyio.to_thread
 import httpx
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from app import reload
-from app.api import errors, models, openai, ops, page, render
-from app.api.security import Guard, Rules
+from app.api import documentation, errors, models, openai, ops, page, render
+from app.api.metrics_feed import MetricsFeed
+from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
 from app.core.background import Background
@@ -71,13 +71,14 @@ def create_app(
     for router in (openai.router, models.router, ops.router, page.router):
         app.include_router(router)
     app.mount("/ui", StaticFiles(directory=UI), name="ui")
+    app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
     app.add_middleware(openai.Shortcut)
     app.state.rules = Rules(config.api)
     app.add_middleware(Guard, rules=lambda: app.state.rules)
     if config.api.cors_allow_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=list(config.api.cors_allow_origins),
             allow_methods=["*"],
             allow_headers=["*"],
@@ -92,6 +93,7 @@ async def drain(app: FastAPI) -> None:
     services.manager.closing = True
     services.feed.server_update()
     services.feed.close()
+    services.metrics_feed.close()
     services.logs.end_followers()
     await services.manager.shutdown(services.config.system.drain_timeout_sec)
 
@@ -133,6 +135,8 @@ async def _build(
     stack.push_async_callback(upstream.close)
     feed = StatusFeed(bus)
     stack.callback(feed.close)
+    metrics_feed = MetricsFeed()
+    stack.callback(metrics_feed.close)
     background = Background()
     stack.push_async_callback(background.stop)
     services = Services(
@@ -150,6 +154,7 @@ async def _build(
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
         telemetry=Telemetry(bus),
         feed=feed,
+        metrics_feed=metrics_feed,
         started_at=started_at,
     )
     _wire(services)
@@ -161,7 +166,8 @@ def _wire(services: Services) -> None:
     manager, feed = services.manager, services.feed
     feed.full_status = partial(render.full_status, services)
     feed.server_status = partial(render.server_status, services)
-    feed.model_status = lambda alias: {"alias": alias, **render.whole_status(manager.instances[alias].view())}
+    feed.model_status = partial(render.model_update, services)
+    services.metrics_feed.snapshot = partial(ops.snapshot, services)
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)

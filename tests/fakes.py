@@ -13,6 +13,7 @@ from app.core.events import Event, EventBus
 from app.core.exit_reason import Failure, FailureKind
 from app.core.footprint import Footprint
 from app.core.gpu_probe import MIB, Reading
+from app.core.kv_cache import KvCache
 from app.core.load_log import LoadLog
 from app.core.manager import ModelManager
 from app.core.memory_estimate import MemoryEstimate, MemoryShare
@@ -95,11 +96,14 @@ class FakeLauncher:
         self.fail_next: list[Failure | Exception] = []
         self.logs: dict[str, Sequence[str]] = {}
         self.takes: dict[str, int] = {}
+        self.kv_cache: KvCache | None = None
 
     @asynccontextmanager
     async def launch(
         self, spec: ModelSpec, placement: Mapping[str, int], on_change: Callable[[Any], None]
     ) -> AsyncIterator[FakeRunner]:
+        if self.kv_cache is not None:
+            await self.kv_cache.open(spec)
         runner = FakeRunner(spec, placement, self.port)
         runner.on_change = on_change
         if spec.alias in self.takes:
@@ -112,6 +116,8 @@ class FakeLauncher:
         finally:
             self.live.discard(runner)
             runner.stopped = True
+            if self.kv_cache is not None:
+                self.kv_cache.close(spec)
 
     def _begin(self, runner: FakeRunner) -> None:
         runner.say(*self.logs.get(runner.spec.alias, ()))
@@ -185,6 +191,7 @@ class World:
         *,
         gpu_mb: Sequence[int] = (10_000,),
         models: Any = None,
+        kv_cache: Callable[[Config], KvCache] | None = None,
         **system: Any,
     ) -> None:
         settings = {"vram_multiplier": 1.0, "min_free_vram_mb": 0, "gpu_devices": list(range(len(gpu_mb)))}
@@ -197,6 +204,7 @@ class World:
         self.footprints: dict[str, Footprint] = {}
         self.clock = Clock()
         self.launcher = FakeLauncher()
+        self.launcher.kv_cache = kv_cache(self.config) if kv_cache is not None else None
         self.probe = FakeProbe(*gpu_mb)
         self.probe.launcher = self.launcher
         self.bus = EventBus()
@@ -212,6 +220,7 @@ class World:
             bus=self.bus,
             clock=self.clock,
             inspect=self._inspect,
+            kv_cache=self.launcher.kv_cache,
         )
 
     def _inspect(self, spec: ModelSpec) -> Footprint:

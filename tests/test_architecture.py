@@ -15,11 +15,12 @@ LAYERS = {  # from the bottom; a module may import its own layer and those below
     "decisions": """command gguf_reader gguf_utils load_log memory_compute memory_estimate model_shape
         placement policy""",
     "resources": """background binary driver_thread footprint gpu_probe gpus kv_cache kv_store
-        launcher learned list_devices_probe llama_process logging_server model_memory nvml_probe os_process pid_file ports
-        queue runner upstream vram_tracker""",
+        launcher learned list_devices_probe llama_process logging_server model_memory nvml_probe
+        os_process pid_file ports queue runner upstream vram_tracker""",
     "orchestration": "health_monitor instance manager warmup",
     "observers": "load_reporter prometheus_metrics telemetry",
-    "api": "errors models openai ops page relay render security services status_feed",
+    "api": """documentation errors event_channel metrics_feed models openai ops page relay render security
+        services status_feed""",
     "program": "cli config_check config_init http_protocol logs main reload server run",
 }
 PURE = ("vocabulary", "decisions")

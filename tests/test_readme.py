@@ -57,8 +57,8 @@ def test_every_error_code_has_advice() -> None:
 def test_every_endpoint_of_the_readme_exists_and_the_other_way_round() -> None:
     there, told = routes(), named_endpoints()
     written = {(method, re.sub(r"\{alias:path\}", "{alias}", path)) for method, path in there}
-    hidden = {("GET", "/"), ("GET", "/models")}  # not in the interactive documentation
-    assert told - hidden == written
+    tunnel = {route for route in written if route[1].startswith("/upstream/")}  # the README says ANY
+    assert told == written - tunnel
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)

@@ -11,6 +11,7 @@ from sse_starlette import EventSourceResponse
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
+from app.api.documentation import FOR_MANAGEMENT
 from app.api.openai import find_model, json_object
 from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
@@ -18,7 +19,7 @@ from app.core.instance import ModelInstance
 from app.core.model_status import Status
 from app.core.policy import Preview
 
-router = APIRouter(tags=["management"])
+router = APIRouter(tags=["management"], responses=FOR_MANAGEMENT)
 
 _BODY = {
     "requestBody": {

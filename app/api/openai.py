@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import errors, render
+from app.api.documentation import FOR_MODELS
 from app.api.relay import Call, Relay
 from app.api.security import client_of, request_id_of, require_admin
 from app.api.services import Services, services_of
@@ -30,7 +31,7 @@ from app.core.errors import (
 from app.core.instance import ModelInstance
 from app.core.model_status import ModelKind, Priority
 
-router = APIRouter()
+router = APIRouter(responses=FOR_MODELS)
 
 ANY_KIND = frozenset(ModelKind)
 CHAT = frozenset({ModelKind.CHAT})
@@ -135,12 +136,6 @@ class Shortcut:
             await errors.response(error, scope["path"])(scope, receive, send)
 
 
-@router.api_route(
-    "/upstream/{target:path}",
-    methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"],
-    tags=["models"],
-    include_in_schema=False,
-)
 async def upstream(request: Request, target: str) -> Response:
     """Any other path of a model's llama-server, queued and loaded like every request."""
     require_admin(request)
@@ -153,8 +148,14 @@ async def upstream(request: Request, target: str) -> Response:
     return Relay(services, instance, call)
 
 
+for _method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
+    router.add_api_route(
+        "/upstream/{target:path}", upstream, methods=[_method], tags=["tunnel"], response_model=None
+    )
+
+
 @router.get("/v1/models", tags=["models"])
-@router.get("/models", include_in_schema=False)
+@router.get("/models", tags=["models"])
 async def list_models(request: Request) -> dict[str, Any]:
     services = services_of(request)
     return {
@@ -223,7 +224,7 @@ def _call(request: Request, path: str, body: bytes, instance: ModelInstance, str
         endpoint="/upstream" if tunnel else request.scope["path"],
         method=request.method,
         path=path,
-        headers={k: v for k, v in request.headers.items() if k in _PASSED_ON},
+        headers={k: v for k, v in request.headers.items() if k in _PASSED_ON and v.isprintable()},
         body=body,
         stream=stream,
         fresh=stream or tunnel,

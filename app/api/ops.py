@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import render
+from app.api.documentation import FOR_MONITORING
 from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
 from app.core.events import Outcome
 from app.core.model_status import ModelView
 
-router = APIRouter(tags=["monitoring"])
-
-METRICS_EVERY_S = 2.0
-HEARTBEAT_EVERY = 15  # of these
+router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
 
 @router.get("/health")
@@ -37,13 +33,13 @@ async def health(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    return Response(services_of(request).metrics.render(), media_type=prometheus_metrics.CONTENT_TYPE)
+    return Response(await services_of(request).metrics.render(), media_type=prometheus_metrics.CONTENT_TYPE)
 
 
 @router.get("/metrics/stream")
 async def metrics_stream(request: Request) -> Response:
     """Server-sent events: `metrics` every 2 s, `heartbeat` every 30 s."""
-    return event_stream(_metrics_events(services_of(request)))
+    return event_stream(services_of(request).metrics_feed.stream())
 
 
 @router.get("/vram")
@@ -53,7 +49,10 @@ async def vram(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
-    services = services_of(request)
+    return _queues(services_of(request))
+
+
+def _queues(services: Services) -> dict[str, Any]:
     now = time.monotonic()
     per_model = {view.alias: _queue(services, view, now) for view in services.manager.views()}
     outcome = services.telemetry.outcome
@@ -109,23 +108,14 @@ def _missing_devices(services: Services) -> str | None:
     return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None
 
 
-async def _metrics_events(services: Services) -> AsyncIterator[dict[str, str]]:
-    count = 0
-    while True:
-        yield {"event": "metrics", "data": json.dumps(_snapshot(services))}
-        count += 1
-        if count % HEARTBEAT_EVERY == 0:
-            yield {"event": "heartbeat", "data": json.dumps({"timestamp": time.time()})}
-        if await services.feed.closes_within(METRICS_EVERY_S):
-            return
-
-
-def _snapshot(services: Services) -> dict[str, Any]:
+def snapshot(services: Services) -> dict[str, Any]:
+    """What `/metrics/stream` shows; the queues as in `/v1/queue/stats`, so that no page has to ask."""
     devices = [d for d in services.tracker.devices() if d.is_gpu]
     return {
         "timestamp": time.time(),
         "devices": [{**render.device(d), "utilization": d.utilization} for d in devices],
         "models": {view.alias: _model_metrics(services, view) for view in services.manager.views()},
+        "queues": _queues(services),
     }
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
-router = APIRouter(include_in_schema=False)
+from app.api.documentation import FOR_MONITORING
+
+router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
 _INDEX = Path(__file__).parent / "ui" / "index.html"
 _HEADERS = {
@@ -18,11 +20,11 @@ _HEADERS = {
 }
 
 
-@router.get("/")
+@router.get("/", response_model=None)
 async def dashboard() -> Response:
     return FileResponse(_INDEX, headers=_HEADERS)
 
 
-@router.get("/favicon.ico")
+@router.get("/favicon.ico", include_in_schema=False)
 async def favicon() -> Response:
     return Response(status_code=204)

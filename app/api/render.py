@@ -54,6 +54,12 @@ def whole_status(view: ModelView) -> dict[str, Any]:
     return {"port": None, "pid": None, "vram_mb": None, **model_status(view)}
 
 
+def model_update(services: Services, alias: str) -> dict[str, Any] | None:
+    """One model in the status stream; None when it is not configured any more."""
+    instance = services.manager.instances.get(alias)
+    return None if instance is None else {"alias": alias, **whole_status(instance.view())}
+
+
 def full_status(services: Services) -> dict[str, Any]:
     views = services.manager.views()
     summary: dict[str, int] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 from starlette.requests import Request
 
+from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
 from app.core.background import Background
 from app.core.config import Config
@@ -36,6 +37,7 @@ class Services:
     metrics: Metrics
     telemetry: Telemetry
     feed: StatusFeed
+    metrics_feed: MetricsFeed
     started_at: float
 
 

@@ -124,6 +124,7 @@ class ApiKey(Section):
     """A client's key. Written as a plain string it has no name, no ceiling and may manage."""
 
     key: Annotated[SecretStr, AfterValidator(_can_be_sent)] = Field(description="the secret itself")
+    key_file: PathText | None = Field(None, description="instead of `key`: a file that holds it")
     name: str = Field("", description="shown in the access log")
     max_priority: Priority = Field(Priority.HIGH, description="a higher wish is lowered to this")
     admin: bool = Field(True, description="may use management endpoints and /upstream")
@@ -134,7 +135,8 @@ class ApiConfig(Section):
     port: Whole = Field(8000, ge=1, le=65535, description="listening port")
     api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_object)], ...] = Field(
         (),
-        description='each a string, or `{"key", "name", "max_priority", "admin"}`; empty: no authentication',
+        description='each a string, or `{"key" or "key_file", "name", "max_priority", "admin"}`; '
+        "empty: no authentication",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description='extra names accepted in `Host`; `["*"]` switches the guard off'
@@ -368,6 +370,7 @@ def parse(text: str, folder: Path, env: Mapping[str, str], *, source: str = "con
     tree.pop("$schema", None)
     problems = _duplicates(tree)
     origins = _override(tree, env, problems)
+    _read_key_files(tree, folder, problems)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -390,6 +393,8 @@ def json_schema() -> dict[str, Any]:
         for part in (section, *section["properties"].values()):
             if part.get("type") == "object":
                 part["patternProperties"] = {"^_": {"description": "a comment"}}
+    schema["$defs"]["ApiKey"]["oneOf"] = [{"required": [key]} for key in ("key", "key_file")]
+    del schema["$defs"]["ApiKey"]["required"]
     key_object = schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"]
     schema["$defs"]["ApiConfig"]["properties"]["api_keys"]["items"] = {
         "anyOf": [{"type": "string"}, key_object]
@@ -446,6 +451,24 @@ def _override(tree: dict[str, Any], env: Mapping[str, str], problems: list[str])
             branch[key] = _env_value(value)
             origins[f"{section}.{key}"] = name
     return origins
+
+
+def _read_key_files(tree: dict[str, Any], folder: Path, problems: list[str]) -> None:
+    """Put the keys that stand in files of their own into the tree."""
+    listed = _section(tree, "api").get("api_keys")
+    for index, entry in enumerate(listed if isinstance(listed, list) else ()):
+        name = entry.get("key_file") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not name:
+            continue
+        if "key" in entry:
+            problems.append(f"api.api_keys.{index}: has both key and key_file; remove one")
+            continue
+        entry["key"] = f"unread-{index}"  # one message is enough
+        try:
+            entry["key"] = (folder / Path(name).expanduser()).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or "it holds no key"
+            problems.append(f"api.api_keys.{index}.key_file: {_shown(name)} cannot be read: {reason}")
 
 
 def _env_value(value: str) -> Any:

@@ -63,15 +63,17 @@ class KvCache:
         self._limit_bytes = int(config.system.cache_max_gb * GB)
         self._timeout_s = config.system.keep_cache_timeout_sec
         specs = config.specs().values()
-        self._wanted = [(s.keep_cache, s.alias) for s in specs if s.keep_cache != "off"]
+        self._wanted: list[tuple[str, str]] = [
+            (s.keep_cache, s.alias) for s in specs if s.keep_cache != "off"
+        ]
 
     async def clean(self) -> None:
-        cleaned: list[tuple[str, str]] | None = None
-        while cleaned is not self._wanted:  # another configuration may come meanwhile
-            cleaned, live = self._wanted, [folder for folder, _ in self._live.values()]
-            count = await anyio.to_thread.run_sync(self._store.clean, cleaned, live)
-            if count:
-                logger.info("kept conversations of %d models removed: they are no longer wanted", count)
+        wanted, live = self._wanted, [folder for folder, _ in self._live.values()]
+        count = await anyio.to_thread.run_sync(self._store.clean, wanted, live)
+        if count:
+            logger.info("kept conversations of %d models removed: they are no longer wanted", count)
+        if wanted is not self._wanted:  # another configuration came meanwhile
+            await self.clean()
         await self._trim()
 
     async def open(self, spec: ModelSpec) -> Path | None:
@@ -91,6 +93,10 @@ class KvCache:
             return None
         self._live[spec.alias] = (folder, key)
         return folder
+
+    def close(self, spec: ModelSpec) -> None:
+        """Its process is gone."""
+        self._live.pop(spec.alias, None)
 
     async def restore(self, spec: ModelSpec, runner: Runner) -> Moved | None:
         """What was kept, into the slots that it came from; None where there is nothing."""
@@ -200,7 +206,7 @@ class KvCache:
         moved = Moved(
             result, sum(k.tokens for k in done), sum(k.size for k in done), time.monotonic() - begun
         )
-        level = logging.WARNING if result == "timeout" else logging.INFO
+        level = {"timeout": logging.WARNING, "failed": logging.DEBUG}.get(result, logging.INFO)
         text = "%s: %d tokens of conversation %s in %.2f s (%.1f MB)%s"
         late = ", the rest took too long" if result == "timeout" else ""
         logger.log(level, text, spec.alias, moved.tokens, what, moved.seconds, moved.size / 1e6, late)

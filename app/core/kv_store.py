@@ -156,7 +156,7 @@ def _checksum(file: Path) -> tuple[int, int]:
             while block := opened.read(BLOCK):
                 size += len(block)
                 checksum = zlib.crc32(block, checksum)
-    except FileNotFoundError:
+    except OSError:
         return 0, -1
     return size, checksum
 

@@ -68,6 +68,8 @@ class LlamaLauncher:
                 finally:
                     runner.kill()  # a second cancellation of the task passes through the shield
                     self._live.discard(runner)
+                    if self._kv_cache is not None:
+                        self._kv_cache.close(spec)
                     if self._pid_file is not None:
                         self._pid_file.forget(runner.pid)
 

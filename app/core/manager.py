@@ -83,6 +83,8 @@ class ModelManager:
                 instance.remove(ModelNotFound(f"{alias} was removed from the configuration", param="model"))
         self.names = {n: self.instances[a] for a, spec in specs.items() for n in (a, *spec.aliases)}
         self._forget_removed()
+        for alias in self.instances:
+            self._bus.publish(Touched(alias))
         if self._kv_cache is not None:
             self._kv_cache.apply(config)
             self._job("clean kept conversations", self._kv_cache.clean)
@@ -235,6 +237,7 @@ class ModelManager:
         for instance in self.instances.values():
             if instance.queue.waiting:
                 instance.grant()
+                self._bus.publish(Touched(instance.alias))
                 self._contended |= instance.queue.waiting > 0 and instance.status not in _HAS_ITS_ROOM
             if instance.need is None and _may_be_loaded_soon(instance):
                 self._job(f"inspect {instance.alias}", partial(self._inspect, instance))
@@ -314,6 +317,7 @@ class ModelManager:
         gone = [a for a, i in self.instances.items() if i.removed and i.process is None]
         for alias in gone:
             del self.instances[alias]
+            self._bus.publish(Touched(alias))
 
     def _check_open(self, instance: ModelInstance) -> None:
         if self.closing:

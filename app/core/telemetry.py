@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Telemetry:
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
     """Nearest rank; None of nothing."""
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else None
 
 
 def _mean(values: Sequence[float] | deque[float]) -> float | None:

@@ -33,6 +33,7 @@ async def test_all_figures_are_those_of_the_clients(router: RouterProcess) -> No
     check_metrics(router, crowd)
     check_telemetry(router.get("/v1/telemetry/summary"), crowd)
     check_queue(router.get("/v1/queue/stats"), crowd)
+    check_queue(live["queues"], crowd)
     for alias, totals in live["models"].items():
         outcomes = outcomes_of(crowd, alias)
         assert totals["requests_total"] == sum(outcomes.values())

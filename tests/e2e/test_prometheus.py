@@ -136,7 +136,7 @@ def prometheus(binary: str, router: RouterProcess, tmp_path_factory: pytest.Temp
 
 
 async def test_every_panel_and_every_alert_shows_what_happened(
-    router: RouterProcess, prometheus: Prometheus, driver: Driver
+    prometheus: Prometheus, router: RouterProcess, driver: Driver
 ) -> None:
     """One long story, because each chapter needs the traffic of the one before."""
     async with router.open_client() as http:

@@ -1,4 +1,4 @@
-// The dashboard: two event streams fill the store, the views show it. Nothing is polled while nothing changes.
+// The dashboard: two event streams fill the store, the views show it. Nothing is polled; only memory is asked for when a model moved.
 
 import { EventStream, apiKey, getJson, modelUrl, postJson } from "./api.js";
 import { EventsView, QueueView, TimelineView } from "./activity.js";
@@ -7,9 +7,8 @@ import { MemoryView } from "./memory.js";
 import { ModelsView } from "./models.js";
 import { NowView, renderConnection } from "./now.js";
 import { Store } from "./store.js";
-import { count, duration, speed, title } from "./words.js";
+import { count, duration, speed, speedNow, title } from "./words.js";
 
-const QUEUE_REFRESH_MS = 2000;
 const $ = (id) => document.getElementById(id);
 const store = new Store();
 let details = null;
@@ -63,7 +62,7 @@ const views = [
 
 function totals(now) {
   if (!store.server.status) return "";
-  const tokens = store.list().reduce((sum, model) => sum + (model.tokens_per_second ?? 0), 0);
+  const tokens = speedNow(store.list());
   const up = store.server.uptime_seconds != null ? `up ${duration(now - store.serverSince)}` : "";
   return [`${store.residents().length} of ${count(store.models.size, "model")} in memory`, tokens > 0 && `${speed(tokens)} tokens/s`, up].filter(Boolean).join(" · ");
 }
@@ -90,7 +89,6 @@ setInterval(soon, 1000);
 
 const quietly = (work) => work.catch(() => {}); // the status stream reports a lost connection, once
 const refreshVram = () => quietly(getJson("/vram").then((body) => store.setVram(body)));
-const refreshQueue = () => quietly(getJson("/v1/queue/stats").then((body) => store.setQueue(body)));
 
 let asking = false;
 async function signIn() {
@@ -112,7 +110,6 @@ const statusStream = new EventStream("/v1/models/status/stream", ["full_status",
   onState({ state, error, retryAt }) {
     if (error?.status === 401) signIn();
     else store.setConnection({ state, error, retryAt: retryAt ?? null });
-    if (state === "open") refreshQueue();
   },
 });
 const metricsStream = new EventStream("/metrics/stream", ["metrics", "heartbeat"], {
@@ -120,14 +117,6 @@ const metricsStream = new EventStream("/metrics/stream", ["metrics", "heartbeat"
 });
 
 store.onChange((topics) => topics.includes("moved") && refreshVram());
-
-// Waiting times are in no stream; they are asked for only while somebody waits, and once after.
-let hadQueue = false;
-setInterval(() => {
-  const hasQueue = store.connected && !document.hidden && store.list().some((model) => model.queue_depth);
-  if (hasQueue || hadQueue) refreshQueue();
-  hadQueue = hasQueue;
-}, QUEUE_REFRESH_MS);
 
 function start() {
   statusStream.open();

@@ -2,7 +2,7 @@
 
 import { apiKey, getJson, getText, modelUrl } from "./api.js";
 import { h, setChildren, setText } from "./dom.js";
-import { clock, duration, memory, percent, statusOf } from "./words.js";
+import { clock, duration, memory, percent, sentence, statusOf } from "./words.js";
 
 const LOG_REFRESH_MS = 2000;
 
@@ -51,12 +51,14 @@ export function toast(text, tone = "ok") {
 
 /** A plan in words, for the preview and before a load that would stop others. */
 export function planLines(plan) {
-  const need = (device) => `GPU ${device.index}: needs ${memory(device.need_mb)}, ${memory(device.free_mb)} free`;
+  if (/^it is \w+ already$/.test(plan.reason ?? "")) return [sentence(plan.reason)];
+  const place = (device) => (device.index === "host" ? "Host memory" : `GPU ${device.index}`);
+  const need = (device) => `${place(device)}: needs ${memory(device.need_mb)}, ${memory(device.free_mb)} free`;
   const lines = [];
   if (plan.fits && !plan.evicts?.length) lines.push("It fits into the free memory; nothing has to stop.");
   else if (plan.evicts?.length) lines.push(`Would stop: ${plan.evicts.map((victim) => victim.model ?? victim.alias ?? victim).join(", ")}.`);
   else lines.push("It does not fit.");
-  if (plan.reason) lines.push(plan.reason);
+  if (plan.reason && !plan.evicts?.length) lines.push(sentence(plan.reason)); // else it names the same models once more
   lines.push(...(plan.devices ?? []).map(need));
   const sizes = [plan.estimate_mb != null && `estimated ${memory(plan.estimate_mb)}`, plan.measured_mb != null && `measured ${memory(plan.measured_mb)}`].filter(Boolean);
   if (sizes.length) lines.push(`Size: ${sizes.join(", ")}`);

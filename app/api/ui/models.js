@@ -1,7 +1,7 @@
 // The table of models: one row each, in the configuration's order, never re-ordered under the reader's hand.
 
 import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
-import { count, duration, memory, percent, speed, statusNote, statusOf } from "./words.js";
+import { count, duration, isResident, memory, percent, speed, statusNote, statusOf } from "./words.js";
 
 const FILTER_FROM = 12;
 const LEVELS = ["high", "normal", "low"];
@@ -85,7 +85,8 @@ export class ModelsView {
     setAttribute(p.queue.parentElement, "title", view.oldest != null && `${count(model.queue_depth, "request")}, the longest for ${duration(view.oldest)}`);
     setText(p.flight, model.in_flight ? String(model.in_flight) : blank);
     setText(p.slots, model.slots && model.in_flight ? `of ${model.slots}` : "");
-    setText(p.speed, model.tokens_per_second ? speed(model.tokens_per_second) : blank);
+    setText(p.speed, model.tokens_per_second && isResident(model) ? speed(model.tokens_per_second) : blank);
+    setAttribute(p.speed, "title", model.in_flight ? null : "of its last answer");
     for (const value of [p.memory, p.queue, p.flight, p.speed]) value.classList.toggle("blank", value.textContent === blank);
   }
 

@@ -87,6 +87,7 @@ export class Store {
       // state comes from the status stream; a sample must not overwrite a newer event
       if (model) Object.assign(model, { tokens_per_second: fields.tokens_per_second, requests_total: fields.requests_total, errors_total: fields.errors_total });
     }
+    if (body.queues) this.setQueue(body.queues);
     this.#changed("metrics");
   }
 

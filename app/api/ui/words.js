@@ -27,7 +27,11 @@ export const percent = (fraction) => `${Math.round(fraction * 100)}\u00a0%`;
 export const speed = (tokens) => (tokens < 10 ? tokens.toFixed(1) : Math.round(tokens).toLocaleString("en"));
 export const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString([], { hour12: false });
-export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+/** A capital for a word, never for the name of a file or a program; a full stop. */
+export const sentence = (text) => text.replace(/^[a-z]+(?=[\s,])/, (word) => word.charAt(0).toUpperCase() + word.slice(1)) + (/[.!?]$/.test(text) ? "" : ".");
+
+/** Tokens per second of the models that answer now; a model keeps the figure of its last answer. */
+export const speedNow = (models) => models.reduce((sum, model) => sum + (model.in_flight ? model.tokens_per_second ?? 0 : 0), 0);
 
 export function list(words) {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
@@ -209,7 +213,7 @@ function quietTopic(store) {
   const models = store.list();
   const ready = models.filter((model) => model.status === "ready").length;
   const running = models.reduce((sum, model) => sum + (model.in_flight ?? 0), 0);
-  const tokens = models.reduce((sum, model) => sum + (model.tokens_per_second ?? 0), 0);
+  const tokens = speedNow(models);
   const facts = [{ value: String(ready), label: "ready" }, { value: String(running), label: "in flight" }];
   if (tokens > 0) facts.push({ value: speed(tokens), label: "tokens/s" });
   const lines = [ready ? `${count(ready, "model")} of ${models.length} can answer at once; nobody has to wait.` : "No model is in memory. The first request loads the one it asks for."];

@@ -1,0 +1,122 @@
+"""One event stream for many readers: what is told is rendered once, and a slow reader never grows memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+BACKLOG = 256
+HEARTBEAT_S = 30.0
+
+Picture = Callable[[], tuple[str, dict[str, Any]]]
+"""The name and the body of the event that tells everything."""
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.backlog: deque[bytes] = deque()
+        self.needs_picture = True
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, event: bytes) -> None:
+        if len(self.backlog) >= BACKLOG:
+            self.start_over()
+        if not self.needs_picture:
+            self.backlog.append(event)
+            self.wake()
+
+    def start_over(self) -> None:
+        """Everything anew instead of what it has not read yet."""
+        self.backlog.clear()
+        self.needs_picture = True
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def news(self) -> None:
+        """Waits on a bare future: for hundreds of readers a task each time would cost more than the rest."""
+        if self.backlog or self.needs_picture:
+            return
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+
+class Channel:
+    """A reader gets the picture first, then what is told; the picture again when it fell behind."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.closed = False
+        self._picture = picture
+        self._readers: set[_Reader] = set()
+        self._ids = itertools.count(1)
+        self._heartbeat: asyncio.TimerHandle | None = None
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events, ready to send. Ends with the last that was told before `close`."""
+        reader = _Reader()
+        self._readers.add(reader)
+        self._keep_beating()
+        try:
+            while not self.closed or reader.backlog or reader.needs_picture:
+                for event in self._take(reader):
+                    yield event
+                if not self.closed:
+                    await reader.news()
+        finally:
+            self._readers.discard(reader)
+
+    def tell(self, name: str, data: str) -> None:
+        """To everybody; `data` is JSON."""
+        event = self._event(name, data)
+        for reader in self._readers:
+            reader.push(event)
+
+    def start_over(self) -> None:
+        """A fresh picture for everybody."""
+        for reader in self._readers:
+            reader.start_over()
+
+    def beat(self) -> None:
+        """A sign of life. Goes on by itself while somebody reads."""
+        self._heartbeat = None
+        if self._readers and not self.closed:
+            self.tell("heartbeat", json.dumps({"timestamp": time.time()}))
+            self._keep_beating()
+
+    def close(self) -> None:
+        """End every stream after what it still has to send."""
+        self.closed = True
+        for reader in self._readers:
+            reader.wake()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+
+    def _keep_beating(self) -> None:
+        if self._heartbeat is None:
+            self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_S, self.beat)
+
+    def _take(self, reader: _Reader) -> list[bytes]:
+        if reader.needs_picture:
+            reader.needs_picture = False
+            name, body = self._picture()
+            return [self._event(name, json.dumps(body))]
+        taken = list(reader.backlog)
+        reader.backlog.clear()
+        return taken
+
+    def _event(self, name: str, data: str) -> bytes:
+        return f"id: {next(self._ids)}\nevent: {name}\ndata: {data}\n\n".encode()

@@ -1,0 +1,144 @@
+"""The page in a real browser, on a real router."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.browser import Page, browser, chromium
+from tests.router_process import MakeRouter, RouterProcess, chat
+from tests.slow_server import slow
+
+KEY = "secret-key"
+
+
+@pytest.fixture(scope="module")
+def slow_llama_server(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return slow(tmp_path_factory.mktemp("binary"), llama_server)
+
+
+@pytest.fixture(scope="module")
+def router(
+    make_shared_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, truncated_gguf: Path
+) -> RouterProcess:
+    return make_shared_router(
+        {
+            "quick": {"model_path": tiny_gguf},
+            "big": {"model_path": tiny_gguf, "env": {"LOAD_S": "3"}},
+            "embed": {"model_path": tiny_gguf, "params": {"embedding": True}},
+            "broken": {"model_path": truncated_gguf},
+        },
+        binary=slow_llama_server,
+        system={"max_concurrent_models": 1},
+    )
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    """A tab that is not allowed to complain."""
+    async with browser(chromium()) as page:
+        yield page
+
+
+def row(alias: str) -> str:
+    return f'[role="row"]:has(button[aria-label$=" {alias}"])'
+
+
+async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -> None:
+    router.load("quick")
+    await page.open(router.url)
+    await page.shows("Ready", row("quick"))
+    await page.shot("quiet")
+    async with router.open_client() as http:
+        asking = [asyncio.create_task(http.post("/v1/chat/completions", json=chat("big"))) for _ in range(3)]
+        await page.shows("big", "#now", 3)
+        await page.shows("Loading", row("big"), 3)
+        await page.shows("%", row("big"), 3)
+        await page.shows("3", f"{row('big')} [data-label=Waiting]", 3)
+        await page.shows("quick", "#now", 3)
+        await page.shows("≈", "#now", 3)
+        await page.shot("swap")
+        await page.size(390, 844, dark=True)
+        assert await page.js("document.documentElement.scrollWidth <= innerWidth")
+        await page.shot("swap-phone")
+        await page.shows("Ready", row("big"))
+        assert {(await task).status_code for task in asking} == {200}
+    await page.shows("Off", row("quick"))
+    await page.shows("\u2013", f"{row('big')} [data-label=Waiting]", 3)
+    await page.size(1500, 950, dark=True)
+    await page.shows("big", "#events")
+    await page.shows("3 served", "#queue", 5)
+    await page.shot("after")
+    assert page.complaints == []
+
+
+async def test_load_eject_and_reset_do_what_they_say(router: RouterProcess, page: Page) -> None:
+    router.load("big")
+    await page.open(router.url)
+    await page.click("Load quick")
+    await page.shows("big", "dialog")
+    await page.shot("load")
+    await page.click("Load it", "dialog")
+    await page.shows("Ready", row("quick"))
+    assert (router.state("quick"), router.state("big")) == ("ready", "off")
+
+    await page.click("Eject quick")
+    await page.click("Eject", "dialog")
+    await page.shows("Off", row("quick"))
+    assert router.state("quick") == "off"
+
+    router.client.post("/v1/chat/completions", json=chat("broken"))
+    await page.shows("Failed", row("broken"))
+    await page.shows("truncated.gguf", "#now")
+    await page.shows("\u2013", f"{row('broken')} [data-label=Waiting]", 3)
+    await page.shot("failed")
+    await page.click("Reset broken")
+    await page.click("Reset", "dialog")
+    await page.shows("Off", row("broken"))
+    assert router.state("broken") == "off"
+
+    router.load("quick")
+    await page.click("quick", row("quick"))
+    await page.shows("starting quick on port", "dialog pre")
+    await page.shot("details")
+    assert page.complaints == []
+
+
+async def test_the_page_comes_back_when_the_router_does(router: RouterProcess, page: Page) -> None:
+    await page.open(router.url)
+    await page.shows("4 models")
+    router.signal(signal.SIGTERM)
+    await router.ended()
+    await page.shows("Disconnected", "#connection")
+    await page.shot("lost")
+    router.start()
+    router.wait_until_it_answers()
+    await page.shows("Live", "#connection", 20)
+
+
+async def test_a_key_is_asked_for_and_the_streams_carry_it(
+    make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
+) -> None:
+    router = make_router(
+        {"quick": {"model_path": tiny_gguf}},
+        binary=slow_llama_server,
+        api={"api_keys": [{"key": KEY, "admin": True}]},
+        key=KEY,
+    )
+    await page.open(router.url)
+    await page.shows("wants an API key", "dialog")
+    await page.type("not-this-one")
+    await page.click("Continue", "dialog")
+    await page.shows("not accepted", "dialog")
+    await page.type(KEY)
+    await page.click("Continue", "dialog")
+    await page.shows("Off", row("quick"))
+    await page.click("Load quick")
+    await page.shows("Ready", row("quick"))
+    await page.click("quick", row("quick"))
+    await page.shows("starting quick on port", "dialog pre")
+    assert KEY not in await page.js("document.cookie + location.href + localStorage.length")

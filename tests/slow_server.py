@@ -1,0 +1,35 @@
+"""A llama-server that takes its time, as a big model does, and tells how far it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+STEP_S = 0.05
+STATE = {"stages": ["text_model"], "current": "text_model"}
+
+
+def slow(folder: Path, llama_server: Path) -> Path:
+    """The real one, but a model with LOAD_S in its `env` first reports for that long, 20 times a second.
+
+    With MUTE it is one that does not know the protocol of reports: it says nothing of its progress.
+    """
+    path = folder / "slow-llama-server"
+    path.write_text(
+        f"""#!{sys.executable}
+import json, os, sys, time
+steps = int(float(os.environ.get("LOAD_S", 0)) / {STEP_S})
+for step in range(steps):
+    payload = dict({json.dumps(STATE)}, value=step / steps)
+    state = json.dumps({{"state": "loading", "payload": payload}})
+    print("cmd_child_to_router:state:" + state, flush=True)
+    time.sleep({STEP_S})
+if "MUTE" in os.environ:
+    os.environ.pop("LLAMA_SERVER_ROUTER_PORT", None)
+    time.sleep(1)
+os.execv({str(llama_server)!r}, [{str(llama_server)!r}, *sys.argv[1:]])
+"""
+    )
+    path.chmod(0o755)
+    return path

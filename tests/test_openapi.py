@@ -1,0 +1,118 @@
+"""The published document: every endpoint, with examples and error answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from app.api.documentation import EXAMPLES
+from app.api.openai import ENDPOINTS
+from app.core.config import Config
+from app.core.errors import QueueFull
+from app.main import create_app
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENT: dict[str, Any] = create_app(Config()).openapi()
+CONTRACT = {
+    *(("post", endpoint.path) for endpoint in ENDPOINTS),
+    *(
+        ("post", path)
+        for path in (
+            "/v1/models/load",
+            "/v1/models/eject",
+            "/v1/models/{alias}/reset",
+            "/models/load",
+            "/models/unload",
+            "/upstream/{target}",
+        )
+    ),
+    *(
+        ("get", path)
+        for path in (
+            "/v1/models",
+            "/models",
+            "/v1/models/{alias}",
+            "/v1/models/{alias}/status",
+            "/v1/models/failed",
+            "/v1/models/{alias}/plan",
+            "/v1/models/{alias}/logs",
+            "/health",
+            "/metrics",
+            "/metrics/stream",
+            "/vram",
+            "/v1/queue/stats",
+            "/v1/telemetry/summary",
+            "/v1/health/models",
+            "/v1/models/status",
+            "/v1/models/status/stream",
+            "/",
+            "/upstream/{target}",
+        )
+    ),
+}
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    return {**schema, "components": DOCUMENT["components"]}
+
+
+def test_every_endpoint_of_the_contract_is_in_it() -> None:
+    there = {(method, path) for method, path, _ in operations()}
+    assert there >= CONTRACT
+    assert {path for _, path in there} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"), list(operations()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_an_endpoint_has_examples_and_error_answers_of_one_shape(
+    method: str, path: str, operation: dict[str, Any]
+) -> None:
+    answers = operation["responses"]
+    assert {"401", "403", "500", "default"} < set(answers)
+    assert "422" not in answers
+    for status, answer in answers.items():
+        assert answer["description"]
+        for media_type, content in answer["content"].items():
+            if status.startswith("2"):
+                assert content["example"], path
+                continue
+            assert (media_type, content["schema"]["$ref"]) == (
+                "application/json",
+                "#/components/schemas/Error",
+            )
+            for example in content.get("examples", {}).values():
+                Draft202012Validator(resolved(content["schema"])).validate(example["value"])
+    body = operation.get("requestBody")
+    if body is not None:
+        content = body["content"]["application/json"]
+        Draft202012Validator(content["schema"]).validate(content["example"])
+
+
+def test_ids_are_unique_and_paths_are_those_of_the_routes() -> None:
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(ids) == len(set(ids))
+    for _, path, operation in operations():
+        named = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"}
+        assert named == set(re.findall(r"\{(\w+)\}", path))
+
+
+def test_both_kinds_of_keys_are_described() -> None:
+    assert set(DOCUMENT["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+
+
+def test_the_error_schema_takes_what_the_router_sends() -> None:
+    validator = Draft202012Validator(resolved({"$ref": "#/components/schemas/Error"}))
+    validator.validate(QueueFull("full", details={"queue_length": 5}).body())
+    assert not validator.is_valid({"detail": "Not Found"})
