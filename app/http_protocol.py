@@ -37,7 +37,8 @@ class RouterProtocol(HttpToolsProtocol):
         """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
         body = json.dumps(BadRequest(msg).body()).encode()
         head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nx-content-type-options: nosniff\r\n"
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            "x-content-type-options: nosniff\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
