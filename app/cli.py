@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from app import config_check, config_init, logs, server
-from app.core import config as configuration
+from app.core import config_file
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo
-from app.core.config import Config, ConfigError
+from app.core.config import Config
+from app.core.config_file import ConfigError
 from app.core.gpu_probe import GpuError, GpuProbe
 from app.core.gpus import find_gpus, in_time
 from app.main import create_app
@@ -32,7 +33,7 @@ DRIVER_TIMEOUT_S = 5.0
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     try:
-        config = configuration.load(options.config)
+        config = config_file.load(options.config)
         binary = inspect_binary(find_binary(config.system.llama_server_path))
     except (ConfigError, BinaryNotFound) as error:
         return _complain(str(error))
@@ -42,7 +43,7 @@ def serve(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Validate everything that can be validated without loading a model."""
     if options.schema:
-        print(json.dumps(configuration.json_schema(), indent=2))
+        print(json.dumps(config_file.json_schema(), indent=2))
         return 0
     return config_check.run(options.config)
 
@@ -58,7 +59,7 @@ def demo(_options: argparse.Namespace) -> int:
     if model is None:
         return _complain("The demo's model is not installed. Run: make demo")
     try:
-        config = configuration.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
+        config = config_file.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
         binary = inspect_binary(find_binary(config.system.llama_server_path))
     except ConfigError as error:
         return _complain(str(error))

@@ -8,11 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core import config as configuration
-from app.core import footprint
+from app.core import config_file, footprint
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo, CommandError, build_command
-from app.core.config import Config, ConfigError, ModelSpec
+from app.core.config import Config, ModelSpec, SystemConfig
+from app.core.config_file import ConfigError
 from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
 from app.core.gpus import find_gpus, in_time
@@ -40,7 +40,7 @@ class Line:
 def run(path: Path) -> int:
     """Print what is right and what is wrong; 0 if the router could serve every model."""
     try:
-        config = configuration.load(path)
+        config = config_file.load(path)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -88,7 +88,7 @@ def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
     if not gpus:
         print(f"devices: none ({probe.reason}); models run on the CPU")
     wanted = {d for spec in config.specs().values() for d in spec.gpu_devices}
-    default = configuration.SystemConfig().gpu_devices
+    default = SystemConfig().gpu_devices
     missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d not in default)]
     for device in missing:
         print(f"device {device}: configured in gpu_devices, but not there")

@@ -12,7 +12,6 @@ from pathlib import Path
 import anyio.to_thread
 import httpx
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from app import reload
 from app.api import documentation, errors, models, openai, ops, page, render
@@ -46,8 +45,6 @@ from app.core.warmup import warm_up
 
 logger = logging.getLogger(__name__)
 
-UI = Path(__file__).parent / "api" / "ui"
-
 
 def create_app(
     config: Config,
@@ -70,7 +67,7 @@ def create_app(
     app = FastAPI(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
     for router in (openai.router, models.router, ops.router, page.router):
         app.include_router(router)
-    app.mount("/ui", StaticFiles(directory=UI), name="ui")
+    app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
     app.add_middleware(openai.Shortcut)

@@ -11,8 +11,9 @@ from fastapi import FastAPI
 
 from app.api.security import Rules
 from app.api.services import Services
-from app.core import config as configuration
-from app.core.config import Config, ConfigError
+from app.core import config_file
+from app.core.config import Config
+from app.core.config_file import ConfigError
 from app.core.footprint import identity
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ async def reload(app: FastAPI, path: Path) -> bool:
     """Apply the file by difference. A file with mistakes changes nothing; they are logged."""
     services: Services = app.state.services
     try:
-        new = await anyio.to_thread.run_sync(configuration.load, path)
+        new = await anyio.to_thread.run_sync(config_file.load, path)
     except ConfigError as error:
         logger.error("the configuration stays as it was; %s", error)
         return False

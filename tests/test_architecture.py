@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {  # from the bottom; a module may import its own layer and those below
-    "vocabulary": "config errors events exit_reason model_status",
+    "vocabulary": "config config_file config_mistakes errors events exit_reason model_status",
     "decisions": """command gguf_reader gguf_utils load_log memory_compute memory_estimate model_shape
         placement policy""",
     "resources": """background binary driver_thread footprint gpu_probe gpus kv_cache kv_store
@@ -37,7 +37,7 @@ NO_IO = {
     "threading",
     "time",
 }
-READS_FILES = {"app.core.gguf_reader", "app.core.config"}
+READS_FILES = {"app.core.gguf_reader", "app.core.config_file"}
 """Pure but for the file that they are asked to read."""
 
 HTTP = {"fastapi", "starlette", "uvicorn", "sse_starlette"}

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 
 from app import cli
-from app.core.config import json_schema, load
+from app.core.config_file import json_schema, load
 from tests.ggufs import make_architecture, make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,14 +18,11 @@ from app.core.config import (
     ApiConfig,
     ApiKey,
     Config,
-    ConfigError,
     ModelConfig,
     ModelParams,
     SystemConfig,
-    json_schema,
-    load,
-    parse,
 )
+from app.core.config_file import ConfigError, json_schema, load, parse
 from app.core.model_status import ModelKind, Priority
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
-from app.core.config import ConfigError, parse
+from app.core.config_file import ConfigError, parse
 from app.core.errors import RouterError
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
