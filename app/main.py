@@ -104,37 +104,17 @@ async def _build(
 ) -> Services:
     system, bus, started_at = config.system, EventBus(), time.monotonic()
     http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
-    logs = LogServer(system.log_dir)
-    if error := logs.start():
-        logger.warning("%s", error)
-    stack.callback(logs.close)
+    logs = _logs(system.log_dir, stack)
     kv_cache: KvCache | None = None
     if launcher is None:
         binary = binary or await _find_binary(config)
         kv_cache = KvCache(KvStore(Path(system.cache_dir)), http, binary, config)
         launcher = await _real_launcher(config, logs, http, stack, binary, kv_cache)
-    look_again: list[Callable[[], None]] = []
-    asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
-    tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
-    learned = await _learned(system.log_dir, launcher)
-    manager = ModelManager(
-        config,
-        launcher=launcher,
-        tracker=tracker,
-        bus=bus,
-        clock=time.monotonic,
-        learned=learned,
-        kv_cache=kv_cache,
-    )
-    look_again.append(manager.look_again)
-    stack.push_async_callback(manager.stop_all)
-    upstream = Upstream()
+    tracker, manager = await _manager(config, stack, launcher, probe, bus, kv_cache)
+    upstream, background, feed, metrics_feed = Upstream(), Background(), StatusFeed(bus), MetricsFeed()
     stack.push_async_callback(upstream.close)
-    feed = StatusFeed(bus)
     stack.callback(feed.close)
-    metrics_feed = MetricsFeed()
     stack.callback(metrics_feed.close)
-    background = Background()
     stack.push_async_callback(background.stop)
     services = Services(
         config=config,
@@ -156,6 +136,40 @@ async def _build(
     )
     _wire(services)
     return services
+
+
+def _logs(folder: str, stack: AsyncExitStack) -> LogServer:
+    logs = LogServer(folder)
+    if error := logs.start():
+        logger.warning("%s", error)
+    stack.callback(logs.close)
+    return logs
+
+
+async def _manager(
+    config: Config,
+    stack: AsyncExitStack,
+    launcher: Launcher,
+    probe: GpuProbe | None,
+    bus: EventBus,
+    kv_cache: KvCache | None,
+) -> tuple[DeviceTracker, ModelManager]:
+    """The ledger of memory and who decides by it; each new reading is a reason to look again."""
+    look_again: list[Callable[[], None]] = []
+    asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
+    tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
+    manager = ModelManager(
+        config,
+        launcher=launcher,
+        tracker=tracker,
+        bus=bus,
+        clock=time.monotonic,
+        learned=await _learned(config.system.log_dir, launcher),
+        kv_cache=kv_cache,
+    )
+    look_again.append(manager.look_again)
+    stack.push_async_callback(manager.stop_all)
+    return tracker, manager
 
 
 def _wire(services: Services) -> None:
