@@ -291,6 +291,13 @@ def test_what_can_never_fit_is_refused_with_the_numbers_and_evicts_nobody() -> N
     assert actions == [Refuse("huge", by_count=False, need_mb=20_000, available_mb=10_000, ever=False)]
 
 
+def test_memory_on_its_way_back_is_no_reason_to_evict_for_what_can_never_fit() -> None:
+    """The driver shows it late, and by then it may have been given to the next model."""
+    device = gpu(4000, settling_mb=6000)
+    found = plan([model("a", READY), model("huge", mb=11_000, waits=head(HIGH))], [device], LIMITS, NOW)
+    assert [type(action) for action in found.actions] == [Refuse]
+
+
 def test_what_pinned_models_leave_no_room_for_is_refused_for_now() -> None:
     actions = decide(model("a", READY, pinned=True), model("b", waits=head()))
     assert actions == [Refuse("b", by_count=False, need_mb=6000, available_mb=4000, ever=True)]

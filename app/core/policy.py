@@ -219,6 +219,7 @@ class _Step:
             free={d.id: d.free_mb - d.min_free_mb for d in devices}, places=limits.max_models - len(live)
         )
         self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
+        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, places=1)
         for model in live:
             if _is_leaving(model):
                 self._coming = self._coming.plus(model.held)
@@ -304,6 +305,8 @@ class _Step:
         head = _effective(model, self._limits)
         assert head is not None
         assert model.need is not None
+        if fit(model.need, self._empty) is None:
+            return None  # whatever else is believed of the memory: nobody is stopped for it
         now, when = self._now, {}
         if fit(model.need, self._room_without(())) is not None:
             return self._swap(model, (), now)
@@ -377,8 +380,8 @@ class _Step:
         for other in stay:
             best = best.minus(other.held)
         if fit(need, best) is None:
-            empty = Room({d.id: d.total_mb - d.min_free_mb for d in self._devices}, 1)
-            return Refuse(model.alias, False, need.mb, best.most(need), ever=fit(need, empty) is not None)
+            ever = fit(need, self._empty) is not None
+            return Refuse(model.alias, False, need.mb, best.most(need), ever)
         if len(stay) >= self._limits.max_models:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
         return None

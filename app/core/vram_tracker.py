@@ -223,8 +223,7 @@ class DeviceTracker:
         held = {a: h.placement[reading.id] for a, h in self._holdings.items() if reading.id in h.placement}
         pending = sum(max(mb - self._shown(alias, reading), 0) for alias, mb in held.items())
         free = min(reading.total_mb - sum(held.values()), reading.free_mb - pending)
-        ours = sum(self._used_by(self._holdings[alias], reading, mb) for alias, mb in held.items())
-        others = max(reading.used_mb - ours - self._still_coming(reading), 0)
+        others = max(reading.used_mb - self._ours_mb(reading) - self._still_coming(reading), 0)
         return DeviceView(
             id=reading.id,
             name=reading.name,
@@ -277,8 +276,17 @@ class DeviceTracker:
         return min(max(grown_mb, 0), promised_mb)
 
     def _still_coming(self, reading: Reading) -> int:
+        """What the driver does not show as free yet; never more than is used and by none of our models."""
         settling = self._settling.get(reading.id)
-        return max(settling.expected_free_mb - reading.free_mb, 0) if settling is not None else 0
+        if settling is None:
+            return 0
+        nobodys_mb = reading.used_mb - self._ours_mb(reading)
+        return max(min(settling.expected_free_mb - reading.free_mb, nobodys_mb), 0)
+
+    def _ours_mb(self, reading: Reading) -> int:
+        """What our models use of this device, as far as the driver tells."""
+        held = [(h, h.placement[reading.id]) for h in self._holdings.values() if reading.id in h.placement]
+        return sum(self._used_by(holding, reading, mb) for holding, mb in held)
 
     def _forget_settled(self) -> None:
         now = self._clock()

@@ -351,7 +351,8 @@ def test_a_failed_model_is_listed_until_it_is_reset(router: RouterProcess) -> No
     failed = {model["model"]: model for model in router.get("/v1/models/failed")["failed_models"]}
     assert failed["misfit"].keys() >= {"model", "attempts", "error", "log_tail"}
     assert failed["misfit"]["attempts"] >= 1
-    assert "output_norm.weight" in "".join(failed["misfit"]["log_tail"])
+    assert "output_norm.weight" in failed["misfit"]["error"]
+    assert failed["misfit"]["log_tail"]  # its very last lines: llama-server's log comes out of order
 
     cleared = router.client.post("/v1/models/misfit/reset").json()
     assert (cleared["status"], cleared["model"]) == ("success", "misfit")
