@@ -41,7 +41,7 @@ run: $(RUNTIME)
 	@$(BIN)/python run.py $(ARGS)
 
 test: $(DEV) $(DEMO)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 chaos: $(DEV) $(DEMO)
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest tests/chaos -s $(ARGS)
