@@ -22,7 +22,7 @@ UI = ROOT / "app" / "api" / "ui"
 DASHBOARDS = sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))
 YAML_FILES = [ROOT / "docker-compose.monitoring.yml", *sorted(MONITORING.rglob("*.yml"))]
 
-# Every metric of the contract's section 4 with the labels that it carries.
+# Every metric of the contract's section 4, and those of kept conversations, with the labels that it carries.
 COUNTERS = {
     "router_requests_total": {"model", "status"},
     "router_tokens_total": {"model", "kind"},
@@ -30,6 +30,9 @@ COUNTERS = {
     "router_model_evictions_total": {"model", "reason"},
     "router_model_restarts_total": {"model"},
     "router_request_replays_total": {"model"},
+    "router_kv_cache_saves_total": {"model", "result"},
+    "router_kv_cache_restores_total": {"model", "result"},
+    "router_kv_cache_bytes_total": {"model", "direction"},
 }
 GAUGES = {
     "router_model_vram_bytes": {"model"},

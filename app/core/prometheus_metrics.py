@@ -120,6 +120,8 @@ class Metrics:
             self._cache_saves.labels(alias, result)
             self._cache_restores.labels(alias, result)
         self._cache_restores.labels(alias, "damaged")
+        for direction in ("saved", "restored"):
+            self._cache_bytes.labels(alias, direction)
         self._restarts.labels(alias)
         self._replays.labels(alias)
         for histogram in (self._load, self._ttft, self._speed):
