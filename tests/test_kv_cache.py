@@ -94,6 +94,7 @@ async def eventually(world: World, condition: Callable[[], bool]) -> None:
 
 
 async def serve(world: World, alias: str) -> None:
+    await world.settle()  # the devices have been read
     request = world.request(alias)
     await eventually(world, request.granted.is_set)
     await request.finish()

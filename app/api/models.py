@@ -8,6 +8,7 @@ from typing import Any, Literal
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import AppStatus
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
@@ -18,6 +19,9 @@ from app.api.services import Services, services_of
 from app.core.instance import ModelInstance
 from app.core.model_status import Status
 from app.core.policy import Preview
+
+# Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 router = APIRouter(tags=["management"], responses=FOR_MANAGEMENT)
 
