@@ -207,7 +207,7 @@ async def test_a_router_that_is_stopped_while_it_loads_leaves_nothing(
     children = await until(router.children)
     router.signal(signal.SIGTERM)
     assert await router.ended(5) == 0
-    assert not any(child.is_running() for child in children)
+    await until(lambda: not any(child.is_running() for child in children), 5)
 
 
 @pytest.mark.parametrize("sign", ["RouterModelCustom", "starting, to be preloaded", "one: loading"])
@@ -223,7 +223,7 @@ async def test_a_signal_during_the_start_is_obeyed(
         children = router.children()
         router.signal(signal.SIGTERM)
         assert await router.ended(10) in (0, -signal.SIGTERM)
-        assert not any(child.is_running() for child in children)
+        await until(lambda: not any(child.is_running() for child in children), 5)
         assert not list((tmp_path / "logs").glob("children-*.json"))
     finally:
         router.bury()
