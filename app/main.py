@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import anyio.to_thread
 import httpx
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
 from app.api import documentation, errors, models, openai, ops, page, render
@@ -46,6 +48,22 @@ from app.core.warmup import warm_up
 logger = logging.getLogger(__name__)
 
 
+class RouterApp(FastAPI):
+    """FastAPI behind the door: what is refused, or goes to a model, never reaches its machinery."""
+
+    door: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["app"] = self
+            await self.door(scope, receive, send)
+        else:
+            await self.framework(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     config: Config,
     *,
@@ -64,18 +82,18 @@ def create_app(
                 services.background.start("configuration watch", partial(reload.watch, app, config_path))
             yield
 
-    app = FastAPI(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
+    app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
     for router in (openai.router, models.router, ops.router, page.router):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.add_middleware(openai.Shortcut)
     app.state.rules = Rules(config.api)
-    app.add_middleware(Guard, rules=lambda: app.state.rules)
+    shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
+    app.door = Guard(shortcut, rules=lambda: app.state.rules)
     if config.api.cors_allow_origins:
-        app.add_middleware(
-            Cors,
+        app.door = Cors(
+            app.door,
             allow_origins=list(config.api.cors_allow_origins),
             allow_methods=["*"],
             allow_headers=["*"],
@@ -102,7 +120,7 @@ async def _build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
 ) -> Services:
-    system, bus, started_at = config.system, EventBus(), time.monotonic()
+    system, bus, started_at = config.system, EventBus(asyncio.get_running_loop().call_later), time.monotonic()
     http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
     logs = _logs(system.log_dir, stack)
     kv_cache: KvCache | None = None
@@ -113,6 +131,7 @@ async def _build(
     tracker, manager = await _manager(config, stack, launcher, probe, bus, kv_cache)
     upstream, background, feed, metrics_feed = Upstream(), Background(), StatusFeed(bus), MetricsFeed()
     stack.push_async_callback(upstream.close)
+    stack.callback(bus.settle)
     stack.callback(feed.close)
     stack.callback(metrics_feed.close)
     stack.push_async_callback(background.stop)

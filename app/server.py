@@ -18,9 +18,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
 from app.core.launcher import LlamaLauncher
-from app.http_protocol import RouterProtocol
 from app.main import drain
 from app.reload import reload
 

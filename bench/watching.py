@@ -10,7 +10,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
@@ -47,16 +47,23 @@ async def measure_metrics() -> None:
     views = [ModelView(f"model-{n}", Status.READY, vram_mb=4711, estimated_mb=5000) for n in range(MODELS)]
     devices = [DeviceView(str(n), "GPU", 24000, 12000, 12000, 100, utilization=0.5) for n in range(4)]
     metrics = Metrics(bus, views=lambda: views, devices=lambda: devices)
-    await _print_scrape("unused", metrics)
-    for view in views:
-        for event in _life(view.alias):
-            bus.publish(event)
-    await _print_scrape("all in use", metrics)
+    await _print_scrape("unused", metrics, lambda: None)
+
+    def live() -> None:
+        for view in views:
+            for event in _life(view.alias):
+                bus.publish(event)
+
+    live()
+    await _print_scrape("all used, quiet now", metrics, lambda: None)
+    await _print_scrape("all busy", metrics, live)
 
 
-async def _print_scrape(what: str, metrics: Metrics) -> None:
+async def _print_scrape(what: str, metrics: Metrics, live: Callable[[], None]) -> None:
+    """`live` is what happened since the last scrape."""
     whole, held = [], []
     for _ in range(20):
+        live()
         started = time.perf_counter()
         scrape = asyncio.ensure_future(metrics.render())
         longest = 0.0
@@ -68,7 +75,7 @@ async def _print_scrape(what: str, metrics: Metrics) -> None:
         held.append(longest)
     lines = scrape.result().count(b"\n")
     print(
-        f"/metrics, {MODELS} models, {what}: {1000 * median(whole):.0f} ms in a thread, "
+        f"/metrics, {MODELS} models, {what}: {1000 * median(whole):.1f} ms, "
         f"the event loop held for {1000 * median(held):.1f} ms, {lines} lines"
     )
 

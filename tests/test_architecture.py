@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {  # from the bottom; a module may import its own layer and those below
     "vocabulary": "config config_file config_mistakes errors events exit_reason model_status",
     "decisions": """command gguf_reader gguf_utils load_log memory_compute memory_estimate model_shape
-        placement policy""",
+        placement policy usage""",
     "resources": """background binary driver_thread footprint gpu_probe gpus kv_cache kv_store
         launcher learned list_devices_probe llama_process logging_server model_memory nvml_probe
         os_process pid_file ports queue runner upstream vram_tracker""",
     "orchestration": "health_monitor instance manager warmup",
-    "observers": "load_reporter prometheus_metrics telemetry",
-    "api": """documentation errors event_channel metrics_feed models openai ops page relay render security
-        services status_feed""",
-    "program": "cli config_check config_init http_protocol logs main reload server run",
+    "observers": "load_reporter prometheus_metrics series telemetry",
+    "api": """documentation errors event_channel http_protocol metrics_feed models openai ops page relay
+        render security services status_feed""",
+    "program": "cli config_check config_init logs main reload server run",
 }
 PURE = ("vocabulary", "decisions")
 NO_IO = {

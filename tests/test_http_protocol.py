@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.http_protocol import MAX_HEAD_BYTES, RouterProtocol
+from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 
 
 async def greet(scope: Any, receive: Any, send: Any) -> None:

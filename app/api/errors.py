@@ -9,7 +9,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from app.core.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RouterError
 
@@ -31,11 +33,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RouterError, _router_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _invalid_parameter)
+    app.add_exception_handler(ClientDisconnect, _nobody_there)
     app.add_exception_handler(Exception, _bug)
 
 
 def response(error: RouterError, path: str) -> Response:
     return JSONResponse(_shaped(error, path), status_code=error.status, headers=_headers(error))
+
+
+def bug(error: Exception, method: str, path: str) -> Response:
+    """The answer to a request that met a mistake of ours, which goes to the log."""
+    logger.error("%s %s failed", method, path, exc_info=error)
+    return response(InternalError("the router made a mistake; its log says more"), path)
 
 
 def error_event(error: RouterError, path: str) -> bytes:
@@ -115,6 +124,15 @@ async def _invalid_parameter(request: Request, error: Exception) -> Response:
     return response(BadRequest(f"{place}: {first['msg']}", param=place or None), request.scope["path"])
 
 
+class _Silence(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Says nothing."""
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    """The client left in the middle of its body."""
+    return _Silence()
+
+
 async def _bug(request: Request, error: Exception) -> Response:
-    logger.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
-    return response(InternalError("the router made a mistake; its log says more"), request.scope["path"])
+    return bug(error, request.method, request.scope["path"])

@@ -11,13 +11,15 @@ from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
 from pydantic_core import from_json
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import errors, render
 from app.api.documentation import FOR_MODELS
 from app.api.relay import Call, Relay
-from app.api.security import client_of, request_id_of, require_admin
+from app.api.security import Client, require_admin
 from app.api.services import Services, services_of
 from app.core.errors import (
     BadRequest,
@@ -81,23 +83,25 @@ ENDPOINTS = (
 
 def _handler(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
-        services = services_of(request)
-        body = await request.body()
-        fields = json_object(request, body)
-        instance = await find_model(services, fields)
-        if instance.spec.kind not in endpoint.kinds:
-            raise _wrong_kind(instance, endpoint)
-        return Relay(services, instance, _call(request, endpoint.path, body, instance, _streams(fields)))
+        return await relay(services_of(request), request.scope, await request.body(), endpoint)
 
     return handle
 
 
-_HANDLERS = {endpoint.path: _handler(endpoint) for endpoint in ENDPOINTS}
+async def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
+    """The answer to a model-routed request. Raises what the client is to be told instead."""
+    headers = Headers(scope=scope)
+    fields = json_object(headers, body)
+    instance = await find_model(services, fields)
+    if instance.spec.kind not in endpoint.kinds:
+        raise _wrong_kind(instance, endpoint)
+    return Relay(services, instance, _call(scope, headers, endpoint.path, body, instance, _streams(fields)))
+
 
 for _endpoint in ENDPOINTS:
     router.add_api_route(
         _endpoint.path,
-        _HANDLERS[_endpoint.path],
+        _handler(_endpoint),
         methods=["POST"],
         summary=_endpoint.summary,
         tags=["models"],
@@ -112,28 +116,49 @@ for _endpoint in ENDPOINTS:
     )
 
 
-class Shortcut:
-    """Takes a model-routed request straight to its handler; everything else goes on to the framework.
+_BY_PATH = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 
-    The routes above describe these endpoints and answer other methods. Their way through routing, dependency
-    solving and exit stacks is some fifteen coroutine frames: measured, 13 of 40 KB of a waiting request, and
-    an eighth of the router's CPU for a short one.
+
+class Shortcut:
+    """Takes a model-routed request straight to its relay; everything else goes on to the framework.
+
+    The routes above describe these endpoints and answer other methods. Their way through middleware, tracing
+    hooks, routing and dependency solving is some twenty coroutine frames: measured, 13 of 40 KB of a waiting
+    request, and a fifth of the router's CPU for a short one.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, services: Callable[[], Services]) -> None:
+        self._app, self._services = app, services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_post = scope["type"] == "http" and scope["method"] == "POST"
-        handle = _HANDLERS.get(scope["path"]) if is_post else None
-        if handle is None:
+        endpoint = _BY_PATH.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
             await self._app(scope, receive, send)
             return
+        answer: Relay | None = None
         try:
-            answer = await handle(Request(scope, receive))
+            answer = await relay(self._services(), scope, await _body(receive), endpoint)
             await answer(scope, receive, send)
         except RouterError as error:  # raised before the first byte
             await errors.response(error, scope["path"])(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            if answer is not None and answer.started:  # the server closes the connection
+                raise
+            await errors.bug(error, "POST", scope["path"])(scope, receive, send)
+
+
+async def _body(receive: Receive) -> bytes:
+    """Raises `ClientDisconnect` if it does not come to its end."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def upstream(request: Request, target: str) -> Response:
@@ -144,7 +169,8 @@ async def upstream(request: Request, target: str) -> Response:
     await services.manager.revive(instance)
     query = quote(request.scope["query_string"], safe=_KEPT_IN_QUERY)
     body = await request.body()
-    call = _call(request, f"/{path}" + (f"?{query}" if query else ""), body, instance, stream=False)
+    where = f"/{path}" + (f"?{query}" if query else "")
+    call = _call(request.scope, request.headers, where, body, instance, stream=False)
     return Relay(services, instance, call)
 
 
@@ -167,9 +193,9 @@ async def list_models(request: Request) -> dict[str, Any]:
 # --- reading a request
 
 
-def json_object(request: Request, body: bytes) -> dict[str, Any]:
+def json_object(headers: Headers, body: bytes) -> dict[str, Any]:
     """The body as an object; llama-server would answer 500 to what is refused here."""
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(
             f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
@@ -215,22 +241,24 @@ def _streams(fields: dict[str, Any]) -> bool:
     return bool(stream)
 
 
-def _call(request: Request, path: str, body: bytes, instance: ModelInstance, stream: bool) -> Call:
-    client = client_of(request)
-    wish = _priority(request, instance)
+def _call(
+    scope: Scope, headers: Headers, path: str, body: bytes, instance: ModelInstance, stream: bool
+) -> Call:
+    client: Client = scope["router.client"]
+    wish = _priority(headers, instance)
     granted = max(wish, client.max_priority)
-    tunnel = request.scope["path"].startswith("/upstream/")
+    tunnel = scope["path"].startswith("/upstream/")
     return Call(
-        endpoint="/upstream" if tunnel else request.scope["path"],
-        method=request.method,
+        endpoint="/upstream" if tunnel else scope["path"],
+        method=scope["method"],
         path=path,
-        headers={k: v for k, v in request.headers.items() if k in _PASSED_ON and v.isprintable()},
+        headers={k: v for k, v in headers.items() if k in _PASSED_ON and v.isprintable()},
         body=body,
         stream=stream,
         fresh=stream or tunnel,
         priority=granted,
         lowered=granted != wish,
-        request_id=request_id_of(request),
+        request_id=scope["router.request_id"],
         client=client.name,
     )
 
@@ -240,8 +268,8 @@ _PASSED_ON = frozenset(
 )
 
 
-def _priority(request: Request, instance: ModelInstance) -> Priority:
-    text = request.headers.get("x-request-priority")
+def _priority(headers: Headers, instance: ModelInstance) -> Priority:
+    text = headers.get("x-request-priority")
     if text is None:
         return instance.spec.priority
     priority = Priority.parse(text)

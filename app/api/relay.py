@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import cast
 
-import aiohttp
 import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
-from yarl import URL
 
 from app.api.errors import error_body, error_event
+from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
 from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
 from app.core.events import Outcome, Replayed, RequestFinished
@@ -22,7 +24,8 @@ from app.core.instance import ModelInstance
 from app.core.model_status import Priority, Status
 from app.core.queue import Ticket
 from app.core.runner import Runner
-from app.core.upstream import UpstreamGone, UsageScanner
+from app.core.upstream import Answer, UpstreamGone
+from app.core.usage import UsageScanner
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +39,14 @@ LAST_WORD_S = 5.0
 """A client that does not read cannot be told why its stream ends."""
 
 MAX_ERROR_BYTES = 65536
-EVENT_STREAM = "text/event-stream"
+EVENT_STREAM = b"text/event-stream"
 
 _NOT_PASSED_BACK = frozenset({
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "upgrade",
-    "transfer-encoding", "server", "date", "access-control-allow-origin", "access-control-allow-credentials",
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
+    b"upgrade", b"transfer-encoding", b"server", b"date",
+    b"access-control-allow-origin", b"access-control-allow-credentials",
 })  # fmt: skip
+_SET_FOR_STREAMS = frozenset({b"cache-control", b"x-accel-buffering"})
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,13 @@ class Call:
     client: str
 
 
+class _End(Enum):
+    """Why an exchange was ended from outside."""
+
+    CUT = "the process is stopped without waiting for it"
+    TIMED_OUT = "nothing moved for too long"
+
+
 class ClientStalled(Exception):
     """The client has not taken a byte for so long that its slot goes to somebody else."""
 
@@ -74,7 +86,9 @@ class Relay(Response):
         self._services, self._instance, self._call = services, instance, call
         self._limits = services.config.system
         self._ticket = services.manager.ticket(call.priority)
-        self._started = False  # headers have been sent
+        self._interruption: _Interruption
+        self._left = False  # the client has gone
+        self.started = False  # headers have been sent
         self._begun = False  # a byte of the answer has been sent
         self._event_stream = False  # these headers said so
         self._sending = False  # the client has not taken the last chunk yet
@@ -88,26 +102,35 @@ class Relay(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: RouterError | None = None
-        left = False
-        leaving = asyncio.ensure_future(_until_disconnect(receive))
+        self._interruption = _Interruption()
+        forget = _on_disconnect(scope, receive, self._leave)
         try:
-            with anyio.CancelScope() as stay:
-                leaving.add_done_callback(lambda _: stay.cancel())
+            try:
                 await self._answer(send)
-            left = stay.cancelled_caught
-        except ClientStalled:  # the server closes a connection whose answer was not completed
-            left = True
-        except RouterError as raised:
-            error = raised
-            if not self._started:
+            except RouterError as raised:
+                error = raised
+                if not self.started:
+                    raise
+                await self._end_in_band(raised, send)
+        except asyncio.CancelledError:
+            if not self._left:  # the server's own end
+                self._left = True
                 raise
-            await self._end_in_band(raised, send)
+            self._interruption.caught()
+        except ClientStalled:  # the server closes a connection whose answer was not completed
+            self._left = True
+        except RouterError:
+            raise
         except Exception:
             error = InternalError("a bug of the router")  # for the accounts; the 500 handler logs and answers
             raise
         finally:
-            leaving.cancel()
-            self._publish(error, left)
+            forget()
+            self._services.bus.finished(self._finished(error))
+
+    def _leave(self) -> None:
+        self._left = True
+        self._interruption.strike()
 
     # --- the request's way
 
@@ -141,8 +164,9 @@ class Relay(Response):
         self._load_s += max(self._instance.ready_since - loaded_from, 0.0)
 
     async def _heartbeat(self, ticket: Ticket, send: Send) -> None:
-        if not self._started:
-            await self._start(send, 200, {"content-type": EVENT_STREAM})
+        if not self.started:
+            self._event_stream = True
+            await self._start(send, 200, [(b"content-type", EVENT_STREAM)])
         view = self._instance.view()
         if view.status in (Status.STARTING, Status.LOADING):
             known = "" if view.load_progress is None else f" progress={view.load_progress:.2f}"
@@ -153,82 +177,88 @@ class Relay(Response):
 
     async def _attempt(self, ticket: Ticket, runner: Runner, send: Send) -> bool:
         """One exchange with one process; False if the process went away under it."""
-        timed_out = False
+        ended: _End | None = None
 
-        def expire() -> None:
-            nonlocal timed_out
-            timed_out = True
-            scope.cancel()
+        def end(how: _End) -> None:
+            nonlocal ended
+            ended = ended or how
+            self._interruption.strike()
 
-        with (
-            anyio.CancelScope() as scope,
-            ticket.cut_by(scope.cancel),
-            _Watchdog(self._limits.request_timeout_sec, lambda: self._last_progress, expire) as watchdog,
-        ):
-            self._last_progress = watchdog.started
-            try:
+        timeout_s = self._limits.request_timeout_sec
+        watchdog = _Watchdog(timeout_s, lambda: self._last_progress, lambda: end(_End.TIMED_OUT))
+        self._last_progress = watchdog.started
+        try:
+            with ticket.cut_by(lambda: end(_End.CUT)), watchdog:
                 await self._exchange(runner, send)
-            except UpstreamGone as gone:
-                logger.info("%s: the connection to llama-server failed: %s", self._instance.alias, gone)
-                return False
-        if timed_out and self._sending:
+            return True
+        except UpstreamGone as gone:
+            logger.info("%s: the connection to llama-server failed: %s", self._instance.alias, gone)
+            return False
+        except asyncio.CancelledError:
+            if self._left or ended is None:
+                raise
+            self._interruption.caught()
+        if ended is _End.CUT:
+            return False
+        if self._sending:
             logger.info("%s: a client stopped reading; its slot is taken back", self._instance.alias)
             raise ClientStalled
-        if timed_out:
-            raise UpstreamTimeout(
-                f"llama-server for {self._instance.alias} sent nothing for "
-                f"{self._limits.request_timeout_sec} s; ask for less, or raise system.request_timeout_sec"
-            )
-        return not scope.cancelled_caught
+        raise UpstreamTimeout(
+            f"llama-server for {self._instance.alias} sent nothing for {timeout_s} s; ask for less, or raise "
+            "system.request_timeout_sec"
+        )
 
     async def _exchange(self, runner: Runner, send: Send) -> None:
         call = self._call
-        url = URL(f"http://127.0.0.1:{runner.port}{call.path}", encoded=True)
         headers = {**call.headers, "Authorization": f"Bearer {runner.api_key}"}
-        answer = await self._services.upstream.send(url, call.method, headers, call.body, fresh=call.fresh)
-        async with answer:
+        answer = await self._services.upstream.send(
+            runner.port, call.method, call.path, headers, call.body, fresh=call.fresh
+        )
+        try:
             self._status = answer.status
-            streamed = answer.content_type == EVENT_STREAM
-            if self._started and (answer.status != 200 or not streamed):
+            streamed = answer.content_type.lower().startswith(EVENT_STREAM)
+            if self.started and (answer.status != 200 or not streamed):
                 await self._fail_in_band(answer, send)
             else:
-                await self._pass_on(answer, send, streamed)
+                self._event_stream = streamed
+                await self._pass_on(answer, send)
+        finally:
+            answer.close()
 
-    async def _pass_on(self, answer: aiohttp.ClientResponse, send: Send, streamed: bool) -> None:
+    async def _pass_on(self, answer: Answer, send: Send) -> None:
         """Bytes as they come. A plain answer's head waits for its first byte, so that it can be replayed."""
-        if streamed and not self._started:
+        streamed = self._event_stream
+        if streamed and not self.started:
             await self._start(send, answer.status, answer.headers)
-        try:
-            async for chunk in answer.content.iter_any():
-                if streamed and chunk[0] == 58 and _only_comments(chunk):
-                    await send(_body(chunk))
-                    continue
-                if not self._begun:
-                    await self._begin(answer, chunk, send)
-                self._last_progress = self._now()
-                self._usage.feed(chunk)
-                self._sending = True
+        while chunk := await answer.read():
+            if streamed and chunk[0] == 58 and _only_comments(chunk):
                 await send(_body(chunk))
-                self._sending = False
-                self._last_progress = self._now()
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise UpstreamGone(str(error) or type(error).__name__) from error
-        if not self._started:
+                continue
+            if not self._begun:
+                await self._begin(answer, chunk, send)
+            self._last_progress = self._now()
+            self._usage.feed(chunk)
+            self._sending = True
+            await send(_body(chunk, more=not answer.ended))
+            self._sending = False
+            self._last_progress = self._now()
+            if answer.ended:
+                return
+        if not self.started:
             await self._start(send, answer.status, answer.headers)
         await send(_body(b"", more=False))
 
-    async def _begin(self, answer: aiohttp.ClientResponse, chunk: bytes, send: Send) -> None:
+    async def _begin(self, answer: Answer, chunk: bytes, send: Send) -> None:
         self._begun, self._first_byte_at = True, self._now()  # first: a head cannot be taken back
         self._usage.start(chunk)
-        if not self._started:
+        if not self.started:
             await self._start(send, answer.status, answer.headers)
 
-    async def _fail_in_band(self, answer: aiohttp.ClientResponse, send: Send) -> None:
+    async def _fail_in_band(self, answer: Answer, send: Send) -> None:
         """llama-server refused after our headers had to be sent early: its error becomes an event."""
-        try:
-            text = await answer.content.read(MAX_ERROR_BYTES)
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise UpstreamGone(str(error)) from error
+        text = b""
+        while len(text) < MAX_ERROR_BYTES and (chunk := await answer.read()):
+            text += chunk
         await send(_body(error_body(text, answer.status, self._call.endpoint), more=False))
 
     async def _burial(self, runner: Runner | None) -> None:
@@ -248,16 +278,11 @@ class Relay(Response):
 
     # --- the answer's head
 
-    async def _start(self, send: Send, status: int, upstream: Mapping[str, str]) -> None:
-        self._started = True
-        headers = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in upstream.items()
-            if name.lower() not in _NOT_PASSED_BACK
-        ]
-        self._event_stream = upstream.get("content-type", "").startswith(EVENT_STREAM)
+    async def _start(self, send: Send, status: int, upstream: Sequence[tuple[bytes, bytes]]) -> None:
+        self.started = True
+        headers = [header for header in upstream if header[0] not in _NOT_PASSED_BACK]
         if self._event_stream:
-            headers = [h for h in headers if h[0] not in (b"cache-control", b"x-accel-buffering")]
+            headers = [header for header in headers if header[0] not in _SET_FOR_STREAMS]
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await send(
             {"type": "http.response.start", "status": status, "headers": headers + self._own_headers()}
@@ -284,26 +309,28 @@ class Relay(Response):
             retry_after_s=self._instance.queue.expected_wait_s(),
         )
 
-    def _publish(self, error: RouterError | None, left: bool) -> None:
-        arrived = self._ticket.arrived
-        first = self._first_byte_at
-        status = error.status if error is not None else self._status
-        self._services.bus.publish(
-            RequestFinished(
-                request_id=self._call.request_id,
-                alias=self._instance.alias,
-                endpoint=self._call.endpoint,
-                client=self._call.client,
-                priority=self._call.priority,
-                outcome=_outcome(status, left),
-                status=499 if left else status,
-                error=error.code if error is not None else None,
-                duration_s=self._now() - arrived,
-                queue_wait_s=None if self._granted_at is None else self._queue_wait_s(),
-                load_s=self._load_s,
-                ttft_s=None if first is None else first - arrived,
-                usage=self._usage.usage(),
-            )
+    def _finished(self, error: RouterError | None) -> Callable[[], RequestFinished]:
+        """What becomes the account. It does not hold the request's body."""
+        call, usage, first = self._call, self._usage, self._first_byte_at
+        arrived, ended = self._ticket.arrived, self._now()
+        waited = None if self._granted_at is None else self._queue_wait_s()
+        status = 499 if self._left else error.status if error is not None else self._status
+        request_id, endpoint, client, priority = call.request_id, call.endpoint, call.client, call.priority
+        alias, load_s, code = self._instance.alias, self._load_s, error.code if error is not None else None
+        return lambda: RequestFinished(
+            request_id=request_id,
+            alias=alias,
+            endpoint=endpoint,
+            client=client,
+            priority=priority,
+            outcome=_outcome(status),
+            status=status,
+            error=code,
+            duration_s=ended - arrived,
+            queue_wait_s=waited,
+            load_s=load_s,
+            ttft_s=None if first is None else first - arrived,
+            usage=usage.usage(),
         )
 
 
@@ -339,8 +366,41 @@ class _Watchdog:
             self._arm(self._timeout_s - quiet_s)
 
 
+class _Interruption:
+    """Ends what this task waits for, once for any number of reasons: a cancel scope without its price, which
+    was a tenth of a short request's CPU. Whoever catches the cancellation looks for the reason."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._pending = False
+
+    def strike(self) -> None:
+        if not self._pending:
+            self._pending = True
+            self._task.cancel()
+
+    def caught(self) -> None:
+        self._pending = False
+        if sys.version_info >= (3, 11):
+            self._task.uncancel()
+
+
+def _on_disconnect(scope: Scope, receive: Receive, leave: Callable[[], None]) -> Callable[[], None]:
+    """FastAPI does not tell a handler that waits. Our own server does; elsewhere a task has to listen.
+
+    Returns what ends the listening.
+    """
+    connection: RouterProtocol | None = scope.get("router.connection")
+    if connection is not None:
+        return connection.watch(leave)
+    task = asyncio.ensure_future(_until_disconnect(receive))
+    task.add_done_callback(lambda ended: None if ended.cancelled() else leave())
+    return cast("Callable[[], None]", task.cancel)
+
+
 async def _until_disconnect(receive: Receive) -> None:
-    """FastAPI does not tell a handler that waits, so somebody has to listen."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -354,9 +414,7 @@ def _only_comments(chunk: bytes) -> bool:
     return all(not line or line.startswith(b":") for line in chunk.split(b"\n"))
 
 
-def _outcome(status: int, left: bool) -> Outcome:
-    if left:
-        return Outcome.CANCELLED
+def _outcome(status: int) -> Outcome:
     if status < 400:
         return Outcome.SUCCESS
-    return {503: Outcome.REJECTED, 504: Outcome.TIMEOUT}.get(status, Outcome.ERROR)
+    return {499: Outcome.CANCELLED, 503: Outcome.REJECTED, 504: Outcome.TIMEOUT}.get(status, Outcome.ERROR)

@@ -58,11 +58,6 @@ def client_of(request: Request) -> Client:
     return client
 
 
-def request_id_of(request: Request) -> str:
-    found: str = request.scope["router.request_id"]
-    return found
-
-
 def require_admin(request: Request) -> None:
     """Raises `Forbidden` for a key without the right to manage."""
     if not client_of(request).admin:

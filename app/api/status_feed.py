@@ -29,7 +29,7 @@ class StatusFeed:
         self._flush: asyncio.TimerHandle | None = None
         self._shown: dict[str, str] = {}
         self._server_shown = ""
-        bus.subscribe(self._on_event)
+        bus.subscribe(self._on_event, StatusChanged, Touched)
 
     @property
     def subscribers(self) -> int:

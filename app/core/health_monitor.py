@@ -90,7 +90,7 @@ class HealthMonitor:
         self._silence_s = SILENT_SHARE * request_timeout_s
         self._records: dict[str, Record] = {}
         self._hurry = asyncio.Event()
-        bus.subscribe(self._on_event)
+        bus.subscribe(self._on_event, RequestFinished)
 
     async def run(self) -> None:
         while True:

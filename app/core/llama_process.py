@@ -37,7 +37,7 @@ LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may h
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
-BREATH_S = 0.02
+BREATH_S = 0.05  # 64 KB are the log of a thousand short requests
 FULL_READ = 1 << 15  # after a read as large as this there is more
 
 _NO_ANSWER = (httpx.RequestError, TimeoutError)

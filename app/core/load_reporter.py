@@ -18,7 +18,7 @@ class LoadReporter:
     def __init__(self, bus: EventBus, view: Callable[[str], ModelView], clock: Callable[[], float]) -> None:
         self._view, self._clock = view, clock
         self._next: dict[str, float] = {}
-        bus.subscribe(self._on_event)
+        bus.subscribe(self._on_event, StatusChanged, Touched)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StatusChanged):

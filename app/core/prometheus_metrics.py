@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import anyio.to_thread
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import GaugeMetricFamily as Gauge
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from app.core.events import (
     CacheMoved,
@@ -27,6 +19,7 @@ from app.core.events import (
     Restarted,
 )
 from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
+from app.core.series import Count, Distribution, Family, counter, gauge, histogram, label_text
 
 MIB = 2**20
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,6 +29,8 @@ LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
 MOVE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SPEED_BUCKETS = (1, 2.5, 5, 10, 20, 30, 50, 75, 100, 150, 200, 300, 500, 1000, 2000)
 PUBLIC_STATUSES = tuple(dict.fromkeys(status.public for status in Status))
+_STATUSES = [(name, label_text([("status", name)])) for name in PUBLIC_STATUSES]
+_PRIORITIES = [(level, label_text([("priority", level.label)])) for level in Priority]
 
 
 class Metrics:
@@ -48,24 +43,28 @@ class Metrics:
         views: Callable[[], Sequence[ModelView]],
         devices: Callable[[], Sequence[DeviceView]],
     ) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # would double the series for nobody
-        self._registry = CollectorRegistry()
-        self._views, self._devices = views, devices
+        self._views, self._devices, self._settle = views, devices, bus.settle
         self._make_counters()
         self._make_histograms()
+        self._families: tuple[Family[Count] | Family[Distribution], ...] = tuple(
+            family for family in vars(self).values() if isinstance(family, Family)
+        )
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)  # memory, CPU and open files of the router itself
         self.start_at_zero([view.alias for view in views()])
         bus.subscribe(self._on_event)
 
     async def render(self) -> bytes:
-        """The state is read here, the text is made in a thread: with 50 busy models that takes 0.1 s."""
-        now = CollectorRegistry()
-        now.register(_Picture([*_model_gauges(self._views()), *_device_gauges(self._devices())]))
-        return await anyio.to_thread.run_sync(lambda: generate_latest(self._registry) + generate_latest(now))
+        process = await anyio.to_thread.run_sync(generate_latest, self._process)  # reads /proc
+        return self.text().encode() + process
+
+    def text(self) -> str:
+        """Everything but the process; with 50 busy models a matter of 2 ms, so the loop can spare it."""
+        self._settle()
+        texts = [family.text() for family in self._families]
+        return "".join([*texts, *_model_gauges(self._views()), *_device_gauges(self._devices())])
 
     def _make_counters(self) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=self._registry)
-
         self._requests = counter("router_requests", "Total requests processed", "model", "status")
         self._tokens = counter("router_tokens", "Tokens of finished answers", "model", "kind")
         self._loads = counter("router_model_loads", "Model loads by their result", "model", "result")
@@ -83,22 +82,21 @@ class Metrics:
         self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
 
     def _make_histograms(self) -> None:
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, ("model", *labels), buckets=buckets, registry=self._registry)
-
         self._duration = histogram(
-            "router_request_duration_seconds", "Arrival to last byte", DURATION_BUCKETS, "endpoint"
+            "router_request_duration_seconds", "Arrival to last byte", DURATION_BUCKETS, "model", "endpoint"
         )
-        self._wait = histogram("router_queue_wait_seconds", "Arrival to grant", WAIT_BUCKETS, "priority")
+        self._wait = histogram(
+            "router_queue_wait_seconds", "Arrival to grant", WAIT_BUCKETS, "model", "priority"
+        )
         self._ttft = histogram(
-            "router_time_to_first_token_seconds", "Arrival to first byte", DURATION_BUCKETS
+            "router_time_to_first_token_seconds", "Arrival to first byte", DURATION_BUCKETS, "model"
         )
         self._cache_move = histogram(
-            "router_kv_cache_seconds", "Time to save or restore", MOVE_BUCKETS, "direction"
+            "router_kv_cache_seconds", "Time to save or restore", MOVE_BUCKETS, "model", "direction"
         )
-        self._load = histogram("router_model_load_seconds", "Spawn to ready", LOAD_BUCKETS)
+        self._load = histogram("router_model_load_seconds", "Spawn to ready", LOAD_BUCKETS, "model")
         self._speed = histogram(
-            "router_generation_tokens_per_second", "Generation speed of an answer", SPEED_BUCKETS
+            "router_generation_tokens_per_second", "Generation speed of an answer", SPEED_BUCKETS, "model"
         )
 
     def start_at_zero(self, aliases: Iterable[str]) -> None:
@@ -124,8 +122,8 @@ class Metrics:
             self._cache_bytes.labels(alias, direction)
         self._restarts.labels(alias)
         self._replays.labels(alias)
-        for histogram in (self._load, self._ttft, self._speed):
-            histogram.labels(alias)
+        for figure in (self._load, self._ttft, self._speed):
+            figure.labels(alias)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, RequestFinished):
@@ -169,53 +167,59 @@ class Metrics:
             self._speed.labels(alias).observe(usage.generation_tps)
 
 
-class _Picture(Collector):
-    """Gauges that were read a moment ago."""
+def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
+    names = [label_text([("model", view.alias)]) for view in views]
+    shown = list(zip(names, views, strict=True))
 
-    def __init__(self, gauges: Sequence[Gauge]) -> None:
-        self._gauges = gauges
+    def each(name: str, text: str, value: Callable[[ModelView], float]) -> str:
+        return gauge(name, text, [(model, value(view)) for model, view in shown])
 
-    def collect(self) -> Iterable[Gauge]:
-        return self._gauges
-
-
-def _model_gauges(views: Sequence[ModelView]) -> Iterator[Gauge]:
-    vram = Gauge("router_model_vram_bytes", "VRAM usage per model", labels=["model"])
-    depth = Gauge("router_queue_depth", "Current queue depth per model", labels=["model"])
-    by_priority = Gauge("router_queue_depth_by_priority", "Waiting requests", labels=["model", "priority"])
-    in_flight = Gauge("router_requests_in_flight", "Requests in a slot", labels=["model"])
-    status = Gauge("router_model_status", "1 for the status that it has", labels=["model", "status"])
-    estimate = Gauge(
-        "router_model_memory_estimate_bytes", "Estimated need, safety factor included", labels=["model"]
+    yield each("router_model_vram_bytes", "VRAM usage per model", lambda v: (v.vram_mb or 0) * MIB)
+    yield each("router_queue_depth", "Current queue depth per model", lambda v: v.waiting)
+    yield gauge(
+        "router_queue_depth_by_priority",
+        "Waiting requests",
+        [(f"{m},{label}", v.waiting_by_level[level]) for m, v in shown for level, label in _PRIORITIES],
     )
-    reserved = Gauge("router_model_memory_reserved_bytes", "Promised to it now", labels=["model"])
-    healthy = Gauge("router_model_healthy", "Verdict on a loaded model", labels=["model"])
-    for view in views:
-        vram.add_metric([view.alias], (view.vram_mb or 0) * MIB)
-        depth.add_metric([view.alias], view.waiting)
-        in_flight.add_metric([view.alias], view.in_flight)
-        for priority in Priority:
-            by_priority.add_metric([view.alias, priority.label], view.waiting_by_level[priority])
-        for name in PUBLIC_STATUSES:
-            status.add_metric([view.alias, name], float(view.status.public == name))
-        if view.health is not None:
-            healthy.add_metric([view.alias], float(view.health == "healthy"))
-        reserved.add_metric([view.alias], sum(view.held.values()) * MIB)
-        if view.estimated_mb is not None:
-            estimate.add_metric([view.alias], view.estimated_mb * MIB)
-    yield from (vram, depth, by_priority, in_flight, status, estimate, reserved, healthy)
+    yield each("router_requests_in_flight", "Requests in a slot", lambda v: v.in_flight)
+    yield gauge(
+        "router_model_status",
+        "1 for the status that it has",
+        [(f"{m},{label}", v.status.public == name) for m, v in shown for name, label in _STATUSES],
+    )
+    yield gauge(
+        "router_model_memory_estimate_bytes",
+        "Estimated need, safety factor included",
+        [(m, v.estimated_mb * MIB) for m, v in shown if v.estimated_mb is not None],
+    )
+    yield each(
+        "router_model_memory_reserved_bytes", "Promised to it now", lambda v: sum(v.held.values()) * MIB
+    )
+    yield gauge(
+        "router_model_healthy",
+        "Verdict on a loaded model",
+        [(m, v.health == "healthy") for m, v in shown if v.health is not None],
+    )
     loaded = sum(view.status in (Status.READY, Status.DRAINING) for view in views)
-    yield Gauge("router_models_loaded", "Models that are loaded", value=loaded)
+    yield gauge("router_models_loaded", "Models that are loaded", [("", loaded)])
 
 
-def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[Gauge]:
-    memory = Gauge("router_gpu_memory_bytes", "Memory of a GPU", labels=["gpu", "kind"])
-    utilization = Gauge("router_gpu_utilization_ratio", "Load of a GPU, 0 to 1", labels=["gpu"])
-    for device in (d for d in devices if d.is_gpu):
-        figures = {"total": device.total_mb, "used": device.used_mb, "reserved": device.reserved_mb}
-        figures["free"] = max(device.free_mb, 0)
-        for kind, mb in figures.items():
-            memory.add_metric([device.id, kind], mb * MIB)
-        if device.utilization is not None:
-            utilization.add_metric([device.id], device.utilization)
-    yield from (memory, utilization)
+def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[str]:
+    gpus = [(label_text([("gpu", device.id)]), device) for device in devices if device.is_gpu]
+    yield gauge(
+        "router_gpu_memory_bytes",
+        "Memory of a GPU",
+        [(f'{gpu},kind="{kind}"', mb * MIB) for gpu, device in gpus for kind, mb in _figures(device)],
+    )
+    yield gauge(
+        "router_gpu_utilization_ratio",
+        "Load of a GPU, 0 to 1",
+        [(gpu, device.utilization) for gpu, device in gpus if device.utilization is not None],
+    )
+
+
+def _figures(device: DeviceView) -> Iterable[tuple[str, int]]:
+    yield "total", device.total_mb
+    yield "used", device.used_mb
+    yield "reserved", device.reserved_mb
+    yield "free", max(device.free_mb, 0)

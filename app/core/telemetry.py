@@ -36,16 +36,20 @@ class Telemetry:
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
         self._prompt = self._generated = 0
-        bus.subscribe(self._on_event)
+        self._settle = bus.settle
+        bus.subscribe(self._on_event, RequestFinished)
 
     def totals(self, alias: str) -> ModelTotals:
+        self._settle()
         return self.by_model.get(alias) or ModelTotals()
 
     def outcome(self, outcome: Outcome) -> int:
+        self._settle()
         return self._outcomes[outcome]
 
     def summary(self) -> dict[str, Any]:
         """Milliseconds; averages and percentiles over the last requests that succeeded."""
+        self._settle()
         latencies = sorted(self._latencies)
         total = sum(self._outcomes.values())
         return {
@@ -76,7 +80,10 @@ class Telemetry:
                 self._ttfts.append(event.ttft_s)
         elif event.outcome is not Outcome.CANCELLED:
             self._errors[event.error or f"upstream_{event.status}"] += 1
-        self._count(self.by_model.setdefault(event.alias, ModelTotals()), event)
+        totals = self.by_model.get(event.alias)
+        if totals is None:
+            totals = self.by_model[event.alias] = ModelTotals()
+        self._count(totals, event)
         _log(event)
 
     @staticmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,6 +19,26 @@ class RouterProtocol(HttpToolsProtocol):
 
     _head_bytes: int | None = None
 
+    def watch(self, gone: Callable[[], None]) -> Callable[[], None]:
+        """`gone` is called when the client's connection is lost, until the returned function is called.
+
+        ASGI's way is a task that waits for `receive`; it costs as much as a tenth of a short request.
+        """
+        self.flow.resume_reading()  # a connection that nobody reads is not seen to end
+        self._watchers.add(gone)
+        if self.transport.is_closing():
+            gone()
+        return lambda: self._watchers.discard(gone)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._watchers: set[Callable[[], None]] = set()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for gone in tuple(self._watchers):
+            gone()
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._head_bytes is None:
@@ -27,6 +49,7 @@ class RouterProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["router.connection"] = self  # type: ignore[typeddict-unknown-key]
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
