@@ -19,6 +19,7 @@ from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST
 from app.core.kv_cache import KvCache, Moved
 from app.core.learned import LearnedFootprints
+from app.core.load_log import LoadLog
 from app.core.model_memory import ModelMemory
 from app.core.model_status import (
     MOVES,
@@ -60,7 +61,6 @@ class ModelInstance:
         clock: Callable[[], float],
         look_again: Callable[[], None],
         learned: LearnedFootprints,
-        out_of_memory: Callable[[ModelInstance, Placement], None],
         kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
@@ -82,7 +82,7 @@ class ModelInstance:
         self._launcher, self._tracker, self._bus = launcher, tracker, bus
         self._limits, self._clock, self._look_again = limits, clock, look_again
         self.memory = ModelMemory(spec.alias, tracker, learned)
-        self._out_of_memory, self._kv_cache = out_of_memory, kv_cache
+        self._kv_cache = kv_cache
         self._kept: Moved | None = None
         self._save_s = 0.0
         self._since = clock()
@@ -399,9 +399,11 @@ class ModelInstance:
     def _ended(self, failure: Failure | None) -> None:
         """The process is gone: account for it and settle the state."""
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
-        self.runner = self._life = None
-        failure, held = self._too_big or failure, self._tracker.held(self.alias)
-        self.memory.release(crashed=not wanted_gone, failure=failure)
+        runner, self.runner, self._life = self.runner, None, None
+        failure = self._too_big or failure
+        if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
+            self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+        self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
             self._set(Status.STOPPING, self._reason)
@@ -410,7 +412,7 @@ class ModelInstance:
         elif self.status is Status.READY:
             self._crashed(failure or _VANISHED)
         else:
-            self._load_ended(failure or _VANISHED, held)
+            self._load_ended(failure or _VANISHED)
         if self.spec != self._next_spec:
             self._take_new_spec()
 
@@ -429,17 +431,15 @@ class ModelInstance:
         self._retry_at = now + backoff_s(len(self._crashes))
         self._set(Status.CRASHED, failure.message)
 
-    def _load_ended(self, failure: Failure, held: Placement) -> None:
+    def _load_ended(self, failure: Failure) -> None:
         self.attempts += 1
         self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
         retries = self._limits.load_retries
         if failure.kind is FailureKind.OUT_OF_MEMORY:
-            retries = min(retries, 1)  # with more room; if that does not help, another time will not
+            retries = min(retries, 1)  # with a larger need; if that does not help, another time will not
         if not failure.kind.may_heal or self.attempts > retries:
             self.fail(failure)
             return
-        if failure.kind is FailureKind.OUT_OF_MEMORY:
-            self._out_of_memory(self, held)
         self.failure = failure
         self._retry_at = self._clock() + backoff_s(self.attempts)
         self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")

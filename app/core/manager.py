@@ -22,7 +22,6 @@ from app.core.instance import ModelInstance, RestartLimits
 from app.core.kv_cache import KvCache
 from app.core.learned import LearnedFootprints
 from app.core.model_status import ModelView, Need, Priority, Status, StopReason
-from app.core.placement import Placement
 from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 from app.core.queue import RequestQueue, Ticket
 from app.core.runner import Launcher, LoadError
@@ -309,7 +308,6 @@ class ModelManager:
             clock=self._clock,
             look_again=self.look_again,
             learned=self._learned,
-            out_of_memory=self._make_more_room,
             kv_cache=self._kv_cache,
         )
 
@@ -386,13 +384,6 @@ class ModelManager:
         changed = [instance.memory.look() for instance in self.instances.values()]
         if any(changed):
             self.look_again()
-
-    def _make_more_room(self, failed: ModelInstance, placement: Placement) -> None:
-        """It ran out of memory where there should have been enough: idle neighbours go before a retry."""
-        for other in self.instances.values():
-            idle = other.status is Status.READY and not other.queue.in_flight and not other.queue.waiting
-            if idle and not other.spec.pinned and set(self._tracker.held(other.alias)) & set(placement):
-                other.drain(StopReason.MEMORY, failed.alias)
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec

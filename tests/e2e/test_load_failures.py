@@ -94,9 +94,8 @@ async def test_everybody_who_waits_is_told_the_cause_soon(
         assert any(cause in error["message"] for cause in CAUSES[alias].split("|")), error["message"]
         assert bool(error["log_tail"]) == (alias in FROM_THE_LOG)
     assert late.json()["error"]["code"] == "model_failed"
-    if alias != "no-memory":  # idle neighbours go before the one retry of a load that ran out of memory
-        assert router.status("good")["pid"] == good
-        assert router.metric("router_model_evictions_total", model="good") == 0
+    assert router.status("good")["pid"] == good
+    assert router.metric("router_model_evictions_total", model="good") == 0
     assert alias in {failed["model"] for failed in router.get("/v1/models/failed")["failed_models"]}
 
 
