@@ -94,9 +94,14 @@ class FakeLauncher:
         self.runners: dict[str, list[FakeRunner]] = {}
         self.live: set[FakeRunner] = set()
         self.fail_next: list[Failure | Exception] = []
+        self.unfit: dict[str, Failure] = {}
         self.logs: dict[str, Sequence[str]] = {}
         self.takes: dict[str, int] = {}
         self.kv_cache: KvCache | None = None
+
+    async def check(self, spec: ModelSpec) -> None:
+        if spec.alias in self.unfit:
+            raise LoadError(self.unfit[spec.alias])
 
     @asynccontextmanager
     async def launch(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -267,6 +269,45 @@ async def test_an_unknown_flag_is_named(launcher: LlamaLauncher, tiny: Path) -> 
     error = await failure_of(launcher, spec(tiny, extra_args=["--nonsense"]))
     assert error.failure.kind is FailureKind.BAD_FLAG
     assert "--nonsense" in str(error)
+
+
+async def test_what_can_be_known_before_a_start_is_checked_without_one(
+    launcher: LlamaLauncher, tiny: Path, tmp_path: Path
+) -> None:
+    async def found(kind: FailureKind, what: str, model: ModelSpec) -> bool:
+        with pytest.raises(LoadError, match=what) as caught:
+            await launcher.check(model)
+        return caught.value.failure.kind is kind
+
+    await launcher.check(spec(tiny, extra_args=["--mlock", "--temp", "-1", "-r", "-User:"]))
+    assert await found(FailureKind.BAD_FLAG, "--nonsense", spec(tiny, extra_args=["--mlock", "--nonsense"]))
+    whole = launcher.binary
+    launcher.binary = replace(whole, flags=frozenset({"--api-key"}))
+    assert await found(FailureKind.BAD_BINARY, "does not know --host", spec(tiny))
+    for path, why in ((tiny, "permissions"), (tmp_path / "none", "not there"), (tmp_path, "permissions")):
+        launcher.binary = replace(whole, path=path)
+        assert await found(FailureKind.BAD_BINARY, f"{path} cannot be executed: .*{why}", spec(tiny))
+    launcher.binary = whole
+    logs = tmp_path / "logs"
+    logs.rename(tmp_path / "away")
+    await launcher.check(spec(tiny))
+    assert logs.is_dir(), "a folder that was removed is made again"
+    shutil.rmtree(logs)
+    logs.touch()
+    assert await found(FailureKind.LOG_FOLDER, f"{logs}/.* cannot be written: .*system.log_dir", spec(tiny))
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_check(
+    launcher: LlamaLauncher, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr("app.core.launcher.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
+    try:
+        with anyio.fail_after(5):
+            await launcher.check(spec(tiny))
+    finally:
+        hangs.set()
 
 
 async def test_the_cause_is_not_looked_for_in_an_earlier_run(

@@ -342,9 +342,10 @@ class ModelManager:
         instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
 
     async def _inspect(self, instance: ModelInstance) -> None:
-        """Check file and header before anybody is asked to make room for it."""
+        """Check all that can be known before anybody is asked to make room for it."""
         try:
             await self.read_footprint(instance)
+            await self.launcher.check(instance.spec)
             instance.need = self._need_of(instance)
         except LoadError as error:
             self._unfit(instance, error.failure)

@@ -60,6 +60,9 @@ OnChange = Callable[[Runner], None]
 
 
 class Launcher(Protocol):
+    async def check(self, spec: ModelSpec) -> None:
+        """Before anybody is stopped for it: raises `LoadError` for what no room could help."""
+
     def launch(
         self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
     ) -> AbstractAsyncContextManager[Runner]:
