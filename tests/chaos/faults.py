@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import os
 import random
 import signal
@@ -131,7 +132,7 @@ class Faults:
         """It goes on running, and its port is closed."""
         process = await self._victim(dice)
         if process is not None:
-            with suppress(psutil.Error, ProcessLookupError):
+            with suppress(psutil.Error):
                 _stop_listening(process)
 
     async def _signal(self, dice: random.Random, number: signal.Signals) -> psutil.Process | None:
@@ -206,16 +207,23 @@ class Faults:
 
 
 def _stop_listening(process: psutil.Process) -> None:
-    """Shut the listening socket of another process, which takes the right to trace it."""
+    """Shut the listening socket of another process, which takes the right to trace it.
+
+    Nothing happens if it ends, or closes the socket itself, in the same moment.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     listening = [c.fd for c in process.net_connections("tcp4") if c.status == psutil.CONN_LISTEN]
-    owner = os.pidfd_open(process.pid)
+    try:
+        owner = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
     try:
         for number in listening:
             copy = libc.syscall(PIDFD_GETFD, owner, number, 0)
-            if copy < 0:
-                raise OSError(ctypes.get_errno(), "pidfd_getfd")
-            with socket.socket(fileno=copy) as shared:
-                shared.shutdown(socket.SHUT_RDWR)
+            if copy < 0 and ctypes.get_errno() == errno.EPERM:
+                raise PermissionError("pidfd_getfd: no right to trace llama-server")
+            if copy >= 0:
+                with socket.socket(fileno=copy) as shared, suppress(OSError):
+                    shared.shutdown(socket.SHUT_RDWR)
     finally:
         os.close(owner)
