@@ -80,10 +80,11 @@ class LlamaLauncher:
                 try:
                     with anyio.CancelScope(shield=True):
                         await runner.stop()
+                        await runner.reaped()
                 finally:
                     runner.kill()  # a second cancellation of the task passes through the shield
                     self._live.discard(runner)
-                    if self._kv_cache is not None:
+                    if self._kv_cache is not None and not runner.undead:  # which has long been followed
                         self._kv_cache.close(spec)
                     if self._pid_file is not None:
                         self._pid_file.forget(runner.pid)

@@ -137,8 +137,8 @@ class ModelManager:
 
     async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
         """Free its memory; False if it holds none. Waiting requests stay and load it again."""
-        process = instance.process
-        if process is None:
+        over = instance.over
+        if over is None:
             if instance.status is Status.CRASHED or instance.preload:
                 instance.forget("ejected")  # it would come back by itself
             return False
@@ -146,10 +146,11 @@ class ModelManager:
             instance.stop(StopReason.MANUAL)
         else:
             instance.drain(StopReason.MANUAL)
-        await asyncio.wait([process], timeout=timeout_s)
-        if not process.done():
+        with anyio.move_on_after(timeout_s):
+            await over.wait()
+        if not over.is_set():
             instance.stop(StopReason.MANUAL)
-            await asyncio.wait([process])
+            await over.wait()
         return True
 
     async def preview(self, instance: ModelInstance) -> Preview:
@@ -312,7 +313,7 @@ class ModelManager:
         )
 
     def _forget_removed(self) -> None:
-        gone = [a for a, i in self.instances.items() if i.removed and i.process is None]
+        gone = [a for a, i in self.instances.items() if i.removed and i.over is None]
         for alias in gone:
             del self.instances[alias]
             self._bus.publish(Touched(alias))

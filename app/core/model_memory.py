@@ -122,6 +122,11 @@ class ModelMemory:
         self._loaded = False
         self._tracker.release(self._alias, crashed=crashed)
 
+    def outlived(self, pid: int) -> str:
+        """Its process does not die; the name under which what it holds stays promised."""
+        self._loaded = False
+        return self._tracker.outlived(self._alias, pid)
+
     # --- inside
 
     def _learn_from_driver(self, gpus: Sequence[str]) -> None:

@@ -131,6 +131,7 @@ SYSTEM: dict[str, Any] = {
     "max_concurrent_models": 3,
     "restart_window_sec": 2,
     "max_restarts": 1_000_000,
+    "load_timeout_sec": 20,  # what was stopped during its load hangs for that long
 }
 
 
