@@ -141,7 +141,7 @@ async def _build(
 def _logs(folder: str, stack: AsyncExitStack) -> LogServer:
     logs = LogServer(folder)
     if error := logs.start():
-        logger.warning("%s; no model can be loaded until that is corrected", error)
+        logger.warning("%s", error)
     stack.callback(logs.close)
     return logs
 

@@ -259,8 +259,12 @@ def test_a_full_disk_is_no_reason_not_to_serve(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    server = LogServer(tmp_path / "logs")
     monkeypatch.setattr(os, "open", full)
-    assert LogServer(tmp_path / "logs").check("m") is None
+    assert server.check("m") is None
+    told = server.start()
+    server.close()
+    assert told is not None and told.endswith("logs are kept in memory only")
 
 
 def test_what_stands_against_a_log_folder_is_seen_without_making_it(tmp_path: Path) -> None:

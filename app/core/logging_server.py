@@ -328,7 +328,9 @@ def _prepare(folder: Path) -> str | None:
         os.close(_private(str(probe), os.O_WRONLY | os.O_CREAT))
         probe.unlink()
     except OSError as error:
-        return f"the log folder {folder} cannot be written to: {error}"
+        full = error.errno in _FULL
+        so = "logs are kept in memory only" if full else "no model can be loaded until that is corrected"
+        return f"the log folder {folder} cannot be written to: {error}; {so}"
     return None
 
 
