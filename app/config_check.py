@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.core import config_file, footprint
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
-from app.core.command import BinaryInfo, CommandError, build_command
+from app.core.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.core.config import Config, ModelSpec, SystemConfig
 from app.core.config_file import ConfigError
 from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
 from app.core.gpus import find_gpus, in_time
 from app.core.learned import FILE_NAME, LearnedFootprints
+from app.core.logging_server import obstacle
 from app.core.model_status import Need
 from app.core.placement import Placement, Room, fit
 from app.core.runner import LoadError
 
 DRIVER_TIMEOUT_S = 5.0
-_FLAG = re.compile(r"--?[A-Za-z]")  # and not a negative number
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ def run(path: Path) -> int:
     binary = _binary(config)
     probe = find_gpus(binary.path if binary else None)
     readings = _devices(config, probe)
+    no_logs = obstacle(Path(config.system.log_dir))
+    if no_logs:
+        print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
     learned = LearnedFootprints(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
     learned.load()
     lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
@@ -57,7 +59,7 @@ def run(path: Path) -> int:
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
-    healthy = binary is not None and readings is not None and not problems
+    healthy = binary is not None and readings is not None and not no_logs and not problems
     print("\nall is well" if healthy else "\nnot ready to serve")
     return 0 if healthy else 1
 
@@ -106,20 +108,13 @@ def _line(
         found = footprint.inspect(spec)
         if binary is not None:
             build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
-            _check_extra_args(binary, spec)
+            if unknown := unknown_flags(binary, spec):
+                raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
     except LoadError as error:
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
     return _placed(spec, found, config, readings or [host_reading()], learned)
-
-
-def _check_extra_args(binary: BinaryInfo, spec: ModelSpec) -> None:
-    """Raises `CommandError` for a flag that would end every load at once."""
-    flags = (arg.partition("=")[0] for arg in spec.extra_args if _FLAG.match(arg))
-    unknown = [f for f in flags if f not in binary.flags and f.replace("_", "-") not in binary.flags]
-    if unknown:
-        raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
 
 
 def _placed(

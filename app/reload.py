@@ -50,14 +50,25 @@ async def reload(app: FastAPI, path: Path) -> bool:
 
 
 async def watch(app: FastAPI, path: Path) -> None:
-    """Reload when the file is another one. Never returns."""
-    seen = await anyio.to_thread.run_sync(identity, path)
+    """Reload when the file, or one that it takes a key from, is another one. Never returns."""
+    seen = await anyio.to_thread.run_sync(_identities, _files(app, path))
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
-        found = await anyio.to_thread.run_sync(identity, path)
-        if found is not None and found != seen:  # none: an editor is just replacing it
-            seen = found
+        found = await anyio.to_thread.run_sync(_identities, _files(app, path))
+        if any(found[file] != seen.get(file) for file in found):
+            seen.update(found)
             await reload(app, path)
+
+
+def _files(app: FastAPI, path: Path) -> list[Path]:
+    services: Services = app.state.services
+    names = [key.key_file for key in services.config.api.api_keys if key.key_file]
+    return [path, *(path.resolve().parent / Path(name).expanduser() for name in names)]
+
+
+def _identities(files: list[Path]) -> dict[Path, tuple[int, int]]:
+    """Of those that are there: an editor may just be replacing one. Blocking."""
+    return {file: found for file in files if (found := identity(file)) is not None}
 
 
 def _summary(old: Config, new: Config) -> str:

@@ -57,7 +57,8 @@ class RouterServer(uvicorn.Server):
             )
         )
         self._app, self._config_path = app, config_path
-        self._reloading: asyncio.Task[bool] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._reload_wanted = False
         atexit.register(self._kill_children)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,8 +96,15 @@ class RouterServer(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _reload(self) -> None:
-        if self._config_path is not None and (self._reloading is None or self._reloading.done()):
-            self._reloading = asyncio.create_task(reload(self._app, self._config_path), name="reload")
+        self._reload_wanted = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload_all(), name="reload")
+
+    async def _reload_all(self) -> None:
+        """Once more if the signal came while the file was read: what was read may be the old one."""
+        while self._reload_wanted and self._config_path is not None:
+            self._reload_wanted = False
+            await reload(self._app, self._config_path)
 
     def _exit_without_fail(self, timeout_s: float) -> None:
         """A thread that hangs in a driver or on a disk must not keep the router from ending."""

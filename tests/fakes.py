@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
+
 from app.core.config import Config, ModelSpec
 from app.core.events import Event, EventBus
 from app.core.exit_reason import Failure, FailureKind
@@ -29,7 +31,10 @@ def failure(kind: FailureKind = FailureKind.UNKNOWN, message: str = "it broke.")
 
 
 class FakeRunner:
-    """A process that does what the test says: `become_ready`, `die`, `fail_to_load`."""
+    """A process that does what the test says: `become_ready`, `die`, `fail_to_load`.
+
+    An immortal one ends by `die` only, whoever stops it.
+    """
 
     def __init__(self, spec: ModelSpec, placement: Mapping[str, int], port: int) -> None:
         self.spec, self.placement, self.port = spec, dict(placement), port
@@ -38,9 +43,10 @@ class FakeRunner:
         self.phase = Status.STARTING
         self.load_log = LoadLog()
         self.log: Any = None
-        self.stopped = False
+        self.stopped = self.undead = False
         self.is_healthy = True
         self.is_working = False
+        self.is_immortal = False
         self.last_output = 0.0
         self.probes = 0
         self.on_change: Callable[[Any], None] = lambda runner: None
@@ -62,7 +68,11 @@ class FakeRunner:
         return self.is_working
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        self.die(failure(FailureKind.KILLED, "stopped."))
+        if not self.is_immortal:
+            self.die(failure(FailureKind.KILLED, "stopped."))
+        elif not self.undead:
+            self.undead = True
+            self.on_change(self)
 
     def say(self, *lines: str) -> None:
         """Lines of its log."""
@@ -94,9 +104,14 @@ class FakeLauncher:
         self.runners: dict[str, list[FakeRunner]] = {}
         self.live: set[FakeRunner] = set()
         self.fail_next: list[Failure | Exception] = []
+        self.unfit: dict[str, Failure] = {}
         self.logs: dict[str, Sequence[str]] = {}
         self.takes: dict[str, int] = {}
         self.kv_cache: KvCache | None = None
+
+    async def check(self, spec: ModelSpec) -> None:
+        if spec.alias in self.unfit:
+            raise LoadError(self.unfit[spec.alias])
 
     @asynccontextmanager
     async def launch(
@@ -114,6 +129,10 @@ class FakeLauncher:
             self._begin(runner)
             yield runner
         finally:
+            if runner.is_immortal:
+                with anyio.CancelScope(shield=True):
+                    await runner.stop()
+                    await runner.exited()
             self.live.discard(runner)
             runner.stopped = True
             if self.kv_cache is not None:

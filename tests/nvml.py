@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,8 +14,11 @@ from typing import Any
 
 import pytest
 
+from tests.shared_library import compile_library
+
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("nvml_stub.c")
+LIBRARY = "libnvidia-ml.so.1"
 
 GPU_LOST, UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, UNKNOWN = 15, 1, 3, 4, 9, 999
 
@@ -24,17 +26,7 @@ GPU_LOST, UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, UNKNOWN = 15,
 @pytest.fixture(scope="session")
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a freshly compiled libnvidia-ml.so.1."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None or sys.platform != "linux":
-        missing = "the NVML tests need Linux and a C compiler: apt-get install gcc libc6-dev"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("nvml")
-    library = folder / "libnvidia-ml.so.1"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    return folder
+    return compile_library(SOURCE, tmp_path_factory.mktemp("nvml") / LIBRARY).parent
 
 
 class Driver:

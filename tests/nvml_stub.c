@@ -3,6 +3,7 @@
      gpu INDEX UUID NAME TOTAL_MIB USED_MIB MIG       (MIG: -1 not supported, 0 off, 1 on)
      mig PARENT UUID TOTAL_MIB USED_MIB               (in order; a GPU's instances)
      proc UUID PID MIB                                (MIB -1: not available)
+     live UUID PID MIB                                (uses that much of the device until it is dead)
      fail CALL UUID CODE                              (UUID *: any device) */
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,31 @@ static Device devices[16];
 static int n_devices, n_gpus, declared, init_code, count_code, started, starts;
 static char lines[4096][200];
 static int n_lines;
+
+static int alive(unsigned int pid) {
+  char path[40], stat[400] = "", *name_end;
+  FILE *file;
+  snprintf(path, sizeof path, "/proc/%u/stat", pid);
+  if (!(file = fopen(path, "r"))) return 0;
+  name_end = fgets(stat, sizeof stat, file) ? strrchr(stat, ')') : NULL;
+  fclose(file);
+  return name_end && name_end[2] != 'Z' && name_end[2] != 'X';
+}
+
+/* A process on a device, if this line tells of one. */
+static int process_of(const char *line, char *uuid, unsigned int *pid, long *mib) {
+  if (sscanf(line, "proc %79s %u %ld", uuid, pid, mib) == 3) return 1;
+  return sscanf(line, "live %79s %u %ld", uuid, pid, mib) == 3 && alive(*pid);
+}
+
+static void use_what_lives(const char *line) {
+  char uuid[80];
+  unsigned int pid;
+  long mib;
+  if (strncmp(line, "live", 4) || !process_of(line, uuid, &pid, &mib)) return;
+  for (int i = 0; i < n_devices; i++)
+    if (!strcmp(devices[i].uuid, uuid)) devices[i].used += mib;
+}
 
 static void load(void) {
   FILE *file = fopen(getenv("NVML_STUB"), "r");
@@ -42,6 +68,7 @@ static void load(void) {
     }
   }
   fclose(file);
+  for (int i = 0; i < n_lines; i++) use_what_lives(lines[i]);
   if (declared < 0) declared = n_gpus;
 }
 
@@ -163,7 +190,7 @@ static int processes(const char *call, void *handle, unsigned int *count, Proces
   long mib;
   if (code || !d) return code ? code : INVALID;
   for (int i = 0; i < n_lines; i++)
-    if (sscanf(lines[i], "proc %79s %u %ld", uuid, &pid, &mib) == 3 && !strcmp(uuid, d->uuid)) {
+    if (process_of(lines[i], uuid, &pid, &mib) && !strcmp(uuid, d->uuid)) {
       if (list && found < *count)
         list[found] = (Process){pid, mib < 0 ? ~0ull : (unsigned long long)mib << 20, ~0u, ~0u};
       found++;

@@ -78,8 +78,9 @@ class RouterProcess:
         api: Mapping[str, Any] | None = None,
         system: Mapping[str, Any] | None = None,
         key: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._env = folder, dict(env or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config_path = folder / "config.json"
@@ -101,7 +102,7 @@ class RouterProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**env, "PYTHONUNBUFFERED": "1"},
+                env={**env, "PYTHONUNBUFFERED": "1", **self._env},
             )
         LIVE.append(self)
 
@@ -270,7 +271,7 @@ class RouterProcess:
 
 
 MakeRouter = Callable[..., RouterProcess]
-"""`make(models, *, binary=..., api=..., system=..., key=...)`; see the fixtures of that name."""
+"""`make(models, *, binary=..., api=..., system=..., key=..., env=...)`; see the fixtures of that name."""
 
 
 def gated(folder: Path, llama_server: Path) -> Path:

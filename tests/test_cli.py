@@ -217,6 +217,15 @@ def test_check_tells_a_flag_that_the_binary_does_not_know(config: Path) -> None:
     assert "does not know --no-such-flag\n" in done.stdout
 
 
+def test_check_tells_of_a_log_folder_that_cannot_be_made(config: Path, tmp_path: Path) -> None:
+    tree = json.loads(config.read_text())
+    (tmp_path / "file").touch()
+    tree["system"] = {**tree.get("system", {}), "log_dir": str(tmp_path / "file" / "logs")}
+    done = run("check", "-c", write(config, tree))
+    assert done.returncode == 1
+    assert f"logs: no model can be loaded: {tmp_path}/file is no folder" in done.stdout
+
+
 def test_check_warns_of_an_open_router(config: Path) -> None:
     done = run("check", "-c", config, ROUTER_API__HOST="0.0.0.0")
     assert done.returncode == 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +57,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve():
     http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 if mode == "silent":
+    signal.pause()
+if mode == "deaf":  # closes its port when it has been asked once
+    Handler.do_GET = lambda self: (self.send_error(503), server.socket.close())
+    server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+    server.handle_request()
+    signal.pause()
+if mode == "deaf from the start":
+    print('cmd_child_to_router:state:{{"state":"ready"}}', flush=True)
+    print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     signal.pause()
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -269,6 +280,45 @@ async def test_an_unknown_flag_is_named(launcher: LlamaLauncher, tiny: Path) -> 
     assert "--nonsense" in str(error)
 
 
+async def test_what_can_be_known_before_a_start_is_checked_without_one(
+    launcher: LlamaLauncher, tiny: Path, tmp_path: Path
+) -> None:
+    async def found(kind: FailureKind, what: str, model: ModelSpec) -> bool:
+        with pytest.raises(LoadError, match=what) as caught:
+            await launcher.check(model)
+        return caught.value.failure.kind is kind
+
+    await launcher.check(spec(tiny, extra_args=["--mlock", "--temp", "-1", "-r", "-User:"]))
+    assert await found(FailureKind.BAD_FLAG, "--nonsense", spec(tiny, extra_args=["--mlock", "--nonsense"]))
+    whole = launcher.binary
+    launcher.binary = replace(whole, flags=frozenset({"--api-key"}))
+    assert await found(FailureKind.BAD_BINARY, "does not know --host", spec(tiny))
+    for path, why in ((tiny, "permissions"), (tmp_path / "none", "not there"), (tmp_path, "permissions")):
+        launcher.binary = replace(whole, path=path)
+        assert await found(FailureKind.BAD_BINARY, f"{path} cannot be executed: .*{why}", spec(tiny))
+    launcher.binary = whole
+    logs = tmp_path / "logs"
+    logs.rename(tmp_path / "away")
+    await launcher.check(spec(tiny))
+    assert logs.is_dir(), "a folder that was removed is made again"
+    shutil.rmtree(logs)
+    logs.touch()
+    assert await found(FailureKind.LOG_FOLDER, f"{logs}/.* cannot be written: .*system.log_dir", spec(tiny))
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_the_check(
+    launcher: LlamaLauncher, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = threading.Event()
+    monkeypatch.setattr("app.core.launcher.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
+    try:
+        with anyio.fail_after(5):
+            await launcher.check(spec(tiny))
+    finally:
+        hangs.set()
+
+
 async def test_the_cause_is_not_looked_for_in_an_earlier_run(
     launcher: LlamaLauncher, fake: Callable[..., LlamaLauncher]
 ) -> None:
@@ -293,6 +343,49 @@ async def test_a_binary_that_lacks_a_flag_is_a_load_error(launcher: LlamaLaunche
 async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLauncher]) -> None:
     error = await failure_of(fake(load_timeout_s=0.4), acting("silent"))
     assert error.failure.kind is FailureKind.TIMEOUT
+
+
+@pytest.mark.parametrize("mode", ["deaf", "deaf from the start"])
+async def test_a_load_that_closed_its_port_is_not_waited_for(
+    fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.llama_process.DEAF_S", 0.2)
+    with anyio.fail_after(10):
+        error = await failure_of(fake(), acting(mode))
+    assert error.failure.kind is FailureKind.TIMEOUT
+    assert "closed its port" in str(error)
+
+
+async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
+    fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel holds cannot be made here: the signals do not reach it."""
+    monkeypatch.setattr("app.core.llama_process.KILL_WAIT_S", 0.1)
+    told = asyncio.Event()
+    launcher = fake()
+
+    async def live() -> None:
+        def hear(runner: Runner) -> None:
+            if runner.undead:
+                told.set()
+
+        async with launcher.launch(acting("silent"), {}, hear) as runner:
+            pids.append(runner.pid)
+            monkeypatch.setattr(runner, "_signal_group", lambda number: None)
+            await runner.stop(grace_s=0.1)
+            assert not gone(runner.pid), "it returns all the same"
+
+    pids: list[int] = []
+    life = asyncio.create_task(live())
+    with anyio.fail_after(10):
+        await told.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not life.done()
+    os.kill(pids[0], signal.SIGKILL)
+    with anyio.fail_after(10):
+        await life
+    assert gone(pids[0]), "no zombie"
 
 
 async def test_a_slow_load_that_talks_is_waited_for(fake: Callable[..., LlamaLauncher]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import anyio
 import pytest
 
 from app.core import logging_server
-from app.core.logging_server import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name
+from app.core.logging_server import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name, obstacle
 
 
 @pytest.fixture
@@ -243,3 +244,37 @@ async def test_a_closed_follower_is_fed_no_more(server: LogServer) -> None:
 def test_closing_ends_the_thread(server: LogServer) -> None:
     server.close()
     assert "model-logs" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_log_that_cannot_be_opened_is_told_with_the_reason(tmp_path: Path) -> None:
+    server = LogServer(tmp_path / "logs")
+    assert server.check("m") is None
+    (tmp_path / "logs" / "taken.log").mkdir()
+    assert server.check("taken") == f"{tmp_path}/logs/taken.log cannot be written: Is a directory"
+    os.mkfifo(tmp_path / "logs" / "pipe.log")
+    assert "cannot be written" in (server.check("pipe") or ""), "and it is not waited for its reader"
+
+
+def test_a_full_disk_is_no_reason_not_to_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = LogServer(tmp_path / "logs")
+    monkeypatch.setattr(os, "open", full)
+    assert server.check("m") is None
+    told = server.start()
+    server.close()
+    assert told is not None and told.endswith("logs are kept in memory only")
+
+
+def test_what_stands_against_a_log_folder_is_seen_without_making_it(tmp_path: Path) -> None:
+    assert obstacle(tmp_path / "a" / "b") is None
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    assert (
+        obstacle(tmp_path / "file") == obstacle(tmp_path / "file" / "logs") == f"{tmp_path}/file is no folder"
+    )
+    if os.geteuid():  # root may write everywhere
+        tmp_path.chmod(0o500)
+        assert obstacle(tmp_path / "logs") == f"no permission to write to {tmp_path}"
+        tmp_path.chmod(0o700)

@@ -194,12 +194,16 @@ async def test_what_can_never_fit_is_refused_and_evicts_nobody(make_world: MakeW
     assert world.status("small") is Status.READY
 
 
-async def test_a_broken_file_evicts_nobody_and_fails_at_once(make_world: MakeWorld) -> None:
+@pytest.mark.parametrize("what", ["the file", "the rest"])
+async def test_what_cannot_be_loaded_evicts_nobody_and_fails_at_once(
+    make_world: MakeWorld, what: str
+) -> None:
     world = await make_world({"good": 6000, "broken": 6000})
     request = world.request("good")
     await world.settle()
     await request.finish()
-    world.broken["broken"] = failure(FailureKind.BAD_MODEL, "not a GGUF file.")
+    found = world.broken if what == "the file" else world.launcher.unfit
+    found["broken"] = failure(FailureKind.BAD_MODEL, "not a GGUF file.")
     with pytest.raises(LoadFailed, match="not a GGUF file"):
         await world.request("broken").task
     assert world.status("good") is Status.READY

@@ -245,26 +245,54 @@ async def test_a_change_of_the_flags_forgets_what_was_learned(make_world: MakeWo
 # Out of memory
 
 
-async def test_without_enough_memory_idle_models_go_and_the_load_is_tried_again(
+async def test_a_load_without_enough_memory_is_tried_again_and_idle_models_stay_where_that_gives_nothing(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world({"idle": 2000, "a": 3000})
+    await serve(world, "idle")
+    world.launcher.fail_next = [NO_MEMORY] * 2
+    request = world.request("a")
+    await world.settle()
+    await world.pass_time(1)
+    with pytest.raises(LoadFailed, match="not enough memory"):
+        await request.task
+    assert (world.status("idle"), world.launcher.loads("idle")) == (Status.READY, 1)
+
+
+async def test_without_enough_memory_idle_models_go_if_the_raised_need_takes_their_room(
     make_world: MakeWorld,
 ) -> None:
     world = await make_world(
-        {"idle": 2000, "busy": 2000, "kept": 500, "a": 3000},
+        {"idle": 2000, "other": 500, "kept": 500, "a": 6900},
         models={"kept": {"pinned": True}},
         max_concurrent_models=9,
     )
-    await serve(world, "idle")
-    await serve(world, "kept")
-    busy = world.request("busy")
-    await world.settle()
+    for alias in ("idle", "other", "kept"):
+        await serve(world, alias)
     world.launcher.fail_next = [NO_MEMORY]
     request = world.request("a")
     await world.settle()
-    assert [world.status(m) for m in ("idle", "busy", "kept")] == [Status.OFF, Status.READY, Status.READY]
     await world.pass_time(1)
     assert request.granted.is_set()
-    assert world.tracker.held("a")["0"] > 3000, "the need was raised"
-    await busy.finish()
+    assert world.tracker.held("a") == {"0": 7590}, "a tenth more"
+    assert [world.status(m) for m in ("idle", "other", "kept")] == [Status.OFF, Status.READY, Status.READY]
+
+
+async def test_what_llama_server_had_asked_for_is_what_it_needs(make_world: MakeWorld) -> None:
+    world = await make_world({"idle": 3000, "a": 3000})
+    await serve(world, "idle")
+    world.launcher.logs["a"] = [
+        "load_tensors:        CUDA0 model buffer size =  3000.00 MiB",
+        "load_tensors:   CPU_Mapped model buffer size =   900.00 MiB",
+        f"alloc_tensor_range: failed to allocate CUDA0 buffer of size {4500 << 20}",
+    ]
+    world.launcher.fail_next = [NO_MEMORY]
+    request = world.request("a")
+    await world.settle()
+    await world.pass_time(1)
+    assert request.granted.is_set()
+    assert world.launcher.newest("a").placement == {"0": 7500}
+    assert world.status("idle") is Status.OFF
 
 
 async def test_out_of_memory_twice_is_a_failure(make_world: MakeWorld) -> None:

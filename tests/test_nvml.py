@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def test_memory_by_process_is_read_where_the_driver_tells(start: Start) -> None:
     lines = ["proc GPU-0 4711 3000", "proc GPU-1 4711 500", "proc GPU-1 4712 -1"]
     first, second = start(gpu(0, 8192, 3000), gpu(1, 8192, 900), *lines).read()
     assert (first["by_pid"], second["by_pid"]) == ({"4711": 3000}, {"4711": 500})
+
+
+def test_a_process_uses_its_memory_until_it_is_dead(start: Start) -> None:
+    """Of the stub itself: the chaos suite relies on it."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        router = start(gpu(0, 8192, 100), f"live GPU-0 {process.pid} 3000")
+        (found,) = router.read()
+        assert (found["used_mb"], found["by_pid"]) == (3100, {str(process.pid): 3000})
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and a zombie still
+        (found,) = router.read()
+        assert (found["used_mb"], found["by_pid"]) == (100, {})
 
 
 def test_very_many_processes_are_read(start: Start) -> None:

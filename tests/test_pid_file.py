@@ -111,6 +111,31 @@ def test_a_wrapper_that_became_llama_server_is_known_by_its_arguments(tmp_path: 
     assert not psutil.pid_exists(orphan.pid)
 
 
+def test_what_a_dead_wrapper_left_is_ended_and_nobody_else(tmp_path: Path, spawn: Spawn) -> None:
+    """A script without `exec` gets the parent-death signal, what it runs does not."""
+    run_both = (
+        "import subprocess, sys; run = lambda *a: subprocess.Popen([sys.executable, *a]).pid;"
+        "print(run(*sys.argv[1:]), run(*sys.argv[1:], 'more'), flush=True); sys.stdin.read()"
+    )
+    sleep = ("-c", "import time; time.sleep(60)", "--port", "1234")
+    command = [sys.executable, "-c", run_both, *sleep]
+    wrapper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert wrapper.stdin and wrapper.stdout
+    with wrapper.stdin, wrapper.stdout:
+        orphan, other = (psutil.Process(int(pid)) for pid in wrapper.stdout.readline().split())
+        leave(tmp_path, known(wrapper, sleep))
+        wrapper.kill()
+        wrapper.wait()
+    namesake = subprocess.Popen([sys.executable, *sleep], start_new_session=True)
+    assert reap_orphans(tmp_path) == 1
+    gone, _ = psutil.wait_procs([orphan], timeout=5)
+    assert gone or orphan.status() == psutil.STATUS_ZOMBIE
+    assert other.is_running() and namesake.poll() is None, "other arguments, another group"
+    other.kill()
+    namesake.kill()
+    namesake.wait()
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"router": 1, "children": []}', '{"router": {"pid": 0}}']
 )

@@ -95,6 +95,8 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     }
     if tasks:
         manager["failed_tasks"] = tasks
+    if tracker.undead:  # their memory is lost until they die
+        manager["undead_processes"] = list(tracker.undead)
     closed = services.upstream.closed
     return {"gpu": gpu, "manager": manager, "http_client": {"status": "degraded" if closed else "ok"}}
 

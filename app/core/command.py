@@ -74,6 +74,21 @@ def batch_sizes(spec: ModelSpec) -> tuple[int | None, int | None]:
     return max(whole, params.n_batch or 0), whole
 
 
+def unknown_flags(binary: BinaryInfo, spec: ModelSpec) -> list[str]:
+    """Flags in `extra_args` with which this binary would end at once. What follows one may be its value."""
+    unknown, value_follows = [], False
+    for arg in spec.extra_args:
+        flag = arg.partition("=")[0]
+        names = {flag, flag.replace("_", "-")}
+        if value_follows or not _FLAG.match(arg):
+            value_follows = False
+            continue
+        value_follows = "=" not in arg and bool(names & binary.flags) and not names & binary.switches
+        if not names & binary.flags:
+            unknown.append(flag)
+    return unknown
+
+
 def build_command(
     binary: BinaryInfo,
     spec: ModelSpec,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ from app.core.footprint import Footprint
 from app.core.gpu_probe import HOST
 from app.core.kv_cache import KvCache, Moved
 from app.core.learned import LearnedFootprints
+from app.core.load_log import LoadLog
 from app.core.model_memory import ModelMemory
 from app.core.model_status import (
     MOVES,
@@ -60,7 +62,6 @@ class ModelInstance:
         clock: Callable[[], float],
         look_again: Callable[[], None],
         learned: LearnedFootprints,
-        out_of_memory: Callable[[ModelInstance, Placement], None],
         kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
@@ -82,7 +83,7 @@ class ModelInstance:
         self._launcher, self._tracker, self._bus = launcher, tracker, bus
         self._limits, self._clock, self._look_again = limits, clock, look_again
         self.memory = ModelMemory(spec.alias, tracker, learned)
-        self._out_of_memory, self._kv_cache = out_of_memory, kv_cache
+        self._kv_cache = kv_cache
         self._kept: Moved | None = None
         self._save_s = 0.0
         self._since = clock()
@@ -97,15 +98,12 @@ class ModelInstance:
         self._too_big: Failure | None = None
         self._life: anyio.CancelScope | None = None
         self._task: asyncio.Task[None] | None = None
+        self.over: asyncio.Event | None = None  # set when the process is gone or given up; None without one
+        self._undead: dict[asyncio.Task[None], str] = {}
 
     @property
     def alias(self) -> str:
         return self.spec.alias
-
-    @property
-    def process(self) -> asyncio.Task[None] | None:
-        """The task that is its process's life; None without one."""
-        return self._task if self._task is not None and not self._task.done() else None
 
     @property
     def trained_context(self) -> int | None:
@@ -122,6 +120,7 @@ class ModelInstance:
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
         self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
+        self.over = asyncio.Event()
         self._set(Status.STARTING, "for waiting requests" if self.queue.waiting else "")
         self._task = asyncio.create_task(self._supervise(placement), name=f"supervise {self.alias}")
 
@@ -149,9 +148,7 @@ class ModelInstance:
         if not self.status.has_process or self.status is Status.STOPPING:
             return
         self.stop_reason = reason
-        for ticket in tuple(self.queue.running):
-            if ticket.on_cut is not None:
-                ticket.on_cut()
+        self._cut_running()
         if self.ready_since > NEVER_USED:
             if reason is not StopReason.SHUTDOWN:
                 self._bus.publish(Evicted(self.alias, reason))
@@ -161,8 +158,13 @@ class ModelInstance:
         if self._life is not None:
             self._life.cancel()
 
+    def _cut_running(self) -> None:
+        for ticket in tuple(self.queue.running):
+            if ticket.on_cut is not None:
+                ticket.on_cut()
+
     async def end_hung(self, runner: Runner, why: str) -> None:
-        """End a process that hangs; it takes the way of a crash. Returns when it is gone."""
+        """End a process that hangs; it takes the way of a crash. Returns when it is gone, or given up."""
         if self.runner is runner and self._hung is None:
             self._hung = f"llama-server hung ({why}) and was ended by the router."
             await runner.stop(grace_s=0)
@@ -180,9 +182,9 @@ class ModelInstance:
             await self.gone()
 
     async def gone(self) -> None:
-        """Until there is no process."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        """Until there is no process, or none that could be ended."""
+        if self.over is not None:
+            await self.over.wait()
 
     def redefine(self, spec: ModelSpec, limits: RestartLimits, max_waiting: int) -> None:
         """What it is from now on; a process that would be another one is replaced when it has finished."""
@@ -191,7 +193,7 @@ class ModelInstance:
             return
         same_process = spec.same_process(self.spec)
         self._next_spec = spec
-        if same_process or self.process is None:
+        if same_process or self.over is None:
             self._take_new_spec()
         else:
             self.drain(StopReason.CONFIG)
@@ -312,10 +314,12 @@ class ModelInstance:
         """The process, from spawn to reap. Whatever happens, no child is left and no state is stuck."""
         failure: Failure | None = None
         try:
-            with anyio.CancelScope() as self._life:
+            with anyio.CancelScope() as life:
+                self._life = life
                 if self.status is Status.STOPPING:  # stopped before this task had its first turn
-                    self._life.cancel()
-                async with self._launcher.launch(self.spec, placement, self._on_progress) as runner:
+                    life.cancel()
+                news = partial(self._on_progress, life)
+                async with self._launcher.launch(self.spec, placement, news) as runner:
                     self.runner = runner
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
@@ -328,7 +332,10 @@ class ModelInstance:
         except Exception as error:
             logger.exception("%s: the supervisor failed", self.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
-        self._ended(failure)
+        if self._life is life:
+            self._settle(failure)
+        else:
+            self._died_after_all()
 
     @asynccontextmanager
     async def _conversations(self, runner: Runner) -> AsyncIterator[None]:
@@ -364,14 +371,34 @@ class ModelInstance:
             CacheMoved(self.alias, saved, moved.result, moved.tokens, moved.size, moved.seconds)
         )
 
-    def _on_progress(self, runner: Runner) -> None:
+    def _on_progress(self, life: anyio.CancelScope, runner: Runner) -> None:
+        if life is not self._life:  # of a process that was given up
+            return
         self.runner = runner
-        if self.status in (Status.STARTING, Status.LOADING):
+        if runner.undead:
+            self._give_up(runner)
+        elif self.status in (Status.STARTING, Status.LOADING):
             self._check_memory(runner)
         if self.status is Status.STARTING and runner.phase is Status.LOADING:
             self._set(Status.LOADING, self._reason)
         else:
             self._bus.publish(Touched(self.alias))
+
+    def _give_up(self, runner: Runner) -> None:
+        """It does not die. Its task stays with it, and its memory stays taken; the model goes on without."""
+        assert self._task is not None
+        self._undead[self._task] = self.memory.outlived(runner.pid)
+        message = f"llama-server (pid {runner.pid}) does not die: it hangs inside the kernel. See dmesg."
+        self._settle(Failure(FailureKind.TIMEOUT, self._hung or message, None, ()))
+        self._cut_running()
+
+    def _died_after_all(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        name = self._undead.pop(task)
+        logger.warning("%s has died after all", name)
+        self._tracker.release(name, crashed=True)
+        self._look_again()
 
     def _check_memory(self, runner: Runner) -> None:
         """Stop a load that turns out too big for its place before it reads the weights; then plan again."""
@@ -396,12 +423,14 @@ class ModelInstance:
         self._set(Status.READY, f"loaded in {self._reload_s:.1f} s")
         self.grant()
 
-    def _ended(self, failure: Failure | None) -> None:
-        """The process is gone: account for it and settle the state."""
+    def _settle(self, failure: Failure | None) -> None:
+        """The process is gone, or given up: account for it and settle the state."""
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
-        self.runner = self._life = None
-        failure, held = self._too_big or failure, self._tracker.held(self.alias)
-        self.memory.release(crashed=not wanted_gone, failure=failure)
+        runner, self.runner, self._life, self._task = self.runner, None, None, None
+        failure = self._too_big or failure
+        if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
+            self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+        self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
             self._set(Status.STOPPING, self._reason)
@@ -410,9 +439,12 @@ class ModelInstance:
         elif self.status is Status.READY:
             self._crashed(failure or _VANISHED)
         else:
-            self._load_ended(failure or _VANISHED, held)
+            self._load_ended(failure or _VANISHED)
         if self.spec != self._next_spec:
             self._take_new_spec()
+        if self.over is not None:
+            self.over.set()
+            self.over = None
 
     def _cause_of(self, exit_reason: Failure) -> Failure:
         if self._hung is None:
@@ -429,17 +461,15 @@ class ModelInstance:
         self._retry_at = now + backoff_s(len(self._crashes))
         self._set(Status.CRASHED, failure.message)
 
-    def _load_ended(self, failure: Failure, held: Placement) -> None:
+    def _load_ended(self, failure: Failure) -> None:
         self.attempts += 1
         self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
         retries = self._limits.load_retries
         if failure.kind is FailureKind.OUT_OF_MEMORY:
-            retries = min(retries, 1)  # with more room; if that does not help, another time will not
+            retries = min(retries, 1)  # with a larger need; if that does not help, another time will not
         if not failure.kind.may_heal or self.attempts > retries:
             self.fail(failure)
             return
-        if failure.kind is FailureKind.OUT_OF_MEMORY:
-            self._out_of_memory(self, held)
         self.failure = failure
         self._retry_at = self._clock() + backoff_s(self.attempts)
         self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import httpx
 
-from app.core.command import BinaryInfo, Command, CommandError, build_command
+from app.core.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.core.config import ModelSpec
 from app.core.exit_reason import Failure, FailureKind
 from app.core.kv_cache import KvCache
@@ -20,6 +20,8 @@ from app.core.logging_server import LogServer
 from app.core.pid_file import PidFile
 from app.core.ports import Ports
 from app.core.runner import LoadError, OnChange, Runner
+
+CHECK_TIMEOUT_S = 2.0
 
 
 class LlamaLauncher:
@@ -45,6 +47,19 @@ class LlamaLauncher:
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
 
+    async def check(self, spec: ModelSpec) -> None:
+        if unknown := unknown_flags(self.binary, spec):
+            message = (
+                f"This llama-server does not know the argument {', '.join(unknown)}. Correct extra_args, or "
+                "update llama-server and restart the router."
+            )
+            raise LoadError(Failure(FailureKind.BAD_FLAG, message, None, ()))
+        self._command(spec, {}, 0, "", None)
+        with anyio.move_on_after(CHECK_TIMEOUT_S):  # a disk that hangs is not waited for
+            failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
+            if failure is not None:
+                raise LoadError(failure)
+
     @asynccontextmanager
     async def launch(
         self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
@@ -65,10 +80,11 @@ class LlamaLauncher:
                 try:
                     with anyio.CancelScope(shield=True):
                         await runner.stop()
+                        await runner.reaped()
                 finally:
                     runner.kill()  # a second cancellation of the task passes through the shield
                     self._live.discard(runner)
-                    if self._kv_cache is not None:
+                    if self._kv_cache is not None and not runner.undead:  # which has long been followed
                         self._kv_cache.close(spec)
                     if self._pid_file is not None:
                         self._pid_file.forget(runner.pid)
@@ -77,6 +93,18 @@ class LlamaLauncher:
         """For `atexit`: where no shutdown took place, nothing of ours stays behind. Not async."""
         for runner in tuple(self._live):
             runner.kill()
+
+    def _obstacle(self, alias: str) -> Failure | None:
+        """Blocking."""
+        path = self.binary.path
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            why = "its permissions do not allow it" if path.exists() else "it is not there"
+            message = f"{path} cannot be executed: {why}. Check system.llama_server_path."
+            return Failure(FailureKind.BAD_BINARY, message, None, ())
+        if error := self._log_server.check(alias):
+            message = f"Its log {error}. Correct the permissions of the folder, or set system.log_dir."
+            return Failure(FailureKind.LOG_FOLDER, message, None, ())
+        return None
 
     def _command(
         self,

@@ -34,6 +34,7 @@ PROBE_TIMEOUT_S = 5.0
 SAMPLE_S = 1.0
 WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
 LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
+DEAF_S = 3.0  # the port is bound before the load: one that refuses later has been closed
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
@@ -59,6 +60,7 @@ class LlamaRunner:
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
         self.phase = Status.STARTING
+        self.undead = False
         self.load_log = LoadLog()
         self._alias, self._http, self._on_change = alias, http, on_change
         self._load_timeout_s = load_timeout_s
@@ -73,6 +75,8 @@ class LlamaRunner:
         self._stopping = self._output_ended = False
         self._code: int | None = None
         self._seen = (0, 0)
+        self._answered = False
+        self._refused_since: float | None = None
         self._last_sign = self._loop.time()
         self.last_output = time.monotonic()
 
@@ -110,6 +114,9 @@ class LlamaRunner:
                 next_sample = self._loop.time() + SAMPLE_S
             if self._loop.time() - self._last_sign > self._load_timeout_s:
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
+            if self._is_deaf():
+                message = "llama-server closed its port while it loaded. It is started again."
+                raise LoadError(self._failure(FailureKind.TIMEOUT, message))
             with anyio.move_on_after(POLL_S):
                 await self._wake.wait()
             self._wake.clear()
@@ -141,8 +148,18 @@ class LlamaRunner:
         if not self._exit.done():
             self._signal_group(KILL)
             await asyncio.wait({self._exit}, timeout=KILL_WAIT_S)
-        if not self._exit.done():
+        if self._exit.done():
+            await self.reaped()
+        elif not self.undead:
+            self.undead = True
             logger.error("%s: pid %d does not die, it hangs inside the kernel", self._alias, self.pid)
+            self._on_change(self)
+
+    async def reaped(self) -> None:
+        """However long that takes; at once without a process. Nobody else could reap an undead one."""
+        if self._transport is None:
+            return
+        await self.exited()
         self._transport.close()
         await asyncio.wait({self._closed}, timeout=1.0)
 
@@ -224,11 +241,19 @@ class LlamaRunner:
             # Only our process asks for our key. /health is public, /props is not.
             ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
             ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
-        except _NO_ANSWER:
+        except _NO_ANSWER as error:
+            if isinstance(error, httpx.ConnectError) and self._refused_since is None:
+                self._refused_since = self._loop.time()
             return False
         if not (status == 200 and ours):
             await self._refuse_stranger()
         return status == 200 and ours
+
+    def _is_deaf(self) -> bool:
+        """It may say that it is ready, and wait for commands for ever."""
+        was_bound = self._answered or self.phase is not Status.STARTING
+        refused = self._refused_since is not None and self._loop.time() - self._refused_since > DEAF_S
+        return was_bound and refused
 
     async def _refuse_stranger(self) -> None:
         # Our process could not bind the port and is about to say so itself, which is the better message.
@@ -245,6 +270,7 @@ class LlamaRunner:
         with anyio.fail_after(timeout_s):
             async with self._http.stream("GET", self._url + path, headers=headers) as answer:
                 status: int = answer.status_code
+        self._answered, self._refused_since = True, None
         return status
 
     async def _sample(self) -> None:

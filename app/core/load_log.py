@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _STATE = "cmd_child_to_router:state:"
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of (device|host) memory")
 _BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size += +([\d.]+) MiB")
+_REFUSED = re.compile(r"failed to allocate (\S+) buffer of size (\d+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _JSON = json.JSONDecoder()
 
@@ -31,6 +32,7 @@ class LoadLog:
         self.progress: float | None = None
         self.projected_mb: dict[str, int] = {}
         self.buffers: list[Buffer] = []
+        self.refused: Buffer | None = None  # for which there was no memory
         self.n_layers: int | None = None
         self.offloaded: int | None = None
 
@@ -42,7 +44,9 @@ class LoadLog:
             return self._told(line[at + len(_STATE) :])
         if " MiB" in line:
             return self._memory(line)
-        if found := _OFFLOADED.search(line):
+        if found := _REFUSED.search(line):
+            self.refused = Buffer(found[1], "", int(found[2]) / 2**20)
+        elif found := _OFFLOADED.search(line):
             self.offloaded, self.n_layers = int(found[1]), int(found[2])
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -26,6 +27,8 @@ MAX_LINE = 16 * 1024  # a follower gets longer lines in pieces
 MAX_NAME = 150  # file systems allow 255 bytes, rotation and quoting need some
 CLOSE_S = 5.0
 
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for what is a pipe without a reader
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _FOLDS_CASE = sys.platform in ("darwin", "win32")
 
 
@@ -40,7 +43,7 @@ class LogServer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> str | None:
-        """Begin to write. A text says why the folder cannot be written to; the router works without."""
+        """Begin to write. A text says why the folder cannot be written to."""
         error = _prepare(self._dir)
         self._thread = threading.Thread(target=self._write_all, name="model-logs", daemon=True)
         self._thread.start()
@@ -52,6 +55,20 @@ class LogServer:
             file = _RotatingFile(self._path(alias), self._max_bytes, self._backups)
             self._logs[alias] = ModelLog(alias, file, self._jobs)
         return self._logs[alias]
+
+    def check(self, alias: str) -> str | None:
+        """Why the log of this model cannot be opened. A full disk is no reason: it may have room later.
+
+        Blocking. The folder may have been removed since the start; it is made again.
+        """
+        path = self._path(alias)
+        try:
+            _make(self._dir)
+            os.close(_private(str(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT))
+        except OSError as error:
+            if error.errno not in _FULL:
+                return f"{path} cannot be written: {error.strerror}"
+        return None
 
     def read_tail(self, alias: str, lines: int) -> list[str]:
         """The end of the file, as after a restart. Blocking; reads no more than the end."""
@@ -287,15 +304,33 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def obstacle(folder: Path) -> str | None:
+    """Why no log could be written there, as far as that can be seen without making anything."""
+    try:
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        return str(error)
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"no permission to write to {place}"
+
+
+def _make(folder: Path) -> None:
+    """What a model says may contain what its users said: owner only."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def _prepare(folder: Path) -> str | None:
-    """Make the folder and try it. What a model says may contain what its users said: owner only."""
+    """Make the folder and try it."""
     probe = folder / ".writable"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(folder)
         os.close(_private(str(probe), os.O_WRONLY | os.O_CREAT))
         probe.unlink()
     except OSError as error:
-        return f"the log folder {folder} cannot be written to: {error}"
+        full = error.errno in _FULL
+        so = "logs are kept in memory only" if full else "no model can be loaded until that is corrected"
+        return f"the log folder {folder} cannot be written to: {error}; {so}"
     return None
 
 

@@ -22,7 +22,6 @@ from app.core.instance import ModelInstance, RestartLimits
 from app.core.kv_cache import KvCache
 from app.core.learned import LearnedFootprints
 from app.core.model_status import ModelView, Need, Priority, Status, StopReason
-from app.core.placement import Placement
 from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 from app.core.queue import RequestQueue, Ticket
 from app.core.runner import Launcher, LoadError
@@ -138,8 +137,8 @@ class ModelManager:
 
     async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
         """Free its memory; False if it holds none. Waiting requests stay and load it again."""
-        process = instance.process
-        if process is None:
+        over = instance.over
+        if over is None:
             if instance.status is Status.CRASHED or instance.preload:
                 instance.forget("ejected")  # it would come back by itself
             return False
@@ -147,10 +146,11 @@ class ModelManager:
             instance.stop(StopReason.MANUAL)
         else:
             instance.drain(StopReason.MANUAL)
-        await asyncio.wait([process], timeout=timeout_s)
-        if not process.done():
+        with anyio.move_on_after(timeout_s):
+            await over.wait()
+        if not over.is_set():
             instance.stop(StopReason.MANUAL)
-            await asyncio.wait([process])
+            await over.wait()
         return True
 
     async def preview(self, instance: ModelInstance) -> Preview:
@@ -309,12 +309,11 @@ class ModelManager:
             clock=self._clock,
             look_again=self.look_again,
             learned=self._learned,
-            out_of_memory=self._make_more_room,
             kv_cache=self._kv_cache,
         )
 
     def _forget_removed(self) -> None:
-        gone = [a for a, i in self.instances.items() if i.removed and i.process is None]
+        gone = [a for a, i in self.instances.items() if i.removed and i.over is None]
         for alias in gone:
             del self.instances[alias]
             self._bus.publish(Touched(alias))
@@ -344,9 +343,10 @@ class ModelManager:
         instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
 
     async def _inspect(self, instance: ModelInstance) -> None:
-        """Check file and header before anybody is asked to make room for it."""
+        """Check all that can be known before anybody is asked to make room for it."""
         try:
             await self.read_footprint(instance)
+            await self.launcher.check(instance.spec)
             instance.need = self._need_of(instance)
         except LoadError as error:
             self._unfit(instance, error.failure)
@@ -386,13 +386,6 @@ class ModelManager:
         changed = [instance.memory.look() for instance in self.instances.values()]
         if any(changed):
             self.look_again()
-
-    def _make_more_room(self, failed: ModelInstance, placement: Placement) -> None:
-        """It ran out of memory where there should have been enough: idle neighbours go before a retry."""
-        for other in self.instances.values():
-            idle = other.status is Status.READY and not other.queue.in_flight and not other.queue.waiting
-            if idle and not other.spec.pinned and set(self._tracker.held(other.alias)) & set(placement):
-                other.drain(StopReason.MEMORY, failed.alias)
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec

@@ -109,12 +109,23 @@ class ModelMemory:
         self._learn_from_driver(gpus)
         return self._promise_what_it_takes(gpus)
 
-    def release(self, *, crashed: bool, failure: Failure | None) -> None:
+    def ran_out(self, log: LoadLog) -> None:
+        """There was not enough memory: the next plan reserves more, and so makes room if that helps."""
+        held = self._tracker.held(self._alias)
+        asked = split_buffers([*log.buffers, *([log.refused] if log.refused else ())])
+        gpus = [d for d in held if d != HOST]
+        beside_mb = self._need.overhead_mb * len(gpus) if self._need else 0
+        self._needs_more_than(sum(held.values()), asked[0] + beside_mb if gpus else asked[1])
+
+    def release(self, *, crashed: bool) -> None:
         """The process is gone."""
-        if failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY and crashed:
-            self._needs_more_than(sum(self._tracker.held(self._alias).values()))
         self._loaded = False
         self._tracker.release(self._alias, crashed=crashed)
+
+    def outlived(self, pid: int) -> str:
+        """Its process does not die; the name under which what it holds stays promised."""
+        self._loaded = False
+        return self._tracker.outlived(self._alias, pid)
 
     # --- inside
 
@@ -152,12 +163,13 @@ class ModelMemory:
             return None
         return mb + (self._need.overhead_mb * len(gpus) + self._need.beside_mb if gpus else 0)
 
-    def _needs_more_than(self, mb: int) -> None:
-        """It ran out of memory with this much; never believed to need more than the devices could give."""
+    def _needs_more_than(self, mb: int, asked_mb: int) -> None:
+        """It ran out of memory with this much, and had asked for that much; never believed to need more
+        than the devices could give."""
         if self._need is None or self._need.declared:
             return
         most_mb = self._tracker.most_mb(self._need.devices)
-        floor_mb = min(mb + max(mb // 10, OOM_STEP_MB), max(most_mb, mb))
+        floor_mb = min(max(mb + max(mb // 10, OOM_STEP_MB), asked_mb), max(most_mb, mb))
         if self._loaded:  # it was loaded, and grew while it served
             self._learned.put(
                 self._key, measured_mb=max(floor_mb, self._learned.model(self._key).measured_mb)

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 import psutil
 
-from app.core.os_process import kill_group, start_mark
+from app.core.os_process import WINDOWS, kill_group, start_mark
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,29 @@ class Known:
             process = psutil.Process(self.pid)
             if start_mark(self.pid) != self.started or process.status() == psutil.STATUS_ZOMBIE:
                 return None
-            same = not self.arguments or tuple(process.cmdline()[-len(self.arguments) :]) == self.arguments
+            return process if not self.arguments or self._runs_in(process) else None
         except psutil.Error:
             return None
-        return process if same else None
+
+    def remains(self) -> list[psutil.Process]:
+        """The process, or where that was a wrapper script and is dead, the llama-server that it left.
+
+        A group keeps its number from being given to anybody else.
+        """
+        if process := self.alive():
+            return [process]
+        if WINDOWS or not self.arguments or start_mark(self.pid) not in (None, self.started):
+            return []
+        return [process for process in psutil.process_iter() if self._left(process)]
+
+    def _left(self, process: psutil.Process) -> bool:
+        try:
+            return os.getpgid(process.pid) == self.pid and self._runs_in(process)
+        except (OSError, psutil.Error):
+            return False
+
+    def _runs_in(self, process: psutil.Process) -> bool:
+        return tuple(process.cmdline()[-len(self.arguments) :]) == self.arguments
 
 
 class PidFile:
@@ -115,7 +134,7 @@ def _left_by(file: Path) -> list[psutil.Process]:
         file.unlink()
     except OSError as error:
         logger.warning("%s cannot be removed: %s", file, error)
-    return [process for child in children if (process := child.alive())]
+    return [process for child in children for process in child.remains()]
 
 
 def _read(file: Path) -> tuple[Known, list[Known]]:

@@ -38,6 +38,7 @@ class Runner(Protocol):
     load_log: LoadLog
     log: ModelLog
     last_output: float  # when it last said anything, on the monotonic clock
+    undead: bool  # it was killed and lives on, inside a call of the kernel; `on_change` has told it
 
     async def ready(self) -> None:
         """Returns when it serves. Raises `LoadError`: it exited, or showed no progress for too long."""
@@ -53,15 +54,21 @@ class Runner(Protocol):
         ...
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        """Returns when the process is reaped. Safe to call twice, and at the same time."""
+        """Returns when the process is reaped, or `undead`. Safe to call twice, and at the same time."""
 
 
 OnChange = Callable[[Runner], None]
 
 
 class Launcher(Protocol):
+    async def check(self, spec: ModelSpec) -> None:
+        """Before anybody is stopped for it: raises `LoadError` for what no room could help."""
+
     def launch(
         self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
     ) -> AbstractAsyncContextManager[Runner]:
-        """The process lives as long as the block. `on_change` hears of every news of its load."""
+        """The process lives as long as the block: an undead one keeps it from ending.
+
+        `on_change` hears of every news of its load, and when it does not die.
+        """
         ...

@@ -33,6 +33,7 @@ class _Holding:
     settled_at: float = float("inf")
     measured: dict[str, int] = field(default_factory=dict)
     peak_mb: int = 0
+    undead: bool = False  # nobody can end its process: to us it is another program's
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,22 @@ class DeviceTracker:
         self.probe.expire()
         self._refreshed.set()
 
+    def outlived(self, alias: str, pid: int) -> str:
+        """Its process does not die: what it holds stays promised, under the name that is returned.
+
+        `release` that name when it has died after all.
+        """
+        holding = self._holdings.pop(alias)
+        holding.undead = True
+        name = f"{alias} (pid {pid})"
+        self._holdings[name] = holding
+        return name
+
+    @property
+    def undead(self) -> tuple[str, ...]:
+        """What is held by processes that outlived SIGKILL, by name."""
+        return tuple(name for name, holding in self._holdings.items() if holding.undead)
+
     def held(self, alias: str) -> Placement:
         holding = self._holdings.get(alias)
         return holding.placement if holding else {}
@@ -221,9 +238,10 @@ class DeviceTracker:
 
     def _view(self, reading: Reading) -> DeviceView:
         held = {a: h.placement[reading.id] for a, h in self._holdings.items() if reading.id in h.placement}
-        pending = sum(max(mb - self._shown(alias, reading), 0) for alias, mb in held.items())
-        free = min(reading.total_mb - sum(held.values()), reading.free_mb - pending)
+        pending = {a: max(mb - self._shown(a, reading), 0) for a, mb in held.items()}
+        free = min(reading.total_mb - sum(held.values()), reading.free_mb - sum(pending.values()))
         others = max(reading.used_mb - self._ours_mb(reading) - self._still_coming(reading), 0)
+        others += sum(mb for alias, mb in pending.items() if self._holdings[alias].undead)
         return DeviceView(
             id=reading.id,
             name=reading.name,
@@ -285,7 +303,8 @@ class DeviceTracker:
 
     def _ours_mb(self, reading: Reading) -> int:
         """What our models use of this device, as far as the driver tells."""
-        held = [(h, h.placement[reading.id]) for h in self._holdings.values() if reading.id in h.placement]
+        ours = [h for h in self._holdings.values() if reading.id in h.placement and not h.undead]
+        held = [(h, h.placement[reading.id]) for h in ours]
         return sum(self._used_by(holding, reading, mb) for holding, mb in held)
 
     def _forget_settled(self) -> None:

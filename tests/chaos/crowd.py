@@ -13,11 +13,24 @@ from typing import Any
 
 import httpx
 
-from tests.router_process import chat
+from tests.router_process import RouterProcess, chat
 
 ASK = "/v1/chat/completions"
 END_TIMEOUT_S = 120.0
 """A request that has not ended by then never will."""
+
+ERRORS = {
+    "400",  # llama-server's own, for those who ask for too much
+    "load_failed",
+    "model_crashed",
+    "model_failed",
+    "no_capacity",
+    "queue_full",
+    "queue_timeout",
+    "upstream_timeout",
+    "vram_exhausted",
+}
+"""What a client may be told in a storm. A bug of ours (`internal_error`) is not among it."""
 
 
 class Temper(Enum):
@@ -49,6 +62,19 @@ class Tally:
         return self.ends.total()
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What the router has counted so far."""
+
+    requests: float
+    success: float
+
+    @classmethod
+    def by(cls, router: RouterProcess) -> Counted:
+        name = "router_requests_total"
+        return cls(router.metric(name), router.metric(name, status="success"))
+
+
 class Crowd:
     """So many clients, each with one request at a time, until `over` is set."""
 
@@ -63,6 +89,20 @@ class Crowd:
             base_url=self._url, trust_env=False, timeout=END_TIMEOUT_S, limits=limits
         ) as http:
             await asyncio.gather(*(self._live(http, number) for number in range(self._clients)))
+
+    def disagreement(self, before: Counted, after: Counted) -> list[str]:
+        """Of the router's counters with what the clients saw meanwhile.
+
+        One who left may have been answered in the same moment, or not heard.
+        """
+        requests, success = after.requests - before.requests, after.success - before.success
+        total, left, whole = self.tally.total, self.tally.ends["left"], self.tally.ends["whole"]
+        wrong = []
+        if not total - left <= requests <= total:
+            wrong.append(f"{requests} requests counted, {total} made, of which {left} left")
+        if not whole <= success <= whole + left:
+            wrong.append(f"{success} successes counted, {whole} seen, {left} left")
+        return wrong
 
     async def rush(self, count: int, dice: random.Random) -> None:
         """Many at once, who all leave soon."""
@@ -141,7 +181,9 @@ def _end(answer: httpx.Response, text: str, wish: Wish) -> str:
 
 def _judge(status: int, body: dict[str, Any], wish: Wish) -> str:
     if "error" in body:
-        return str(body["error"]["code"])
+        code = str(body["error"]["code"])
+        assert code in ERRORS, body
+        return code
     assert status == 200
     assert body["model"] == wish.model, f"answered by {body['model']}"
     return "whole"

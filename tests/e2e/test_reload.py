@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,39 @@ async def test_the_file_is_watched_where_that_is_asked_for(make_router: MakeRout
     router = make_router({"a": {"model_path": tiny_gguf}}, system={"watch_config": True})
     _rewrite(router, lambda tree: tree["models"].update(b={"model_path": str(tiny_gguf)}))
     await until(lambda: [m["id"] for m in router.get("/v1/models")["data"]] == ["a", "b"])
+
+
+async def test_a_key_file_is_watched_too(make_router: MakeRouter, tiny_gguf: Path, tmp_path: Path) -> None:
+    key = tmp_path / "users.key"
+    key.write_text("first")
+    api = {"api_keys": [{"key_file": str(key)}]}
+    router = make_router(
+        {"a": {"model_path": tiny_gguf}}, system={"watch_config": True}, api=api, key="first"
+    )
+
+    def accepts(secret: str) -> bool:
+        return router.client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"}).is_success
+
+    assert accepts("first")
+    key.unlink()
+    key.write_text("second-key")
+    await until(lambda: accepts("second-key"))
+    assert not accepts("first")
+
+
+async def test_a_signal_during_a_reload_leads_to_another_one(
+    make_router: MakeRouter, tiny_gguf: Path
+) -> None:
+    router = make_router({"a": {"model_path": tiny_gguf}})
+    path, old = router.config_path, router.config_path.read_text()
+    path.unlink()
+    os.mkfifo(path)
+    router.signal(signal.SIGHUP)
+    with path.open("w") as slow:  # the router reads the file, and it is not at its end
+        slow.write(old)
+        path.unlink()
+        path.write_text(old.replace('"a": {', '"renamed": {'))
+        router.signal(signal.SIGHUP)
+        for _ in range(3):  # it has taken the signal when it has answered
+            router.get("/health")
+    await until(lambda: [m["id"] for m in router.get("/v1/models")["data"]] == ["renamed"])
