@@ -20,7 +20,7 @@ LAYERS = {  # from the bottom; a module may import its own layer and those below
     "orchestration": "health_monitor instance manager warmup",
     "observers": "load_reporter prometheus_metrics telemetry",
     "api": """documentation errors event_channel metrics_feed models openai ops page relay render security
-        services status_feed""",
+        services sessions status_feed""",
     "program": "cli config_check config_init http_protocol logs main reload server run",
 }
 PURE = ("vocabulary", "decisions")
