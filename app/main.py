@@ -20,6 +20,7 @@ from app.api import documentation, errors, models, openai, ops, page, render
 from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
+from app.api.sessions import Sessions
 from app.api.status_feed import StatusFeed
 from app.core.background import Background
 from app.core.binary import find_binary, inspect_binary
@@ -88,7 +89,7 @@ def create_app(
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.state.rules = Rules(config.api)
+    app.state.rules = Rules(config.api, Sessions())
     shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
     app.door = Guard(shortcut, rules=lambda: app.state.rules)
     if config.api.cors_allow_origins:

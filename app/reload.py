@@ -40,13 +40,22 @@ async def reload(app: FastAPI, path: Path) -> bool:
     old = services.config
     if services.manager.closing or new == old:
         return False
-    services.config, app.state.rules = new, Rules(new.api)
+    services.config, app.state.rules = new, Rules(new.api, app.state.rules.sessions)
     services.manager.apply(new)
     services.metrics.start_at_zero(new.models)
+    if new.api.api_keys != old.api.api_keys:
+        _hang_up(services)
     logger.info("configuration reloaded: %s", _summary(old, new))
     for key in _unchangeable(old, new):
         logger.warning("%s has changed: restart the router for it to take effect", key)
     return True
+
+
+def _hang_up(services: Services) -> None:
+    """Streams were let in with a key of before; with one that still counts they come again by themselves."""
+    services.feed.hang_up()
+    services.metrics_feed.hang_up()
+    services.logs.end_followers()
 
 
 async def watch(app: FastAPI, path: Path) -> None:

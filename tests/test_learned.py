@@ -21,12 +21,12 @@ def load(folder: Path, build: str = "b1") -> LearnedFootprints:
 async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
     before = load(tmp_path / "logs")
     before.put("a", device_mb=4000, host_mb=120)
-    before.put("a", measured_mb=4300)
+    before.put("a", measured_mb=4300, load_ms=1500)
     before.saw_overhead("Card / 570", 300)
     before.saw_overhead("Card / 570", 250)
     await before.save()
     after = load(tmp_path / "logs")
-    assert after.model("a") == Learned(device_mb=4000, host_mb=120, measured_mb=4300)
+    assert after.model("a") == Learned(device_mb=4000, host_mb=120, measured_mb=4300, load_ms=1500)
     assert after.overhead_mb(["Card / 570"]) == 300
     assert after.model("b") == Learned()
     assert [f.name for f in (tmp_path / "logs").iterdir()] == [FILE_NAME]

@@ -33,8 +33,29 @@ def test_a_real_load_is_read_to_its_end() -> None:
 
 def test_nothing_is_known_before_it_is_said() -> None:
     log = LoadLog()
-    log.feed("0.00.007.530 I load_tensors: loading model tensors, this can take a while...")
+    log.feed("0.00.007.403 I load: 0 unused tokens")
     assert (log.state, log.progress, log.stage, log.projected_mb) == (None, None, None, {})
+
+
+def test_where_no_progress_is_told_the_stages_are_those_of_the_log() -> None:
+    log = LoadLog()
+    mute = [line for line in LOG.read_text().splitlines() if "cmd_child_to_router" not in line]
+    stages = [log.stage for line in mute if log.feed(line)]
+    assert list(dict.fromkeys(stages)) == [None, "weights", "context", "warm-up"]
+    assert (log.state, log.progress) == (None, None)
+
+
+def test_what_was_seen_to_be_read_counts_until_it_speaks_for_itself() -> None:
+    log = LoadLog()
+    assert log.measured(0.5)
+    assert not log.measured(0.4)  # pages that were dropped again
+    log.feed("0.1 I load_tensors: loading model tensors, this can take a while...")
+    assert (log.progress, log.stage) == (0.5, "weights")
+    assert log.feed(state(["text_model"], "text_model", 0.1))
+    assert (log.progress, log.stage) == (0.1, "text_model")
+    assert not log.measured(0.9)
+    log.feed("0.1 I llama_context: constructing llama_context")
+    assert (log.progress, log.stage) == (0.1, "text_model")
 
 
 def test_the_device_projection_is_read() -> None:

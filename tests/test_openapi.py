@@ -51,9 +51,12 @@ CONTRACT = {
             "/v1/models/status",
             "/v1/models/status/stream",
             "/",
+            "/session",
             "/upstream/{target}",
         )
     ),
+    ("post", "/session"),
+    ("delete", "/session"),
 }
 
 
@@ -108,8 +111,8 @@ def test_ids_are_unique_and_paths_are_those_of_the_routes() -> None:
         assert named == set(re.findall(r"\{(\w+)\}", path))
 
 
-def test_both_kinds_of_keys_are_described() -> None:
-    assert set(DOCUMENT["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+def test_every_way_to_show_a_key_is_described() -> None:
+    assert set(DOCUMENT["components"]["securitySchemes"]) == {"bearer", "x-api-key", "session"}
 
 
 def test_the_error_schema_takes_what_the_router_sends() -> None:

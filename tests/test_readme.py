@@ -36,7 +36,7 @@ def routes() -> set[tuple[str, str]]:
 
 
 def named_endpoints() -> set[tuple[str, str]]:
-    found = re.findall(r"`(GET|POST) (/[^`? ]*)[^`]*`", README)
+    found = re.findall(r"`(GET|POST|DELETE) (/[^`? ]*)[^`]*`", README)
     return {(method, path) for method, path in found}
 
 

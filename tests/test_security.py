@@ -17,9 +17,11 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
+from app.api.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
 from app.core.config_file import ConfigError, parse
 from app.core.errors import RouterError
 from app.main import create_app
+from app.reload import reload
 from tests.fakes import FakeLauncher, FakeProbe
 
 CHAT = "/v1/chat/completions"
@@ -512,6 +514,158 @@ async def test_a_clients_key_is_not_passed_on_to_llama_server(
     for request in upstream.requests:
         assert b"Authorization: Bearer key\r\n" in request
         assert not re.search(rb"secret|mine|1\.2\.3\.4", request)
+
+
+# --- sessions: the cookie of the page -----------------------------------------------------------------
+
+OUR_PAGE = {"Origin": "http://127.0.0.1:8000", "Sec-Fetch-Site": "same-origin"}
+COOKIE = "router_session_8000"
+
+
+async def log_in(client: httpx.AsyncClient, key: str = "boss-secret", **headers: str) -> httpx.Response:
+    """From here on this client sends the cookie with everything, as a browser does."""
+    return await client.post("/session", json={"key": key}, headers=OUR_PAGE | headers)
+
+
+async def test_a_login_opens_what_its_key_opens(locked: httpx.AsyncClient, upstream: Upstream) -> None:
+    before = (await locked.get("/session")).json()
+    assert before == {"key_needed": True, "logged_in": False, "name": "", "admin": False}
+    answer = await log_in(locked)
+    cookie = answer.headers["set-cookie"]
+    assert re.fullmatch(rf"{COOKIE}=[\w-]{{43}}; HttpOnly; Path=/; SameSite=strict", cookie)
+    for path in ("/v1/models", "/docs", "/v1/models/tiny/logs", "/upstream/tiny/props"):
+        assert (await locked.get(path)).status_code == 200, path
+    load = await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=OUR_PAGE)
+    assert load.status_code == 200
+    assert (await locked.get("/session")).json()["admin"]
+    assert not [request for request in upstream.requests if b"ookie" in request]
+
+
+async def test_a_login_gives_no_more_than_its_key(locked: httpx.AsyncClient) -> None:
+    told = (await log_in(locked, "guest-secret")).json()
+    assert told == {"key_needed": True, "logged_in": True, "name": "guest", "admin": False}
+    assert (await locked.get("/v1/models")).status_code == 200
+    for method, path in MANAGEMENT:
+        answer = await locked.request(method, path, json={"model": "tiny"}, headers=OUR_PAGE)
+        assert answer.status_code == 403, path
+
+
+@pytest.mark.parametrize("key", ["", "boss-secre", "BOSS-SECRET", "wrong-secret", "\u043a", "a" * 20_000])
+async def test_a_wrong_key_is_no_login(
+    locked: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    answer = await log_in(locked, key)
+    error_of(answer, 401, "invalid_api_key")
+    assert "set-cookie" not in answer.headers
+    assert "login with a wrong key from 127.0.0.1" in caplog.text
+    assert not key or key not in caplog.text + answer.text
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"key":7}', b'{"key":null}', b"[]", b"{"])
+async def test_a_login_without_a_key_is_a_mistake(locked: httpx.AsyncClient, body: bytes) -> None:
+    answer = await locked.post("/session", content=body)
+    assert (answer.status_code, "set-cookie" in answer.headers) == (400, False)
+
+
+async def test_a_form_of_another_page_logs_nobody_in_or_out(locked: httpx.AsyncClient) -> None:
+    await log_in(locked)
+    for method in ("POST", "DELETE"):
+        answer = await locked.request(method, "/session", json={"key": "guest-secret"}, headers=EVIL)
+        error_of(answer, 403, "origin_not_allowed")
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await locked.post("/session", content=b"key=guest-secret", headers=form)
+    error_of(answer, 415, "unsupported_media_type")
+    assert (await locked.get("/session")).json()["admin"]
+
+
+@pytest.mark.parametrize("origins", [[], ["*"], ["http://127.0.0.1:3000"]], ids=str)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://127.0.0.1:3000"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+async def test_the_cookie_counts_on_our_own_page_only(
+    tiny_gguf: Path, tmp_path: Path, origins: list[str], headers: dict[str, str]
+) -> None:
+    """A browser sends it with what a page on another port asks for: the port is no part of a site."""
+    api = {"api_keys": KEYS, "cors_allow_origins": origins}
+    async with running(api, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        await log_in(client)
+        assert (await client.get("/v1/models")).status_code == 200
+        error_of(await client.get("/v1/models", headers=headers), 401, "invalid_api_key")
+        for method, path in (("POST", "/v1/models/org/tiny/reset"), ("GET", "/upstream/tiny/props")):
+            assert (await client.request(method, path, headers=headers)).status_code in (401, 403)
+
+
+async def test_a_key_in_a_header_goes_before_the_cookie(locked: httpx.AsyncClient) -> None:
+    await log_in(locked)
+    for headers in ({"Authorization": "Bearer wrong"}, {"X-Api-Key": "wrong"}, {"X-Api-Key": ""}):
+        error_of(await locked.get("/v1/models", headers=headers), 401, "invalid_api_key")
+    assert (await locked.get("/session", headers=GUEST)).json()["name"] == "guest"
+    a_proxys_own = {"Authorization": "Basic cHJveHk6cGFzcw=="}
+    assert (await locked.get("/v1/models", headers=a_proxys_own)).status_code == 200
+
+
+async def test_a_logout_ends_this_session_and_no_other(locked: httpx.AsyncClient) -> None:
+    await log_in(locked)
+    stolen = {"Cookie": f"{COOKIE}={locked.cookies[COOKIE]}"}
+    async with client_of(app_of(locked)) as other:
+        await log_in(other)
+        answer = await locked.delete("/session", headers=OUR_PAGE)
+        assert (answer.json()["logged_in"], COOKIE in locked.cookies) == (False, False)
+        error_of(await locked.get("/v1/models", headers=stolen), 401, "invalid_api_key")
+        assert (await other.get("/v1/models")).status_code == 200
+
+
+async def test_behind_a_proxy_with_tls_the_cookie_is_for_tls_only(tiny_gguf: Path, tmp_path: Path) -> None:
+    api = {"api_keys": KEYS, "allowed_hosts": ["llm.example.com"]}
+    async with running(api, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        page = {"Host": "llm.example.com", "Origin": "https://llm.example.com"}
+        assert (await log_in(client, **page)).headers["set-cookie"].endswith("; Secure")
+
+
+async def test_a_reload_without_the_key_ends_its_sessions_and_streams(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    async with running({"api_keys": KEYS}, tiny_gguf, tmp_path) as app, client_of(app) as client:
+        await log_in(client)
+        stream = app.state.services.feed.stream()
+        await stream.__anext__()
+        path = tmp_path / "config.json"
+        models = {"org/tiny": {"model_path": str(tiny_gguf), "aliases": ["tiny"]}}
+        demoted = [{"key": "boss-secret", "admin": False}]
+        for keys, status, admin in ((KEYS[:1], 200, True), (demoted, 200, False), (KEYS[1:], 401, False)):
+            path.write_text(json.dumps({"api": {"api_keys": keys}, "models": models}))
+            assert await reload(app, path)
+            assert (await client.get("/v1/models")).status_code == status
+            assert (await client.get("/session")).json()["admin"] == admin
+        assert [event async for event in stream] == []
+
+
+async def test_without_keys_nobody_logs_in(opened: httpx.AsyncClient) -> None:
+    told = (await opened.get("/session")).json()
+    assert told == {"key_needed": False, "logged_in": False, "name": "", "admin": True}
+    error_of(await log_in(opened), 400, "invalid_request")
+
+
+def test_sessions_end_by_themselves_and_are_bounded() -> None:
+    now = [0.0]
+    sessions = Sessions(lambda: now[0])
+    first, second = sessions.open(b"a"), sessions.open(b"b")
+    now[0] = LIFETIME_S - 1
+    tokens = [sessions.open(b"c") for _ in range(MAX_SESSIONS - 1)]
+    assert (sessions.key_of(first), sessions.key_of(second)) == (None, b"b")
+    now[0] = LIFETIME_S
+    assert (sessions.key_of(second), sessions.key_of(tokens[0])) == (None, b"c")
+    assert len({first, second, *tokens}) == MAX_SESSIONS + 1
+    for strange in ("", first[:-1], first + "=", "\xff"):
+        assert sessions.key_of(strange) is None
 
 
 # --- headers -----------------------------------------------------------------------------------------

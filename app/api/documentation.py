@@ -85,6 +85,13 @@ OF_A_REQUEST = (
 FOR_MODELS = answers(*AT_THE_DOOR, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
 FOR_MANAGEMENT = answers(*AT_THE_DOOR, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
 FOR_MONITORING = answers(*AT_THE_DOOR)
+FOR_LOGIN = answers(
+    *AT_THE_DOOR,
+    errors.InvalidJson,
+    errors.OriginNotAllowed,
+    errors.RequestTooLarge,
+    errors.UnsupportedMediaType,
+)
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
@@ -94,8 +101,10 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            "session": {"type": "apiKey", "in": "cookie", "name": app.state.rules.cookie},
         }
-        document["security"] = [{}, {"bearer": []}, {"x-api-key": []}]  # none where no keys are configured
+        # none where no keys are configured
+        document["security"] = [{}, {"bearer": []}, {"x-api-key": []}, {"session": []}]
         for path, operation in _operations(document):
             _complete(path, operation)
         app.openapi_schema = document
@@ -226,5 +235,6 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "/v1/queue/stats": (_JSON, {"summary": {"total_queued": 0, "total_processing": 1}, "per_model": {}}),
     "/v1/telemetry/summary": (_JSON, {"total_requests": 1, "success_count": 1, "error_count": 0}),
     "/v1/health/models": (_JSON, {"qwen": {"status": "healthy", "uptime_percentage": 100.0}}),
+    "/session": (_JSON, {"key_needed": True, "logged_in": True, "name": "alice", "admin": True}),
     "/": ("text/html", "<!doctype html>"),
 }

@@ -21,6 +21,7 @@ class _Reader:
     def __init__(self) -> None:
         self.backlog: deque[bytes] = deque()
         self.needs_picture = True
+        self.over = False
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, event: bytes) -> None:
@@ -42,7 +43,7 @@ class _Reader:
 
     async def news(self) -> None:
         """Waits on a bare future: for hundreds of readers a task each time would cost more than the rest."""
-        if self.backlog or self.needs_picture:
+        if self.backlog or self.needs_picture or self.over:
             return
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -68,14 +69,14 @@ class Channel:
     async def stream(self) -> AsyncIterator[bytes]:
         """Server-sent events, ready to send. Ends with the last that was told before `close`."""
         reader = _Reader()
+        reader.over = self.closed
         self._readers.add(reader)
         self._keep_beating()
         try:
-            while not self.closed or reader.backlog or reader.needs_picture:
+            while not reader.over or reader.backlog or reader.needs_picture:
                 for event in self._take(reader):
                     yield event
-                if not self.closed:
-                    await reader.news()
+                await reader.news()
         finally:
             self._readers.discard(reader)
 
@@ -98,12 +99,17 @@ class Channel:
             self._keep_beating()
 
     def close(self) -> None:
-        """End every stream after what it still has to send."""
+        """End every stream after what it still has to send, also those that begin later."""
         self.closed = True
-        for reader in self._readers:
-            reader.wake()
+        self.hang_up()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
+
+    def hang_up(self) -> None:
+        """End the streams of now. Who is still welcome comes again by itself."""
+        for reader in self._readers:
+            reader.over = True
+            reader.wake()
 
     def _keep_beating(self) -> None:
         if self._heartbeat is None:

@@ -33,6 +33,9 @@ class MetricsFeed:
             self._channel.tell("metrics", json.dumps(self.snapshot()))
             self._again()
 
+    def hang_up(self) -> None:
+        self._channel.hang_up()
+
     def close(self) -> None:
         self._channel.close()
         if self._timer is not None:

@@ -1,15 +1,23 @@
-"""The dashboard page."""
+"""The dashboard page, and logging in on it."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from app.api.documentation import FOR_MONITORING
+from app.api.documentation import FOR_LOGIN, FOR_MONITORING
+from app.api.openai import json_object
+from app.api.security import Client, Rules, client_of, rules_of
+from app.core.errors import BadRequest, InvalidApiKey
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
@@ -47,3 +55,70 @@ async def dashboard() -> Response:
 @router.get("/favicon.ico", include_in_schema=False)
 async def favicon() -> Response:
     return Response(status_code=204)
+
+
+# --- the session: EventSource and links cannot send a header, a cookie goes by itself
+
+
+_KEY_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["key"],
+                    "properties": {"key": {"type": "string"}},
+                },
+                "example": {"key": "secret"},
+            }
+        },
+    }
+}
+
+
+@router.get("/session", responses=FOR_LOGIN)
+async def session(request: Request) -> dict[str, Any]:
+    """Whether this router wants a key, who asks, and what they may. Needs no key itself."""
+    return _session(rules_of(request), client_of(request))
+
+
+@router.post("/session", responses=FOR_LOGIN, openapi_extra=_KEY_BODY)
+async def log_in(request: Request) -> Response:
+    """Exchange a key for a cookie, which opens on the router's own page what the key opens."""
+    rules, key = rules_of(request), json_object(request.headers, await request.body()).get("key")
+    if not isinstance(key, str):
+        raise BadRequest("send the API key as text in the field 'key'", param="key")
+    if not rules.has_keys:
+        raise BadRequest("this router has no api_keys: nobody has to log in")
+    try:
+        token, client = rules.log_in(key)
+    except InvalidApiKey:
+        logger.warning("login with a wrong key from %s", request.client.host if request.client else "?")
+        raise
+    logger.info("%s logged in", client.name or "a key without a name")
+    answer = JSONResponse(_session(rules, client))
+    # No time of its own: it ends with the browser. The router speaks plain HTTP, but the page's own address
+    # tells whether a proxy speaks TLS for it.
+    secure = urlsplit(request.headers.get("origin", "")).scheme == "https"
+    answer.set_cookie(rules.cookie, token, httponly=True, samesite="strict", secure=secure)
+    return answer
+
+
+@router.delete("/session", responses=FOR_LOGIN)
+async def log_out(request: Request) -> Response:
+    """End the session of this browser."""
+    rules = rules_of(request)
+    rules.sessions.close(rules.token_of(request.headers))
+    answer = JSONResponse(_session(rules, Client(admin=False, known=not rules.has_keys)))
+    answer.delete_cookie(rules.cookie, httponly=True, samesite="strict")
+    return answer
+
+
+def _session(rules: Rules, client: Client) -> dict[str, Any]:
+    return {
+        "key_needed": rules.has_keys,
+        "logged_in": rules.has_keys and client.known,
+        "name": client.name,
+        "admin": client.admin,
+    }

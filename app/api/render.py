@@ -36,6 +36,8 @@ def model_status(view: ModelView) -> dict[str, Any]:
         "keep_cache": view.keep_cache,
         "kept_tokens": view.kept_tokens,
         "kept_bytes": view.kept_bytes,
+        "load_started": None if view.load_started is None else unix(view.load_started),
+        "expected_load_sec": view.expected_load_s,
         "load_progress": view.load_progress,
         "load_stage": view.load_stage,
         "queue_depth": view.waiting,

@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import errors
+from app.api.sessions import Sessions
 from app.core.config import ApiConfig
 from app.core.errors import (
     BadRequest,
@@ -35,7 +36,7 @@ from app.core.model_status import Priority
 _LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
-_OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico"})
+_OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico", "/session"})
 _HOST = re.compile(r"(?P<name>[\w.\-]+|\[[0-9a-f:.]+\])(:\d{0,5})?\Z", re.I | re.A)
 _FROM_OURSELVES = (None, "same-origin", "none")
 _ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
@@ -46,16 +47,22 @@ MAX_HEADER_BYTES = 32768
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks, and what they may."""
+    """Who asks, and what they may. `known` is False where a key is needed and none was shown."""
 
     name: str = ""
     max_priority: Priority = Priority.HIGH
     admin: bool = True
+    known: bool = True
 
 
 def client_of(request: Request) -> Client:
     client: Client = request.scope["router.client"]
     return client
+
+
+def rules_of(request: Request) -> Rules:
+    found: Rules = request.app.state.rules
+    return found
 
 
 def require_admin(request: Request) -> None:
@@ -67,8 +74,10 @@ def require_admin(request: Request) -> None:
 class Rules:
     """Who may do what, from one configuration; a reload puts another one in its place."""
 
-    def __init__(self, api: ApiConfig) -> None:
+    def __init__(self, api: ApiConfig, sessions: Sessions) -> None:
         self.max_body_bytes = int(api.max_body_mb * 2**20)
+        self.sessions = sessions
+        self.cookie = f"router_session_{api.port}"  # cookies know no ports: two routers share a machine
         self._api = api
         self._keys = [
             (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
@@ -105,31 +114,60 @@ class Rules:
 
     def _check_origin(self, headers: Headers) -> None:
         """A web page of another origin must not change anything, whether it can read our answer or not."""
-        origin = headers.get("origin")
+        if _is_ours(headers):
+            return
+        origin, allowed = headers.get("origin"), self._api.cors_allow_origins
         if origin is None:
-            if headers.get("sec-fetch-site") not in _FROM_OURSELVES:
-                raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
-            return
-        allowed = self._api.cors_allow_origins
-        host = headers.get("host", "").lower()
-        if "*" in allowed or origin in allowed or (host and _host_of(origin) == host):
-            return
-        raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
+            raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
+        if "*" not in allowed and origin not in allowed:
+            raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
+
+    # --- keys
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._keys)
+
+    def log_in(self, given: str) -> tuple[str, Client]:
+        """A session for this key, and whose it is. Raises `InvalidApiKey`."""
+        client = self._owner_of(given.encode())
+        if client is None:
+            raise InvalidApiKey("this is none of the router's API keys")
+        return self.sessions.open(given.encode()), client
+
+    def token_of(self, headers: Headers) -> str:
+        """The session's id out of the cookies; empty without one."""
+        return cookie_parser("; ".join(headers.getlist("cookie"))).get(self.cookie, "")
 
     def _client(self, scope: Scope, headers: Headers) -> Client:
         if not self._keys:
             return Client()
+        client = self._owner_of(self._given_key(headers))
+        if client is not None:
+            return client
+        if self._is_open(scope["path"]) or scope["method"] == "OPTIONS":
+            return Client(admin=False, known=False)
+        raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
+
+    def _given_key(self, headers: Headers) -> bytes:
+        """The key that is shown, or for which the session of our own page stands.
+
+        The browser adds the cookie to whatever any page of this machine's name asks for, on any port; so from
+        other pages it counts for nothing, not even where `cors_allow_origins` lets them in.
+        """
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if scheme.lower() == "bearer":
+            return token.strip().encode()
+        if "x-api-key" in headers or not _is_ours(headers):
+            return headers.get("x-api-key", "").encode()
+        return self.sessions.key_of(self.token_of(headers)) or b""
+
+    def _owner_of(self, given: bytes) -> Client | None:
         found = None
         for key, client in self._keys:  # all are compared, so that time tells nothing
-            if hmac.compare_digest(key, given.encode()):
+            if hmac.compare_digest(key, given):
                 found = client
-        if found is not None:
-            return found
-        if self._is_open(scope["path"]) or scope["method"] == "OPTIONS":
-            return Client(admin=False)
-        raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
+        return found
 
     def _is_open(self, path: str) -> bool:
         if path == "/metrics":
@@ -193,6 +231,15 @@ def host_name(host: str) -> str | None:
     """The name or address in a Host header, without its port. None where it is neither."""
     found = _HOST.match(host.strip())
     return found["name"].strip("[]").lower().rstrip(".") or None if found else None
+
+
+def _is_ours(headers: Headers) -> bool:
+    """From our own page, or from a program: a page of another origin cannot hide that it is one."""
+    origin = headers.get("origin")
+    if origin is None:
+        return headers.get("sec-fetch-site") in _FROM_OURSELVES
+    host = headers.get("host", "").lower()
+    return bool(host) and _host_of(origin) == host
 
 
 def _host_of(origin: str) -> str | None:

@@ -45,6 +45,9 @@ class StatusFeed:
             self._server_shown = body["status"]
             self._channel.tell("server_update", json.dumps(body))
 
+    def hang_up(self) -> None:
+        self._channel.hang_up()
+
     def close(self) -> None:
         self._channel.close()
         if self._flush is not None:

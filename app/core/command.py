@@ -125,7 +125,6 @@ def _address(line: _Line, spec: ModelSpec, port: int) -> None:
     line.add(("-lv", "--verbosity", "--log-verbosity"), 4)  # below 4 no memory line is printed
     line.add(("--log-colors",), "off")
     line.switch("--offline")
-    line.switch("--no-ui", "--no-webui")
 
 
 def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:

@@ -91,7 +91,6 @@ class ModelInstance:
         self._served = 0
         self._yielded_at = NEVER_USED
         self._retry_at = 0.0
-        self._reload_s: float | None = None
         self._crashes: list[float] = []
         self._hung: str | None = None
         self._health: str | None = None
@@ -293,6 +292,8 @@ class ModelInstance:
             keep_cache=self.spec.keep_cache,
             kept_tokens=self._kept.tokens if self._kept else None,
             kept_bytes=self._kept.size if self._kept else None,
+            load_started=self.load_started if loading else None,
+            expected_load_s=self.memory.load_s,
             load_progress=log.progress if log is not None and loading else None,
             load_stage=log.stage if log is not None and loading else None,
         )
@@ -415,12 +416,12 @@ class ModelInstance:
 
     def _serve(self, runner: Runner) -> None:
         now = self._clock()
-        self._reload_s = now - self.load_started
+        took_s = now - self.load_started
         self.ready_since = self.last_used = now
         self.attempts, self.failure = 0, None
-        self.memory.loaded(runner.load_log)
-        self._bus.publish(LoadFinished(self.alias, "success", self._reload_s))
-        self._set(Status.READY, f"loaded in {self._reload_s:.1f} s")
+        self.memory.loaded(runner.load_log, took_s)
+        self._bus.publish(LoadFinished(self.alias, "success", took_s))
+        self._set(Status.READY, f"loaded in {took_s:.1f} s")
         self.grant()
 
     def _settle(self, failure: Failure | None) -> None:
@@ -503,8 +504,8 @@ class ModelInstance:
         return sum(mb for device, mb in self._tracker.held(self.alias).items() if device != HOST)
 
     def _reload_estimate_s(self) -> float:
-        if self._reload_s is not None:
-            return self._reload_s + self._save_s
+        if (load_s := self.memory.load_s) is not None:
+            return load_s + self._save_s
         return self.footprint.file_mb / 1000 if self.footprint else 1.0
 
     def _last_error(self) -> str:

@@ -14,6 +14,7 @@ import httpx
 from app.core.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.core.config import ModelSpec
 from app.core.exit_reason import Failure, FailureKind
+from app.core.gguf_utils import split_parts
 from app.core.kv_cache import KvCache
 from app.core.llama_process import LlamaRunner
 from app.core.logging_server import LogServer
@@ -69,7 +70,10 @@ class LlamaLauncher:
             slot_folder = await self._kv_cache.open(spec) if self._kv_cache is not None else None
             command = self._command(spec, placement, port, key, slot_folder)
             log = self._log_server.open(spec.alias)
-            runner = LlamaRunner(spec.alias, port, key, log, self._http, self.load_timeout_s, on_change)
+            files = split_parts(spec.path)
+            runner = LlamaRunner(
+                spec.alias, port, key, log, self._http, self.load_timeout_s, on_change, files
+            )
             self._live.add(runner)
             try:
                 await runner.spawn(command)

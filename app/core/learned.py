@@ -1,4 +1,4 @@
-"""What earlier loads took, in one small file that survives restarts. Its loss costs nothing but estimates."""
+"""What earlier loads took, in memory and time: a small file that survives restarts. Its loss costs little."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Learned:
     host_mb: int = 0  # the same on the host
     measured_mb: int = 0  # the most that the driver saw its process use
     floor_mb: int = 0  # it ran out of memory with less
+    load_ms: int = 0  # the last load, from the spawn until it served
 
     @property
     def seen_mb(self) -> int | None:

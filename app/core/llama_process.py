@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import cast
 
 import anyio
@@ -22,7 +24,7 @@ from app.core.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, cl
 from app.core.load_log import LoadLog
 from app.core.logging_server import ModelLog
 from app.core.model_status import Status
-from app.core.os_process import KILL, WINDOWS, cpu_seconds, spawn_options, usage
+from app.core.os_process import KILL, WINDOWS, cpu_seconds, share_read, spawn_options, usage
 from app.core.ports import can_bind
 from app.core.runner import Exit, LoadError, OnChange
 
@@ -32,6 +34,8 @@ EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 5.0
 SAMPLE_S = 1.0
+LOOK_S = 0.25
+LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
 WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
 LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
 DEAF_S = 3.0  # the port is bound before the load: one that refuses later has been closed
@@ -56,6 +60,7 @@ class LlamaRunner:
         http: httpx.AsyncClient,
         load_timeout_s: float,
         on_change: OnChange,
+        files: Sequence[Path] = (),
     ) -> None:
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
@@ -63,7 +68,7 @@ class LlamaRunner:
         self.undead = False
         self.load_log = LoadLog()
         self._alias, self._http, self._on_change = alias, http, on_change
-        self._load_timeout_s = load_timeout_s
+        self._load_timeout_s, self._files = load_timeout_s, files
         self._url = f"http://127.0.0.1:{port}"
         self._begin = log.position
         self._loop = asyncio.get_running_loop()
@@ -105,13 +110,15 @@ class LlamaRunner:
 
     async def ready(self) -> None:
         """One caller at a time. See `Runner.ready`."""
-        self._last_sign = next_sample = self._loop.time()
+        self._last_sign = next_look = self._loop.time()
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
-            if self._loop.time() >= next_sample:
-                await self._sample()
-                next_sample = self._loop.time() + SAMPLE_S
+            if self._loop.time() >= next_look:
+                begun = self._loop.time()
+                await self._look()
+                took = self._loop.time() - begun
+                next_look = self._loop.time() + max(LOOK_S, took / LOOK_SHARE)
             if self._loop.time() - self._last_sign > self._load_timeout_s:
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
             if self._is_deaf():
@@ -273,12 +280,16 @@ class LlamaRunner:
         self._answered, self._refused_since = True, None
         return status
 
-    async def _sample(self) -> None:
+    async def _look(self) -> None:
         """Reading the file or growing is a sign of progress, also where the log says nothing."""
         read, resident = await anyio.to_thread.run_sync(usage, self.pid)
         if read > self._seen[0] or resident >= self._seen[1] + RSS_STEP:
             self._seen = (max(read, self._seen[0]), max(resident, self._seen[1]))
             self._last_sign = self._loop.time()
+        if self.load_log.state is None:  # it does not speak the protocol, or not yet
+            share = await anyio.to_thread.run_sync(share_read, self.pid, self._files)
+            if share is not None and self.load_log.measured(share):
+                self._on_change(self)
 
     def _enter(self, phase: Status) -> None:
         if phase is not self.phase:

@@ -12,6 +12,12 @@ _BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size += +([\d.
 _REFUSED = re.compile(r"failed to allocate (\S+) buffer of size (\d+)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _JSON = json.JSONDecoder()
+_STAGES = {
+    "loading model tensors": "weights",
+    "constructing llama_context": "context",
+    "warming up the model": "warm-up",
+}
+"""What a llama-server says that does not tell its progress."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class LoadLog:
 
     def feed(self, line: str) -> bool:
         """True when the state, the progress, the stage or the projection changed."""
+        if self.state is None and self._begins_stage(line):
+            return True
         # Anywhere in the line: stdout and stderr share one pipe.
         at = line.find(_STATE)
         if at >= 0:
@@ -49,6 +57,19 @@ class LoadLog:
         elif found := _OFFLOADED.search(line):
             self.offloaded, self.n_layers = int(found[1]), int(found[2])
         return False
+
+    def measured(self, share: float) -> bool:
+        """The part of the model's file that was seen to be read. Counts where llama-server tells nothing."""
+        if self.state is not None or share <= (self.progress or 0.0):
+            return False
+        self.progress = share
+        return True
+
+    def _begins_stage(self, line: str) -> bool:
+        found = next((stage for words, stage in _STAGES.items() if words in line), None)
+        changed = found is not None and found != self.stage
+        self.stage = found or self.stage
+        return changed
 
     def _memory(self, line: str) -> bool:
         if found := _PROJECTED.search(line):
@@ -67,6 +88,8 @@ class LoadLog:
         if not isinstance(message, dict):
             return False
         before = (self.state, self.progress, self.stage)
+        if self.state is None:
+            self.progress = self.stage = None  # from now on it speaks for itself
         state, payload = message.get("state"), message.get("payload")
         self.state = state if isinstance(state, str) else self.state
         if self.state == "loading" and isinstance(payload, dict):

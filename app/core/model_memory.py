@@ -54,6 +54,11 @@ class ModelMemory:
         now = self._tracker.measured_mb(self._alias)
         return now if now is not None else self._learned.model(self._key).seen_mb
 
+    @property
+    def load_s(self) -> float | None:
+        """How long its last load took; None where nobody has seen one."""
+        return self._learned.model(self._key).load_ms / 1000 or None
+
     # --- one load
 
     def reserve(self, placement: Placement) -> None:
@@ -90,8 +95,9 @@ class ModelMemory:
         again, self._stopped_for_more = not self._stopped_for_more, True
         return again
 
-    def loaded(self, log: LoadLog) -> None:
-        """Remember the buffers that it logged."""
+    def loaded(self, log: LoadLog, took_s: float) -> None:
+        """Remember the buffers that it logged, and the time."""
+        self._learned.put(self._key, load_ms=max(1, round(1000 * took_s)))
         self._loaded, self._stopped_for_more = True, False
         self._buffers = device_mb, host_mb = split_buffers(log.buffers)
         if device_mb or host_mb:

@@ -200,6 +200,8 @@ class ModelView:
     keep_cache: str = "off"
     kept_tokens: int | None = None
     kept_bytes: int | None = None
+    load_started: float | None = None
+    expected_load_s: float | None = None
     load_progress: float | None = None
     load_stage: str | None = None
 

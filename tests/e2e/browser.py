@@ -51,6 +51,9 @@ class Page:
         for domain in ("Page", "Log", "Runtime"):
             await self.command(f"{domain}.enable")
         await self.size(1500, 950)
+        await self.go(url)
+
+    async def go(self, url: str) -> None:
         await self.command("Page.navigate", url=url)
 
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
@@ -94,6 +97,23 @@ class Page:
 
     async def type(self, text: str) -> None:
         await self.command("Input.insertText", text=text)
+
+    async def type_into(self, selector: str, text: str) -> None:
+        """When it is there."""
+        field = f"document.querySelector({json.dumps(selector)})"
+        await until(lambda: self.js(f"Boolean({field})"), 10)
+        await self.js(f"{field}.focus()")
+        await self.type(text)
+
+    async def key(self, name: str) -> None:
+        """One key, pressed and released; `Enter`, `Tab`, `Escape`."""
+        code = {"Enter": 13, "Tab": 9, "Escape": 27}[name]
+        text = {"text": "\r"} if name == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            more = text if kind == "keyDown" else {}
+            await self.command(
+                "Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **more
+            )
 
     async def size(self, width: int, height: int, *, dark: bool = False) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

@@ -46,7 +46,7 @@ class Curl:
 
 @pytest.fixture(scope="module")
 def router(
-    make_shared_router: MakeRouter, llama_server: Path, tiny_gguf: Path, models_dir: Path
+    make_shared_router: MakeRouter, llama_server: Path, tiny_gguf: Path, smollm2: Path, models_dir: Path
 ) -> RouterProcess:
     """Room for one. `told` reports its progress, `mute` does not, `plain` is llama-server as it is."""
     return make_shared_router(
@@ -54,6 +54,7 @@ def router(
             "plain": {"model_path": tiny_gguf},
             "told": {"model_path": tiny_gguf, "env": {"LOAD_S": "2"}},
             "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1"}},
+            "mute-large": {"model_path": smollm2, "env": {"MUTE": "1"}},
         },
         binary=slow(models_dir, llama_server),
         system={"max_concurrent_models": 1},
@@ -102,14 +103,49 @@ def test_a_swap_is_told_in_its_order_with_the_progress_that_llama_server_told(
     assert {u["load_stage"] for u in loading} <= {"text_model", None}
 
 
-def test_progress_that_was_not_told_is_not_shown(router: RouterProcess, tmp_path: Path) -> None:
+def test_progress_that_was_not_told_is_not_made_up(router: RouterProcess, tmp_path: Path) -> None:
     router.eject("plain", "told")
     with curl(router, STATUS, tmp_path) as stream:
         router.load("mute")
         until_now(lambda: steps(stream.of("mute"))[-1:] == ["ready"])
         updates = stream.of("mute")
     assert {"starting", "ready"} <= set(steps(updates))
-    assert {(u["load_progress"], u["load_stage"]) for u in updates} == {(None, None)}
+    assert {u["load_progress"] for u in updates} == {None}
+    assert {u["load_stage"] for u in updates} <= {None, "weights", "context", "warm-up"}
+
+
+def test_without_the_protocol_the_part_of_the_file_that_was_read_is_shown(
+    router: RouterProcess, tmp_path: Path
+) -> None:
+    """Stopped in the middle of its load, so that there is time to look."""
+    router.eject("plain", "told", "mute")
+    with curl(router, STATUS, tmp_path) as stream:
+        router.client.post("/v1/models/load", json={"model": "mute-large"}).raise_for_status()
+        until_now(lambda: (router.status("mute-large")["pid"] or 0) > 0)
+        child = router.child("mute-large")
+        until_now(lambda: any("SmolLM2" in m.path for m in child.memory_maps()))
+        with router.frozen("mute-large"):
+            until_now(lambda: (stream.of("mute-large")[-1]["load_progress"] or 0) > 0)
+            seen = stream.of("mute-large")[-1]
+        until_now(lambda: steps(stream.of("mute-large"))[-1:] == ["ready"])
+        last = stream.of("mute-large")[-1]
+    assert seen["status"] in ("starting", "loading")
+    assert 0 < seen["load_progress"] <= 1
+    assert seen["load_stage"] in (None, "weights")  # its log is written a moment later
+    assert (last["load_progress"], last["load_stage"]) == (None, None)
+
+
+def test_the_time_of_the_last_load_is_told_for_the_next(router: RouterProcess) -> None:
+    router.load("told")
+    first = router.status("told")
+    assert 2 < first["expected_load_sec"] < 20
+    assert first["load_started"] is None
+    router.eject("told")
+    router.client.post("/v1/models/load", json={"model": "told"}).raise_for_status()
+    until_now(lambda: router.state("told") in ("starting", "loading"))
+    again = router.status("told")
+    assert again["expected_load_sec"] == first["expected_load_sec"]
+    assert abs(time.time() - again["load_started"]) < 10
 
 
 def test_progress_is_shown_only_while_it_loads(router: RouterProcess, tmp_path: Path) -> None:
@@ -148,7 +184,7 @@ def test_figures_come_at_once_and_every_two_seconds(router: RouterProcess, tmp_p
         told = stream.told()
     assert [t.name for t in told] == ["metrics"] * 3
     assert [t.id for t in told] == sorted({t.id for t in told})
-    assert set(told[0].data["models"]) == {"plain", "told", "mute"}
+    assert set(told[0].data["models"]) == {"plain", "told", "mute", "mute-large"}
 
 
 def test_both_streams_end_when_the_router_stops(router: RouterProcess, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import Page, browser, chromium
-from tests.router_process import MakeRouter, RouterProcess, chat
+from tests.router_process import MakeRouter, RouterProcess, chat, until
 from tests.slow_server import slow
 
 KEY = "secret-key"
@@ -120,7 +120,7 @@ async def test_the_page_comes_back_when_the_router_does(router: RouterProcess, p
     await page.shows("Live", "#connection", 20)
 
 
-async def test_a_key_is_asked_for_and_the_streams_carry_it(
+async def test_a_login_opens_streams_buttons_and_the_chat_page(
     make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
 ) -> None:
     router = make_router(
@@ -131,14 +131,89 @@ async def test_a_key_is_asked_for_and_the_streams_carry_it(
     )
     await page.open(router.url)
     await page.shows("wants an API key", "dialog")
+    assert page.complaints == []
     await page.type("not-this-one")
-    await page.click("Continue", "dialog")
+    await page.click("Log in", "dialog")
     await page.shows("not accepted", "dialog")
-    await page.type(KEY)
-    await page.click("Continue", "dialog")
+    await page.shot("login")
+    await page.type(KEY)  # over the wrong one, which is selected
+    await page.click("Log in", "dialog")
     await page.shows("Off", row("quick"))
     await page.click("Load quick")
     await page.shows("Ready", row("quick"))
     await page.click("quick", row("quick"))
     await page.shows("starting quick on port", "dialog pre")
-    assert KEY not in await page.js("document.cookie + location.href + localStorage.length")
+    seen = "document.cookie + location.href + JSON.stringify([localStorage, sessionStorage])"
+    assert KEY not in await page.js(seen)
+    assert "router_session" not in await page.js(seen)
+    chat_page = await page.js("document.querySelector('dialog a').href")
+
+    await page.go(f"{router.url}/")  # a reload needs no key
+    await page.shows("Ready", row("quick"))
+    await page.click("Log out")
+    await page.shows("wants an API key", "dialog")
+    assert await page.js("fetch('/v1/models').then((answer) => answer.status)") == 401
+    await page.type(KEY)
+    await page.click("Log in", "dialog")
+    await page.shows("Ready", row("quick"))
+    await talk_on(page, chat_page)
+
+
+async def talk_on(page: Page, chat_page: str) -> None:
+    """llama-server's own page, through the router, by the cookie."""
+    await page.go(chat_page)
+
+    async def answered() -> bool:
+        """It throws away what is sent before it has finished drawing itself."""
+        seen = await page.text()
+        if "Hello there" not in seen:
+            if not await page.js("document.querySelector('textarea')?.value"):
+                await page.type_into("textarea", "Hello there")
+            await page.key("Enter")
+        return " t/s" in seen  # the speed of an answer
+
+    await until(answered, 20)
+    await page.shot("chat")
+
+
+async def test_a_key_without_admin_may_look(
+    make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
+) -> None:
+    router = make_router(
+        {"quick": {"model_path": tiny_gguf}},
+        binary=slow_llama_server,
+        api={"api_keys": [{"key": KEY, "admin": False}]},
+        key=KEY,
+    )
+    await page.open(router.url)
+    await page.shows("wants an API key", "dialog")
+    await page.type(KEY)
+    await page.click("Log in", "dialog")
+    await page.shows("Off", row("quick"))
+    assert await page.js("document.querySelector('.act').disabled")
+    await page.click("quick", row("quick"))
+    await page.shows("If it were loaded now", "dialog")
+    assert "Log" not in await page.text("dialog")
+    assert await page.js("document.querySelector('dialog a').hidden")
+    assert page.complaints == []
+
+
+async def test_a_login_that_has_ended_is_asked_for_again(
+    make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
+) -> None:
+    """Sessions do not outlive the router."""
+    router = make_router(
+        {"quick": {"model_path": tiny_gguf}}, binary=slow_llama_server, api={"api_keys": [KEY]}, key=KEY
+    )
+    await page.open(router.url)
+    await page.type_into("dialog input", KEY)
+    await page.click("Log in", "dialog")
+    await page.shows("Live", "#connection")
+    router.signal(signal.SIGTERM)
+    await router.ended()
+    router.start()
+    router.wait_until_it_answers()
+    await page.shows("wants an API key", "dialog", 20)
+    await page.type_into("dialog input", KEY)
+    await page.click("Log in", "dialog")
+    await page.shows("Live", "#connection")

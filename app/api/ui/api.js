@@ -1,12 +1,9 @@
-// Everything that talks to the router: JSON calls, event streams, the API key.
+// Everything that talks to the router: JSON calls, the login, event streams.
 
-const KEY = "router.api-key";
+let refused = () => {};
 
-export const apiKey = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (key) => sessionStorage.setItem(KEY, key),
-  clear: () => sessionStorage.removeItem(KEY),
-};
+/** `listener` hears of every answer that wants a login. */
+export const onRefused = (listener) => (refused = listener);
 
 /** An answer that is not 2xx; `message` is the router's own advice where there is one. */
 export class ApiError extends Error {
@@ -19,54 +16,29 @@ export class ApiError extends Error {
 export const modelUrl = (alias, action) => `/v1/models/${encodeURIComponent(alias)}/${action}`;
 
 async function request(path, options = {}) {
-  const headers = new Headers(options.headers);
-  if (apiKey.get()) headers.set("Authorization", `Bearer ${apiKey.get()}`);
-  const response = await fetch(path, { cache: "no-store", ...options, headers });
+  const response = await fetch(path, { cache: "no-store", ...options });
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
+  if (response.status === 401) refused();
   throw new ApiError(response.status, body?.error?.message ?? `The router answered ${response.status}.`);
 }
 
 export const getJson = async (path) => (await request(path)).json();
-export const getText = async (path) => (await request(path)).text();
 export const postJson = async (path, body = {}) =>
   (await request(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) })).json();
 
-/** Splits a text stream into server-sent events, following the WHATWG parsing rules. */
-export class SseParser {
-  #rest = "";
-  #event = "";
-  #data = [];
-
-  constructor(onEvent) {
-    this.onEvent = onEvent;
-  }
-
-  feed(text) {
-    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
-    this.#rest = lines.pop();
-    lines.forEach((line) => this.#line(line));
-  }
-
-  #line(line) {
-    if (line === "") return this.#dispatch();
-    const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
-    if (field === "event") this.#event = value;
-    else if (field === "data") this.#data.push(value);
-  }
-
-  #dispatch() {
-    if (this.#data.length) this.onEvent(this.#event || "message", this.#data.join("\n"));
-    this.#event = "";
-    this.#data = [];
-  }
-}
+/** Who asks: {key_needed, logged_in, name, admin}. The key itself is exchanged for a cookie that no script can read. */
+export const session = {
+  get: () => getJson("/session"),
+  open: (key) => postJson("/session", { key }),
+  close: async () => (await request("/session", { method: "DELETE" })).json(),
+};
 
 const SILENCE_MS = 70_000; // two missed heartbeats: the connection is half open (sleep, Wi-Fi change)
 const BACKOFF_MS = [500, 1000, 2000, 4000, 8000, 15_000];
 
-/** One event stream that reconnects until closed. Native EventSource cannot send a header,
- * so with an API key the stream is read with fetch instead. */
+/** One event stream that reconnects until closed. EventSource's own way of reconnecting gives up on a
+ * refusal, tells no reason, and never notices a half open connection. */
 export class EventStream {
   #abort = null;
   #attempt = 0;
@@ -84,7 +56,7 @@ export class EventStream {
       if (abort.signal.aborted) return;
       const delay = BACKOFF_MS[Math.min(this.#attempt++, BACKOFF_MS.length - 1)];
       this.onState({ state: "closed", error, retryAt: Date.now() + delay });
-      if (error?.status === 401) return; // the caller asks for a key and opens again
+      if (error?.status === 401) return; // the caller asks for a login and opens again
       await pause(delay, abort.signal);
     }
   }
@@ -105,7 +77,7 @@ export class EventStream {
     };
     alive();
     try {
-      await (apiKey.get() ? this.#readFetch(connection.signal, alive) : this.#readNative(connection.signal, alive));
+      await this.#read(connection.signal, alive);
     } finally {
       clearTimeout(watchdog);
       connection.abort();
@@ -117,23 +89,7 @@ export class EventStream {
     this.onState({ state: "open" });
   }
 
-  #deliver(name, text) {
-    this.onEvent(name, JSON.parse(text));
-  }
-
-  async #readFetch(signal, alive) {
-    const response = await request(this.path, { signal, headers: { Accept: "text/event-stream" } });
-    this.#opened();
-    const parser = new SseParser((name, text) => this.names.includes(name) && this.#deliver(name, text));
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let part; !(part = await reader.read()).done; ) {
-      alive();
-      parser.feed(part.value);
-    }
-    throw new Error("the router closed the stream");
-  }
-
-  #readNative(signal, alive) {
+  #read(signal, alive) {
     const source = new EventSource(this.path);
     return new Promise((_, fail) => {
       signal.addEventListener("abort", () => fail(new Error("no sign of life")), { once: true });
@@ -142,15 +98,17 @@ export class EventStream {
       for (const name of this.names) {
         source.addEventListener(name, (event) => {
           alive();
-          this.#deliver(name, event.data);
+          this.onEvent(name, JSON.parse(event.data));
         });
       }
     }).finally(() => source.close());
   }
 
-  /** EventSource hides the status of a refusal; one cheap call tells whether a key is missing. */
+  /** EventSource hides the status of a refusal; one cheap call tells whether a login is missing. */
   async #whyRefused() {
-    return getJson("/v1/models/status").then(() => new Error("the stream was cut"), (error) => error);
+    const who = await session.get().catch((error) => error);
+    if (who instanceof Error) return who;
+    return who.key_needed && !who.logged_in ? new ApiError(401, "the login has ended") : new Error("the stream was cut");
   }
 }
 

@@ -1,6 +1,6 @@
 // The dashboard: two event streams fill the store, the views show it. Nothing is polled; only memory is asked for when a model moved.
 
-import { EventStream, apiKey, getJson, modelUrl, postJson } from "./api.js";
+import { EventStream, getJson, modelUrl, onRefused, postJson, session } from "./api.js";
 import { EventsView, QueueView, TimelineView } from "./activity.js";
 import { Details, askForKey, confirm, planLines, toast } from "./dialogs.js";
 import { MemoryView } from "./memory.js";
@@ -90,17 +90,6 @@ setInterval(soon, 1000);
 const quietly = (work) => work.catch(() => {}); // the status stream reports a lost connection, once
 const refreshVram = () => quietly(getJson("/vram").then((body) => store.setVram(body)));
 
-let asking = false;
-async function signIn() {
-  if (asking) return;
-  asking = true;
-  const wrong = apiKey.get() !== null;
-  apiKey.clear();
-  await askForKey(wrong);
-  asking = false;
-  start();
-}
-
 const statusStream = new EventStream("/v1/models/status/stream", ["full_status", "model_update", "server_update", "heartbeat"], {
   onEvent(name, body) {
     if (name === "full_status") store.fullStatus(body);
@@ -108,7 +97,7 @@ const statusStream = new EventStream("/v1/models/status/stream", ["full_status",
     else if (name === "server_update") store.serverUpdate(body);
   },
   onState({ state, error, retryAt }) {
-    if (error?.status === 401) signIn();
+    if (error?.status === 401) start();
     else store.setConnection({ state, error, retryAt: retryAt ?? null });
   },
 });
@@ -118,14 +107,38 @@ const metricsStream = new EventStream("/metrics/stream", ["metrics", "heartbeat"
 
 store.onChange((topics) => topics.includes("moved") && refreshVram());
 
-function start() {
+let starting = false;
+
+/** Log in if need be, then listen. Also the way back when a login has ended. */
+async function start() {
+  if (starting) return;
+  starting = true;
+  statusStream.close();
+  metricsStream.close();
+  const known = await session.get().catch(() => ({ admin: true })); // a router that is away is told by the stream
+  const who = known.key_needed && !known.logged_in ? await askForKey() : known;
+  store.admin = who.admin;
+  $("logout").hidden = !who.logged_in;
+  $("logout").title = who.name ? `Logged in as ${who.name}` : "";
+  starting = false;
   statusStream.open();
   if (!document.hidden) metricsStream.open();
 }
 
+onRefused(start);
+$("logout").addEventListener("click", () => session.close().then(leave, (error) => toast(error.message, "bad")));
+
+/** Nothing that was shown stays behind, neither here nor for the next one who logs in. */
+function leave() {
+  removeEventListener("pagehide", save);
+  sessionStorage.clear();
+  location.reload();
+}
+
 // A browser allows six connections to one HTTP/1.1 host: a hidden tab keeps only the one it needs.
 document.addEventListener("visibilitychange", () => (document.hidden ? metricsStream.close() : metricsStream.open()));
-addEventListener("pagehide", () => store.save());
+const save = () => store.save();
+addEventListener("pagehide", save);
 
 store.restore();
 start();

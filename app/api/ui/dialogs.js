@@ -1,10 +1,11 @@
-// Everything that opens on top of the page: the key prompt, confirmations, one model's details, messages.
+// Everything that opens on top of the page: the login, confirmations, one model's details, messages.
 
-import { apiKey, getJson, getText, modelUrl } from "./api.js";
+import { getJson, modelUrl, session } from "./api.js";
 import { h, setChildren, setText } from "./dom.js";
 import { clock, duration, memory, percent, sentence, statusOf } from "./words.js";
 
-const LOG_REFRESH_MS = 2000;
+const LOG_LINES = 200;
+const MAX_LOG = 200_000; // characters
 
 /** Show a modal dialog; resolves with the value of the button that closed it ("" for Escape). */
 function show(dialog) {
@@ -18,18 +19,29 @@ function show(dialog) {
   });
 }
 
-export async function askForKey(wrong) {
-  const input = h("input", { type: "password", name: "key", required: true, autocomplete: "current-password", "aria-label": "API key", autofocus: true });
+/** Resolves with the session that a key has opened; until then there is nothing to see. */
+export async function askForKey() {
+  let who = null;
+  const wrong = h("p", { class: "wrong", role: "alert" });
+  const input = h("input", { type: "password", name: "key", required: true, autocomplete: "current-password", "aria-labelledby": "key-title", autofocus: true });
+  const submit = (event) => {
+    event.preventDefault();
+    session.open(input.value.trim()).then(
+      (opened) => ((who = opened), dialog.close()),
+      (error) => (setText(wrong, error.status === 401 ? "The key was not accepted. Try another one." : error.message), input.select()),
+    );
+  };
   const dialog = h("dialog", { class: "small", "aria-labelledby": "key-title" }, h(
-    "form", { method: "dialog" },
+    "form", { onsubmit: submit },
     h("h2", { id: "key-title" }, "This router wants an API key"),
-    h("p", {}, wrong ? "The key was not accepted. Try another one." : "It is one of api_keys in the router's configuration. This tab keeps it until it is closed."),
-    input,
-    h("div", { class: "buttons" }, h("button", { class: "primary", value: "ok" }, "Continue")),
+    h("p", {}, "One of api_keys in the router's configuration. You stay logged in until you close the browser or log out."),
+    h("input", { name: "username", autocomplete: "username", value: "router", hidden: true }), // for password managers
+    input, wrong,
+    h("div", { class: "buttons" }, h("button", { class: "primary" }, "Log in")),
   ));
-  dialog.addEventListener("cancel", (event) => event.preventDefault()); // there is nothing to see without a key
-  await show(dialog);
-  apiKey.set(input.value.trim());
+  dialog.addEventListener("keydown", (event) => event.key === "Escape" && event.preventDefault());
+  while (!who) await show(dialog);
+  return who;
 }
 
 /** Ask before doing; `choices` are [{value, label, danger}]. Resolves with the chosen value or "". */
@@ -80,36 +92,34 @@ function facts(model, view) {
   return Object.entries(rows).filter(([, value]) => value != null && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));
 }
 
-/** One model in full: facts, what a load would do now, the tail of its log. Refreshes itself while open. */
+/** One model in full: facts, what a load would do now, its log as it grows. */
 export class Details {
-  #log = h("pre", { tabindex: "0", "aria-label": "Log tail" });
+  #log = h("pre", { tabindex: "0", role: "log", "aria-label": "Log", "aria-live": "off" });
   #plan = h("ul", {});
   #facts = h("dl", { class: "facts-list" });
   #chat;
 
   constructor(store, alias) {
     Object.assign(this, { store, alias });
-    // a plain link cannot carry the key
-    this.#chat = h("a", { href: `/upstream/${encodeURIComponent(alias)}/`, target: "_blank", rel: "noopener", hidden: Boolean(apiKey.get()) }, "Open its own chat page ↗");
+    this.#chat = h("a", { href: `/upstream/${encodeURIComponent(alias)}/`, target: "_blank", rel: "noopener" }, "Open its own chat page ↗");
   }
 
   async open() {
+    const log = this.store.admin && [h("h3", {}, "Log"), this.#log]; // logs are for keys with admin
     const dialog = h("dialog", { class: "details", "aria-labelledby": "details-title" },
       h("form", { method: "dialog", class: "bar" }, h("h2", { id: "details-title" }, this.alias), h("button", { "aria-label": "Close" }, "Close")),
       this.#facts, this.#chat,
-      h("h3", {}, "If it were loaded now"), this.#plan,
-      h("h3", {}, "Log"), this.#log);
+      h("h3", {}, "If it were loaded now"), this.#plan, log);
     this.#showPlan();
-    this.#showLog();
-    const timer = setInterval(() => this.#showLog(), LOG_REFRESH_MS);
+    const source = this.store.admin ? this.#follow() : null;
     await show(dialog);
-    clearInterval(timer);
+    source?.close();
   }
 
   render(now) {
     const model = this.store.models.get(this.alias);
     if (!model) return;
-    if (model.kind && model.kind !== "chat") this.#chat.hidden = true;
+    this.#chat.hidden = !this.store.admin || (model.kind && model.kind !== "chat");
     setChildren(this.#facts, facts(model, { ...this.store.view(model, now), lastLoad: this.store.lastLoad.get(this.alias) }));
   }
 
@@ -118,11 +128,20 @@ export class Details {
     setChildren(this.#plan, lines.map((line) => h("li", {}, line)));
   }
 
-  async #showLog() {
-    const text = await getText(`${modelUrl(this.alias, "logs")}?lines=200`).catch((error) => error.message);
-    if (text === this.#log.textContent) return;
-    const atEnd = this.#log.scrollTop + this.#log.clientHeight >= this.#log.scrollHeight - 8;
-    setText(this.#log, text || "The log is empty.");
-    if (atEnd) this.#log.scrollTop = this.#log.scrollHeight;
+  /** Each time that it connects the router sends the tail anew. */
+  #follow() {
+    const source = new EventSource(`${modelUrl(this.alias, "logs")}?follow=true&lines=${LOG_LINES}`);
+    let text = "";
+    const showText = () => {
+      const atEnd = this.#log.scrollTop + this.#log.clientHeight >= this.#log.scrollHeight - 8;
+      setText(this.#log, text || "The log is empty.");
+      if (atEnd) this.#log.scrollTop = this.#log.scrollHeight;
+    };
+    source.onopen = () => ((text = ""), showText());
+    source.addEventListener("log", (event) => {
+      text = `${text}${event.data}\n`.slice(-MAX_LOG);
+      requestAnimationFrame(showText); // a tail comes as hundreds of events
+    });
+    return source;
   }
 }

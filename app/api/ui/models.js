@@ -93,7 +93,8 @@ export class ModelsView {
   #action(button, model) {
     const action = actionFor(model);
     button.dataset.call = action.call;
-    button.disabled = Boolean(action.disabled);
+    button.disabled = Boolean(action.disabled) || !this.store.admin;
+    setAttribute(button, "title", !this.store.admin && "Needs a key with admin");
     setText(button, action.name);
     setAttribute(button, "aria-label", `${action.name} ${model.alias}`);
   }

@@ -39,7 +39,7 @@ export class NowView {
       "li", { class: step.state, "aria-current": step.state === "current" && "step" }, h("b", {}, step.name), " ", h("span", {}, step.detail),
     )));
     setChildren(lines, topic.lines.map((line) => h("p", {}, line)));
-    buttons.hidden = !topic.broken;
+    buttons.hidden = !topic.broken || !this.store.admin;
   }
 
   #bar(bar, progress) {

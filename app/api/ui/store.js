@@ -15,6 +15,7 @@ export class Store {
   history = new Map(); // alias -> [{t, status}], status null: not watched
   events = []; // newest first: {id, t, alias, tone, text, live}
   lastLoad = new Map(); // alias -> seconds
+  admin = true; // false: may look, not touch
   connection = { state: "connecting", since: null, retryAt: null, error: null };
   #loads = new Map(); // alias -> {start, samples: [{t, p}]}
   #queueAt = 0;
