@@ -90,7 +90,7 @@ def _handler(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
 
 async def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
     """The answer to a model-routed request. Raises what the client is to be told instead."""
-    headers = Headers(scope=scope)
+    headers: Headers = scope["router.headers"]
     fields = json_object(headers, body)
     instance = await find_model(services, fields)
     if instance.spec.kind not in endpoint.kinds:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hmac
 import ipaddress
+import random
 import re
 import socket
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -43,6 +45,7 @@ _ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options"
 _OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32768
+MAX_HOSTS = 1000
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Client:
     max_priority: Priority = Priority.HIGH
     admin: bool = True
     known: bool = True
+
+
+ANYBODY = Client()
+"""Everybody, where no keys are set."""
 
 
 def client_of(request: Request) -> Client:
@@ -71,6 +78,19 @@ def require_admin(request: Request) -> None:
         raise Forbidden('this API key may not manage models; use one with "admin": true')
 
 
+class Head(Headers):
+    """Starlette's headers, with one pass over them all instead of one, and often an exception, a question."""
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(raw=raw)
+        self._first = dict(reversed(raw))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Of several the first, as elsewhere in Starlette. `key` is in lower case."""
+        value = self._first.get(key.encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+
 class Rules:
     """Who may do what, from one configuration; a reload puts another one in its place."""
 
@@ -83,6 +103,7 @@ class Rules:
             (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
             for key in api.api_keys
         ]
+        self._good_hosts: set[str] = set()
         self._hosts = {host.lower() for host in api.allowed_hosts} | {socket.gethostname().lower()}
 
     def check(self, scope: Scope, headers: Headers) -> Client:
@@ -103,14 +124,16 @@ class Rules:
 
         Only old programs send no Host at all; every browser does.
         """
-        given = headers.getlist("host")
-        if len(given) > 1:
+        if [name for name, _ in headers.raw].count(b"host") > 1:
             raise BadRequest("send one Host header")
-        if "*" in self._hosts or not given:
+        given = headers.get("host")
+        if given is None or given in self._good_hosts or "*" in self._hosts:
             return
-        name = host_name(given[0])
+        name = host_name(given)
         if name is None or not (name in self._hosts or _nobody_can_rebind(name)):
-            raise HostNotAllowed(f"the host {given[0][:100]!r} is not known; add it to api.allowed_hosts")
+            raise HostNotAllowed(f"the host {given[:100]!r} is not known; add it to api.allowed_hosts")
+        if len(self._good_hosts) < MAX_HOSTS:
+            self._good_hosts.add(given)
 
     def _check_origin(self, headers: Headers) -> None:
         """A web page of another origin must not change anything, whether it can read our answer or not."""
@@ -141,7 +164,7 @@ class Rules:
 
     def _client(self, scope: Scope, headers: Headers) -> Client:
         if not self._keys:
-            return Client()
+            return ANYBODY
         client = self._owner_of(self._given_key(headers))
         if client is not None:
             return client
@@ -185,10 +208,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, rules = Headers(scope=scope), self._rules()
+        headers, rules = Head(scope["headers"]), self._rules()
         given = headers.get("x-request-id", "")
-        request_id = given if _USABLE_ID.match(given) else uuid.uuid4().hex
-        scope["router.request_id"] = request_id
+        request_id = given if _USABLE_ID.match(given) else f"{random.getrandbits(128):032x}"
+        scope["router.headers"], scope["router.request_id"] = headers, request_id
         send = _with_own_headers(send, request_id.encode())
         try:
             scope["router.client"] = rules.check(scope, headers)
@@ -250,7 +273,7 @@ def _host_of(origin: str) -> str | None:
 
 
 def _check_size(headers: Headers) -> None:
-    size = sum(len(name) + len(value) for name, value in headers.raw)
+    size = sum(map(len, chain.from_iterable(headers.raw)))
     if size > MAX_HEADER_BYTES or len(headers.raw) > MAX_HEADERS:
         raise HeadersTooLarge(f"send at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together")
 
