@@ -224,6 +224,7 @@ class Relay(Response):
                 await self._pass_on(answer, send)
         finally:
             answer.close()
+            runner.answered()
 
     async def _pass_on(self, answer: Answer, send: Send) -> None:
         """Bytes as they come. A plain answer's head waits for its first byte, so that it can be replayed."""

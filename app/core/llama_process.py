@@ -42,8 +42,9 @@ DEAF_S = 3.0  # the port is bound before the load: one that refuses later has be
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
-BREATH_S = 0.05  # 64 KB are the log of a thousand short requests
-FULL_READ = 1 << 15  # after a read as large as this there is more
+BREATH_S = 0.5
+BREATH_ANSWERS = 8  # uvloop's pipes are sockets: full after 270 short lines
+FULL_READ = 1 << 13  # after a read as large as this there is more
 
 _NO_ANSWER = (httpx.RequestError, TimeoutError)
 
@@ -71,6 +72,8 @@ class LlamaRunner:
         self._load_timeout_s, self._files = load_timeout_s, files
         self._url = f"http://127.0.0.1:{port}"
         self._begin = log.position
+        self._pipes = _Pipes(self)
+        self._requests = 0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
@@ -93,7 +96,7 @@ class LlamaRunner:
         self._begin = self.log.position
         try:
             transport, _ = await self._loop.subprocess_exec(
-                lambda: _Pipes(self),
+                lambda: self._pipes,
                 *command.argv,
                 env=command.env,
                 stdin=subprocess.PIPE,  # kept open: its end of file ends the child
@@ -181,6 +184,11 @@ class LlamaRunner:
             self._signal_group(KILL)
 
     # --- what the pipes tell
+
+    def answered(self) -> None:
+        self._requests += 1
+        if self._requests % BREATH_ANSWERS == 0:
+            self._pipes.read_on()
 
     def took_output(self, data: bytes) -> None:
         self.log.feed(data)
@@ -324,10 +332,11 @@ class LlamaRunner:
 
 
 class _Pipes(asyncio.SubprocessProtocol):
-    """Hands everything on to the runner. The child never waits for more than `BREATH_S` on its log.
+    """Hands everything on to the runner.
 
-    A serving llama-server writes some ten short lines a request. Taken one by one they cost the router more
-    than the request itself, so after each read the pipe, which holds 64 KB, is left alone for a moment.
+    A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
+    than the request itself, mostly for waking up; so after each read the pipe is left alone until a few
+    requests have been answered, or for `BREATH_S`.
     """
 
     def __init__(self, runner: LlamaRunner) -> None:
@@ -342,7 +351,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._runner.took_output(data)
         if self._runner.phase is Status.READY and len(data) < FULL_READ and self._breath is None:
             self._output().pause_reading()
-            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._read_on)
+            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self.read_on)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
@@ -352,17 +361,18 @@ class _Pipes(asyncio.SubprocessProtocol):
         assert self._transport is not None
         code = self._transport.get_returncode()
         assert code is not None
-        self._read_on()  # its last words
+        self.read_on()  # its last words
         self._runner.process_exited(code)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._runner.connection_lost()
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
         if self._breath is not None:
             self._breath.cancel()
             self._breath = None
-            self._output().resume_reading()
+            if not self._output().is_closing():
+                self._output().resume_reading()
 
     def _output(self) -> asyncio.ReadTransport:
         assert self._transport is not None

@@ -26,6 +26,7 @@ FOLLOWER_LINES = 1000
 MAX_LINE = 16 * 1024  # a follower gets longer lines in pieces
 MAX_NAME = 150  # file systems allow 255 bytes, rotation and quoting need some
 CLOSE_S = 5.0
+PAUSE_S = 0.2
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for what is a pipe without a reader
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -40,6 +41,7 @@ class LogServer:
         self._max_bytes, self._backups = max_bytes, backups
         self._logs: dict[str, ModelLog] = {}
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> str | None:
@@ -85,6 +87,7 @@ class LogServer:
         """Write what is queued and end the thread; a disk that hangs is not waited for."""
         self.end_followers()
         if self._thread is not None:
+            self._closing.set()
             self._jobs.put(None)
             self._thread.join(CLOSE_S)
             self._thread = None
@@ -100,6 +103,8 @@ class LogServer:
     def _write_all(self) -> None:
         files: set[_RotatingFile] = set()
         for log, data in iter(self._jobs.get, None):
+            if self._jobs.empty():  # what comes meanwhile wakes nobody: waking costs more than writing
+                self._closing.wait(PAUSE_S)
             if data:
                 files.add(log.file)
                 log.file.write(data)
