@@ -295,9 +295,9 @@ class Request:
     async def _run(self) -> None:
         with self._world.manager.admit(self._instance, self.ticket):
             assert await self.ticket.wait(3600)
-            with self.ticket.cut_by(self.cut.set):
-                self.granted.set()
-                await self._done.wait()
+            self.ticket.on_cut = self.cut.set
+            self.granted.set()
+            await self._done.wait()
 
     async def finish(self) -> None:
         self._done.set()

@@ -285,12 +285,3 @@ async def test_a_ticket_that_is_granted_while_its_client_leaves_gives_its_slot_b
     await asyncio.gather(task, return_exceptions=True)
     assert waiting.finish(one, now=0.0) is True
     assert waiting.grant(0.0) is other
-
-
-async def test_a_cut_reaches_the_request_only_while_it_runs() -> None:
-    cuts: list[str] = []
-    one = ticket()
-    with one.cut_by(lambda: cuts.append("cut")):
-        assert one.on_cut is not None
-        one.on_cut()
-    assert (cuts, one.on_cut) == (["cut"], None)

@@ -86,7 +86,10 @@ class Relay(Response):
         self._services, self._instance, self._call = services, instance, call
         self._limits = services.config.system
         self._ticket = services.manager.ticket(call.priority)
+        self._loop = asyncio.get_running_loop()
         self._interruption: _Interruption
+        self._ended: _End | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
         self._left = False  # the client has gone
         self.started = False  # headers have been sent
         self._begun = False  # a byte of the answer has been sent
@@ -177,36 +180,51 @@ class Relay(Response):
 
     async def _attempt(self, ticket: Ticket, runner: Runner, send: Send) -> bool:
         """One exchange with one process; False if the process went away under it."""
-        ended: _End | None = None
-
-        def end(how: _End) -> None:
-            nonlocal ended
-            ended = ended or how
-            self._interruption.strike()
-
-        timeout_s = self._limits.request_timeout_sec
-        watchdog = _Watchdog(timeout_s, lambda: self._last_progress, lambda: end(_End.TIMED_OUT))
-        self._last_progress = watchdog.started
+        self._ended, self._last_progress = None, self._now()
+        ticket.on_cut = self._cut
+        self._watch(self._limits.request_timeout_sec)
         try:
-            with ticket.cut_by(lambda: end(_End.CUT)), watchdog:
-                await self._exchange(runner, send)
+            await self._exchange(runner, send)
             return True
         except UpstreamGone as gone:
             logger.info("%s: the connection to llama-server failed: %s", self._instance.alias, gone)
             return False
         except asyncio.CancelledError:
-            if self._left or ended is None:
+            if self._left or self._ended is None:
                 raise
             self._interruption.caught()
-        if ended is _End.CUT:
+        finally:
+            ticket.on_cut = None
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+        if self._ended is _End.CUT:
             return False
         if self._sending:
             logger.info("%s: a client stopped reading; its slot is taken back", self._instance.alias)
             raise ClientStalled
         raise UpstreamTimeout(
-            f"llama-server for {self._instance.alias} sent nothing for {timeout_s} s; ask for less, or raise "
-            "system.request_timeout_sec"
+            f"llama-server for {self._instance.alias} sent nothing for "
+            f"{self._limits.request_timeout_sec} s; ask for less, or raise system.request_timeout_sec"
         )
+
+    def _cut(self) -> None:
+        self._end(_End.CUT)
+
+    def _end(self, how: _End) -> None:
+        self._ended = self._ended or how
+        self._interruption.strike()
+
+    def _watch(self, delay_s: float) -> None:
+        self._watchdog = self._loop.call_later(delay_s, self._look)
+
+    def _look(self) -> None:
+        """Nothing for too long? Moved on only when it fires: re-arming it for every chunk costs more than a
+        chunk."""
+        quiet_s = self._now() - self._last_progress
+        if quiet_s >= self._limits.request_timeout_sec:
+            self._end(_End.TIMED_OUT)
+        else:
+            self._watch(self._limits.request_timeout_sec - quiet_s)
 
     async def _exchange(self, runner: Runner, send: Send) -> None:
         call = self._call
@@ -333,38 +351,6 @@ class Relay(Response):
             ttft_s=None if first is None else first - arrived,
             usage=usage.usage(),
         )
-
-
-class _Watchdog:
-    """Calls `expire` when `last_progress` has not moved for `timeout_s`.
-
-    One timer, moved on only when it fires: re-arming it for every chunk would cost more than the chunk.
-    """
-
-    def __init__(
-        self, timeout_s: float, last_progress: Callable[[], float], expire: Callable[[], None]
-    ) -> None:
-        self.started = time.monotonic()
-        self._timeout_s, self._last_progress, self._expire = timeout_s, last_progress, expire
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> _Watchdog:
-        self._arm(self._timeout_s)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _arm(self, delay_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)
-
-    def _check(self) -> None:
-        quiet_s = time.monotonic() - self._last_progress()
-        if quiet_s >= self._timeout_s:
-            self._expire()
-        else:
-            self._arm(self._timeout_s - quiet_s)
 
 
 class _Interruption:

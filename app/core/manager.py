@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -31,6 +30,22 @@ logger = logging.getLogger(__name__)
 
 RETRY_WHEN_FULL_S = 10.0
 RETRY_AFTER_BUG_S = 1.0
+
+
+class Stay:
+    """A ticket between `__enter__` and `__exit__`; a class, because a generator costs three times as much."""
+
+    __slots__ = ("_instance", "_manager", "_ticket")
+
+    def __init__(self, manager: ModelManager, instance: ModelInstance, ticket: Ticket) -> None:
+        self._manager, self._instance, self._ticket = manager, instance, ticket
+
+    def __enter__(self) -> Ticket:
+        self._manager._enter(self._instance, self._ticket)
+        return self._ticket
+
+    def __exit__(self, *_: object) -> None:
+        self._manager._leave(self._instance, self._ticket)
 
 
 class ModelManager:
@@ -100,20 +115,27 @@ class ModelManager:
     def ticket(self, priority: Priority) -> Ticket:
         return Ticket(priority, self._clock(), self._limits.aging_s)
 
-    @contextmanager
-    def admit(self, instance: ModelInstance, ticket: Ticket) -> Iterator[Ticket]:
+    def admit(self, instance: ModelInstance, ticket: Ticket) -> Stay:
         """The ticket's whole stay: waiting, running, leaving. However it ends, the slot is given back here.
 
-        Raises `ShuttingDown`, `ModelFailed` or `QueueFull` at the door.
+        Entering raises `ShuttingDown`, `ModelFailed` or `QueueFull` at the door.
         """
+        return Stay(self, instance, ticket)
+
+    def _enter(self, instance: ModelInstance, ticket: Ticket) -> None:
         self._check_open(instance)
         instance.queue.push(ticket)
         try:
-            self._arrived(instance)
-            yield ticket
-        finally:
-            instance.finish(ticket)
+            if instance.status is Status.OFF and instance.queue.waiting == 1:
+                instance.need = None  # look at the file again: it may have changed since the last time
             self._serve_next(instance)
+        except BaseException:
+            self._leave(instance, ticket)
+            raise
+
+    def _leave(self, instance: ModelInstance, ticket: Ticket) -> None:
+        instance.finish(ticket)
+        self._serve_next(instance)
 
     async def revive(self, instance: ModelInstance) -> None:
         """Clear `failed` if the model file is another one than that which failed."""
@@ -323,11 +345,6 @@ class ModelManager:
             raise ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
         if instance.status is Status.FAILED:
             raise instance.model_failed()
-
-    def _arrived(self, instance: ModelInstance) -> None:
-        if instance.status is Status.OFF and instance.queue.waiting == 1:
-            instance.need = None  # look at the file again: it may have changed since the last time
-        self._serve_next(instance)
 
     def _serve_next(self, instance: ModelInstance) -> None:
         """Grant at once, unless somebody else may have a better claim: then the next look decides."""

@@ -6,8 +6,7 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from enum import Enum
 
 from app.core.errors import QueueFull, RouterError
@@ -47,6 +46,7 @@ class Ticket:
         self.is_replay = False
         self.granted_at = 0.0
         self.on_cut: Callable[[], None] | None = None
+        """Called if the process is stopped without waiting for this request."""
         self._error: RouterError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -64,15 +64,6 @@ class Ticket:
         if self._error is not None:
             raise self._error
         return self.state is TicketState.GRANTED
-
-    @contextmanager
-    def cut_by(self, cut: Callable[[], None]) -> Iterator[None]:
-        """While this lasts, `cut` is called if the process is stopped without waiting for this request."""
-        self.on_cut = cut
-        try:
-            yield
-        finally:
-            self.on_cut = None
 
     def again(self) -> Ticket:
         """A fresh ticket at the old place, for the one replay after a crash."""
@@ -103,7 +94,8 @@ class RequestQueue:
 
     @property
     def waiting(self) -> int:
-        return sum(self.waiting_by_level)
+        high, normal, low = self.waiting_by_level
+        return high + normal + low
 
     @property
     def in_flight(self) -> int:
