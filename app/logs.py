@@ -46,6 +46,8 @@ class JsonFormatter(logging.Formatter):
 def configure(level: str, style: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter() if style == "text" else JsonFormatter())
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # shown nowhere
+    logging._srcfile = None  # where the caller stands: logging's HOWTO says so
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

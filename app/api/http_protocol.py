@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.core.errors import BadRequest
 
 MAX_HEAD_BYTES = 65536
 """Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
+
+CHECKED = "router.checked"
+"""In a message: its headers are in lower case, hold nothing that could end them, and keep the connection."""
 
 
 class RouterProtocol(HttpToolsProtocol):
@@ -55,6 +61,7 @@ class RouterProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         super().on_headers_complete()
+        self.cycle.__class__ = _Cycle  # uvicorn makes it, and offers no other way to make another one
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
@@ -66,3 +73,35 @@ class RouterProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's way of answering, with a shorter one for what the relay sends: llama-server's headers have
+    been through a parser, and an event needs no list of its parts."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started and CHECKED in message:
+            self._send_head(message["status"], message["headers"])  # type: ignore[typeddict-item]
+        elif (
+            self.chunked_encoding and message.get("more_body") and (chunk := cast(bytes, message.get("body")))
+        ):
+            self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        else:
+            await super().send(message)
+
+    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.response_started, self.waiting_for_100_continue = True, False
+        parts = [STATUS_LINE[status]]
+        for name, value in chain(self.default_headers, headers):
+            parts += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self.expected_content_length, self.chunked_encoding = int(value), False
+        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+            self.chunked_encoding = True
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        self.transport.write(b"".join(parts))

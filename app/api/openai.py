@@ -252,7 +252,7 @@ def _call(
         endpoint="/upstream" if tunnel else scope["path"],
         method=scope["method"],
         path=path,
-        headers={k: v for k, v in headers.items() if k in _PASSED_ON and v.isprintable()},
+        headers=_passed_on(headers),
         body=body,
         stream=stream,
         fresh=stream or tunnel,
@@ -264,8 +264,13 @@ def _call(
 
 
 _PASSED_ON = frozenset(
-    {"accept", "accept-encoding", "content-type", "range", "if-none-match", "anthropic-version"}
+    {b"accept", b"accept-encoding", b"content-type", b"range", b"if-none-match", b"anthropic-version"}
 )
+
+
+def _passed_on(headers: Headers) -> dict[str, str]:
+    passed = [(k.decode(), v.decode("latin-1")) for k, v in headers.raw if k in _PASSED_ON]
+    return {name: value for name, value in passed if value.isprintable()}
 
 
 def _priority(headers: Headers, instance: ModelInstance) -> Priority:

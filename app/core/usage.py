@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from pydantic_core import from_json
 
 from app.core.events import Usage
 
@@ -49,21 +50,18 @@ def _last_object(key: bytes, text: bytes) -> dict[str, object]:
     if found is None:
         return {}
     try:
-        value = json.loads(found[1])
+        value = from_json(found[1])
     except ValueError:  # a piece of a text that merely looks like it
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def _count(values: Mapping[str, object], *keys: str) -> int:
-    return next((v for v in _numbers(values, keys) if v > 0), 0)
-
-
-def _numbers(values: Mapping[str, object], keys: Iterable[str]) -> Iterable[int]:
     for key in keys:
         value = values.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            yield value
+        if type(value) is int and value > 0:  # no bool
+            return value
+    return 0
 
 
 def _speed(timings: Mapping[str, object]) -> float | None:
