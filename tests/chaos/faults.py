@@ -133,7 +133,7 @@ class Faults:
         process = await self._victim(dice)
         if process is not None:
             with suppress(psutil.Error):
-                _stop_listening(process)
+                stop_listening(process)
 
     async def _signal(self, dice: random.Random, number: signal.Signals) -> psutil.Process | None:
         process = await self._victim(dice)
@@ -206,7 +206,7 @@ class Faults:
         assert answer.status_code < 500 or "error" in answer.json(), answer.text
 
 
-def _stop_listening(process: psutil.Process) -> None:
+def stop_listening(process: psutil.Process) -> None:
     """Shut the listening socket of another process, which takes the right to trace it.
 
     Nothing happens if it ends, or closes the socket itself, in the same moment.
