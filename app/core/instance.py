@@ -428,6 +428,9 @@ class ModelInstance:
         """The process is gone, or given up: account for it and settle the state."""
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
         runner, self.runner, self._life, self._task = self.runner, None, None, None
+        if self.over is not None:  # first, whatever goes wrong below
+            self.over.set()
+            self.over = None
         failure = self._too_big or failure
         if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
             self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
@@ -443,9 +446,6 @@ class ModelInstance:
             self._load_ended(failure or _VANISHED)
         if self.spec != self._next_spec:
             self._take_new_spec()
-        if self.over is not None:
-            self.over.set()
-            self.over = None
 
     def _cause_of(self, exit_reason: Failure) -> Failure:
         if self._hung is None:

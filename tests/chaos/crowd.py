@@ -27,6 +27,7 @@ ERRORS = {
     "no_capacity",
     "queue_full",
     "queue_timeout",
+    "shutting_down",
     "upstream_timeout",
     "vram_exhausted",
 }

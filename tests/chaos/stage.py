@@ -7,7 +7,6 @@ on a real one. The llama-servers are real, and compute on the CPU.
 from __future__ import annotations
 
 import asyncio
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -74,12 +73,16 @@ class Stage:
 
     def fill_disk(self) -> None:
         """The router cannot write a byte more to any file, its own log included."""
-        _, hard = resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE, (0, hard))
+        self._limit_files(0)
 
     def empty_disk(self) -> None:
+        self._limit_files(None)
+
+    def _limit_files(self, soft: int | None) -> None:
+        import resource
+
         _, hard = resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE, (hard, hard))
+        resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE, (hard if soft is None else soft, hard))
 
     def calm(self) -> None:
         """Whatever was done is undone."""

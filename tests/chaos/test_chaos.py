@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from tests.chaos.crowd import Counted, Crowd
-from tests.chaos.faults import KINDS, Faults, strikes
+from tests.chaos.faults import HOUR_S, KINDS, Faults, stop_listening, strikes
 from tests.chaos.stage import MODELS, ROOM_FOR, Stage
 from tests.router_process import chat, until
 
@@ -84,4 +86,28 @@ async def test_every_request_in_a_storm_has_a_well_formed_end(stage: Stage) -> N
         task.cancel()
     children = router.children()
     assert router.stop() == 0
+    assert not any(child.is_running() for child in children)
+
+
+async def test_a_router_that_is_stopped_when_nothing_works_ends_in_time(stage: Stage) -> None:
+    router, crowd = stage.router, Crowd(stage.router.url, MODELS, SEED, CLIENTS)
+    beside = asyncio.create_task(stage.show_card())
+    async with router.open_client() as http:
+        clients = asyncio.create_task(crowd.run())
+        await until(lambda: crowd.tally.ends["whole"] > 10 and len(router.children()) == ROOM_FOR)
+        children = router.children()
+        stage.clock.jump_to(-HOUR_S)
+        stage.trouble("hang memory")
+        stage.fill_disk()
+        for child, break_it in zip(children, (psutil.Process.suspend, stop_listening), strict=False):
+            with suppress(psutil.Error, PermissionError):  # it is just being swapped out
+                break_it(child)
+        assert (await http.get("/v1/models/status")).status_code == 200
+    crowd.over.set()
+    router.signal(signal.SIGTERM)
+    assert await router.ended(20) == 0
+    beside.cancel()
+    await asyncio.wait_for(clients, CALM_S)  # slow readers have much to read yet
+    assert crowd.tally.violations == [], f"CHAOS_SEED={SEED}"
+    assert crowd.tally.ends["shutting_down"] > 0
     assert not any(child.is_running() for child in children)
