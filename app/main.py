@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
 from app.api import documentation, errors, models, openai, ops, page, render
+from app.api.event_channel import HEARTBEAT_S
 from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
@@ -72,13 +73,14 @@ def create_app(
     probe: GpuProbe | None = None,
     binary: BinaryInfo | None = None,
     config_path: Path | None = None,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> FastAPI:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = app.state.services = await _build(config, stack, launcher, probe, binary)
+            services = app.state.services = await _build(config, stack, launcher, probe, binary, heartbeat_s)
             if config_path is not None and config.system.watch_config:
                 services.background.start("configuration watch", partial(reload.watch, app, config_path))
             yield
@@ -120,6 +122,7 @@ async def _build(
     launcher: Launcher | None,
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
+    heartbeat_s: float,
 ) -> Services:
     system, bus, started_at = config.system, EventBus(asyncio.get_running_loop().call_later), time.monotonic()
     http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
@@ -130,7 +133,8 @@ async def _build(
         kv_cache = KvCache(KvStore(Path(system.cache_dir)), http, binary, config)
         launcher = await _real_launcher(config, logs, http, stack, binary, kv_cache)
     tracker, manager = await _manager(config, stack, launcher, probe, bus, kv_cache)
-    upstream, background, feed, metrics_feed = Upstream(), Background(), StatusFeed(bus), MetricsFeed()
+    upstream, background = Upstream(), Background()
+    feed, metrics_feed = StatusFeed(bus, heartbeat_s), MetricsFeed(heartbeat_s)
     stack.push_async_callback(upstream.close)
     stack.callback(bus.settle)
     stack.callback(feed.close)

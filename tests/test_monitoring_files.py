@@ -199,6 +199,21 @@ def test_compose_mounts_exist_and_images_are_pinned() -> None:
     assert "host.docker.internal:host-gateway" in services["prometheus"]["extra_hosts"]
 
 
+def test_docker_compose_accepts_the_stack() -> None:
+    """Its client needs no daemon for that; without its plugin `docker` does not know the command."""
+    compose = ["docker", "compose"]
+    present = (
+        shutil.which("docker") and subprocess.run([*compose, "version"], capture_output=True).returncode == 0
+    )
+    if not present:
+        text = "docker compose is not installed: docker-compose.monitoring.yml was NOT checked by it"
+        warnings.warn(text, stacklevel=1)
+        pytest.skip(text)
+    command = [*compose, "-f", str(ROOT / "docker-compose.monitoring.yml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_promtool_accepts_the_configuration() -> None:
     promtool("check", "config", str(MONITORING / "prometheus.yml"))
 

@@ -20,6 +20,7 @@ from app.core.policy import (
     Plan,
     Refuse,
     Stop,
+    Wait,
     backoff_s,
     may_be_taken_at,
     plan,
@@ -93,6 +94,19 @@ def stopped(actions: list[Action]) -> list[str]:
 
 def loaded(actions: list[Action]) -> list[str]:
     return [a.alias for a in actions if isinstance(a, Load)]
+
+
+# --- what people are told
+
+
+def test_who_waits_for_whom_is_told() -> None:
+    idle, newcomer = model("a", READY), model("b", waits=head())
+    assert look(idle, newcomer).waits == {"b": Wait(("a",), NOW)}
+    busy = model("a", READY, waits=head(arrived=NOW - 5))
+    assert look(busy, newcomer).waits == {"b": Wait(("a",), NOW + HOLD)}
+    later = model("c", waits=head(arrived=NOW + 1))
+    assert look(busy, newcomer, later).waits == {"b": Wait(("a",), NOW + HOLD), "c": Wait()}
+    assert look(newcomer, free=10_000).waits == {}
 
 
 # --- loading into free room
@@ -498,7 +512,8 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     wants, idle = model("wants", waits=head()), model("idle", READY, mb=3000)
     leaving = model("leaving", STOPPING, mb=3000)
     assert decide(leaving, idle, wants, free=4000) == []
-    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(())
+    waits = {"wants": Wait((), NOW)}
+    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan((), waits=waits)
 
 
 def test_memory_that_is_on_its_way_back_is_promised_once() -> None:

@@ -55,9 +55,9 @@ class _Reader:
 class Channel:
     """A reader gets the picture first, then what is told; the picture again when it fell behind."""
 
-    def __init__(self, picture: Picture) -> None:
+    def __init__(self, picture: Picture, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.closed = False
-        self._picture = picture
+        self._picture, self._heartbeat_s = picture, heartbeat_s
         self._readers: set[_Reader] = set()
         self._ids = itertools.count(1)
         self._heartbeat: asyncio.TimerHandle | None = None
@@ -113,7 +113,7 @@ class Channel:
 
     def _keep_beating(self) -> None:
         if self._heartbeat is None:
-            self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_S, self.beat)
+            self._heartbeat = asyncio.get_running_loop().call_later(self._heartbeat_s, self.beat)
 
     def _take(self, reader: _Reader) -> list[bytes]:
         if reader.needs_picture:

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from app.api.event_channel import Channel
+from app.api.event_channel import HEARTBEAT_S, Channel
 
 EVERY_S = 2.0
 
@@ -15,9 +15,9 @@ EVERY_S = 2.0
 class MetricsFeed:
     """Serves `/metrics/stream`."""
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.snapshot: Callable[[], dict[str, Any]] = dict
-        self._channel = Channel(lambda: ("metrics", self.snapshot()))
+        self._channel = Channel(lambda: ("metrics", self.snapshot()), heartbeat_s)
         self._timer: asyncio.TimerHandle | None = None
 
     async def stream(self) -> AsyncIterator[bytes]:

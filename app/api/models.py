@@ -48,7 +48,7 @@ async def load(request: Request, wait: bool = False) -> Response:
     services, instance = await _managed(request)
     await services.manager.load(instance, wait=wait)
     ready = instance.status is Status.READY
-    return JSONResponse(_status(instance), status_code=200 if ready else 202)
+    return JSONResponse(_status(services, instance), status_code=200 if ready else 202)
 
 
 @router.post("/v1/models/eject", openapi_extra=_BODY)
@@ -112,7 +112,8 @@ async def reset(request: Request, alias: str) -> dict[str, Any]:
 
 @router.get("/v1/models/{alias:path}/status")
 async def status_of_one(request: Request, alias: str) -> dict[str, Any]:
-    return _status(services_of(request).manager.find(alias))
+    services = services_of(request)
+    return _status(services, services.manager.find(alias))
 
 
 @router.get("/v1/models/{alias:path}/plan")
@@ -165,9 +166,8 @@ async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator
             yield {"event": "log", "data": line}
 
 
-def _status(instance: ModelInstance) -> dict[str, Any]:
-    view = instance.view()
-    return {"model": instance.alias, **render.whole_status(view)}
+def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
+    return {"model": instance.alias, **render.whole_status(services, instance.view())}
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:

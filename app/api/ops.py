@@ -111,11 +111,13 @@ def _missing_devices(services: Services) -> str | None:
 
 
 def snapshot(services: Services) -> dict[str, Any]:
-    """What `/metrics/stream` shows; the queues as in `/v1/queue/stats`, so that no page has to ask."""
-    devices = [d for d in services.tracker.devices() if d.is_gpu]
+    """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
+    devices = services.tracker.devices()
     return {
         "timestamp": time.time(),
-        "devices": [{**render.device(d), "utilization": d.utilization} for d in devices],
+        "devices": [{**render.device(d), "utilization": d.utilization} for d in devices if d.is_gpu],
+        "host": render.host(devices),
+        "reason": render.gpu_trouble(services.tracker),
         "models": {view.alias: _model_metrics(services, view) for view in services.manager.views()},
         "queues": _queues(services),
     }

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from app.core.gpu_probe import HOST
 from app.core.instance import ModelInstance
 from app.core.model_status import NEVER_USED, DeviceView, ModelView, Priority, Status
+from app.core.policy import NEVER, Wait
+from app.core.vram_tracker import DeviceTracker
 
 if TYPE_CHECKING:
     from app.api.services import Services
@@ -23,7 +25,7 @@ def placement(view: ModelView) -> list[dict[str, Any]]:
     return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in view.held.items()]
 
 
-def model_status(view: ModelView) -> dict[str, Any]:
+def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
     """One model in `/v1/models/status`, in its stream and on the page."""
     status: dict[str, Any] = {"status": view.status.public, "kind": view.kind.value, "pinned": view.pinned}
     if view.status.has_process:
@@ -46,30 +48,35 @@ def model_status(view: ModelView) -> dict[str, Any]:
         "slots": view.slots,
         "last_used": unix(view.last_used),
         "status_since": unix(view.since),
+        "waits_for": None if wait is None else list(wait.victims),
+        "waits_until": None if wait is None or wait.at == NEVER else unix(wait.at),
+        "stop_reason": view.stop_reason.value if view.stop_reason else None,
+        "stopped_for": view.stopped_for,
         "error": view.error,
         "reason": view.reason,
     }
 
 
-def whole_status(view: ModelView) -> dict[str, Any]:
+def whole_status(services: Services, view: ModelView) -> dict[str, Any]:
     """The same with every field, null without a process: for those who keep one model's last picture."""
-    return {"port": None, "pid": None, "vram_mb": None, **model_status(view)}
+    wait = services.manager.waits.get(view.alias)
+    return {"port": None, "pid": None, "vram_mb": None, **model_status(view, wait)}
 
 
 def model_update(services: Services, alias: str) -> dict[str, Any] | None:
     """One model in the status stream; None when it is not configured any more."""
     instance = services.manager.instances.get(alias)
-    return None if instance is None else {"alias": alias, **whole_status(instance.view())}
+    return None if instance is None else {"alias": alias, **whole_status(services, instance.view())}
 
 
 def full_status(services: Services) -> dict[str, Any]:
-    views = services.manager.views()
+    views, waits = services.manager.views(), services.manager.waits
     summary: dict[str, int] = {}
     for view in views:
         summary[view.status.public] = summary.get(view.status.public, 0) + 1
     return {
         "server": server_status(services),
-        "models": {view.alias: model_status(view) for view in views},
+        "models": {view.alias: model_status(view, waits.get(view.alias)) for view in views},
         "summary": summary,
     }
 
@@ -141,14 +148,23 @@ def vram(services: Services) -> dict[str, Any]:
     body: dict[str, Any] = {
         "status": _vram_status(gpus, services.config.system.min_free_vram_mb),
         "devices": [device(d) for d in gpus],
-        "host": next((device(d) for d in devices if d.id == HOST), None),
+        "host": host(devices),
         "models": [_vram_of(v) for v in loaded],
         "loaded_models_count": len(loaded),
         "can_load_more": len(loaded) < services.config.system.max_concurrent_models,
     }
-    if reason := tracker.error or (None if gpus else tracker.probe.reason):
+    if reason := gpu_trouble(tracker):
         body["reason"] = reason
     return body
+
+
+def host(devices: Iterable[DeviceView]) -> dict[str, Any] | None:
+    return next((device(d) for d in devices if d.id == HOST), None)
+
+
+def gpu_trouble(tracker: DeviceTracker) -> str | None:
+    """Why there is no GPU, or why it cannot be read."""
+    return tracker.error or (None if tracker.has_gpu else tracker.probe.reason)
 
 
 def _vram_of(view: ModelView) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from app.api.event_channel import Channel
+from app.api.event_channel import HEARTBEAT_S, Channel
 from app.core.events import Event, EventBus, StatusChanged, Touched
 
 TOUCH_S = 0.5
@@ -20,11 +20,11 @@ SETTLED_S = 0.05
 class StatusFeed:
     """Listens to the bus and serves `/v1/models/status/stream`."""
 
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: EventBus, heartbeat_s: float = HEARTBEAT_S) -> None:
         self.full_status: Callable[[], dict[str, Any]] = dict
         self.model_status: Callable[[str], dict[str, Any] | None] = lambda alias: {"alias": alias}
         self.server_status: Callable[[], dict[str, Any]] = lambda: {"status": "ready"}
-        self._channel = Channel(self._picture)
+        self._channel = Channel(self._picture, heartbeat_s)
         self._touched: set[str] = set()
         self._flush: asyncio.TimerHandle | None = None
         self._shown: dict[str, str] = {}

@@ -76,6 +76,7 @@ class ModelInstance:
         self.failure: Failure | None = None
         self.attempts = 0
         self.stop_reason: StopReason | None = None
+        self.stopped_for: str | None = None
         self.restarts = 0
         self.load_started = NEVER_USED
         self.ready_since = NEVER_USED
@@ -117,6 +118,7 @@ class ModelInstance:
             self._bus.publish(Restarted(self.alias))
         self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
+        self.stopped_for = None
         self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self.over = asyncio.Event()
@@ -128,24 +130,26 @@ class ModelInstance:
         if self.status in (Status.STARTING, Status.LOADING):
             self.stop(reason, target)
         if self.status is Status.DRAINING and not reason.is_swap:
-            self.stop_reason = reason  # from now on the policy may not keep it
+            self.stop_reason, self.stopped_for = reason, None  # from now on the policy may not keep it
         if self.status is not Status.READY:
             return
         if self.queue.waiting and reason.is_swap:
             self._yielded_at = self._clock()
-        self.stop_reason = reason
+        self.stop_reason, self.stopped_for = reason, target
         self._set(Status.DRAINING, _why(reason, target))
         self._stop_when_drained()
 
     def keep(self) -> None:
         """The opposite of `drain`, as long as nothing has been stopped."""
-        self.stop_reason, self._yielded_at = None, NEVER_USED
+        self.stop_reason, self.stopped_for, self._yielded_at = None, None, NEVER_USED
         self._set(Status.READY, "kept: nobody needs its memory any more")
 
     def stop(self, reason: StopReason, target: str | None = None) -> None:
         """Stop the process without waiting for running requests; those are cut."""
         if not self.status.has_process or self.status is Status.STOPPING:
             return
+        if self.status is not Status.DRAINING or reason is not self.stop_reason:
+            self.stopped_for = target
         self.stop_reason = reason
         self._cut_running()
         if self.ready_since > NEVER_USED:
@@ -281,6 +285,7 @@ class ModelInstance:
             preload=self.preload,
             retry_at=self._retry_at,
             stop_reason=self.stop_reason,
+            stopped_for=self.stopped_for,
             reason=self._reason,
             error=self.failure.message if self.failure else None,
             health=self._health if runner is not None else None,

@@ -66,6 +66,7 @@ class ModelManager:
         self.instances: dict[str, ModelInstance] = {}
         self.names: dict[str, ModelInstance] = {}
         self.closing = False
+        self.waits: Mapping[str, policy.Wait] = {}  # who waits for whom, as of the last look
         self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
         self.launcher, self._inspect_file = launcher, inspect
         self._clock, self._bus, self._tracker = clock, bus, tracker
@@ -245,6 +246,7 @@ class ModelManager:
         """Carry out what the policy says; when to look again."""
         self._forget_removed()
         plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
+        self.waits = plan.waits
         for action in plan.actions:
             self._carry_out(action)
         return plan.wake_at

@@ -189,6 +189,7 @@ class ModelView:
     preload: bool = False
     retry_at: float = 0.0
     stop_reason: StopReason | None = None
+    stopped_for: str | None = None
     reason: str = ""
     error: str | None = None
     health: str | None = None

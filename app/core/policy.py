@@ -7,8 +7,8 @@ decision never has to be remembered: what should still happen is decided again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from app.core.model_status import NEVER_USED, DeviceView, Head, ModelView, Priority, Status, StopReason
 from app.core.placement import Placement, Room, fit
@@ -70,9 +70,22 @@ Action = Load | Stop | Keep | Forget | Refuse
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Why a model with waiting requests is not loaded yet: for the room of these models, which may be stopped
+    at `at`. None of them: it waits for room that is being given back, or for the turn of others.
+    """
+
+    victims: tuple[str, ...] = ()
+    at: float = NEVER
+
+
+@dataclass(frozen=True)
 class Plan:
+    """`waits` decides nothing: it is what people are told."""
+
     actions: tuple[Action, ...]
     wake_at: float = NEVER
+    waits: Mapping[str, Wait] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,7 @@ def plan(models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Lim
     step.restart_or_forget_crashed()
     step.preload()
     step.unload_idle()
-    return Plan(tuple(step.actions), step.wake_at)
+    return Plan(tuple(step.actions), step.wake_at, step.waits)
 
 
 def preview(
@@ -210,6 +223,7 @@ class _Step:
         self, models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float
     ) -> None:
         self.actions: list[Action] = []
+        self.waits: dict[str, Wait] = {}
         self.wake_at = NEVER
         self._models, self._devices, self._limits, self._now = models, devices, limits, now
         self._live = live = sorted((m for m in models if m.status.has_process), key=_cost)
@@ -239,10 +253,13 @@ class _Step:
                 self.actions.append(Load(model.alias, placement))
             return
         if swap := self._best_swap(model):
+            self.waits[model.alias] = Wait(tuple(v.alias for v in swap.victims), swap.at)
             self._carry_out(swap, model)
             self._claim(swap)
         elif refusal := self._refusal(model):
             self.actions.append(refusal)
+        else:
+            self.waits[model.alias] = Wait()
 
     def resume_what_nobody_claims(self) -> None:
         for model in self._unclaimed:

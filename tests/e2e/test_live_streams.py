@@ -184,6 +184,8 @@ def test_figures_come_at_once_and_every_two_seconds(router: RouterProcess, tmp_p
         told = stream.told()
     assert [t.name for t in told] == ["metrics"] * 3
     assert [t.id for t in told] == sorted({t.id for t in told})
+    assert told[0].data["host"]["total_mb"] == router.get("/vram")["host"]["total_mb"]
+    assert told[0].data["reason"] == router.get("/vram")["reason"]
     assert set(told[0].data["models"]) == {"plain", "told", "mute", "mute-large"}
 
 

@@ -31,6 +31,8 @@ def router(
             "big": {"model_path": tiny_gguf, "env": {"LOAD_S": "3"}},
             "embed": {"model_path": tiny_gguf, "params": {"embedding": True}},
             "broken": {"model_path": truncated_gguf},
+            "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1"}},
+            "talks": {"model_path": tiny_gguf, "keep_cache": "disk"},
         },
         binary=slow_llama_server,
         system={"max_concurrent_models": 1},
@@ -61,6 +63,7 @@ async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -
         await page.shows("3", f"{row('big')} [data-label=Waiting]", 3)
         await page.shows("quick", "#now", 3)
         await page.shows("≈", "#now", 3)
+        await page.shows("quick had to stop: only so many models may be loaded at once", "#now", 3)
         await page.shot("swap")
         await page.size(390, 844, dark=True)
         assert await page.js("document.documentElement.scrollWidth <= innerWidth")
@@ -74,6 +77,51 @@ async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -
     await page.shows("3 served", "#queue", 5)
     await page.shot("after")
     assert page.complaints == []
+
+
+async def test_who_waits_for_whom_is_said(router: RouterProcess, page: Page) -> None:
+    router.load("big")  # so that the time of its last load is known
+    router.load("quick")
+    await page.open(router.url)
+    async with router.open_client() as http:
+        with router.frozen("quick"):
+            first = asyncio.create_task(http.post("/v1/chat/completions", json=chat("quick")))
+            await page.shows("1", f"{row('quick')} [data-label='In flight']")
+            second = asyncio.create_task(http.post("/v1/chat/completions", json=chat("big")))
+            await page.shows("big waits for room", "#now")
+            await page.shows("It takes the place of quick, which still answers 1 request, at most", "#now")
+            await page.shows("to load then", "#now")
+            await page.shows("waiting for quick", row("big"))
+            await page.shot("waiting")
+        assert {(await task).status_code for task in (first, second)} == {200}
+    assert page.complaints == []
+
+
+async def test_a_load_that_tells_nothing_shows_its_time(router: RouterProcess, page: Page) -> None:
+    bar = "document.querySelector('#now .progress.unknown:not([hidden])')?.ariaLabel"
+    await page.open(router.url)
+    for seen in ("so far", "last time"):
+        router.eject("quick", "big", "mute")
+        await page.shows("Off", row("mute"))
+        await page.click("Load mute")
+        await page.shows(seen, "#now", 3)
+        await page.shows("Starting mute", "#now", 3)
+        assert await page.js(bar) == "Loading mute"
+        assert "%" not in await page.text("#now")
+        await page.shows("Ready", row("mute"))
+
+
+async def test_what_is_kept_of_conversations_is_shown(router: RouterProcess, page: Page) -> None:
+    await page.open(router.url)
+    await page.shows("keeps chats", row("talks"))
+    router.client.post("/v1/chat/completions", json=chat("talks")).raise_for_status()
+    router.eject("talks")
+    await page.shows("tokens", row("talks"))
+    kept = router.status("talks")["kept_tokens"]
+    assert kept > 8
+    await page.shows(f"keeps {kept} tokens", row("talks"))
+    await page.click("talks", row("talks"))
+    await page.shows(f"kept {kept} tokens on disk", "dialog")
 
 
 async def test_load_eject_and_reset_do_what_they_say(router: RouterProcess, page: Page) -> None:
@@ -110,7 +158,7 @@ async def test_load_eject_and_reset_do_what_they_say(router: RouterProcess, page
 
 async def test_the_page_comes_back_when_the_router_does(router: RouterProcess, page: Page) -> None:
     await page.open(router.url)
-    await page.shows("4 models")
+    await page.shows("6 models")
     router.signal(signal.SIGTERM)
     await router.ended()
     await page.shows("Disconnected", "#connection")

@@ -1,4 +1,4 @@
-// The dashboard: two event streams fill the store, the views show it. Nothing is polled; only memory is asked for when a model moved.
+// The dashboard: two event streams fill the store, the views show it. Nothing is polled.
 
 import { EventStream, getJson, modelUrl, onRefused, postJson, session } from "./api.js";
 import { EventsView, QueueView, TimelineView } from "./activity.js";
@@ -87,9 +87,6 @@ setInterval(soon, 1000);
 
 // --- data -------------------------------------------------------------------------------------
 
-const quietly = (work) => work.catch(() => {}); // the status stream reports a lost connection, once
-const refreshVram = () => quietly(getJson("/vram").then((body) => store.setVram(body)));
-
 const statusStream = new EventStream("/v1/models/status/stream", ["full_status", "model_update", "server_update", "heartbeat"], {
   onEvent(name, body) {
     if (name === "full_status") store.fullStatus(body);
@@ -104,8 +101,6 @@ const statusStream = new EventStream("/v1/models/status/stream", ["full_status",
 const metricsStream = new EventStream("/metrics/stream", ["metrics", "heartbeat"], {
   onEvent: (name, body) => name === "metrics" && store.metrics(body),
 });
-
-store.onChange((topics) => topics.includes("moved") && refreshVram());
 
 let starting = false;
 

@@ -2,7 +2,7 @@
 
 import { getJson, modelUrl, session } from "./api.js";
 import { h, setChildren, setText } from "./dom.js";
-import { clock, duration, memory, percent, sentence, statusOf } from "./words.js";
+import { clock, duration, kept, memory, percent, progressOf, sentence, statusOf } from "./words.js";
 
 const LOG_LINES = 200;
 const MAX_LOG = 200_000; // characters
@@ -79,7 +79,7 @@ export function planLines(plan) {
 
 function facts(model, view) {
   const rows = {
-    Status: `${statusOf(model).label}${model.load_progress != null && model.status === "loading" ? ` ${percent(model.load_progress)}` : ""} for ${duration(view.age)}`,
+    Status: `${statusOf(model).label}${progressOf(model) != null ? ` ${percent(progressOf(model))}` : ""} for ${duration(view.age)}`,
     Why: model.reason, Error: model.error,
     Memory: model.vram_mb ? `${memory(model.vram_mb)} measured` : model.vram_mb === 0 ? "CPU only" : null,
     Estimate: model.estimated_mb != null ? memory(model.estimated_mb) : null,
@@ -87,7 +87,8 @@ function facts(model, view) {
     Requests: `${model.in_flight ?? 0} in flight${model.slots ? ` of ${model.slots}` : ""}, ${model.queue_depth ?? 0} waiting`,
     Counted: model.requests_total != null ? `${model.requests_total.toLocaleString("en")} requests, ${(model.errors_total ?? 0).toLocaleString("en")} errors` : null,
     "Last used": model.last_used ? `${clock(model.last_used)} (${duration(view.now - model.last_used)} ago)` : "never",
-    "Last load": view.lastLoad ? `took ${duration(view.lastLoad)}` : null,
+    "Last load": model.expected_load_sec ? `took ${duration(model.expected_load_sec)}` : null,
+    Conversations: kept(model) && `kept ${kept(model)}`,
   };
   return Object.entries(rows).filter(([, value]) => value != null && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));
 }
@@ -120,7 +121,7 @@ export class Details {
     const model = this.store.models.get(this.alias);
     if (!model) return;
     this.#chat.hidden = !this.store.admin || (model.kind && model.kind !== "chat");
-    setChildren(this.#facts, facts(model, { ...this.store.view(model, now), lastLoad: this.store.lastLoad.get(this.alias) }));
+    setChildren(this.#facts, facts(model, this.store.view(model, now)));
   }
 
   async #showPlan() {

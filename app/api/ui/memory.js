@@ -2,7 +2,7 @@
 
 import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
 import { colour } from "./models.js";
-import { isComing, memory } from "./words.js";
+import { isComing, isResident, memory } from "./words.js";
 
 const HOST = "host";
 
@@ -21,13 +21,14 @@ const onDevice = (model, device, devices, total) =>
 
 /** The pieces of one bar, left to right; their sum never exceeds the device. */
 export function segments(device, devices, models) {
-  const here = models.filter((model) => model.vram_mb || (isComing(model) && model.estimated_mb));
-  const held = here.map((model) => ({ key: model.alias, kind: "held", model, mb: model.vram_mb ? onDevice(model, device, devices, model.vram_mb) : 0 }));
+  const here = models.filter((model) => (device.index === HOST ? isResident(model) : model.vram_mb || (isComing(model) && model.estimated_mb)));
+  const has = (model) => (device.index === HOST && isComing(model) ? 0 : onDevice(model, device, devices, model.vram_mb ?? 0));
+  const held = here.map((model) => ({ key: model.alias, kind: "held", model, mb: has(model) }));
   const known = held.reduce((sum, piece) => sum + piece.mb, 0);
   const other = Math.max(0, device.used_mb - known);
   let room = Math.max(0, device.total_mb - Math.max(device.used_mb, known));
   const coming = here.filter(isComing).map((model) => {
-    const mb = Math.min(room, Math.max(0, onDevice(model, device, devices, model.estimated_mb ?? 0) - onDevice(model, device, devices, model.vram_mb ?? 0)));
+    const mb = Math.min(room, Math.max(0, onDevice(model, device, devices, model.estimated_mb ?? 0) - has(model)));
     room -= mb;
     return { key: `${model.alias}+`, kind: "coming", model, mb };
   });
@@ -37,7 +38,7 @@ export function segments(device, devices, models) {
 }
 
 const pieceName = (piece, device) =>
-  piece.kind === "other" ? (device.index === HOST ? "in use" : "other programs") : piece.kind === "coming" ? `${piece.model.alias}, still loading` : piece.model.alias;
+  piece.kind === "other" ? "other programs" : piece.kind === "coming" ? `${piece.model.alias}, still loading` : piece.model.alias;
 
 export class MemoryView {
   constructor(root, store) {
@@ -48,17 +49,17 @@ export class MemoryView {
   render() {
     const devices = this.#devices();
     sync(this.root, devices, (device) => device.index, () => this.#make(), (card, device) => this.#update(card, device, devices));
-    if (!devices.length) setText(this.none, this.store.vram?.reason ?? "No GPU memory to show; models run on the CPU.");
+    if (!devices.length) setText(this.none, this.store.noGpu ?? "No GPU memory to show; models run on the CPU.");
     if (!devices.length && !this.none.isConnected) this.root.after(this.none);
     if (devices.length) this.none.remove();
   }
 
-  /** Without a GPU the host's memory takes the device's place. */
+  /** The host's memory without a GPU, or where models run there in spite of one. */
   #devices() {
-    const host = this.store.vram?.host_memory ?? this.store.vram?.host;
-    if (this.store.devices.length || !host?.total_mb) return this.store.devices;
-    const used = host.used_mb ?? host.total_mb - (host.free_mb ?? host.available_mb ?? 0);
-    return [{ index: HOST, name: "Host memory (no GPU)", total_mb: host.total_mb, used_mb: used }];
+    const { devices, host } = this.store;
+    const onHost = this.store.list().some((model) => isResident(model) && model.vram_mb === 0);
+    if (!host?.total_mb || (devices.length && !onHost)) return devices;
+    return [...devices, { ...host, index: HOST, name: devices.length ? "Host memory" : "Host memory (no GPU)" }];
   }
 
   #make() {

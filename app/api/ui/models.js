@@ -1,7 +1,7 @@
 // The table of models: one row each, in the configuration's order, never re-ordered under the reader's hand.
 
 import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
-import { count, duration, isResident, memory, percent, speed, statusNote, statusOf } from "./words.js";
+import { count, duration, isComing, isResident, kept, memory, percent, progressOf, speed, statusNote, statusOf } from "./words.js";
 
 const FILTER_FROM = 12;
 const LEVELS = ["high", "normal", "low"];
@@ -60,14 +60,15 @@ export class ModelsView {
     const note = statusNote(model, view);
     setAttribute(row, "class", `row ${status.tone} is-${model.status}`);
     setVars(p.swatch, { "--c": colour(this.store, model.alias) });
-    setChildren(p.tags, model.kind && model.kind !== "chat" && h("i", {}, model.kind), model.pinned && h("i", { title: "Never evicted, never unloaded when idle" }, "pinned"));
-    setText(p.pill, model.status === "loading" && model.load_progress != null ? `${status.label} ${percent(model.load_progress)}` : status.label);
+    setChildren(p.tags, model.kind && model.kind !== "chat" && h("i", {}, model.kind), model.pinned && h("i", { title: "Never evicted, never unloaded when idle" }, "pinned"),
+      kept(model) && h("i", { title: `Conversations are kept over swaps: ${kept(model)}` }, model.kept_tokens ? `keeps ${model.kept_tokens.toLocaleString("en")} tokens` : "keeps chats"));
+    setText(p.pill, progressOf(model) != null ? `${status.label} ${percent(progressOf(model))}` : status.label);
     setAttribute(p.pill, "class", `pill ${status.tone}`);
     setText(p.note, note || "");
     setAttribute(p.note, "title", note);
-    p.bar.hidden = model.status !== "loading";
-    p.bar.classList.toggle("unknown", model.load_progress == null);
-    setVars(p.bar, { "--done": model.load_progress ?? 0 });
+    p.bar.hidden = !isComing(model);
+    p.bar.classList.toggle("unknown", progressOf(model) == null);
+    setVars(p.bar, { "--done": progressOf(model) ?? 0 });
     this.#numbers(p, model, view);
     this.#action(p.act, model);
   }

@@ -1,6 +1,6 @@
 // What the page knows: the router's latest picture, and the history that only this page keeps. No DOM.
 
-import { isComing, isResident, loadingText, transition } from "./words.js";
+import { isComing, isResident, loadingText, progressOf, transition } from "./words.js";
 
 export const HISTORY_S = 15 * 60;
 const MAX_EVENTS = 200;
@@ -10,7 +10,8 @@ export class Store {
   models = new Map(); // alias -> the router's fields, as they came
   server = {};
   devices = [];
-  vram = null;
+  host = null; // its memory, for models that run there
+  noGpu = null; // why there is none
   queue = null;
   history = new Map(); // alias -> [{t, status}], status null: not watched
   events = []; // newest first: {id, t, alias, tone, text, live}
@@ -64,13 +65,13 @@ export class Store {
       ordered.set(alias, this.models.get(alias));
     }
     this.models = ordered; // the configuration's order
-    this.#changed("models", "moved");
+    this.#changed("models");
   }
 
   modelUpdate({ alias, ...fields }) {
     if (!alias) return;
-    const moved = this.#apply(alias, fields, false);
-    this.#changed("models", ...(moved ? ["moved"] : []));
+    this.#apply(alias, fields, false);
+    this.#changed("models");
   }
 
   serverUpdate(body) {
@@ -82,7 +83,9 @@ export class Store {
 
   metrics(body) {
     this.setClock(body.timestamp);
-    if (body.devices?.length) this.devices = body.devices;
+    this.devices = body.devices ?? [];
+    this.host = body.host ?? null;
+    this.noGpu = body.reason ?? null;
     for (const [alias, fields] of Object.entries(body.models ?? {})) {
       const model = this.models.get(alias);
       // state comes from the status stream; a sample must not overwrite a newer event
@@ -90,12 +93,6 @@ export class Store {
     }
     if (body.queues) this.setQueue(body.queues);
     this.#changed("metrics");
-  }
-
-  setVram(body) {
-    this.vram = body;
-    this.devices = body.devices ?? this.devices;
-    this.#changed("devices");
   }
 
   setQueue(body) {
@@ -132,7 +129,6 @@ export class Store {
     this.#follow(model);
     if (moved) this.#announce(old.status, model);
     else if (model.status === "loading") this.#progress(model);
-    return moved;
   }
 
   #remember(model) {
@@ -153,7 +149,7 @@ export class Store {
       this.#loads.delete(model.alias);
       return;
     }
-    const mine = load ?? { start: model.status_since ?? this.now(), samples: [] };
+    const mine = load ?? { start: model.load_started ?? model.status_since ?? this.now(), samples: [] };
     this.#loads.set(model.alias, mine);
     const p = model.load_progress;
     if (p == null || p === mine.samples.at(-1)?.p) return;
@@ -190,11 +186,17 @@ export class Store {
     };
   }
 
-  /** Time left at the speed seen so far; null until there is a speed to speak of. */
+  /** Time left at the speed seen so far; until there is a speed to speak of, by the time of the last load. */
   #eta(model, now) {
+    const bySpeed = this.#etaBySpeed(model, now);
+    if (bySpeed != null || !model.expected_load_sec || !isComing(model)) return bySpeed;
+    return Math.max(0, model.expected_load_sec - (now - (this.#loads.get(model.alias)?.start ?? now)));
+  }
+
+  #etaBySpeed(model, now) {
     const samples = this.#loads.get(model.alias)?.samples ?? [];
     const [first, last] = [samples[0], samples.at(-1)];
-    if (model.status !== "loading" || samples.length < 3 || last.t - first.t < 1.5 || last.p - first.p < 0.03) return null;
+    if (progressOf(model) == null || samples.length < 3 || last.t - first.t < 1.5 || last.p - first.p < 0.03) return null;
     const speed = (last.p - first.p) / (last.t - first.t);
     return Math.max(0, (1 - last.p) / speed - (now - last.t));
   }

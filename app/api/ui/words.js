@@ -38,15 +38,28 @@ export function list(words) {
 }
 
 /** The alias for which this model had to go, if that is why it went. */
-export const evictedFor = (model) => /^evicted for (\S+?)(?:[,;:]|\s|$)/.exec(model.reason ?? "")?.[1] ?? null;
+export const evictedFor = (model) => model.stopped_for ?? null;
 
 function stopReason(model) {
-  const target = evictedFor(model);
-  if (target) return `to make room for ${target}`;
-  const idle = /^idle\b\s*(.*)$/.exec(model.reason ?? "");
-  if (idle) return `after being idle${idle[1] ? ` for ${idle[1]}` : ""}`;
+  if (model.stopped_for) return `to make room for ${model.stopped_for}`;
+  if (model.stop_reason === "idle") return "after being idle";
   return model.reason ? `(${model.reason})` : "";
 }
+
+/** Why there was not room for both. */
+const noRoom = (model) => (model.stop_reason === "count" ? "only so many models may be loaded at once (max_concurrent_models)" : "there is not enough free memory for both");
+
+const bytes = (n) => memory(n / 2 ** 20);
+
+/** What is kept of a model's conversations over a swap; null where nothing is. */
+export function kept(model) {
+  if (!model.keep_cache || model.keep_cache === "off") return null;
+  const place = model.keep_cache === "ram" ? "in memory" : "on disk";
+  return model.kept_tokens ? `${model.kept_tokens.toLocaleString("en")} tokens ${place} (${bytes(model.kept_bytes ?? 0)})` : `${place}, nothing yet`;
+}
+
+/** The part of a load that is known; null when nothing is, or when what is known is over and it still loads. */
+export const progressOf = (model) => (model.status === "loading" && model.load_progress < 1 ? model.load_progress ?? null : null);
 
 const because = (model) => (model.reason ? ` (${model.reason})` : "");
 const withError = (text, model) => (model.error ? `${text}: ${model.error}` : text);
@@ -80,10 +93,15 @@ export function transition(before, model, { waiting = 0, loadSeconds = null } = 
 }
 
 export function loadingText(model) {
-  return model.load_progress == null ? "loading" : `loading, ${percent(model.load_progress)}`;
+  return progressOf(model) == null ? "loading" : `loading, ${percent(progressOf(model))}`;
 }
 
-export const stageText = (model) => (model.load_stage ?? "").replaceAll("_", " ");
+const STAGES = { text_model: "reading the weights", weights: "reading the weights", mmproj_model: "reading the image encoder", context: "preparing its context", "warm-up": "warming up" };
+
+export function stageText(model) {
+  if (model.load_progress >= 1 && model.load_stage in { weights: 0, text_model: 0 }) return "preparing the weights";
+  return STAGES[model.load_stage] ?? (model.load_stage ?? "").replaceAll("_", " ");
+}
 
 /** The second line of a model's status: why it is as it is, or for how long. */
 export function statusNote(model, view) {
@@ -103,7 +121,8 @@ export function statusNote(model, view) {
     case "failed":
       return model.error ?? model.reason ?? "";
     default:
-      return waiting ? "waiting for memory" : stopReason(model) && `stopped ${stopReason(model)}`;
+      if (waiting) return model.waits_for?.length ? `waiting for ${list(model.waits_for)}` : "waiting for room";
+      return stopReason(model) && `stopped ${stopReason(model)}`;
   }
 }
 
@@ -118,10 +137,10 @@ function waiters(model, oldest) {
   return `${count(waiting, "request")}${mix} ${verb} waiting for it${since}`;
 }
 
-function departed(store, alias, since) {
-  return store.list().filter(
-    (other) => evictedFor(other) === alias && ["stopping", "off"].includes(other.status) && (other.status_since ?? 0) > since - 120,
-  );
+/** Who went for this model since it was last seen without a process; an earlier time is another story. */
+function departed(store, model, now) {
+  const before = store.history.get(model.alias)?.findLast((entry) => !isComing(entry))?.t ?? store.view(model, now).loadStart - 30;
+  return store.list().filter((other) => evictedFor(other) === model.alias && ["stopping", "off"].includes(other.status) && other.status_since > before);
 }
 
 function steps(model, room) {
@@ -138,29 +157,50 @@ function steps(model, room) {
   }));
 }
 
+/** Who went, why, and what becomes of what was said to it. */
+function departure(model) {
+  const back = kept(model) && model.kept_tokens ? ` Its conversations are kept: ${kept(model)}.` : "";
+  return `${model.alias} had to stop: ${noRoom(model)}.${back}`;
+}
+
 function comingTopic(store, model, now) {
   const view = store.view(model, now);
-  const room = departed(store, model.alias, view.loadStart);
-  const last = store.lastLoad.get(model.alias);
+  const room = departed(store, model, now);
   const facts = [{ value: duration(now - view.loadStart), label: "so far" }];
-  if (view.eta != null) facts.push({ value: `≈ ${duration(view.eta)}`, label: "left" });
-  else if (last) facts.push({ value: duration(last), label: "last time" });
+  if (view.eta > 0) facts.push({ value: `≈ ${duration(view.eta)}`, label: "left" });
+  if (model.expected_load_sec) facts.push({ value: duration(model.expected_load_sec), label: "last time" });
   if (model.queue_depth) facts.push({ value: String(model.queue_depth), label: "waiting" });
-  const lines = [];
-  if (room.length) lines.push(`${list(room.map((other) => other.alias))} had to stop to make room.`);
+  const lines = room.map(departure);
   lines.push(sentence(waiters(model, view.oldest) ?? (model.reason ? `Reason: ${model.reason}` : "Nobody is waiting for it yet")));
   return {
     key: model.alias, tone: "busy", verb: model.status === "starting" ? "Starting" : "Loading", alias: model.alias,
-    tail: model.load_progress != null ? percent(model.load_progress) : "", lines, facts,
-    progress: model.status === "loading" ? model.load_progress ?? null : undefined, steps: steps(model, room),
+    tail: progressOf(model) != null ? percent(progressOf(model)) : "", lines, facts,
+    progress: progressOf(model), steps: steps(model, room),
   };
 }
 
+function leaving(model) {
+  const last = model.in_flight ? `; ${count(model.in_flight, "running request")} may finish first` : kept(model) ? "; what was said to it is saved first" : "";
+  return `${model.alias} is stopping, because ${noRoom(model)}${last}.`;
+}
+
+/** Why a model that will have to go is still there. */
+function holding(other, model, now) {
+  const left = model.waits_until == null ? null : model.waits_until - now;
+  const limit = left > 0.5 ? `, at most ${duration(left)} more` : "";
+  if (other.queue_depth) return `It takes the place of ${other.alias}, which goes on with its own ${count(other.queue_depth, "waiting request")} first${limit}.`;
+  if (other.in_flight) return `It takes the place of ${other.alias}, which still answers ${count(other.in_flight, "request")}${limit}; running requests are never cut off.`;
+  return `It takes the place of ${other.alias}${isComing(other) ? ", which is loading for a request of its own first" : ""}.`;
+}
+
 /** What a waiting model waits for, as far as the picture shows it. */
-function blockers(store, room) {
+function blockers(store, model, room, now) {
   const going = room.filter((other) => other.status === "stopping");
-  if (going.length)
-    return going.map((other) => `${other.alias} is stopping to make room${other.in_flight ? `; ${count(other.in_flight, "running request")} may finish first` : ""}.`);
+  if (going.length) return going.map(leaving);
+  const wanted = (model.waits_for ?? []).map((alias) => store.models.get(alias)).filter(Boolean);
+  if (wanted.length) return wanted.map((other) => holding(other, model, now));
+  const ahead = store.list().filter((other) => other !== model && other.waits_for?.length);
+  if (ahead.length) return [`${list(ahead.map((other) => other.alias))} ${ahead.length > 1 ? "come first: their requests are" : "comes first: its requests are"} more urgent or have waited longer.`];
   const loading = store.list().filter(isComing);
   if (loading.length) return [`${list(loading.map((other) => other.alias))} ${loading.length > 1 ? "are" : "is"} loading first.`];
   const busy = store.list().filter((other) => other.status === "ready" && other.in_flight && !other.pinned);
@@ -171,13 +211,14 @@ function blockers(store, room) {
 
 function waitingTopic(store, model, now) {
   const view = store.view(model, now);
-  const room = departed(store, model.alias, view.since);
+  const room = departed(store, model, now);
   const facts = [{ value: String(model.queue_depth), label: "waiting" }];
   if (view.oldest != null) facts.push({ value: duration(view.oldest), label: "longest wait" });
+  if (model.expected_load_sec) facts.push({ value: `≈ ${duration(model.expected_load_sec)}`, label: "to load then" });
   return {
     key: model.alias, tone: "wait", alias: model.alias, facts,
-    verb: room.length ? "Making room for" : "", tail: room.length ? "" : "waits for memory",
-    lines: [...blockers(store, room), sentence(waiters(model, view.oldest))],
+    verb: room.length ? "Making room for" : "", tail: room.length ? "" : "waits for room",
+    lines: [...blockers(store, model, room, now), sentence(waiters(model, view.oldest))],
     steps: room.length ? steps(model, room) : undefined,
   };
 }
@@ -202,7 +243,7 @@ function readyTopic(store, model) {
 }
 
 function stoppingTopic(store, model, now) {
-  const lines = [model.in_flight ? `${count(model.in_flight, "running request")} may finish first.` : "Its memory is being given back."];
+  const lines = [model.in_flight ? `${count(model.in_flight, "running request")} may finish first.` : kept(model) ? "What was said to it is saved, then its memory is given back." : "Its memory is being given back."];
   return {
     key: model.alias, tone: "wait", verb: "Stopping", alias: model.alias, tail: stopReason(model), lines,
     facts: [{ value: duration(store.view(model, now).age), label: "so far" }],
@@ -249,7 +290,7 @@ export function title(store) {
   if (!store.connected) return "Disconnected · Router";
   const models = store.list();
   const coming = models.find(isComing);
-  if (coming) return `${coming.load_progress != null ? percent(coming.load_progress) : "…"} ${coming.alias} · Router`;
+  if (coming) return `${progressOf(coming) != null ? percent(progressOf(coming)) : "…"} ${coming.alias} · Router`;
   const broken = models.filter((model) => model.status === "failed").length;
   const ready = models.filter((model) => model.status === "ready").length;
   return broken ? `⚠ ${broken} failed · Router` : `${ready} ready · Router`;
