@@ -15,6 +15,7 @@ import anyio
 import psutil
 import pytest
 import uvicorn
+from app.http_protocol import RouterProtocol
 from fastapi import FastAPI
 
 from app.api.event_channel import HEARTBEAT_S
@@ -22,7 +23,6 @@ from app.api.services import Services
 from app.core.config_file import parse
 from app.core.events import StatusChanged
 from app.core.model_status import Status
-from app.http_protocol import RouterProtocol
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until

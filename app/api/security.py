@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -79,16 +78,15 @@ def require_admin(request: Request) -> None:
 
 
 class Head(Headers):
-    """Starlette's headers, with one pass over them all instead of one, and often an exception, a question."""
+    """Starlette's headers, with one pass over them all instead of one, and often an exception, a question.
+
+    Of several of one name `get` gives the first, as Starlette does; it takes names in lower case only.
+    """
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         super().__init__(raw=raw)
-        self._first = dict(reversed(raw))
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Of several the first, as elsewhere in Starlette. `key` is in lower case."""
-        value = self._first.get(key.encode("latin-1"))
-        return default if value is None else value.decode("latin-1")
+        first = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(raw)}
+        self.get = first.get  # type: ignore[method-assign]
 
 
 class Rules:

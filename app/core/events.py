@@ -113,6 +113,8 @@ class EventBus:
         """`later` calls a function after so many seconds; without it nothing is put off."""
         self._later = later
         self._finished: list[Callable[[], RequestFinished]] = []
+        self._touched: set[str] = set()
+        self._is_due = False
         self._subscriptions: list[tuple[Subscriber, tuple[type[Event], ...]]] = []
         self._by_kind: dict[type[Event], tuple[Subscriber, ...]] = {}
 
@@ -145,16 +147,37 @@ class EventBus:
         and by then the processor's caches have forgotten all about logging, parsing and histograms.
         """
         self._finished.append(account)
+        if not self._is_due:
+            self._put_off()
+
+    def touch(self, alias: str) -> None:
+        """`Touched`, once for all the touches of a batch."""
+        self._touched.add(alias)
+        if not self._is_due:
+            self._put_off()
+
+    def _put_off(self) -> None:
         if self._later is None:
             self.settle()
-        elif len(self._finished) == 1:
-            self._later(BATCH_S, self.settle)
+        else:
+            self._is_due = True
+            self._later(BATCH_S, self._batch_is_due)
+
+    def _batch_is_due(self) -> None:
+        self._is_due = False
+        self.settle()
 
     def settle(self) -> None:
         """Publish the accounts of all requests that have ended: whoever shows totals calls this first."""
         accounts, self._finished = self._finished, []
         for account in accounts:
-            self.publish(account())
+            try:
+                self.publish(account())
+            except Exception:
+                logger.exception("a request could not be accounted for")
+        touched, self._touched = self._touched, set()
+        for alias in touched:
+            self.publish(Touched(alias))
 
     def _interested_in(self, kind: type[Event]) -> tuple[Subscriber, ...]:
         return tuple(subscriber for subscriber, kinds in self._subscriptions if not kinds or kind in kinds)

@@ -352,9 +352,9 @@ class ModelManager:
         """Grant at once, unless somebody else may have a better claim: then the next look decides."""
         if self._contended or instance.status is not Status.READY:
             self.look_again()
-        else:
+        elif instance.queue.has_waiting:
             instance.grant()
-        self._bus.publish(Touched(instance.alias))
+        self._bus.touch(instance.alias)
 
     async def read_footprint(self, instance: ModelInstance) -> None:
         """Look at the model's file. Raises `LoadError` for one that cannot be loaded."""

@@ -98,6 +98,10 @@ class RequestQueue:
         return high + normal + low
 
     @property
+    def has_waiting(self) -> bool:
+        return bool(self._heap) and self.peek() is not None
+
+    @property
     def in_flight(self) -> int:
         return len(self.running)
 
@@ -128,7 +132,7 @@ class RequestQueue:
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
-        if self.in_flight >= self.slots or (ticket := self.peek()) is None:
+        if len(self.running) >= self.slots or not self._heap or (ticket := self.peek()) is None:
             return None
         heapq.heappop(self._heap)
         self.waiting_by_level[ticket.priority] -= 1
