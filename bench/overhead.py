@@ -1,7 +1,7 @@
 """What the router costs, beside llama-server alone and its router mode: `python -m bench.overhead [ROUNDS]`.
 
-The three are measured in turns in one run, on the same file with the same flags, so that a busy machine
-harms all alike. CPU is that of the routing process alone. The figures worth quoting are the ratios.
+All are measured in turns in one run, on the same file with the same flags, so that a busy machine harms all
+alike. CPU is that of the routing process alone. The figures worth quoting are the ratios.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ import aiohttp
 import psutil
 
 from app.core.binary import find_binary
-from bench.peers import Direct, RouterMode
+from bench.peers import Direct, Peer, RouterMode
+from bench.stub import stub
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 
 MODEL = "a"
 SLOTS = 4
 N_CTX = 4096
-REQUESTS = 200
-STREAMS = 16
-EVENTS = 600
+REQUESTS = 256
+STREAMED = 6400
+"""Events of a round, over all streams together."""
 
 
 @dataclass
@@ -54,120 +55,183 @@ class Target:
         return float(times.user + times.system)
 
 
-Measure = Callable[[aiohttp.ClientSession, Target], Awaitable[None]]
+Measure = Callable[[Target], Awaitable[None]]
 
 
-async def short_requests(session: aiohttp.ClientSession, target: Target) -> None:
-    """One-token answers, one after the other."""
-    before, latencies = target.cpu_s(), []
-    for _ in range(REQUESTS):
-        began = time.perf_counter()
-        await _read(session, target, chat(MODEL, max_tokens=1))
-        latencies.append(time.perf_counter() - began)
-    target.add("CPU of a request, us", 1e6 * (target.cpu_s() - before) / REQUESTS)
-    target.add("median latency, ms", 1e3 * statistics.median(latencies))
-    target.add("p99 latency, ms", 1e3 * sorted(latencies)[-max(REQUESTS // 100, 1)])
+def requests(clients: int, *, kept: bool = True) -> Measure:
+    """One-token answers, for so many clients at once."""
+    name = f"{clients} client{'s' * (clients > 1)}{'' if kept else ', a connection each'}"
+
+    async def measure(target: Target) -> None:
+        latencies: list[float] = []
+        async with _session(kept) as session:
+
+            async def client() -> None:
+                for _ in range(REQUESTS // clients):
+                    began = time.perf_counter()
+                    await _ask(session, target, chat(MODEL, max_tokens=1))
+                    latencies.append(time.perf_counter() - began)
+
+            await _ask(session, target, chat(MODEL, max_tokens=1))
+            before, began = target.cpu_s(), time.perf_counter()
+            await asyncio.gather(*(client() for _ in range(clients)))
+            took, spent = time.perf_counter() - began, target.cpu_s() - before
+        target.add(f"CPU of a request, {name}, us", 1e6 * spent / len(latencies))
+        target.add(f"median latency, {name}, ms", 1e3 * statistics.median(latencies))
+        target.add(f"p99 latency, {name}, ms", 1e3 * _p99(latencies))
+        if clients > 1:
+            target.add(f"requests/s, {name}", len(latencies) / took)
+
+    return measure
 
 
-async def many_clients(session: aiohttp.ClientSession, target: Target) -> None:
-    """One-token answers for 16 clients at once."""
-    before, began = target.cpu_s(), time.perf_counter()
+def streams(count: int) -> Measure:
+    """Event streams, more than there are slots."""
 
-    async def client() -> None:
-        for _ in range(REQUESTS // 16):
-            await _read(session, target, chat(MODEL, max_tokens=1))
+    async def measure(target: Target) -> None:
+        firsts: list[float] = []
+        events = 0
 
-    await asyncio.gather(*(client() for _ in range(16)))
-    count = REQUESTS // 16 * 16
-    target.add("requests/s, 16 clients", count / (time.perf_counter() - began))
-    target.add("CPU of a request, 16 clients, us", 1e6 * (target.cpu_s() - before) / count)
+        async def one() -> None:
+            nonlocal events
+            began, first = time.perf_counter(), True
+            body = chat(MODEL, max_tokens=STREAMED // count, stream=True)
+            async with session.post(f"{target.url}/v1/chat/completions", json=body) as answer:
+                async for line in answer.content:
+                    if line.startswith(b"data: {"):
+                        events += 1
+                        if first:
+                            firsts.append(time.perf_counter() - began)
+                            first = False
 
+        async with _session(kept=False) as session:
+            before, began = target.cpu_s(), time.perf_counter()
+            await asyncio.gather(*(one() for _ in range(count)))
+            took, spent = time.perf_counter() - began, target.cpu_s() - before
+        target.add(f"CPU of an event, {count} streams, us", 1e6 * spent / events)
+        target.add(f"events/s, {count} streams", events / took)
+        target.add(f"p99 TTFT, {count} streams, ms", 1e3 * _p99(firsts))
 
-async def streams(session: aiohttp.ClientSession, target: Target) -> None:
-    """Long event streams, more than there are slots."""
-    before, began, events = target.cpu_s(), time.perf_counter(), 0
-    firsts: list[float] = []
-
-    async def one() -> None:
-        nonlocal events
-        sent, first = time.perf_counter(), True
-        body = chat(MODEL, max_tokens=EVENTS, stream=True)
-        async with session.post(f"{target.url}/v1/chat/completions", json=body) as answer:
-            async for line in answer.content:
-                if line.startswith(b"data: {"):
-                    events += 1
-                    if first:
-                        firsts.append(time.perf_counter() - sent)
-                        first = False
-
-    await asyncio.gather(*(one() for _ in range(STREAMS)))
-    target.add("CPU of an event, us", 1e6 * (target.cpu_s() - before) / events)
-    target.add("events/s", events / (time.perf_counter() - began))
-    target.add("p99 TTFT, 16 streams, ms", 1e3 * max(firsts))
+    return measure
 
 
-async def _read(session: aiohttp.ClientSession, target: Target, body: dict[str, object]) -> None:
-    async with session.post(f"{target.url}/v1/chat/completions", json=body) as answer:
-        await answer.read()
-        assert answer.status == 200, target.name
+MEASURES = (
+    requests(1),
+    requests(1, kept=False),
+    requests(16),
+    requests(64),
+    streams(16),
+    streams(64),
+)
+
+
+def _session(kept: bool) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=not kept))
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[-max(len(values) // 100, 1)]
+
+
+async def _ask(session: aiohttp.ClientSession, target: Target, body: dict[str, object]) -> None:
+    """llama-server drops a kept connection without a word after 100 requests: clients try again."""
+    for last_try in (False, False, True):
+        try:
+            async with session.post(f"{target.url}/v1/chat/completions", json=body) as answer:
+                await answer.read()
+                assert answer.status == 200, f"{target.name}: {answer.status}"
+                return
+        except aiohttp.ClientError:
+            if last_try:
+                raise
 
 
 @contextmanager
-def targets() -> Iterator[list[Target]]:
+def targets() -> Iterator[tuple[list[Target], list[Target]]]:
+    """Over the real llama-server: it alone, the router, its router mode. Over the stub: alone, the router."""
     binary = find_binary(None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = folder / "models"
         models.mkdir()
         path = make_tiny(models / f"{MODEL}.gguf", context=N_CTX)
-        router = RouterProcess(
-            folder / "router",
-            binary,
-            {MODEL: {"model_path": path, "parallel_requests": SLOTS, "params": {"n_ctx": N_CTX // SLOTS}}},
-            system={"log_level": "info", "cpu_threads": 1},
-        )
-        router.start()
-        try:
-            router.wait_until_it_answers().load(MODEL)
-            flags = ["-np", str(SLOTS), "-c", str(N_CTX), "-t", "1"]
-            with (
-                Direct(binary, path, flags, folder / "direct.log") as direct,
-                RouterMode(binary, models, flags, folder / "peer.log", max_models=1) as peer,
-            ):
-                yield [
-                    Target("direct", direct.url, None),
+        flags = ["-np", str(SLOTS), "-c", str(N_CTX), "-t", "1"]
+        fake = stub(folder, binary)
+        with (
+            _router(folder / "router", binary, path) as router,
+            _router(folder / "router-stub", fake, path) as router_stub,
+            Direct(binary, path, flags, folder / "direct.log") as direct,
+            RouterMode(binary, models, flags, folder / "peer.log", max_models=1) as peer,
+            Peer(fake, [], folder / "stub.log") as alone,
+        ):
+            yield (
+                [
+                    Target("llama-server", direct.url, None),
                     Target("router", router.url, router.pid),
                     Target("router mode", peer.url, peer.pid),
-                ]
-        finally:
-            router.stop()
+                ],
+                [Target("stub", alone.url, None), Target("router", router_stub.url, router_stub.pid)],
+            )
 
 
-async def measure(rounds: int) -> None:
-    with targets() as measured:
-        # A connection each: llama-server drops kept ones without a word after 100 requests.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            for target in measured:
-                await _read(session, target, chat(MODEL, max_tokens=1))  # loads it
+@contextmanager
+def _router(folder: Path, binary: Path, path: Path) -> Iterator[RouterProcess]:
+    model = {"model_path": path, "parallel_requests": SLOTS, "params": {"n_ctx": N_CTX // SLOTS}}
+    router = RouterProcess(folder, binary, {MODEL: model}, system={"log_level": "info", "cpu_threads": 1})
+    router.start()
+    try:
+        router.wait_until_it_answers().load(MODEL)
+        yield router
+    finally:
+        router.stop()
+
+
+async def measure(rounds: int) -> tuple[list[Target], list[Target]]:
+    with targets() as groups:
+        for group in groups:
+            async with _session(kept=False) as session:
+                for target in group:
+                    await _ask(session, target, chat(MODEL, max_tokens=1))  # loads it
             for _ in range(rounds):
-                for what in (short_requests, many_clients, streams):
-                    for target in measured:
-                        await what(session, target)
-            rss = {t.name: psutil.Process(t.pid).memory_info().rss / 2**20 for t in measured if t.pid}
-        _print(measured, rss)
+                for what in MEASURES:
+                    for target in group:
+                        await what(target)
+            for target in group:
+                if target.pid is not None:
+                    target.add("memory, MiB", psutil.Process(target.pid).memory_info().rss / 2**20)
+        return groups
 
 
-def _print(measured: list[Target], rss: dict[str, float]) -> None:
-    direct, router, peer = measured
-    print(f"{'':36}{'direct':>10}{'router':>10}{'router mode':>13}{'ratio':>8}")
+def rows(group: list[Target]) -> list[tuple[str, list[str], float | None]]:
+    """Of each figure its name, the values, and the router's in relation to the peer's."""
+    found = []
+    router = group[1]
     for figure in router.samples:
-        values = [t.median(figure) for t in measured]
-        print(f"{figure:36}{values[0]:10.1f}{values[1]:10.1f}{values[2]:13.1f}{values[1] / values[2]:8.2f}")
-    added = [t.median("median latency, ms") - direct.median("median latency, ms") for t in (router, peer)]
-    print(f"{'added median latency, ms':36}{'':10}{added[0]:10.2f}{added[1]:13.2f}{added[0] / added[1]:8.2f}")
-    print(f"{'memory, MiB':36}{'':10}{rss['router']:10.0f}{rss['router mode']:13.0f}")
+        values = [_spread(t.samples[figure]) if figure in t.samples else "" for t in group]
+        ratio = None
+        if len(group) > 2 and group[2].median(figure):
+            ratio = router.median(figure) / group[2].median(figure)
+        found.append((figure, values, ratio))
+        if figure.startswith("median latency"):
+            added = [t.median(figure) - group[0].median(figure) for t in group[1:]]
+            ratio = added[0] / added[1] if len(added) > 1 and added[1] > 0 else None
+            found.append(("  of it added, ms", ["", *(f"{value:.2f}" for value in added)], ratio))
+    return found
+
+
+def _spread(samples: list[float]) -> str:
+    shown = f"{statistics.median(samples):.1f}"
+    return shown if len(samples) < 2 else f"{shown} ({min(samples):.1f}-{max(samples):.1f})"
+
+
+def show(groups: tuple[list[Target], list[Target]]) -> None:
+    for group in groups:
+        print(f"{'':46}" + "".join(f"{t.name:>26}" for t in group) + f"{'ratio':>8}")
+        for figure, values, ratio in rows(group):
+            shown = "" if ratio is None else f"{ratio:8.2f}"
+            print(f"{figure:46}" + "".join(f"{value:>26}" for value in values) + shown)
+        print()
 
 
 if __name__ == "__main__":
-    asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5))
+    show(asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 5)))

@@ -1,0 +1,139 @@
+"""What the router costs when it starts, idles, swaps and streams for long: `python -m bench.lifecycle`.
+
+A swap is measured beside the bare sequence on the same files: stop the one llama-server, start the other,
+wait until it serves, ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import httpx
+import psutil
+
+from app.core.binary import find_binary
+from bench.peers import Direct
+from bench.stub import stub
+from tests.ggufs import make_tiny
+from tests.router_process import RouterProcess, chat
+
+SWAPS = 10
+IDLE_S = 20.0
+STREAMS = 64
+EVENTS_PER_S = 160  # of each stream: together 10,240
+STREAM_S = 30
+CHAT = "/v1/chat/completions"
+
+Row = tuple[str, str]
+
+
+@contextmanager
+def _router(folder: Path, binary: Path, models: dict[str, dict[str, object]]) -> Iterator[RouterProcess]:
+    system = {"max_concurrent_models": 1, "max_swap_wait_sec": 0, "log_level": "info", "cpu_threads": 1}
+    router = RouterProcess(folder, binary, models, system=system)
+    try:
+        yield router
+    finally:
+        router.stop()
+
+
+def start_and_idle(folder: Path) -> Iterator[Row]:
+    path = make_tiny(folder / "idle.gguf")
+    with _router(folder / "idle", find_binary(None), {"a": {"model_path": path}}) as router:
+        began = time.perf_counter()
+        router.start()
+        router.wait_until_it_answers()
+        yield "start to first answer of /health, s", f"{time.perf_counter() - began:.2f}"
+        router.client.post(CHAT, json=chat("a", max_tokens=1)).raise_for_status()
+        yield "start to first chat, its model's load included, s", f"{time.perf_counter() - began:.2f}"
+        process = psutil.Process(router.pid)
+        time.sleep(2)
+        before = process.cpu_times()
+        time.sleep(IDLE_S)
+        after = process.cpu_times()
+        spent = after.user + after.system - before.user - before.system
+        yield f"idle for {IDLE_S:.0f} s, share of a core, %", f"{100 * spent / IDLE_S:.2f}"
+        yield "memory, idle, MiB", f"{process.memory_info().rss / 2**20:.0f}"
+
+
+def swaps(folder: Path) -> Iterator[Row]:
+    binary = find_binary(None)
+    paths = [make_tiny(folder / f"{name}.gguf") for name in "ab"]
+    models: dict[str, dict[str, object]] = {
+        name: {"model_path": p} for name, p in zip("ab", paths, strict=True)
+    }
+    ours, bare = [], []
+    with _router(folder / "swaps", binary, models) as router:
+        router.start()
+        router.wait_until_it_answers().load("a")
+        flags = ["-np", "1", "-c", "4096", "-t", "1"]
+        direct = Direct(binary, paths[0], flags, folder / "bare.log").__enter__()
+        for number in range(1, SWAPS + 1):
+            began = time.perf_counter()
+            router.client.post(CHAT, json=chat("ab"[number % 2], max_tokens=1)).raise_for_status()
+            ours.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            direct.__exit__()
+            direct = Direct(binary, paths[number % 2], flags, folder / "bare.log").__enter__()
+            httpx.post(direct.url + CHAT, json=chat("x", max_tokens=1), trust_env=False).raise_for_status()
+            bare.append(time.perf_counter() - began)
+        direct.__exit__()
+    for name, samples in (("swap, router", ours), ("swap, bare sequence", bare)):
+        yield f"{name}, s", f"{statistics.median(samples):.3f} ({min(samples):.3f}-{max(samples):.3f})"
+
+
+async def _listen(session: aiohttp.ClientSession, url: str, seen: list[int]) -> None:
+    body = chat("a", max_tokens=EVENTS_PER_S * STREAM_S, stream=True)
+    async with session.post(url + CHAT, json=body) as answer:
+        async for chunk in answer.content.iter_any():
+            seen[0] += chunk.count(b"data: {")
+
+
+async def _many_streams(router: RouterProcess) -> list[Row]:
+    process, seen = psutil.Process(router.pid), [0]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        listeners = [asyncio.ensure_future(_listen(session, router.url, seen)) for _ in range(STREAMS)]
+        await asyncio.sleep(5)
+        memory, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
+        began, before = time.perf_counter(), seen[0]
+        await asyncio.sleep(STREAM_S - 10)
+        took, events = time.perf_counter() - began, seen[0] - before
+        grown, spent = process.memory_info().rss - memory, sum(process.cpu_times()[:2]) - cpu
+        await asyncio.gather(*listeners)
+    return [
+        (f"{STREAMS} streams of {EVENTS_PER_S} events/s from a stub, events/s", f"{events / took:.0f}"),
+        ("  share of a core, %", f"{100 * spent / took:.0f}"),
+        (f"  memory grown in {took:.0f} s, MiB", f"{grown / 2**20:.1f}"),
+    ]
+
+
+def long_streams(folder: Path) -> Iterator[Row]:
+    path = make_tiny(folder / "streams.gguf")
+    model: dict[str, object] = {
+        "model_path": path,
+        "parallel_requests": STREAMS,
+        "params": {"n_ctx": 64},
+        "env": {"EVENTS_PER_S": str(EVENTS_PER_S)},
+    }
+    with _router(folder / "streams", stub(folder, find_binary(None)), {"a": model}) as router:
+        router.start()
+        router.wait_until_it_answers().load("a")
+        yield from asyncio.run(_many_streams(router))
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        for part in (start_and_idle, swaps, long_streams):
+            yield from part(Path(name))
+
+
+if __name__ == "__main__":
+    for name, value in rows():
+        print(f"{name:60}{value:>24}", flush=True)
