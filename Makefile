@@ -50,7 +50,7 @@ soak: $(DEV) $(DEMO)
 	@$(BIN)/python -m tests.chaos.soak
 
 bench: $(DEV) $(DEMO)
-	@$(BIN)/python -m bench.overhead $(ARGS)
+	@$(BIN)/python -m bench.report $(ARGS)
 	@$(BIN)/python -m bench.scheduling
 
 fuzz: $(DEV)
