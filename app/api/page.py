@@ -39,6 +39,13 @@ class WholeFile(FileResponse):
 
 
 class WholeFiles(StaticFiles):
+    """Asked for anew each time: parts of an older page beside newer ones do not work."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        answer = await super().get_response(path, scope)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(_without_range(scope), receive, send)
 

@@ -89,8 +89,10 @@ async def test_who_waits_for_whom_is_said(router: RouterProcess, page: Page) -> 
             await page.shows("1", f"{row('quick')} [data-label='In flight']")
             second = asyncio.create_task(http.post("/v1/chat/completions", json=chat("big")))
             await page.shows("big waits for room", "#now")
-            await page.shows("It takes the place of quick, which still answers 1 request, at most", "#now")
-            await page.shows("to load then", "#now")
+            await page.shows(
+                "It takes the place of quick, which still answers 1 request and takes new ones", "#now"
+            )
+            await page.shows("to load, last time", "#now")
             await page.shows("waiting for quick", row("big"))
             await page.shot("waiting")
         assert {(await task).status_code for task in (first, second)} == {200}

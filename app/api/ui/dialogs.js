@@ -2,7 +2,7 @@
 
 import { getJson, modelUrl, session } from "./api.js";
 import { h, setChildren, setText } from "./dom.js";
-import { clock, duration, kept, memory, percent, progressOf, sentence, statusOf } from "./words.js";
+import { clock, duration, kept, memory, percent, progressOf, sentence, statusOf, took } from "./words.js";
 
 const LOG_LINES = 200;
 const MAX_LOG = 200_000; // characters
@@ -87,7 +87,7 @@ function facts(model, view) {
     Requests: `${model.in_flight ?? 0} in flight${model.slots ? ` of ${model.slots}` : ""}, ${model.queue_depth ?? 0} waiting`,
     Counted: model.requests_total != null ? `${model.requests_total.toLocaleString("en")} requests, ${(model.errors_total ?? 0).toLocaleString("en")} errors` : null,
     "Last used": model.last_used ? `${clock(model.last_used)} (${duration(view.now - model.last_used)} ago)` : "never",
-    "Last load": model.expected_load_sec ? `took ${duration(model.expected_load_sec)}` : null,
+    "Last load": model.expected_load_sec ? `took ${took(model.expected_load_sec)}` : null,
     Conversations: kept(model) && `kept ${kept(model)}`,
   };
   return Object.entries(rows).filter(([, value]) => value != null && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))));

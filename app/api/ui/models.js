@@ -42,7 +42,7 @@ export class ModelsView {
     });
     p.bar.append(part("span", "fill"));
     row.append(
-      cell("name", null, p.swatch, h("span", { class: "label" }, h("button", { type: "button", class: "open", onclick: () => this.actions.details(alias), "aria-haspopup": "dialog", title: "Details, plan and log" }, alias), p.tags)),
+      cell("name", null, p.swatch, h("span", { class: "label" }, h("button", { type: "button", class: "open", onclick: () => this.actions.details(alias), "aria-haspopup": "dialog", title: `${alias}: details, plan and log` }, h("span", {}, alias)), p.tags)),
       cell("status", null, p.pill, p.note, p.bar),
       cell("num", "Memory", p.memory, p.estimate),
       cell("num", "Waiting", p.queue, p.mix),

@@ -22,6 +22,9 @@ export function duration(seconds) {
   return `${Math.floor(s / 86_400)} d ${Math.floor((s % 86_400) / 3600)} h`;
 }
 
+/** How long a load took: often less than what is worth a number. */
+export const took = (seconds) => (seconds < 1 ? "under 1 s" : duration(seconds));
+
 export const memory = (mb) => (mb < 1000 ? `${Math.round(mb)}\u00a0MB` : `${(mb / 1024).toFixed(mb < 102_400 ? 1 : 0)}\u00a0GB`);
 export const percent = (fraction) => `${Math.round(fraction * 100)}\u00a0%`;
 export const speed = (tokens) => (tokens < 10 ? tokens.toFixed(1) : Math.round(tokens).toLocaleString("en"));
@@ -168,7 +171,7 @@ function comingTopic(store, model, now) {
   const room = departed(store, model, now);
   const facts = [{ value: duration(now - view.loadStart), label: "so far" }];
   if (view.eta > 0) facts.push({ value: `≈ ${duration(view.eta)}`, label: "left" });
-  if (model.expected_load_sec) facts.push({ value: duration(model.expected_load_sec), label: "last time" });
+  if (model.expected_load_sec) facts.push({ value: took(model.expected_load_sec), label: "last time" });
   if (model.queue_depth) facts.push({ value: String(model.queue_depth), label: "waiting" });
   const lines = room.map(departure);
   lines.push(sentence(waiters(model, view.oldest) ?? (model.reason ? `Reason: ${model.reason}` : "Nobody is waiting for it yet")));
@@ -187,9 +190,9 @@ function leaving(model) {
 /** Why a model that will have to go is still there. */
 function holding(other, model, now) {
   const left = model.waits_until == null ? null : model.waits_until - now;
-  const limit = left > 0.5 ? `, at most ${duration(left)} more` : "";
-  if (other.queue_depth) return `It takes the place of ${other.alias}, which goes on with its own ${count(other.queue_depth, "waiting request")} first${limit}.`;
-  if (other.in_flight) return `It takes the place of ${other.alias}, which still answers ${count(other.in_flight, "request")}${limit}; running requests are never cut off.`;
+  const limit = left > 0.5 ? ` for at most ${duration(left)} more` : "";
+  if (other.queue_depth) return `It takes the place of ${other.alias}, which goes on with its own ${count(other.queue_depth, "waiting request")} first${limit}. Running requests are never cut off.`;
+  if (other.in_flight) return `It takes the place of ${other.alias}, which still answers ${count(other.in_flight, "request")}${limit && ` and takes new ones${limit}`}. Running requests are never cut off.`;
   return `It takes the place of ${other.alias}${isComing(other) ? ", which is loading for a request of its own first" : ""}.`;
 }
 
@@ -214,7 +217,7 @@ function waitingTopic(store, model, now) {
   const room = departed(store, model, now);
   const facts = [{ value: String(model.queue_depth), label: "waiting" }];
   if (view.oldest != null) facts.push({ value: duration(view.oldest), label: "longest wait" });
-  if (model.expected_load_sec) facts.push({ value: `≈ ${duration(model.expected_load_sec)}`, label: "to load then" });
+  if (model.expected_load_sec) facts.push({ value: took(model.expected_load_sec), label: "to load, last time" });
   return {
     key: model.alias, tone: "wait", alias: model.alias, facts,
     verb: room.length ? "Making room for" : "", tail: room.length ? "" : "waits for room",
@@ -239,7 +242,7 @@ function brokenTopic(store, model, now) {
 function readyTopic(store, model) {
   const seconds = store.lastLoad.get(model.alias);
   const lines = [model.in_flight ? `It is answering ${count(model.in_flight, "request")}.` : "It can answer now."];
-  return { key: model.alias, tone: "ok", verb: "", alias: model.alias, tail: "is ready", lines, facts: [{ value: duration(seconds), label: "to load" }] };
+  return { key: model.alias, tone: "ok", verb: "", alias: model.alias, tail: "is ready", lines, facts: [{ value: took(seconds), label: "to load" }] };
 }
 
 function stoppingTopic(store, model, now) {
