@@ -27,6 +27,7 @@ from app.core.background import Background
 from app.core.binary import find_binary, inspect_binary
 from app.core.command import BinaryInfo
 from app.core.config import Config, ModelSpec
+from app.core.control_client import open_client
 from app.core.events import EventBus
 from app.core.gpu_probe import GpuProbe
 from app.core.gpus import find_gpus
@@ -125,7 +126,7 @@ async def _build(
     heartbeat_s: float,
 ) -> Services:
     system, bus, started_at = config.system, EventBus(asyncio.get_running_loop().call_later), time.monotonic()
-    http = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+    http = await stack.enter_async_context(open_client())
     logs = _logs(system.log_dir, stack)
     kv_cache: KvCache | None = None
     if launcher is None:

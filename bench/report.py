@@ -21,7 +21,7 @@ PACKAGES = ("uvicorn", "uvloop", "httptools", "fastapi")
 
 INTRODUCTION = """# Benchmarks
 
-`make bench` measures all of this and writes this page. What is in one table was measured in turns in one run:
+`make bench` measures all of this and writes this page. What is in one table was measured in turns in a run:
 llama-server alone, RouterModelCustom in front of it, and llama-server's own router mode, each over the same
 tiny model with the same flags, so the model costs next to nothing and what is left is the way to it. CPU is
 that of the routing process alone. Values are medians over the rounds, with the smallest and the largest;

@@ -14,7 +14,7 @@ LAYERS = {  # from the bottom; a module may import its own layer and those below
     "vocabulary": "config config_file config_mistakes errors events exit_reason model_status",
     "decisions": """command gguf_reader gguf_utils load_log memory_compute memory_estimate model_shape
         placement policy usage""",
-    "resources": """background binary driver_thread footprint gpu_probe gpus kv_cache kv_store
+    "resources": """background binary control_client driver_thread footprint gpu_probe gpus kv_cache kv_store
         launcher learned list_devices_probe llama_process logging_server model_memory nvml_probe
         os_process pid_file ports queue runner upstream vram_tracker""",
     "orchestration": "health_monitor instance manager warmup",

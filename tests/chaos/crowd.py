@@ -183,7 +183,7 @@ def _end(answer: httpx.Response, text: str, wish: Wish) -> str:
 def _judge(status: int, body: dict[str, Any], wish: Wish) -> str:
     if "error" in body:
         code = str(body["error"]["code"])
-        assert code in ERRORS, body
+        assert code in ERRORS and "internal error" not in body["error"]["message"], body
         return code
     assert status == 200
     assert body["model"] == wish.model, f"answered by {body['model']}"
