@@ -44,7 +44,7 @@ class Upstream:
         """
         request = _request(port, method, target, headers, body, close=fresh)
         if not fresh and method == "POST" and (kept := self._take(port)) is not None:
-            answer = kept.ask(request, body, method)
+            answer = kept.ask(request, body, single=False)
             try:
                 await answer.head()
                 return answer
@@ -56,7 +56,7 @@ class Upstream:
                 answer.close()
                 raise
         connection = await self._connect(port)
-        answer = connection.ask(request, body, method)
+        answer = connection.ask(request, body, single=fresh, is_head=method == "HEAD")
         try:
             await answer.head()
         except BaseException:
@@ -129,8 +129,9 @@ class _Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._transport: asyncio.Transport
 
-    def ask(self, request: bytes, body: bytes, method: str) -> Answer:
-        self._answer = answer = Answer(self, method)
+    def ask(self, request: bytes, body: bytes, *, single: bool, is_head: bool = False) -> Answer:
+        """`single`: nothing is asked after it."""
+        self._answer = answer = Answer(self, single=single, is_head=is_head)
         if len(body) <= READ_AHEAD_BYTES:
             self._transport.write(request + body)
         else:  # not copied
@@ -141,7 +142,7 @@ class _Connection(asyncio.Protocol):
     def release(self, *, keep: bool) -> None:
         """The answer is done with."""
         self._answer = None
-        if keep and not self._owner.closed and not self.is_closing:
+        if keep and not self._owner.closed and self._is_at_rest:
             self._owner.keep(self)
         else:
             self.abort()
@@ -149,6 +150,11 @@ class _Connection(asyncio.Protocol):
     @property
     def is_closing(self) -> bool:
         return self._transport.is_closing()
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whoever answers before it has read a request may take the rest of its body for the next one."""
+        return not self.is_closing and not self._transport.get_write_buffer_size()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -184,7 +190,7 @@ class Answer:
     """One response: its head, then its body as it comes. Close it; an unfinished one ends its connection,
     which is what makes llama-server stop generating."""
 
-    def __init__(self, connection: _Connection, method: str) -> None:
+    def __init__(self, connection: _Connection, *, single: bool, is_head: bool) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         """Names in lower case."""
@@ -195,7 +201,8 @@ class Answer:
         """All of the body has come; some of it may not have been read."""
         self._connection: _Connection | None = connection
         self._parser = httptools.HttpResponseParser(self)
-        self._is_head_only = method == "HEAD"
+        self._may_keep = not single and not is_head
+        self._is_head_only = is_head
         self._head_bytes: int | None = 0
         self._until_eof = True
         self._keep = False
@@ -228,7 +235,8 @@ class Answer:
     def close(self) -> None:
         """Safe to call twice."""
         if self._connection is not None:
-            self._connection.release(keep=self._keep and self.ended)
+            # paused: nothing more would be heard on it
+            self._connection.release(keep=self._keep and self.ended and not self._paused)
             self._connection = None
 
     async def _more(self) -> None:
@@ -289,9 +297,10 @@ class Answer:
         self.status = self._parser.get_status_code()
         if self.status < 200:  # the real answer follows
             self.headers.clear()
+            self.content_type, self._until_eof, self._keep = b"", True, False
             return
         self._head_bytes = None
-        self._keep = self._keep and not self._is_head_only and self._parser.should_keep_alive()
+        self._keep = self._keep and self._may_keep and self._parser.should_keep_alive()
         if self._is_head_only:  # its Content-Length tells of a body that does not come
             self.ended = True
 
@@ -303,8 +312,8 @@ class Answer:
             self._connection.pause()
 
     def on_message_begin(self) -> None:
-        if self.ended:  # more than was asked for
-            self._keep = False
+        if self.ended:  # not a byte of it may get into this answer: the parser stops here
+            raise ValueError("more than was asked for")
 
     def on_message_complete(self) -> None:
         self.ended = self._head_bytes is None
