@@ -343,13 +343,15 @@ class _Pipes(asyncio.SubprocessProtocol):
         self._runner = runner
         self._transport: asyncio.SubprocessTransport | None = None
         self._breath: asyncio.TimerHandle | None = None
+        self._has_exited = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._runner.took_output(data)
-        if self._runner.phase is Status.READY and len(data) < FULL_READ and self._breath is None:
+        may_wait = self._runner.phase is Status.READY and not self._has_exited and self._breath is None
+        if may_wait and len(data) < FULL_READ:
             self._output().pause_reading()
             self._breath = asyncio.get_running_loop().call_later(BREATH_S, self.read_on)
 
@@ -361,6 +363,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         assert self._transport is not None
         code = self._transport.get_returncode()
         assert code is not None
+        self._has_exited = True
         self.read_on()  # its last words
         self._runner.process_exited(code)
 
