@@ -22,6 +22,7 @@ import httpx
 import psutil
 import pytest
 
+from app.core import llama_process
 from app.core.binary import BinaryNotFound, find_binary, inspect_binary
 from app.core.command import BinaryInfo, build_command
 from app.core.config import Config, ModelSpec
@@ -589,6 +590,33 @@ async def test_kill_all_needs_no_loop(launcher: LlamaLauncher, tiny: Path) -> No
 
 
 # --- output and orphans
+
+
+async def test_the_log_of_a_serving_model_is_read_every_few_answers_and_at_its_end(
+    launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not at each line; but its last words and its end wait for nobody."""
+    monkeypatch.setattr(llama_process, "BREATH_S", 3600)
+    monkeypatch.setattr(llama_process, "LAST_OUTPUT_S", 3600)
+
+    async def ask() -> None:
+        key = {"Authorization": f"Bearer {runner.api_key}"}
+        body = {"prompt": "the", "n_predict": 2}
+        await http.post(f"http://127.0.0.1:{runner.port}/completion", json=body, headers=key)
+
+    with anyio.fail_after(20):
+        async with launcher.launch(spec(tiny), {}, nobody) as runner:
+            await runner.ready()
+            loaded = runner.log.position
+            await ask()
+            await eventually(lambda: runner.log.position > loaded)
+            read = runner.log.position
+            await ask()
+            assert runner.log.position == read
+            for _ in range(llama_process.BREATH_ANSWERS):
+                runner.answered()
+            await eventually(lambda: runner.log.position > read)
+        assert gone(runner.pid)
 
 
 async def test_a_flood_of_output_does_not_block_the_child(fake: Callable[..., LlamaLauncher]) -> None:
