@@ -13,13 +13,27 @@ STATE = {"stages": ["text_model"], "current": "text_model"}
 def slow(folder: Path, llama_server: Path) -> Path:
     """The real one, but a model with LOAD_S in its `env` first reports for that long, 20 times a second.
 
+    Meanwhile its port is bound and says that it loads, as the real one's does.
     With MUTE it is one that does not know the protocol of reports: it says nothing of its progress.
     """
     path = folder / "slow-llama-server"
     path.write_text(
         f"""#!{sys.executable}
-import json, os, sys, time
+import json, os, socket, sys, threading, time
+
+
+def refuse(port):
+    answer = b"HTTP/1.1 503 Service Unavailable\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n"
+    with socket.create_server(("127.0.0.1", port)) as server:
+        while True:
+            with server.accept()[0] as client:
+                client.recv(65536)
+                client.sendall(answer)
+
+
 steps = int(float(os.environ.get("LOAD_S", 0)) / {STEP_S})
+if steps and "--port" in sys.argv:
+    threading.Thread(target=refuse, args=[int(sys.argv[sys.argv.index("--port") + 1])], daemon=True).start()
 for step in range(steps):
     payload = dict({json.dumps(STATE)}, value=step / steps)
     state = json.dumps({{"state": "loading", "payload": payload}})

@@ -15,10 +15,10 @@ import anyio
 import psutil
 import pytest
 import uvicorn
-from app.http_protocol import RouterProtocol
 from fastapi import FastAPI
 
 from app.api.event_channel import HEARTBEAT_S
+from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
 from app.core.config_file import parse
 from app.core.events import StatusChanged
