@@ -154,7 +154,12 @@ class EventBus:
         """Publish the accounts of all requests that have ended: whoever shows totals calls this first."""
         accounts, self._finished = self._finished, []
         for account in accounts:
-            self.publish(account())
+            try:
+                event = account()
+            except Exception:
+                logger.exception("a request's account failed")
+            else:
+                self.publish(event)
 
     def _interested_in(self, kind: type[Event]) -> tuple[Subscriber, ...]:
         return tuple(subscriber for subscriber, kinds in self._subscriptions if not kinds or kind in kinds)
