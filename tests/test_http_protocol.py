@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
@@ -98,3 +99,144 @@ async def test_many_small_requests_on_one_connection_are_not_one_large_head(port
     last = request + b"Connection: close\r\n\r\n"
     answer = await say(port, *[request + b"\r\n"] * 200, last)
     assert answer.count(b"HTTP/1.1 200") == 201
+
+
+class Watcher:
+    """An application that says when it was told that its client has left, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.watching: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        """What ends the watching, one for each request."""
+        self.told: asyncio.Queue[bytes] = asyncio.Queue()
+        """The path of a request whose client has left."""
+        self.lost = asyncio.Event()
+        self.may_watch = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_watch.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        connection: RouterProtocol = scope["router.connection"]
+        await self.may_watch.wait()
+        end = connection.watch(lambda: self.told.put_nowait(scope["raw_path"]))
+        self.watching.put_nowait(end)
+        await self.may_answer.wait()
+        end()
+        await greet(scope, receive, send)
+
+    async def begun(self) -> Callable[[], None]:
+        return await asyncio.wait_for(self.watching.get(), 10)
+
+    async def left(self) -> bytes:
+        """Told, and once only."""
+        path = await asyncio.wait_for(self.told.get(), 10)
+        await asyncio.wait_for(self.lost.wait(), 10)
+        assert self.told.empty()
+        return path
+
+
+@pytest.fixture
+async def watcher() -> Watcher:
+    return Watcher()
+
+
+@pytest.fixture
+async def watched(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    lose = RouterProtocol.connection_lost
+
+    def lost(connection: RouterProtocol, error: Exception | None) -> None:
+        lose(connection, error)
+        watcher.lost.set()
+
+    monkeypatch.setattr(RouterProtocol, "connection_lost", lost)
+    config = uvicorn.Config(
+        watcher, host="127.0.0.1", port=0, http=RouterProtocol, ws="none", lifespan="off", log_config=None
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    watcher.may_watch.set()
+    watcher.may_answer.set()
+    server.should_exit = True
+    await task
+
+
+def post(path: bytes, body: bytes = b"", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s" % (path, size, body)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        post(b"/1"),
+        post(b"/1", bytes(3 * 2**20)),  # uvicorn stops reading while a large body waits
+        post(b"/1") + post(b"/2"),  # and while a second request waits
+        post(b"/1", bytes(2**17)) + post(b"/2", bytes(2**14)),
+    ],
+    ids=["short", "large", "pipelined", "both"],
+)
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_who_watches_is_told_once_that_the_client_left(
+    watcher: Watcher, watched: int, said: bytes, how: str
+) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(said)
+    await writer.drain()
+    await watcher.begun()
+    assert watcher.told.empty()
+    if how == "end":
+        writer.close()
+    else:
+        writer.transport.abort()
+    assert await watcher.left() == b"/1"
+
+
+async def test_who_stopped_watching_is_not_told(watcher: Watcher, watched: int) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(post(b"/1"))
+    (await watcher.begun())()
+    writer.close()
+    await asyncio.wait_for(watcher.lost.wait(), 10)
+    assert watcher.told.empty()
+
+
+async def test_who_watches_too_late_is_told_at_once(watcher: Watcher, watched: int) -> None:
+    watcher.may_watch.clear()
+    _, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(post(b"/1"))
+    writer.close()
+    await asyncio.wait_for(watcher.lost.wait(), 10)
+    watcher.may_watch.set()
+    assert await watcher.left() == b"/1"
+    (await watcher.begun())()
+
+
+async def test_an_answered_request_is_not_told_of_the_end_of_its_connection(
+    watcher: Watcher, watched: int
+) -> None:
+    watcher.may_answer.set()
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched)
+    for _ in range(2):
+        writer.write(post(b"/1"))
+        await reader.readuntil(b"hi")
+    writer.close()
+    await asyncio.wait_for(watcher.lost.wait(), 10)
+    assert watcher.told.empty()
+
+
+async def test_a_closed_connection_is_told_once() -> None:
+    """Between `close` and `connection_lost`, where watching comes too late and the loss is still to come."""
+    config = uvicorn.Config(greet, http=RouterProtocol, lifespan="off", log_config=None)
+    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {})
+    transport = Mock(is_closing=lambda: True)
+    protocol.connection_made(transport)
+    told: list[None] = []
+    end = protocol.watch(lambda: told.append(None))
+    assert len(told) == 1
+    protocol.connection_lost(None)
+    end()
+    assert len(told) == 1

@@ -30,10 +30,11 @@ class RouterProtocol(HttpToolsProtocol):
 
         ASGI's way is a task that waits for `receive`; it costs as much as a tenth of a short request.
         """
-        self.flow.resume_reading()  # a connection that nobody reads is not seen to end
-        self._watchers.add(gone)
         if self.transport.is_closing():
             gone()
+            return _nothing
+        self.flow.resume_reading()  # a connection that nobody reads is not seen to end
+        self._watchers.add(gone)
         return lambda: self._watchers.discard(gone)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -73,6 +74,10 @@ class RouterProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def _nothing() -> None:
+    """There is nothing to end."""
 
 
 class _Cycle(RequestResponseCycle):

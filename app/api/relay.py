@@ -257,11 +257,12 @@ class Relay(Response):
                 await self._begin(answer, chunk, send)
             self._last_progress = self._now()
             self._usage.feed(chunk)
+            is_last = answer.ended  # read now: a slow client lets more come in while it is sent this
             self._sending = True
-            await send(_body(chunk, more=not answer.ended))
+            await send(_body(chunk, more=not is_last))
             self._sending = False
             self._last_progress = self._now()
-            if answer.ended:
+            if is_last:
                 return
         if not self.started:
             await self._start(send, answer.status, answer.headers)

@@ -172,9 +172,11 @@ class EventBus:
         accounts, self._finished = self._finished, []
         for account in accounts:
             try:
-                self.publish(account())
+                event = account()
             except Exception:
-                logger.exception("a request could not be accounted for")
+                logger.exception("a request's account failed")
+            else:
+                self.publish(event)
         touched, self._touched = self._touched, set()
         for alias in touched:
             self.publish(Touched(alias))

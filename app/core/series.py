@@ -44,8 +44,8 @@ class Distribution:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
-        bucket = f"{name}_bucket{{{labels},le="
-        self._names = [*(f'{bucket}"{float(b)!r}"}} ' for b in bounds), f'{bucket}"+Inf"}} ']
+        bucket = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
+        self._names = [*(f'{bucket}le="{float(b)!r}"}} ' for b in bounds), f'{bucket}le="+Inf"}} ']
         self._names.append(f"{name}_count{{{labels}}} ")
         self._sum_name = f"{name}_sum{{{labels}}} "
         self._text: str | None = None
