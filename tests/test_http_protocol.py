@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from unittest.mock import Mock
@@ -11,10 +12,22 @@ from unittest.mock import Mock
 import pytest
 import uvicorn
 
-from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
+from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, RouterProtocol
+
+CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
+    "/unchanged": (304, [(b"content-length", b"5"), (b"etag", b"x")], [b""]),
+    "/stream": (200, [(b"content-type", b"text/event-stream")], [b"data: 1\n\n", b"data: 2\n\n", b""]),
+    "/whole": (200, [(b"content-length", b"4")], [b"four"]),
+}
 
 
 async def greet(scope: Any, receive: Any, send: Any) -> None:
+    if answer := CHECKED_ANSWERS.get(scope["path"]):
+        status, headers, parts = answer
+        await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: True})
+        for number, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"hi"})
 
@@ -52,6 +65,26 @@ async def say(port: int, *pieces: bytes) -> bytes:
 async def test_a_usual_request_is_answered(port: int) -> None:
     answer = await say(port, b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("path", list(CHECKED_ANSWERS))
+async def test_the_relays_answers_are_whole_and_the_connection_goes_on(
+    port: int, path: str, method: bytes
+) -> None:
+    one = method + b" " + path.encode() + b" HTTP/1.1\r\nHost: h\r\n"
+    answer = await say(port, one + b"\r\n" + one + b"Connection: close\r\n\r\n")
+    status, headers, parts = CHECKED_ANSWERS[path]
+    heads = re.findall(rb"HTTP/1.1 %d [^\r]*\r\n(?:[^\r]+\r\n)*\r\n" % status, answer)
+    assert len(heads) == 2
+    assert all(name + b": " + value in head for head in heads for name, value in headers)
+    assert [b"connection: close" in head for head in heads] == [False, True]
+    assert all(
+        (b"transfer-encoding: chunked" in h) == (path == "/stream" and method == b"GET") for h in heads
+    )
+    body = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in parts) if path == "/stream" else b"".join(parts)
+    rest = answer.replace(heads[0], b"").replace(heads[1], b"")
+    assert rest == (2 * body if method == b"GET" else b"")
 
 
 @pytest.mark.parametrize(

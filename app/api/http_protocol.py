@@ -100,12 +100,13 @@ class _Cycle(RequestResponseCycle):
 
     def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.response_started, self.waiting_for_100_continue = True, False
+        has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
         parts = [STATUS_LINE[status]]
         for name, value in chain(self.default_headers, headers):
             parts += (name, b": ", value, b"\r\n")
-            if name == b"content-length":
+            if name == b"content-length" and has_body:
                 self.expected_content_length, self.chunked_encoding = int(value), False
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in (204, 304):
+        if self.chunked_encoding is None and has_body:
             self.chunked_encoding = True
             parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")

@@ -151,6 +151,8 @@ class Relay(Response):
                     f"llama-server for {self._instance.alias} ended while it answered; send the request again"
                 )
             await self._burial(runner)
+            if self._left:  # its time-out can swallow the cancellation
+                raise asyncio.CancelledError
             ticket = ticket.again()
             self._services.bus.publish(Replayed(self._instance.alias))
 

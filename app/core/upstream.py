@@ -238,6 +238,7 @@ class Answer:
             # paused: nothing more would be heard on it
             self._connection.release(keep=self._keep and self.ended and not self._paused)
             self._connection = None
+            del self._parser  # each holds the other: they would wait for the garbage collector
 
     async def _more(self) -> None:
         if self._error:

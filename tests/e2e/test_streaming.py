@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import subprocess
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -80,20 +79,19 @@ async def llama_server_of(router: RouterProcess, alias: str) -> AsyncIterator[ht
 
 
 def test_curl_sees_tokens_as_they_are_generated(router: RouterProcess) -> None:
-    """The chunks spread over the time that llama-server itself says it took: nothing was collected."""
+    """Each of the first thirty while llama-server is still busy with the next eight hundred."""
     router.load("smollm2")
-    with curl(router, chat("smollm2", max_tokens=60, stream=True)) as process:
+    with curl(router, chat("smollm2", max_tokens=900, stream=True)) as process:
         assert process.stdout is not None
-        lines = [(time.monotonic(), line) for line in process.stdout]
-    arrivals = [(when, json.loads(line[6:])) for when, line in lines if line.startswith(b"data: {")]
-
-    assert process.returncode == 0
-    contents = [when for when, event in arrivals if event["choices"][0]["delta"].get("content")]
-    generated_s = arrivals[-1][1]["timings"]["predicted_ms"] / 1000
-    assert len(contents) > 30
-    assert contents[-1] - contents[0] > generated_s / 2
-    middle = contents[len(contents) // 2]
-    assert contents[0] + generated_s / 5 < middle < contents[-1] - generated_s / 5
+        seen = 0
+        for line in process.stdout:
+            if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                seen += 1
+                assert router.metric("router_requests_in_flight", model="smollm2") == 1
+            if seen == 30:
+                break
+        process.kill()
+    assert seen == 30
 
 
 def curl(router: RouterProcess, body: dict[str, Any]) -> subprocess.Popen[bytes]:
