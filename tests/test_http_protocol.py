@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 import uvicorn
 
-from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, RouterProtocol
+from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, Head, RouterProtocol
 
 CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
     "/unchanged": (304, [(b"content-length", b"5"), (b"etag", b"x")], [b""]),
@@ -24,7 +24,8 @@ CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] =
 async def greet(scope: Any, receive: Any, send: Any) -> None:
     if answer := CHECKED_ANSWERS.get(scope["path"]):
         status, headers, parts = answer
-        await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: True})
+        when = Head.NOW if scope["path"] == "/stream" else Head.WITH_BODY
+        await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: when})
         for number, part in enumerate(parts, 1):
             await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
         return

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from enum import Enum
 from itertools import chain
-from typing import cast
+from typing import Any, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -17,7 +18,15 @@ MAX_HEAD_BYTES = 65536
 """Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
 
 CHECKED = "router.checked"
-"""In a message: its headers are in lower case, hold nothing that could end them, and keep the connection."""
+"""In a message: its headers are in lower case, hold nothing that could end them, keep the connection, and a
+Content-Length among them is true. The value is a `Head`."""
+
+
+class Head(Enum):
+    """When it is written."""
+
+    NOW = "now"
+    WITH_BODY = "with the first bytes of the body, which follow at once"
 
 
 class RouterProtocol(HttpToolsProtocol):
@@ -82,32 +91,58 @@ def _nothing() -> None:
 
 class _Cycle(RequestResponseCycle):
     """uvicorn's way of answering, with a shorter one for what the relay sends: llama-server's headers have
-    been through a parser, and an event needs no list of its parts."""
+    been through a parser, an event needs no list of its parts, and uvloop writes at once what comes first:
+    a head by itself would wake the client twice."""
+
+    _is_checked = False
+    _has_body = True
+    _head = b""
 
     async def send(self, message: ASGISendEvent) -> None:
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if not self.response_started and CHECKED in message:
-            self._send_head(message["status"], message["headers"])  # type: ignore[typeddict-item]
-        elif (
-            self.chunked_encoding and message.get("more_body") and (chunk := cast(bytes, message.get("body")))
-        ):
-            self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        if self._is_checked:
+            if self.flow.write_paused and not self.disconnected:
+                await self.flow.drain()
+            if not self.disconnected:
+                self._send_body(cast(bytes, message.get("body", b"")), more=bool(message.get("more_body")))
+        elif CHECKED in message:
+            if not self.disconnected:
+                self._is_checked = True
+                self._start(message)
         else:
             await super().send(message)
 
-    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _start(self, message: Mapping[str, Any]) -> None:
+        status = message["status"]
         self.response_started, self.waiting_for_100_continue = True, False
-        has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
+        self._has_body = self.scope["method"] != "HEAD" and status not in (204, 304)
+        self.chunked_encoding = self._has_body
         parts = [STATUS_LINE[status]]
-        for name, value in chain(self.default_headers, headers):
+        for name, value in chain(self.default_headers, message["headers"]):
             parts += (name, b": ", value, b"\r\n")
-            if name == b"content-length" and has_body:
-                self.expected_content_length, self.chunked_encoding = int(value), False
-        if self.chunked_encoding is None and has_body:
-            self.chunked_encoding = True
+            if name == b"content-length":
+                self.chunked_encoding = False
+        if self.chunked_encoding:
             parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        self.transport.write(b"".join(parts))
+        self._head = b"".join(parts)
+        if message[CHECKED] is Head.NOW:
+            self._write(b"")
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if not self.chunked_encoding:
+            self._write(body if self._has_body else b"")
+        elif more:
+            self._write(b"%x\r\n%b\r\n" % (len(body), body))
+        else:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n")
+        if not more:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+    def _write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        self.transport.write(data)

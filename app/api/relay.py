@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_body, error_event
-from app.api.http_protocol import CHECKED, RouterProtocol
+from app.api.http_protocol import CHECKED, Head, RouterProtocol
 from app.api.services import Services
 from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
 from app.core.events import Outcome, Replayed, RequestFinished
@@ -307,7 +307,8 @@ class Relay(Response):
             headers = [header for header in headers if header[0] not in _SET_FOR_STREAMS]
             headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         headers += self._own_headers()
-        await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: True})
+        when = Head.NOW if self._event_stream else Head.WITH_BODY
+        await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: when})
 
     def _own_headers(self) -> list[tuple[bytes, bytes]]:
         own = []
