@@ -759,3 +759,121 @@ def _open_sockets() -> int:
         with contextlib.suppress(OSError):  # the listing's own
             found += str(file.readlink()).startswith("socket:")
     return found
+
+
+# --- a sink instead of a reader
+
+
+def chunk_of(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+HEAD = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Sink:
+    """Takes so many pieces, then no more."""
+
+    def __init__(self, pieces: int = 1000) -> None:
+        self.taken: list[bytes] = []
+        self._pieces = pieces
+        self._moved = asyncio.Event()
+
+    def __call__(self, data: bytes) -> bool:
+        if len(self.taken) == self._pieces:
+            return False
+        self.taken.append(data)
+        self._moved.set()
+        return True
+
+    async def has(self, count: int) -> None:
+        while len(self.taken) < count:
+            self._moved.clear()
+            await soon(self._moved.wait())
+
+
+async def pouring(answer: Answer, sink: Sink) -> asyncio.Task[bytes]:
+    reading = asyncio.ensure_future(answer.read(sink))
+    await asyncio.sleep(0)  # it has begun to wait
+    return reading
+
+
+async def test_a_sink_is_given_what_comes_and_the_reader_the_last_piece(world: World) -> None:
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink = Sink()
+    reading = await pouring(answer, sink)
+    for count, piece in enumerate((b"one", b"two", b"three"), 1):
+        line.say(chunk_of(piece))
+        await sink.has(count)
+    assert not reading.done()
+    line.say(chunk_of(b"last") + b"0\r\n\r\n")
+    assert await soon(reading) == b"last"
+    assert (sink.taken, answer.ended) == ([b"one", b"two", b"three"], True)
+    answer.close()
+
+
+async def test_what_a_sink_refuses_is_read_and_so_is_what_follows(world: World) -> None:
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink = Sink(pieces=1)
+    reading = await pouring(answer, sink)
+    line.say(chunk_of(b"one"))
+    await sink.has(1)
+    line.say(chunk_of(b"two"))
+    assert await soon(reading) == b"two"
+    line.say(chunk_of(b"three"))
+    assert await soon(answer.read()) == b"three"
+    assert sink.taken == [b"one"]
+    answer.close()
+
+
+async def test_a_sink_is_not_used_when_nobody_reads(world: World) -> None:
+    """Else a piece could overtake the one that the reader still holds."""
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink = Sink(pieces=0)
+    reading = await pouring(answer, sink)
+    line.say(chunk_of(b"one"))
+    assert await soon(reading) == b"one"
+    sink._pieces = 1000
+    before = world.received
+    line.say(chunk_of(b"two"))
+    await world.until_received(before + len(chunk_of(b"two")))
+    assert sink.taken == []
+    assert await soon(answer.read(sink)) == b"two"
+    answer.close()
+
+
+async def test_more_than_may_be_read_ahead_does_not_stop_a_sink(world: World) -> None:
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink, whole = Sink(), b""
+    line.say(chunk_of(b"x" * MB) + chunk_of(b"y" * MB) + b"0\r\n\r\n")
+    while piece := await soon(answer.read(sink)):
+        whole += b"".join(sink.taken) + piece
+        sink.taken.clear()
+    assert whole == b"x" * MB + b"y" * MB
+    answer.close()
+
+
+async def test_a_sinks_answer_may_be_cut(world: World) -> None:
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink = Sink()
+    reading = await pouring(answer, sink)
+    line.say(chunk_of(b"one"))
+    await sink.has(1)
+    line.hang_up()
+    with pytest.raises(UpstreamGone):
+        await soon(reading)
+    answer.close()
+
+
+async def test_a_reader_that_is_cancelled_takes_its_sink_along(world: World) -> None:
+    line, answer = await world.exchange(HEAD, fresh=True)
+    sink = Sink()
+    reading = await pouring(answer, sink)
+    line.say(chunk_of(b"one"))
+    await sink.has(1)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    line.say(chunk_of(b"two"))
+    assert await soon(answer.read()) == b"two"
+    assert sink.taken == [b"one"]
+    answer.close()

@@ -71,7 +71,8 @@ class RouterProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         super().on_headers_complete()
-        self.cycle.__class__ = _Cycle  # uvicorn makes it, and offers no other way to make another one
+        self.cycle.__class__ = Cycle  # uvicorn makes it, and offers no other way to make another one
+        self.scope["router.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
@@ -89,7 +90,7 @@ def _nothing() -> None:
     """There is nothing to end."""
 
 
-class _Cycle(RequestResponseCycle):
+class Cycle(RequestResponseCycle):
     """uvicorn's way of answering, with a shorter one for what the relay sends: llama-server's headers have
     been through a parser, an event needs no list of its parts, and uvloop writes at once what comes first:
     a head by itself would wake the client twice."""
@@ -110,6 +111,13 @@ class _Cycle(RequestResponseCycle):
                 self._start(message)
         else:
             await super().send(message)
+
+    def write(self, chunk: bytes) -> bool:
+        """More of a checked answer, without a task. False, and nothing written, where `send` has to wait."""
+        if not self._is_checked or self.flow.write_paused or self.disconnected:
+            return False
+        self._send_body(chunk, more=True)
+        return True
 
     def _start(self, message: Mapping[str, Any]) -> None:
         status = message["status"]

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_body, error_event
-from app.api.http_protocol import CHECKED, Head, RouterProtocol
+from app.api.http_protocol import CHECKED, Cycle, Head, RouterProtocol
 from app.api.services import Services
 from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
 from app.core.events import Outcome, Replayed, RequestFinished
@@ -88,6 +88,7 @@ class Relay(Response):
         self._ticket = services.manager.ticket(call.priority)
         self._loop = asyncio.get_running_loop()
         self._interruption: _Interruption
+        self._cycle: Cycle | None = None
         self._ended: _End | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._left = False  # the client has gone
@@ -106,6 +107,7 @@ class Relay(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: RouterError | None = None
         self._interruption = _Interruption()
+        self._cycle = scope.get("router.cycle")
         forget = _on_disconnect(scope, receive, self._leave)
         try:
             try:
@@ -251,7 +253,8 @@ class Relay(Response):
         streamed = self._event_stream
         if streamed and not self.started:
             await self._start(send, answer.status, answer.headers)
-        while chunk := await answer.read():
+        forward: Callable[[bytes], bool] | None = None
+        while chunk := await answer.read(forward):
             if streamed and chunk[0] == 58 and _only_comments(chunk):
                 await send(_body(chunk))
                 continue
@@ -266,9 +269,19 @@ class Relay(Response):
             self._last_progress = self._now()
             if is_last:
                 return
+            if streamed and self._cycle is not None:
+                forward = self._forward
         if not self.started:
             await self._start(send, answer.status, answer.headers)
         await send(_body(b"", more=False))
+
+    def _forward(self, chunk: bytes) -> bool:
+        """An event on its shortest way. False for what `_pass_on` has to look at."""
+        if chunk[0] == 58 or self._cycle is None or not self._cycle.write(chunk):
+            return False
+        self._last_progress = self._now()
+        self._usage.feed(chunk)
+        return True
 
     async def _begin(self, answer: Answer, chunk: bytes, send: Send) -> None:
         self._begun, self._first_byte_at = True, self._now()  # first: a head cannot be taken back

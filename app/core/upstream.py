@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import httptools
@@ -211,19 +211,29 @@ class Answer:
         self._paused = False
         self._error = ""
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
 
     async def head(self) -> None:
         """Until status and headers are known. Raises `UpstreamGone`."""
         while self._head_bytes is not None:
             await self._more()
 
-    async def read(self) -> bytes:
-        """What has come since the last call, at least a byte; nothing at the end. Raises `UpstreamGone`."""
+    async def read(self, sink: Callable[[bytes], bool] | None = None) -> bytes:
+        """What has come since the last call, at least a byte; nothing at the end. Raises `UpstreamGone`.
+
+        While this waits, `sink` is given what comes, in the very callback in which it comes, until it returns
+        False: that piece, and the last one in any case, is what this returns. To wake a task costs a third
+        of an event.
+        """
         chunks = self._chunks
         while not chunks:
             if self.ended:
                 return b""
-            await self._more()
+            self._sink = sink
+            try:
+                await self._more()
+            finally:
+                self._sink = None
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._size = 0
@@ -261,7 +271,21 @@ class Answer:
             self._fail(f"the answer is not HTTP: {error!r}")
         if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES:
             self._fail("the answer's headers do not end")
-        self._wake()
+        if self._sink is None or not self._pour():
+            self._wake()
+
+    def _pour(self) -> bool:
+        """False where the reader has to be woken."""
+        sink, chunks = self._sink, self._chunks
+        if sink is None or self.ended or self._error or self._paused:
+            return False
+        if chunks:
+            data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            if not sink(data):
+                return False
+            chunks.clear()
+            self._size = 0
+        return True
 
     def lost(self, error: Exception | None) -> None:
         if self._head_bytes is None and self._until_eof and error is None and not self._error:
@@ -278,6 +302,7 @@ class Answer:
             self._connection.abort()
 
     def _wake(self) -> None:
+        self._sink = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
