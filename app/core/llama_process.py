@@ -42,8 +42,8 @@ DEAF_S = 3.0  # the port is bound before the load: one that refuses later has be
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
-BREATH_S = 0.5
-BREATH_ANSWERS = 8  # uvloop's pipes are sockets: full after 270 short lines
+BREATH_S = 0.05
+BREATH_ANSWERS = 2  # some 25 lines each; a pipe of uvloop is a socket, full after 270 lines
 FULL_READ = 1 << 13  # after a read as large as this there is more
 
 _NO_ANSWER = (httpx.RequestError, TimeoutError)
