@@ -43,6 +43,8 @@ class Target:
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, figure: str, value: float) -> None:
+        if self.pid is None and figure.startswith("CPU"):
+            return
         self.samples.setdefault(figure, []).append(value)
 
     def median(self, figure: str) -> float:

@@ -28,6 +28,10 @@ that of the routing process alone. Values are medians over the rounds, with the 
 *ratio* is RouterModelCustom's in relation to router mode's (below 1 is better, except for requests/s and
 events/s). Metrics, priorities and the access log were on.
 
+llama-server alone may show seconds in the rows of 16 clients: kept connections hold its HTTP threads, and
+who has none waits for one to be dropped. CPU of a process is counted in steps of 10 ms, so single values are
+coarse.
+
 """
 
 
