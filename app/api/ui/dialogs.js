@@ -125,7 +125,8 @@ export class Details {
   }
 
   async #showPlan() {
-    const lines = await getJson(modelUrl(this.alias, "plan")).then(planLines, (error) => [error.message]);
+    const failed = this.store.models.get(this.alias)?.status === "failed"; // the router would only say so again, as an error
+    const lines = failed ? ["Nothing, until it is reset or its file changes."] : await getJson(modelUrl(this.alias, "plan")).then(planLines, (error) => [error.message]);
     setChildren(this.#plan, lines.map((line) => h("li", {}, line)));
   }
 
