@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Literal
+
+Lines = Sequence[Mapping[str, object]]
+"""A record of the access log brings several, each the fields of a request."""
 
 
 class TextFormatter(logging.Formatter):
@@ -13,6 +17,13 @@ class TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines: Lines | None = record.__dict__.get("lines")
+        if lines is None:
+            return super().format(record)
+        head = f"{self.formatTime(record, self.datefmt)} {record.levelname:<7} "
+        return "\n".join([head + one_line(_text(line)) for line in lines])
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, the name is logging's
         lines = [record.message]
@@ -30,17 +41,19 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = {
+        head = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        lines: Lines | None = record.__dict__.get("lines")
+        if lines is not None:
+            return "\n".join([_json({**head, "message": _text(line), **line}) for line in lines])
+        fields = {**head, "message": record.getMessage()}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+        return _json(fields)
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
@@ -53,6 +66,14 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "asyncio", "uvicorn.error", "sse_starlette"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+
+
+def _text(line: Mapping[str, object]) -> str:
+    return " ".join([f"{key}={value}" for key, value in line.items()])
+
+
+def _json(fields: Mapping[str, object]) -> str:
+    return json.dumps(fields, default=str)
 
 
 def one_line(text: str) -> str:

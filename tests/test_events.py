@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.events import BATCH_S, Event, EventBus, RequestFinished, Touched
+from app.core.events import BATCH_S, Event, EventBus, RequestFinished, Settled, Touched
 from tests.test_telemetry import finished
 
 
@@ -73,7 +73,7 @@ def test_without_timers_nothing_is_put_off() -> None:
     bus, seen = EventBus(), list[Event]()
     bus.subscribe(seen.append)
     bus.finished(finished)
-    assert len(seen) == 1
+    assert [type(event) for event in seen] == [RequestFinished, Settled]
 
 
 def test_an_account_that_fails_harms_nobody_else(world: World, caplog: pytest.LogCaptureFixture) -> None:

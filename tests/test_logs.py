@@ -60,12 +60,21 @@ def test_a_traceback_that_uvicorn_logs_as_a_message_stays_readable() -> None:
 
 
 def test_json_is_one_object_a_line() -> None:
-    line = logs.JsonFormatter().format(record("no model %s", NASTY, fields={"model": NASTY, "path": logs}))
+    line = logs.JsonFormatter().format(record("no model %s", NASTY))
     assert "\n" not in line
     found = json.loads(line)
     assert found["message"] == f"no model {NASTY}"
-    assert (found["level"], found["logger"], found["model"]) == ("warning", "app.x", NASTY)
+    assert (found["level"], found["logger"]) == ("warning", "app.x")
     assert found["time"].endswith("Z")
+
+
+def test_a_record_of_several_lines_is_one_for_each() -> None:
+    several = record("requests", lines=[{"model": NASTY, "path": logs}, {"model": "m"}])
+    first, second = logs.TextFormatter().format(several).split("\n")
+    assert (first.isprintable(), second.endswith(" WARNING model=m")) == (True, True)
+    found = [json.loads(line) for line in logs.JsonFormatter().format(several).split("\n")]
+    assert [line["model"] for line in found] == [NASTY, "m"]
+    assert found[1]["message"] == "model=m"
 
 
 def test_json_carries_a_traceback() -> None:

@@ -50,6 +50,7 @@ class World:
     def summary(self, *events: RequestFinished) -> dict[str, Any]:
         for event in events:
             self.bus.publish(event)
+        self.bus.settle()
         return self.telemetry.summary()
 
 
@@ -67,6 +68,14 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]
     logging.getLogger("app.access").addHandler(keeper)
     yield written
     logging.getLogger("app.access").removeHandler(keeper)
+
+
+def text(lines: list[logging.LogRecord]) -> str:
+    """The only line, without its time and level."""
+    (record,) = lines
+    _, level, message = TextFormatter().format(record).split(maxsplit=2)
+    assert level == "INFO"
+    return message
 
 
 def test_nothing_happened_yet(world: World) -> None:
@@ -139,8 +148,7 @@ def test_other_events_are_nothing_to_it(world: World, lines: list[logging.LogRec
 
 def test_a_request_is_one_line_with_all_that_is_known(world: World, lines: list[logging.LogRecord]) -> None:
     world.summary(finished(load_s=0.2, client="ci", priority=Priority.HIGH))
-    (line,) = lines
-    assert line.getMessage() == (
+    assert text(lines) == (
         "model=m endpoint=/v1/chat/completions status=200 outcome=success priority=high client=ci "
         "wait_ms=250 load_ms=200 ttft_ms=500 total_ms=1000 tokens=10+20 tps=42.0 id=id-1"
     )
@@ -149,10 +157,20 @@ def test_a_request_is_one_line_with_all_that_is_known(world: World, lines: list[
 def test_what_is_not_known_is_left_out(world: World, lines: list[logging.LogRecord]) -> None:
     event = finished(Outcome.REJECTED, error="queue_full", queue_wait_s=None, ttft_s=None, usage=Usage())
     world.summary(event)
-    assert lines[0].getMessage() == (
+    assert text(lines) == (
         "model=m endpoint=/v1/chat/completions status=503 outcome=rejected error=queue_full priority=normal "
         "total_ms=1000 id=id-1"
     )
+
+
+def test_a_batch_of_requests_is_a_line_each(world: World, lines: list[logging.LogRecord]) -> None:
+    world.summary(finished(request_id="1"), finished(request_id="2"), finished(alias="n"))
+    (record,) = lines
+    for formatter, ends in ((TextFormatter(), ["id=1", "id=2", "id=id-1"]), (JsonFormatter(), ['"}'] * 3)):
+        written = formatter.format(record).splitlines()
+        assert [line.endswith(end) for line, end in zip(written, ends, strict=True)] == [True] * 3
+    world.summary(finished())
+    assert len(lines) == 2, "what was written is not written again"
 
 
 def test_as_json_every_field_is_a_field(world: World, lines: list[logging.LogRecord]) -> None:

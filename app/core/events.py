@@ -99,11 +99,25 @@ class RequestFinished(NamedTuple):
     usage: Usage
 
 
-Event = StatusChanged | Touched | LoadFinished | Evicted | Restarted | CacheMoved | Replayed | RequestFinished
+class Settled(NamedTuple):
+    """A batch of accounts is complete."""
+
+
+Event = (
+    Settled
+    | StatusChanged
+    | Touched
+    | LoadFinished
+    | Evicted
+    | Restarted
+    | CacheMoved
+    | Replayed
+    | RequestFinished
+)
 Subscriber = Callable[[Event], None]
 
 
-BATCH_S = 0.1
+BATCH_S = 0.25
 
 
 class EventBus:
@@ -177,6 +191,7 @@ class EventBus:
                 logger.exception("a request's account failed")
             else:
                 self.publish(event)
+        self.publish(Settled())
         touched, self._touched = self._touched, set()
         for alias in touched:
             self.publish(Touched(alias))

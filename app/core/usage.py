@@ -26,18 +26,25 @@ class UsageScanner:
         self._first = chunk[:2048]
 
     def usage(self) -> Usage:
-        text = b"".join(self._last)[-32768:]
-        timings = _last_object(b'"timings":', text)
-        usage = _last_object(b'"usage":', text) or _last_object(b'"usage":', self._first)
-        cached = _count(timings, "cache_n")
-        prompt = _count(timings, "prompt_n") + cached
-        details = usage.get("prompt_tokens_details")
-        return Usage(
-            prompt=prompt or _count(usage, "prompt_tokens", "input_tokens"),
-            generated=_count(timings, "predicted_n") or _count(usage, "completion_tokens", "output_tokens"),
-            cached=cached or _count(details if isinstance(details, dict) else {}, "cached_tokens"),
-            generation_tps=_speed(timings),
-        )
+        return usage_in(self._first, b"".join(self._last))
+
+
+def usage_in(first: bytes, text: bytes) -> Usage:
+    """The counts in the end of `text`, or in the `first` bytes of the answer, which may be the same."""
+    text = text[-32768:]
+    timings = _last_object(b'"timings":', text)
+    cached = _count(timings, "cache_n")
+    prompt = _count(timings, "prompt_n") + cached
+    if prompt and (generated := _count(timings, "predicted_n")):  # they say it all
+        return Usage(prompt, generated, cached, _speed(timings))
+    usage = _last_object(b'"usage":', text) or _last_object(b'"usage":', first[:2048])
+    details = usage.get("prompt_tokens_details")
+    return Usage(
+        prompt=prompt or _count(usage, "prompt_tokens", "input_tokens"),
+        generated=_count(timings, "predicted_n") or _count(usage, "completion_tokens", "output_tokens"),
+        cached=cached or _count(details if isinstance(details, dict) else {}, "cached_tokens"),
+        generation_tps=_speed(timings),
+    )
 
 
 _OBJECT = re.compile(rb"\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")
