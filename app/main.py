@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
 from app.api import documentation, errors, models, openai, ops, page, render
+from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
 from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
@@ -55,6 +56,12 @@ class RouterApp(FastAPI):
     """FastAPI behind the door: what is refused, or goes to a model, never reaches its machinery."""
 
     door: ASGIApp
+    errands: Errands
+    """`RouterProtocol` looks for it."""
+
+    def take_rules(self, rules: Rules) -> None:
+        """Of the configuration that counts from now on."""
+        self.state.rules = self.errands.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -75,24 +82,26 @@ def create_app(
     binary: BinaryInfo | None = None,
     config_path: Path | None = None,
     heartbeat_s: float = HEARTBEAT_S,
-) -> FastAPI:
+) -> RouterApp:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = app.state.services = await _build(config, stack, launcher, probe, binary, heartbeat_s)
+            services = await _build(config, stack, launcher, probe, binary, heartbeat_s)
+            app.state.services = router_app.errands.services = services
             if config_path is not None and config.system.watch_config:
                 services.background.start("configuration watch", partial(reload.watch, app, config_path))
             yield
 
-    app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
+    router_app = app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
     for router in (openai.router, models.router, ops.router, page.router):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.state.rules = Rules(config.api, Sessions())
+    app.errands = Errands()
+    app.take_rules(Rules(config.api, Sessions()))
     shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
     app.door = Guard(shortcut, rules=lambda: app.state.rules)
     if config.api.cors_allow_origins:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
-from fastapi import FastAPI
 
 from app.api.security import Rules
 from app.api.services import Services
@@ -15,6 +15,9 @@ from app.core import config_file
 from app.core.config import Config
 from app.core.config_file import ConfigError
 from app.core.footprint import identity
+
+if TYPE_CHECKING:
+    from app.main import RouterApp
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ NEEDS_RESTART = {
 """Keys that are read once, at start."""
 
 
-async def reload(app: FastAPI, path: Path) -> bool:
+async def reload(app: RouterApp, path: Path) -> bool:
     """Apply the file by difference. A file with mistakes changes nothing; they are logged."""
     services: Services = app.state.services
     try:
@@ -40,7 +43,8 @@ async def reload(app: FastAPI, path: Path) -> bool:
     old = services.config
     if services.manager.closing or new == old:
         return False
-    services.config, app.state.rules = new, Rules(new.api, app.state.rules.sessions)
+    services.config = new
+    app.take_rules(Rules(new.api, app.state.rules.sessions))
     services.manager.apply(new)
     services.metrics.start_at_zero(new.models)
     if new.api.api_keys != old.api.api_keys:
@@ -58,7 +62,7 @@ def _hang_up(services: Services) -> None:
     services.logs.end_followers()
 
 
-async def watch(app: FastAPI, path: Path) -> None:
+async def watch(app: RouterApp, path: Path) -> None:
     """Reload when the file, or one that it takes a key from, is another one. Never returns."""
     seen = await anyio.to_thread.run_sync(_identities, _files(app, path))
     while True:
@@ -69,7 +73,7 @@ async def watch(app: FastAPI, path: Path) -> None:
             await reload(app, path)
 
 
-def _files(app: FastAPI, path: Path) -> list[Path]:
+def _files(app: RouterApp, path: Path) -> list[Path]:
     services: Services = app.state.services
     names = [key.key_file for key in services.config.api.api_keys if key.key_file]
     return [path, *(path.resolve().parent / Path(name).expanduser() for name in names)]

@@ -16,12 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
 
 from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
 from app.core.launcher import LlamaLauncher
-from app.main import drain
+from app.main import RouterApp, drain
 from app.reload import reload
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ STUCK_S = 25.0
 class RouterServer(uvicorn.Server):
     """First signal: drain, then close. Second signal: end the children at once and exit."""
 
-    def __init__(self, app: FastAPI, host: str, port: int, config_path: Path | None = None) -> None:
+    def __init__(self, app: RouterApp, host: str, port: int, config_path: Path | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -136,7 +135,7 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(app: FastAPI, host: str, port: int, config_path: Path | None = None) -> int:
+def run(app: RouterApp, host: str, port: int, config_path: Path | None = None) -> int:
     """Serve until told to stop; the exit code. SIGHUP reads `config_path` again."""
     raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

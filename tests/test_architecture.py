@@ -19,8 +19,8 @@ LAYERS = {  # from the bottom; a module may import its own layer and those below
         os_process pid_file ports queue runner upstream vram_tracker""",
     "orchestration": "health_monitor instance manager warmup",
     "observers": "load_reporter prometheus_metrics series telemetry",
-    "api": """documentation errors event_channel http_protocol metrics_feed models openai ops page relay
-        render security services sessions status_feed""",
+    "api": """account documentation errand errors event_channel http_protocol metrics_feed models openai ops
+        page relay render security services sessions status_feed""",
     "program": "cli config_check config_init logs main reload server run",
 }
 PURE = ("vocabulary", "decisions")

@@ -16,7 +16,7 @@ LAST = b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"
 async def test_the_end_that_comes_while_a_slow_client_takes_a_piece_is_not_lost() -> None:
     answer = Answer(Mock(), single=True, is_head=False)
     answer.feed(HEAD + FIRST)
-    relay = Relay(Mock(), Mock(), Mock(lowered=False))
+    relay = Relay(Mock(), Mock(), Mock(lowered=False), b"")
     relay._event_stream = True
     sent: list[dict[str, Any]] = []
 

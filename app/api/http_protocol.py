@@ -1,16 +1,21 @@
-"""HTTP as uvicorn reads it, with an end to headers that never end and errors in the API's shape."""
+"""HTTP as uvicorn reads it, with a short way for errands, an end to headers that never end, and errors in the
+API's shape."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import httptools
+from starlette.types import ASGIApp
 from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
 from app.core.errors import BadRequest
 
@@ -21,6 +26,8 @@ CHECKED = "router.checked"
 """In a message: its headers are in lower case, hold nothing that could end them, keep the connection, and a
 Content-Length among them is true. The value is a `Head`."""
 
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
 
 class Head(Enum):
     """When it is written."""
@@ -29,10 +36,49 @@ class Head(Enum):
     WITH_BODY = "with the first bytes of the body, which follow at once"
 
 
-class RouterProtocol(HttpToolsProtocol):
-    """The parser keeps whatever comes until a head is complete: a client could fill the memory."""
+class Errand(Protocol):
+    """A request that is under way without a task."""
 
+    def left(self) -> None:
+        """Its client has gone."""
+
+    def hand_over(self) -> None:
+        """To a task, by `long_way`."""
+
+
+class Opening(Protocol):
+    """A request whose head was looked at, and that was let in."""
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What is known of it."""
+        ...
+
+
+class Errands(Protocol):
+    """Answers requests without a task."""
+
+    def open(self, target: bytes, headers: RawHeaders) -> Opening | None:
+        """By the head of a POST. None for what is for a task."""
+
+    def begin(self, opening: Any, body: bytes, connection: RouterProtocol) -> None:
+        """Its body is complete. It answers, sets `connection.errand`, or calls `connection.long_way`."""
+
+
+class RouterProtocol(HttpToolsProtocol):
+    """What an errand can answer is kept out of uvicorn's machinery, which makes a task of everything else.
+
+    And the parser keeps whatever comes until a head is complete: a client could fill the memory.
+    """
+
+    errand: Errand | None = None
+    _errands: Errands | None = None
+    _opening: Opening | None = None  # the request that comes in, if it is for an errand
+    _body: list[bytes]
+    _body_bytes = 0
+    _keep_alive = True
     _head_bytes: int | None = None
+    _rests_since = 0.0
 
     def watch(self, gone: Callable[[], None]) -> Callable[[], None]:
         """`gone` is called when the client's connection is lost, until the returned function is called.
@@ -46,17 +92,16 @@ class RouterProtocol(HttpToolsProtocol):
         self._watchers.add(gone)
         return lambda: self._watchers.discard(gone)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._watchers: set[Callable[[], None]] = set()
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for gone in tuple(self._watchers):
-            gone()
+    # --- a request that comes in
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
         if self._head_bytes is None:
             return
         self._head_bytes += len(data)
@@ -64,15 +109,170 @@ class RouterProtocol(HttpToolsProtocol):
             self.send_400_response("The headers are too large.")
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["router.connection"] = self  # type: ignore[typeddict-unknown-key]
-        self._head_bytes = 0
+        if self.errand is not None:  # answers in the order of their requests are uvicorn's business
+            self.errand.hand_over()
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._head_bytes = self._body_bytes = 0
+        self._body = []
 
     def on_headers_complete(self) -> None:
         self._head_bytes = None
+        if (
+            self._errands is not None
+            and not self.transport.is_closing()
+            and (self.cycle is None or self.cycle.response_complete)
+            and self.parser.get_method() == b"POST"
+            and self.parser.get_http_version() == "1.1"
+        ):
+            self._opening = self._errands.open(self.url, self.headers)
+        if self._opening is None:
+            self._as_uvicorn_does()
+        else:
+            self._keep_alive = self.parser.should_keep_alive()
+
+    def _as_uvicorn_does(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        self._begin_scope()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers  # the very list that stands in the scope
         super().on_headers_complete()
         self.cycle.__class__ = Cycle  # uvicorn makes it, and offers no other way to make another one
-        self.scope["router.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
+        self._introduce()
+
+    def _begin_scope(self) -> None:
+        if self.server is None:
+            self.server, self.client = get_local_addr(self.transport), get_remote_addr(self.transport)
+        super().on_message_begin()
+
+    def _introduce(self) -> None:
+        cast("dict[str, Any]", self.scope).update({"router.connection": self, "router.cycle": self.cycle})
+
+    def on_body(self, body: bytes) -> None:
+        if self._opening is None:
+            super().on_body(body)
+            return
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > HIGH_WATER_LIMIT:
+            self.long_way(self._opening, b"".join(self._body), is_whole=False)
+
+    def on_message_complete(self) -> None:
+        if self._opening is None:
+            super().on_message_complete()
+            return
+        opening, self._opening = self._opening, None
+        body, self._body = b"".join(self._body), []
+        assert self._errands is not None
+        self._errands.begin(opening, body, self)
+
+    def long_way(
+        self, opening: Opening, body: bytes, relay: ASGIApp | None = None, *, is_whole: bool = True
+    ) -> None:
+        """A task answers it: a `relay` that has taken the body, or whoever reads it."""
+        self._opening, self._body = None, []
+        url, headers = self.url, self.headers
+        self._begin_scope()
+        self.headers += headers
+        path = url.decode("ascii")
+        scope = cast("dict[str, Any]", self.scope)
+        scope.update(opening.scope, method="POST", path=path, raw_path=url, query_string=b"")
+        if relay is not None:
+            scope["router.relay"] = relay
+        self.cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=self._keep_alive,
+            on_response=self.on_response_complete,
+        )
+        self._introduce()
+        if body:
+            super().on_body(body)
+        if is_whole:
+            super().on_message_complete()
+        self._start_asgi_task(self.cycle, self.app)
+
+    # --- a whole answer without a task
+
+    def takes(self, status: int) -> bool:
+        """`respond` can answer with this, and need not wait."""
+        return not self.flow.write_paused and 200 <= status < 600 and status not in (204, 304)
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """In one write. The headers are checked; their Content-Length, if there is one, is left out."""
+        parts = [STATUS_LINE[status]]
+        for name, value in chain(self.server_state.default_headers, headers):
+            if name != b"content-length":
+                parts += (name, b": ", value, b"\r\n")
+        parts.append(b"content-length: %d\r\n" % len(body))
+        parts.append(b"\r\n" if self._keep_alive else b"connection: close\r\n\r\n")
+        parts.append(body)
+        self.transport.write(b"".join(parts))
+        self.server_state.total_requests += 1
+        if self._keep_alive:
+            self._rest()
+        else:
+            self.transport.close()
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As uvicorn's, but asks for no addresses: the system's answers cost a tenth of a short request."""
+        self.connections.add(self)
+        self.transport, self.flow, self.scheme = transport, FlowControl(transport), "http"
+        self._watchers: set[Callable[[], None]] = set()
+        self._errands = getattr(self.app, "errands", None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for gone in tuple(self._watchers):
+            gone()
+        if self.errand is not None:
+            self.errand.left()
+
+    def shutdown(self) -> None:
+        """The server ends: after the answer that is under way."""
+        if self.errand is None and self._opening is None:
+            super().shutdown()
+        else:
+            self._keep_alive = False
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._rests_since = self.loop.time()
+
+    def _rest(self) -> None:
+        """Nothing is under way. One timer sees to all the rests of a connection: making one costs more than
+        looking at the time."""
+        self._rests_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_in(self.timeout_keep_alive)
+
+    def _look_again_in(self, delay_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(delay_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        left_s = self._rests_since + self.timeout_keep_alive - self.loop.time()
+        if not self._is_at_rest:
+            self._look_again_in(self.timeout_keep_alive)
+        elif left_s > 0:
+            self._look_again_in(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Nothing comes in, and nothing is to be answered."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self.errand is None and self._opening is None and self._head_bytes is None
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
@@ -17,9 +17,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import errors, render
+from app.api.account import Call
 from app.api.documentation import FOR_MODELS
-from app.api.relay import Call, Relay
-from app.api.security import Client, require_admin
+from app.api.relay import Relay
+from app.api.security import Client, client_of, require_admin
 from app.api.services import Services, services_of
 from app.core.errors import (
     BadRequest,
@@ -83,19 +84,43 @@ ENDPOINTS = (
 
 def _handler(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
-        return await relay(services_of(request), request.scope, await request.body(), endpoint)
+        return relay(services_of(request), request.scope, await request.body(), endpoint)
 
     return handle
 
 
-async def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
+def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
     """The answer to a model-routed request. Raises what the client is to be told instead."""
-    headers: Headers = scope["router.headers"]
-    fields = json_object(headers, body)
-    instance = await find_model(services, fields)
+    sender = Sender.of(scope["router.headers"], scope["router.client"])
+    instance, call = read(services, sender, scope["router.request_id"], body, endpoint)
+    return Relay(services, instance, call, body)
+
+
+class Sender(NamedTuple):
+    """What the headers of a request say: the same ones always say the same."""
+
+    client: Client
+    wish: Priority | None
+    passed_on: bytes
+    """As lines, for llama-server."""
+
+    @classmethod
+    def of(cls, headers: Headers, client: Client) -> Sender:
+        """Raises what the client is to be told instead."""
+        _check_media_type(headers)
+        return cls(client, _priority(headers), _passed_on(headers))
+
+
+def read(
+    services: Services, sender: Sender, request_id: str, body: bytes, endpoint: Endpoint
+) -> tuple[ModelInstance, Call]:
+    """Which model is asked for what. Raises what the client is to be told instead."""
+    fields = _json_object(body)
+    instance = find_model(services, fields)
     if instance.spec.kind not in endpoint.kinds:
         raise _wrong_kind(instance, endpoint)
-    return Relay(services, instance, _call(scope, headers, endpoint.path, body, instance, _streams(fields)))
+    path, stream = endpoint.path, _streams(fields)
+    return instance, _call(sender, instance, path, "POST", path, request_id, stream=stream, fresh=stream)
 
 
 for _endpoint in ENDPOINTS:
@@ -135,9 +160,9 @@ class Shortcut:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        answer: Relay | None = None
+        answer: Relay | None = scope.get("router.relay")
         try:
-            answer = await relay(self._services(), scope, await _body(receive), endpoint)
+            answer = answer or relay(self._services(), scope, await _body(receive), endpoint)
             await answer(scope, receive, send)
         except RouterError as error:  # raised before the first byte
             await errors.response(error, scope["path"])(scope, receive, send)
@@ -166,12 +191,13 @@ async def upstream(request: Request, target: str) -> Response:
     require_admin(request)
     services = services_of(request)
     instance, path = _split_target(services, _raw_target(request) or quote(target))
-    await services.manager.revive(instance)
     query = quote(request.scope["query_string"], safe=_KEPT_IN_QUERY)
     body = await request.body()
     where = f"/{path}" + (f"?{query}" if query else "")
-    call = _call(request.scope, request.headers, where, body, instance, stream=False)
-    return Relay(services, instance, call)
+    sender = Sender(client_of(request), _priority(request.headers), _passed_on(request.headers))
+    request_id = request.scope["router.request_id"]
+    call = _call(sender, instance, "/upstream", request.method, where, request_id, stream=False, fresh=True)
+    return Relay(services, instance, call, body)
 
 
 for _method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"):
@@ -195,11 +221,19 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 def json_object(headers: Headers, body: bytes) -> dict[str, Any]:
     """The body as an object; llama-server would answer 500 to what is refused here."""
+    _check_media_type(headers)
+    return _json_object(body)
+
+
+def _check_media_type(headers: Headers) -> None:
     media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise UnsupportedMediaType(
             f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
         )
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -223,15 +257,13 @@ def _overflows(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) > sys.float_info.max
 
 
-async def find_model(services: Services, fields: dict[str, Any]) -> ModelInstance:
+def find_model(services: Services, fields: dict[str, Any]) -> ModelInstance:
     name = fields.get("model")
     if name is None or name == "":
         raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
     if not isinstance(name, str):
         raise BadRequest("'model' must be a string", param="model")
-    instance = services.manager.find(name)
-    await services.manager.revive(instance)
-    return instance
+    return services.manager.find(name)
 
 
 def _streams(fields: dict[str, Any]) -> bool:
@@ -242,24 +274,21 @@ def _streams(fields: dict[str, Any]) -> bool:
 
 
 def _call(
-    scope: Scope, headers: Headers, path: str, body: bytes, instance: ModelInstance, stream: bool
+    sender: Sender,
+    instance: ModelInstance,
+    endpoint: str,
+    method: str,
+    path: str,
+    request_id: str,
+    *,
+    stream: bool,
+    fresh: bool,
 ) -> Call:
-    client: Client = scope["router.client"]
-    wish = _priority(headers, instance)
+    client, wish, passed_on = sender
+    wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
-    tunnel = scope["path"].startswith("/upstream/")
     return Call(
-        endpoint="/upstream" if tunnel else scope["path"],
-        method=scope["method"],
-        path=path,
-        headers=_passed_on(headers),
-        body=body,
-        stream=stream,
-        fresh=stream or tunnel,
-        priority=granted,
-        lowered=granted != wish,
-        request_id=scope["router.request_id"],
-        client=client.name,
+        endpoint, method, path, passed_on, stream, fresh, granted, granted != wish, request_id, client.name
     )
 
 
@@ -268,15 +297,16 @@ _PASSED_ON = frozenset(
 )
 
 
-def _passed_on(headers: Headers) -> dict[str, str]:
-    passed = [(k.decode(), v.decode("latin-1")) for k, v in headers.raw if k in _PASSED_ON]
-    return {name: value for name, value in passed if value.isprintable()}
+def _passed_on(headers: Headers) -> bytes:
+    """The last of several of one name; nothing that could end a line."""
+    passed = {k: v for k, v in headers.raw if k in _PASSED_ON and v.decode("latin-1").isprintable()}
+    return b"".join([b"%b: %b\r\n" % pair for pair in passed.items()])
 
 
-def _priority(headers: Headers, instance: ModelInstance) -> Priority:
+def _priority(headers: Headers) -> Priority | None:
     text = headers.get("x-request-priority")
     if text is None:
-        return instance.spec.priority
+        return None
     priority = Priority.parse(text)
     if priority is None:
         raise InvalidPriority(

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import cast
 
@@ -15,16 +14,19 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.api.account import Account, Call, Headers
 from app.api.errors import error_body, error_event
 from app.api.http_protocol import CHECKED, Cycle, Head, RouterProtocol
+from app.api.security import OURS
 from app.api.services import Services
 from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
-from app.core.events import Outcome, Replayed, RequestFinished
+from app.core.events import Replayed
 from app.core.instance import ModelInstance
-from app.core.model_status import Priority, Status
+from app.core.manager import Stay
+from app.core.model_status import Status
 from app.core.queue import Ticket
 from app.core.runner import Runner
-from app.core.upstream import Answer, UpstreamGone
+from app.core.upstream import Answer, Request, UpstreamGone
 from app.core.usage import UsageScanner
 
 logger = logging.getLogger(__name__)
@@ -44,26 +46,9 @@ EVENT_STREAM = b"text/event-stream"
 _NOT_PASSED_BACK = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"upgrade", b"transfer-encoding", b"server", b"date",
-    b"access-control-allow-origin", b"access-control-allow-credentials",
+    b"access-control-allow-origin", b"access-control-allow-credentials", *OURS,
 })  # fmt: skip
 _SET_FOR_STREAMS = frozenset({b"cache-control", b"x-accel-buffering"})
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a client asked for, as far as the router needs to know."""
-
-    endpoint: str
-    method: str
-    path: str  # llama-server's path, with the query
-    headers: Mapping[str, str]
-    body: bytes
-    stream: bool  # the client asked for an event stream
-    fresh: bool  # needs a connection of its own
-    priority: Priority
-    lowered: bool
-    request_id: str
-    client: str
 
 
 class _End(Enum):
@@ -78,31 +63,39 @@ class ClientStalled(Exception):
 
 
 class Relay(Response):
-    """Answers one call. Errors before the first byte are raised, later ones end the event stream."""
+    """Answers one call. Errors before the first byte are raised, later ones end the event stream.
+
+    An `Errand` may have begun: then this goes on from there, with the errand's account.
+    """
 
     background = None
+    started = False  # headers have been sent
+    stay: Stay | None = None  # the place that the errand has
+    asked: Answer | None = None  # what the errand has asked for
+    bug: Exception | None = None  # what stopped the errand
+    _begun = False  # a byte of the answer has been sent
+    _event_stream = False  # these headers said so
+    _sending = False  # the client has not taken the last chunk yet
+    _ended: _End | None = None
+    _watchdog: asyncio.TimerHandle | None = None
+    _cycle: Cycle | None = None
+    _interruption: _Interruption
 
-    def __init__(self, services: Services, instance: ModelInstance, call: Call) -> None:
-        self._services, self._instance, self._call = services, instance, call
+    def __init__(
+        self,
+        services: Services,
+        instance: ModelInstance,
+        call: Call,
+        body: bytes,
+        account: Account | None = None,
+    ) -> None:
+        self._services, self._instance, self._call, self._body = services, instance, call, body
         self._limits = services.config.system
-        self._ticket = services.manager.ticket(call.priority)
-        self._loop = asyncio.get_running_loop()
-        self._interruption: _Interruption
-        self._cycle: Cycle | None = None
-        self._ended: _End | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._left = False  # the client has gone
-        self.started = False  # headers have been sent
-        self._begun = False  # a byte of the answer has been sent
-        self._event_stream = False  # these headers said so
-        self._sending = False  # the client has not taken the last chunk yet
-        self._status = 200
-        self._granted_at: float | None = None
-        self._first_byte_at: float | None = None
-        self._last_progress = 0.0
-        self._load_s = 0.0
+        self._account = account or Account(call, instance.alias, services.manager.ticket(call.priority))
         self._usage = UsageScanner()
+        self._account.usage = self._usage.usage
         self._now: Callable[[], float] = time.monotonic
+        self._last_progress = self._account.ticket.granted_at or self._account.ticket.arrived
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: RouterError | None = None
@@ -118,12 +111,12 @@ class Relay(Response):
                     raise
                 await self._end_in_band(raised, send)
         except asyncio.CancelledError:
-            if not self._left:  # the server's own end
-                self._left = True
+            if not self._account.left:  # the server's own end
+                self._account.left = True
                 raise
             self._interruption.caught()
         except ClientStalled:  # the server closes a connection whose answer was not completed
-            self._left = True
+            self._account.left = True
         except RouterError:
             raise
         except Exception:
@@ -131,44 +124,57 @@ class Relay(Response):
             raise
         finally:
             forget()
-            self._services.bus.finished(self._finished(error))
+            self._drop_asked()
+            self._account.close(error)
+            self._services.bus.finished(self._account.event)
+
+    def _drop_asked(self) -> None:
+        """Nobody got to it."""
+        if self.asked is not None:
+            self.asked.close()
+            self.asked = None
 
     def _leave(self) -> None:
-        self._left = True
+        self._account.left = True
         self._interruption.strike()
 
     # --- the request's way
 
     async def _answer(self, send: Send) -> None:
         """Wait, exchange, and once more at the old place if the process died before the answer had begun."""
-        ticket, manager = self._ticket, self._services.manager
+        ticket, manager = self._account.ticket, self._services.manager
+        if self.stay is None:
+            await manager.revive(self._instance)
         for last_try in (False, True):
-            with manager.admit(self._instance, ticket):
+            with self.stay or manager.admit(self._instance, ticket):
+                if self.bug is not None:
+                    raise self.bug
                 await self._wait(ticket, send)
                 runner = self._instance.runner
                 if runner is not None and await self._attempt(ticket, runner, send):
                     return
+            self.stay = None
+            self._drop_asked()
             if self._begun or last_try:
                 raise ModelCrashed(
                     f"llama-server for {self._instance.alias} ended while it answered; send the request again"
                 )
             await self._burial(runner)
-            if self._left:  # its time-out can swallow the cancellation
+            if self._account.left:  # its time-out can swallow the cancellation
                 raise asyncio.CancelledError
             ticket = ticket.again()
             self._services.bus.publish(Replayed(self._instance.alias))
 
     async def _wait(self, ticket: Ticket, send: Send) -> None:
         """Until the ticket is granted. A stream that waits long is told where it stands."""
-        deadline = self._now() + self._limits.queue_timeout_sec
+        since = self._now() if ticket.is_replay else ticket.arrived
+        deadline = since + self._limits.queue_timeout_sec
         while not await ticket.wait(min(HEARTBEAT_S, max(deadline - self._now(), 0.0))):
             if self._now() >= deadline:
                 raise self._queue_timeout()
             if self._call.stream:
                 await self._heartbeat(ticket, send)
-        self._granted_at = ticket.granted_at
-        loaded_from = max(ticket.arrived, self._instance.load_started)
-        self._load_s += max(self._instance.ready_since - loaded_from, 0.0)
+        self._account.granted(ticket, self._instance)
 
     async def _heartbeat(self, ticket: Ticket, send: Send) -> None:
         if not self.started:
@@ -184,9 +190,11 @@ class Relay(Response):
 
     async def _attempt(self, ticket: Ticket, runner: Runner, send: Send) -> bool:
         """One exchange with one process; False if the process went away under it."""
-        self._ended, self._last_progress = None, self._now()
+        self._ended = None
+        if self.asked is None:
+            self._last_progress = self._now()
         ticket.on_cut = self._cut
-        self._watch(self._limits.request_timeout_sec)
+        self._look()
         try:
             await self._exchange(runner, send)
             return True
@@ -194,7 +202,7 @@ class Relay(Response):
             logger.info("%s: the connection to llama-server failed: %s", self._instance.alias, gone)
             return False
         except asyncio.CancelledError:
-            if self._left or self._ended is None:
+            if self._account.left or self._ended is None:
                 raise
             self._interruption.caught()
         finally:
@@ -219,7 +227,7 @@ class Relay(Response):
         self._interruption.strike()
 
     def _watch(self, delay_s: float) -> None:
-        self._watchdog = self._loop.call_later(delay_s, self._look)
+        self._watchdog = asyncio.get_running_loop().call_later(delay_s, self._look)
 
     def _look(self) -> None:
         """Nothing for too long? Moved on only when it fires: re-arming it for every chunk costs more than a
@@ -231,13 +239,11 @@ class Relay(Response):
             self._watch(self._limits.request_timeout_sec - quiet_s)
 
     async def _exchange(self, runner: Runner, send: Send) -> None:
-        call = self._call
-        headers = {**call.headers, "Authorization": f"Bearer {runner.api_key}"}
-        answer = await self._services.upstream.send(
-            runner.port, call.method, call.path, headers, call.body, fresh=call.fresh
-        )
+        asked, self.asked = self.asked, None
+        request = request_to(runner, self._call, self._body)
+        answer = await self._services.upstream.send(request, runner.port, asked)
         try:
-            self._status = answer.status
+            self._account.status = answer.status
             streamed = answer.content_type.lower().startswith(EVENT_STREAM)
             if self.started and (answer.status != 200 or not streamed):
                 await self._fail_in_band(answer, send)
@@ -246,7 +252,6 @@ class Relay(Response):
                 await self._pass_on(answer, send)
         finally:
             answer.close()
-            runner.answered()
 
     async def _pass_on(self, answer: Answer, send: Send) -> None:
         """Bytes as they come. A plain answer's head waits for its first byte, so that it can be replayed."""
@@ -284,7 +289,7 @@ class Relay(Response):
         return True
 
     async def _begin(self, answer: Answer, chunk: bytes, send: Send) -> None:
-        self._begun, self._first_byte_at = True, self._now()  # first: a head cannot be taken back
+        self._begun, self._account.first_byte_at = True, self._now()  # first: a head cannot be taken back
         self._usage.start(chunk)
         if not self.started:
             await self._start(send, answer.status, answer.headers)
@@ -315,27 +320,9 @@ class Relay(Response):
 
     async def _start(self, send: Send, status: int, upstream: Sequence[tuple[bytes, bytes]]) -> None:
         self.started = True
-        headers = [header for header in upstream if header[0] not in _NOT_PASSED_BACK]
-        if self._event_stream:
-            headers = [header for header in headers if header[0] not in _SET_FOR_STREAMS]
-            headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        headers += self._own_headers()
+        headers = passed_back(upstream, self._event_stream) + self._account.headers()
         when = Head.NOW if self._event_stream else Head.WITH_BODY
         await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: when})
-
-    def _own_headers(self) -> list[tuple[bytes, bytes]]:
-        own = []
-        if self._granted_at is not None:
-            own.append((b"x-queue-wait-ms", b"%d" % (1000 * self._queue_wait_s())))
-            own.append((b"x-model-load-ms", b"%d" % (1000 * self._load_s)))
-        if self._call.lowered:
-            own.append((b"x-priority-effective", self._call.priority.label.encode()))
-        return own
-
-    # --- accounts
-
-    def _queue_wait_s(self) -> float:
-        return (self._granted_at or self._ticket.arrived) - self._ticket.arrived
 
     def _queue_timeout(self) -> QueueTimeout:
         return QueueTimeout(
@@ -344,29 +331,20 @@ class Relay(Response):
             retry_after_s=self._instance.queue.expected_wait_s(),
         )
 
-    def _finished(self, error: RouterError | None) -> Callable[[], RequestFinished]:
-        """What becomes the account. It does not hold the request's body."""
-        call, usage, first = self._call, self._usage, self._first_byte_at
-        arrived, ended = self._ticket.arrived, self._now()
-        waited = None if self._granted_at is None else self._queue_wait_s()
-        status = 499 if self._left else error.status if error is not None else self._status
-        request_id, endpoint, client, priority = call.request_id, call.endpoint, call.client, call.priority
-        alias, load_s, code = self._instance.alias, self._load_s, error.code if error is not None else None
-        return lambda: RequestFinished(
-            request_id=request_id,
-            alias=alias,
-            endpoint=endpoint,
-            client=client,
-            priority=priority,
-            outcome=_outcome(status),
-            status=status,
-            error=code,
-            duration_s=ended - arrived,
-            queue_wait_s=waited,
-            load_s=load_s,
-            ttft_s=None if first is None else first - arrived,
-            usage=usage.usage(),
-        )
+
+def request_to(runner: Runner, call: Call, body: bytes) -> Request:
+    """The call with the key of this process."""
+    headers = b"%bauthorization: Bearer %b\r\n" % (call.headers, runner.api_key.encode())
+    return Request(call.method, call.path, headers, body, call.fresh)
+
+
+def passed_back(upstream: Iterable[tuple[bytes, bytes]], event_stream: bool) -> Headers:
+    """Of llama-server's headers, those that are the client's business."""
+    headers = [header for header in upstream if header[0] not in _NOT_PASSED_BACK]
+    if event_stream:
+        headers = [header for header in headers if header[0] not in _SET_FOR_STREAMS]
+        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    return headers
 
 
 class _Interruption:
@@ -415,9 +393,3 @@ def _body(chunk: bytes, *, more: bool = True) -> Message:
 def _only_comments(chunk: bytes) -> bool:
     """True for SSE keep-alive comments. A network chunk may carry a comment and an event."""
     return all(not line or line.startswith(b":") for line in chunk.split(b"\n"))
-
-
-def _outcome(status: int) -> Outcome:
-    if status < 400:
-        return Outcome.SUCCESS
-    return {499: Outcome.CANCELLED, 503: Outcome.REJECTED, 504: Outcome.TIMEOUT}.get(status, Outcome.ERROR)

@@ -39,9 +39,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
 _OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico", "/session"})
 _HOST = re.compile(r"(?P<name>[\w.\-]+|\[[0-9a-f:.]+\])(:\d{0,5})?\Z", re.I | re.A)
-_FROM_OURSELVES = (None, "same-origin", "none")
+_FROMOURSELVES = (None, "same-origin", "none")
 _ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
-_OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
+OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32768
 MAX_HOSTS = 1000
@@ -104,15 +104,15 @@ class Rules:
         self._good_hosts: set[str] = set()
         self._hosts = {host.lower() for host in api.allowed_hosts} | {socket.gethostname().lower()}
 
-    def check(self, scope: Scope, headers: Headers) -> Client:
+    def check(self, method: str, path: str, headers: Headers) -> Client:
         """Who asks. Raises what the client is to be told instead."""
         _check_size(headers)
         self._check_host(headers)
-        if scope["method"] not in _SAFE_METHODS or scope["path"].startswith("/upstream/"):
+        if method not in _SAFE_METHODS or path.startswith("/upstream/"):
             self._check_origin(headers)  # a GET upstream loads its model, and may stop another
         if _content_length(headers) > self.max_body_bytes:
             raise self.too_large()
-        return self._client(scope, headers)
+        return self._client(method, path, headers)
 
     def too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
@@ -160,13 +160,13 @@ class Rules:
         """The session's id out of the cookies; empty without one."""
         return cookie_parser("; ".join(headers.getlist("cookie"))).get(self.cookie, "")
 
-    def _client(self, scope: Scope, headers: Headers) -> Client:
+    def _client(self, method: str, path: str, headers: Headers) -> Client:
         if not self._keys:
             return ANYBODY
         client = self._owner_of(self._given_key(headers))
         if client is not None:
             return client
-        if self._is_open(scope["path"]) or scope["method"] == "OPTIONS":
+        if self._is_open(path) or method == "OPTIONS":
             return Client(admin=False, known=False)
         raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
 
@@ -206,18 +206,23 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, rules = Head(scope["headers"]), self._rules()
-        given = headers.get("x-request-id", "")
-        request_id = given if _USABLE_ID.match(given) else f"{random.getrandbits(128):032x}"
-        scope["router.headers"], scope["router.request_id"] = headers, request_id
-        send = _with_own_headers(send, request_id.encode())
-        try:
-            scope["router.client"] = rules.check(scope, headers)
-        except RouterError as error:
+        error = None if "router.client" in scope else self._look(scope)  # an errand has been let in
+        send = _with_own_headers(send, scope["router.request_id"])
+        if error is not None:
             await errors.response(error, scope["path"])(scope, receive, send)
             return
         with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody to answer
-            await self._app(scope, _counted(receive, rules), send)
+            await self._app(scope, _counted(receive, self._rules()), send)
+
+    def _look(self, scope: Scope) -> RouterError | None:
+        """Who asks, and under which id. What the client is to be told instead."""
+        headers = Head(scope["headers"])
+        scope["router.headers"], scope["router.request_id"] = headers, request_id(headers.get("x-request-id"))
+        try:
+            scope["router.client"] = self._rules().check(scope["method"], scope["path"], headers)
+        except RouterError as error:
+            return error
+        return None
 
 
 class Cors(CORSMiddleware):
@@ -248,6 +253,11 @@ def _counted(receive: Receive, rules: Rules) -> Receive:
     return counted
 
 
+def request_id(given: str | None) -> str:
+    """The client's own, where it is one that can stand in headers and logs."""
+    return given if given and _USABLE_ID.match(given) else f"{random.getrandbits(128):032x}"
+
+
 def host_name(host: str) -> str | None:
     """The name or address in a Host header, without its port. None where it is neither."""
     found = _HOST.match(host.strip())
@@ -258,7 +268,7 @@ def _is_ours(headers: Headers) -> bool:
     """From our own page, or from a program: a page of another origin cannot hide that it is one."""
     origin = headers.get("origin")
     if origin is None:
-        return headers.get("sec-fetch-site") in _FROM_OURSELVES
+        return headers.get("sec-fetch-site") in _FROMOURSELVES
     host = headers.get("host", "").lower()
     return bool(host) and _host_of(origin) == host
 
@@ -292,11 +302,16 @@ def _nobody_can_rebind(name: str) -> bool:
     return True
 
 
-def _with_own_headers(send: Send, request_id: bytes) -> Send:
+def own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """On every answer."""
+    return [(b"x-request-id", request_id.encode()), *_ON_EVERY_ANSWER]
+
+
+def _with_own_headers(send: Send, request_id: str) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            ours = [(b"x-request-id", request_id), *_ON_EVERY_ANSWER]
-            message["headers"] = [h for h in message.get("headers", ()) if h[0] not in _OURS] + ours
+            others = [header for header in message.get("headers", ()) if header[0] not in OURS]
+            message["headers"] = others + own_headers(request_id)
         await send(message)
 
     return wrapped

@@ -247,11 +247,22 @@ class ModelInstance:
             self._served += 1
             self.last_used = self._clock()
 
+    def grant_at_once(self, ticket: Ticket) -> bool:
+        """A free slot, where the model serves and nobody waits for it."""
+        now = self._clock()
+        if self.status is not Status.READY or not self.queue.seat(ticket, now):
+            return False
+        self._served += 1
+        self.last_used = now
+        return True
+
     def finish(self, ticket: Ticket) -> None:
         """Take a ticket back; a draining model stops with its last one."""
-        if self.queue.finish(ticket, self._clock()):
-            self.last_used = self._clock()
-        self._stop_when_drained()
+        now = self._clock()
+        if self.queue.finish(ticket, now):
+            self.last_used = now
+        if self.status is Status.DRAINING:
+            self._stop_when_drained()
 
     # --- pictures
 
@@ -481,7 +492,7 @@ class ModelInstance:
         self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")
 
     def _stop_when_drained(self) -> None:
-        if self.status is Status.DRAINING and not self.queue.in_flight:
+        if not self.queue.in_flight:
             self.stop(self.stop_reason or StopReason.MANUAL, None)
 
     def _set(self, new: Status, reason: str) -> None:

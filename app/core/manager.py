@@ -35,17 +35,21 @@ RETRY_AFTER_BUG_S = 1.0
 class Stay:
     """A ticket between `__enter__` and `__exit__`; a class, because a generator costs three times as much."""
 
-    __slots__ = ("_instance", "_manager", "_ticket")
+    __slots__ = ("_instance", "_is_inside", "_manager", "_ticket")
 
-    def __init__(self, manager: ModelManager, instance: ModelInstance, ticket: Ticket) -> None:
+    def __init__(
+        self, manager: ModelManager, instance: ModelInstance, ticket: Ticket, *, is_inside: bool = False
+    ) -> None:
         self._manager, self._instance, self._ticket = manager, instance, ticket
+        self._is_inside = is_inside
 
     def __enter__(self) -> Ticket:
-        self._manager._enter(self._instance, self._ticket)
+        if not self._is_inside:
+            self._manager.enter(self._instance, self._ticket)
         return self._ticket
 
     def __exit__(self, *_: object) -> None:
-        self._manager._leave(self._instance, self._ticket)
+        self._manager.leave(self._instance, self._ticket)
 
 
 class ModelManager:
@@ -123,18 +127,22 @@ class ModelManager:
         """
         return Stay(self, instance, ticket)
 
-    def _enter(self, instance: ModelInstance, ticket: Ticket) -> None:
+    def enter(self, instance: ModelInstance, ticket: Ticket) -> None:
+        """As `admit`, for whoever has no block to stay in, and calls `leave` himself."""
         self._check_open(instance)
+        if not self._contended and instance.grant_at_once(ticket):
+            self._bus.touch(instance.alias)
+            return
         instance.queue.push(ticket)
         try:
             if instance.status is Status.OFF and instance.queue.waiting == 1:
                 instance.need = None  # look at the file again: it may have changed since the last time
             self._serve_next(instance)
         except BaseException:
-            self._leave(instance, ticket)
+            self.leave(instance, ticket)
             raise
 
-    def _leave(self, instance: ModelInstance, ticket: Ticket) -> None:
+    def leave(self, instance: ModelInstance, ticket: Ticket) -> None:
         instance.finish(ticket)
         self._serve_next(instance)
 

@@ -12,6 +12,8 @@ from enum import Enum
 from app.core.errors import QueueFull, RouterError
 from app.core.model_status import Head, Priority
 
+SWEEP_OVER = 64
+
 _order = itertools.count()
 
 
@@ -32,6 +34,7 @@ class Ticket:
         "is_replay",
         "key",
         "on_cut",
+        "on_settled",
         "order",
         "priority",
         "state",
@@ -47,6 +50,8 @@ class Ticket:
         self.granted_at = 0.0
         self.on_cut: Callable[[], None] | None = None
         """Called if the process is stopped without waiting for this request."""
+        self.on_settled: Callable[[], None] | None = None
+        """Called when the wait has ended, for whoever has no task to `wait` in."""
         self._error: RouterError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -73,6 +78,8 @@ class Ticket:
 
     def _settle(self, error: RouterError | None) -> None:
         self._error = error
+        if self.on_settled is not None:
+            self.on_settled()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -141,6 +148,14 @@ class RequestQueue:
         ticket._settle(None)
         return ticket
 
+    def seat(self, ticket: Ticket, now: float) -> bool:
+        """As `push` and `grant`, where it would be granted at once; else nothing happens."""
+        if self._heap or len(self.running) >= self.slots:
+            return False
+        self.running.add(ticket)
+        ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        return True
+
     def finish(self, ticket: Ticket, now: float) -> bool:
         """Take the ticket back, whatever became of it. True if it held a slot. Safe to call twice."""
         held = ticket.state is TicketState.GRANTED
@@ -151,7 +166,8 @@ class RequestQueue:
         elif ticket.state is TicketState.WAITING:
             self.waiting_by_level[ticket.priority] -= 1
         ticket.state = TicketState.DONE
-        self._sweep()
+        if len(self._heap) > SWEEP_OVER:
+            self._sweep()
         return held
 
     def fail_waiting(self, error: RouterError) -> int:
@@ -177,6 +193,6 @@ class RequestQueue:
         return float(min(max(expected, 1), 300))
 
     def _sweep(self) -> None:
-        if len(self._heap) > 64 and len(self._heap) > 2 * self.waiting:
+        if len(self._heap) > 2 * self.waiting:
             self._heap = [t for t in self._heap if t.state is TicketState.WAITING]
             heapq.heapify(self._heap)

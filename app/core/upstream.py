@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import httptools
 
@@ -26,6 +26,17 @@ class UpstreamGone(Exception):
     """The connection failed: the process died, or was stopped."""
 
 
+class Request(NamedTuple):
+    """`target` is the path with its query, encoded; `headers` are whole lines."""
+
+    method: str
+    target: str
+    headers: bytes
+    body: bytes
+    fresh: bool
+    """It needs a connection of its own."""
+
+
 class Upstream:
     """A stream gets a connection of its own, because llama-server closes it after every stream although it
     promises to keep it alive; short answers share a few kept ones."""
@@ -35,16 +46,13 @@ class Upstream:
         self._sweeper: asyncio.TimerHandle | None = None
         self.closed = False
 
-    async def send(
-        self, port: int, method: str, target: str, headers: Mapping[str, str], body: bytes, *, fresh: bool
-    ) -> Answer:
+    async def send(self, request: Request, port: int, asked: Answer | None = None) -> Answer:
         """The answer, its head complete. The caller closes it. Raises `UpstreamGone`.
 
-        `target` is the path with its query, encoded; header values are printable.
+        `asked` is what `ask` has returned for the same request, if it was asked already.
         """
-        request = _request(port, method, target, headers, body, close=fresh)
-        if not fresh and method == "POST" and (kept := self._take(port)) is not None:
-            answer = kept.ask(request, body, single=False)
+        answer = asked or self.ask(request, port)
+        if answer is not None:
             try:
                 await answer.head()
                 return answer
@@ -55,14 +63,19 @@ class Upstream:
             except BaseException:
                 answer.close()
                 raise
-        connection = await self._connect(port)
-        answer = connection.ask(request, body, single=fresh, is_head=method == "HEAD")
+        answer = (await self._connect(port)).ask(request)
         try:
             await answer.head()
         except BaseException:
             answer.close()
             raise
         return answer
+
+    def ask(self, request: Request, port: int) -> Answer | None:
+        """The answer to come, on a kept connection. None, and nothing asked, where there is none for it."""
+        if request.fresh or request.method != "POST" or (kept := self._take(port)) is None:
+            return None
+        return kept.ask(request)
 
     async def _connect(self, port: int) -> _Connection:
         loop = asyncio.get_running_loop()
@@ -129,13 +142,13 @@ class _Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._transport: asyncio.Transport
 
-    def ask(self, request: bytes, body: bytes, *, single: bool, is_head: bool = False) -> Answer:
-        """`single`: nothing is asked after it."""
-        self._answer = answer = Answer(self, single=single, is_head=is_head)
+    def ask(self, request: Request) -> Answer:
+        self._answer = answer = Answer(self, single=request.fresh, is_head=request.method == "HEAD")
+        head, body = _head(request, self.port), request.body
         if len(body) <= READ_AHEAD_BYTES:
-            self._transport.write(request + body)
+            self._transport.write(head + body)
         else:  # not copied
-            self._transport.write(request)
+            self._transport.write(head)
             self._transport.write(body)
         return answer
 
@@ -191,6 +204,7 @@ class Answer:
     which is what makes llama-server stop generating."""
 
     def __init__(self, connection: _Connection, *, single: bool, is_head: bool) -> None:
+        """`single`: nothing is asked after it."""
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         """Names in lower case."""
@@ -199,6 +213,8 @@ class Answer:
         """Not a byte has come."""
         self.ended = False
         """All of the body has come; some of it may not have been read."""
+        self.on_news: Callable[[], None] | None = None
+        """Called for whatever comes, the connection's loss too, for whoever has no task to wait in."""
         self._connection: _Connection | None = connection
         self._parser = httptools.HttpResponseParser(self)
         self._may_keep = not single and not is_head
@@ -214,9 +230,14 @@ class Answer:
         self._sink: Callable[[bytes], bool] | None = None
 
     async def head(self) -> None:
-        """Until status and headers are known. Raises `UpstreamGone`."""
-        while self._head_bytes is not None:
+        """Until status and headers are known. Raises `UpstreamGone`, also for what broke off since."""
+        while self._head_bytes is not None or (self._error and not self.ended):
             await self._more()
+
+    @property
+    def needs_reader(self) -> bool:
+        """It broke off, or is not one that comes at once and is short."""
+        return self._paused or (self._until_eof and self._head_bytes is None) or bool(self._error)
 
     async def read(self, sink: Callable[[bytes], bool] | None = None) -> bytes:
         """What has come since the last call, at least a byte; nothing at the end. Raises `UpstreamGone`.
@@ -234,6 +255,11 @@ class Answer:
                 await self._more()
             finally:
                 self._sink = None
+        return self.take()
+
+    def take(self) -> bytes:
+        """What waits here, which may be nothing."""
+        chunks = self._chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self._size = 0
@@ -241,6 +267,12 @@ class Answer:
             self._paused = False
             self._connection.resume()
         return data
+
+    def cut(self, why: str) -> None:
+        """Whoever waits for it hears of an end that cannot be asked again."""
+        self.untouched = False
+        self._fail(why)
+        self._wake()
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -303,6 +335,8 @@ class Answer:
 
     def _wake(self) -> None:
         self._sink = None
+        if self.on_news is not None:
+            self.on_news()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -345,12 +379,9 @@ class Answer:
         self.ended = self._head_bytes is None
 
 
-def _request(
-    port: int, method: str, target: str, headers: Mapping[str, str], body: bytes, *, close: bool
-) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
-    if body or method not in ("GET", "HEAD", "OPTIONS", "DELETE"):
-        lines.append(f"content-length: {len(body)}\r\n")
-    lines.append("connection: close\r\n\r\n" if close else "\r\n")
-    return "".join(lines).encode("latin-1")
+def _head(request: Request, port: int) -> bytes:
+    method, target, headers, body, fresh = request
+    start = f"{method} {target} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n".encode("latin-1")
+    has_body = body or method not in ("GET", "HEAD", "OPTIONS", "DELETE")
+    length = b"content-length: %d\r\n" % len(body) if has_body else b""
+    return b"%b%b%b%b" % (start, headers, length, b"connection: close\r\n\r\n" if fresh else b"\r\n")

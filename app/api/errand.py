@@ -1,0 +1,274 @@
+"""Short requests without a task, for as long as nothing has to be waited for but a turn and an answer.
+
+Between two requests a model computes, and the processor's caches forget the router: what a short request
+costs is the number of different things that are done for it (docs/benchmarks.md). An errand is three
+callbacks: the body is complete, the ticket is granted, the answer is there. Whatever else comes up, a process
+that dies, a long answer, a wait of seconds, is for a `Relay` in a task, which goes on where the errand was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+from app.api import openai
+from app.api.account import Account, Call
+from app.api.http_protocol import RouterProtocol
+from app.api.openai import Endpoint, Sender
+from app.api.relay import EVENT_STREAM, HEARTBEAT_S, Relay, passed_back, request_to
+from app.api.security import Head, Rules, own_headers, request_id
+from app.api.services import Services
+from app.core.errors import RouterError
+from app.core.instance import ModelInstance
+from app.core.manager import Stay
+from app.core.queue import TicketState
+from app.core.upstream import Answer
+from app.core.usage import usage_in
+
+MAX_KNOWN_HEADS = 256
+MAX_KNOWN_BYTES = 4096
+"""Of one head: so much at most is kept of what clients send."""
+
+_NO_ERRAND = frozenset({"cookie", "expect", "origin", "upgrade"})
+"""In these headers stands what an errand knows nothing of: sessions, CORS, another protocol."""
+
+
+Raw = list[tuple[bytes, bytes]]
+Known = tuple[Head, Sender]
+
+
+class Opening(NamedTuple):
+    """A request that was let in, before its body."""
+
+    endpoint: Endpoint
+    request_id: str
+    headers: Head
+    sender: Sender
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What `Guard` would find."""
+        return {
+            "router.headers": self.headers,
+            "router.request_id": self.request_id,
+            "router.client": self.sender.client,
+        }
+
+
+class Errands:
+    """Begins them, and ends those that take too long."""
+
+    services: Services
+    _rules: Rules
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[bytes, bytes], ...], Known] = {}
+        self._under_way: dict[Errand, float] = {}
+        self._patrol: asyncio.TimerHandle | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """Who may come in."""
+        return self._rules
+
+    @rules.setter
+    def rules(self, rules: Rules) -> None:
+        self._rules = rules
+        self._known.clear()
+
+    def open(self, target: bytes, headers: Raw) -> Opening | None:
+        """A POST of this target with this head. None for what is not for an errand, or has to be refused.
+
+        A client's requests differ in length and id; the rest of their head is looked at once.
+        """
+        endpoint = _ENDPOINTS.get(target)
+        if endpoint is None:
+            return None
+        given, rest = None, []
+        for header in headers:
+            name = header[0]
+            if name == b"x-request-id" and given is None:
+                given = header[1].decode("latin-1")
+            elif name != b"content-length":
+                rest.append(header)
+        key = tuple(rest)
+        known = self._known.get(key) or self._look(endpoint, headers, key)
+        return None if known is None else Opening(endpoint, request_id(given), *known)
+
+    def _look(self, endpoint: Endpoint, raw: Raw, key: tuple[tuple[bytes, bytes], ...]) -> Known | None:
+        headers = Head(raw)
+        if not _NO_ERRAND.isdisjoint(headers.keys()):
+            return None
+        try:
+            known = headers, Sender.of(headers, self._rules.check("POST", endpoint.path, headers))
+        except Exception:  # told on the long way
+            return None
+        if sum(len(name) + len(value) for name, value in raw) <= MAX_KNOWN_BYTES:
+            if len(self._known) >= MAX_KNOWN_HEADS:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+    def begin(self, opening: Opening, body: bytes, connection: RouterProtocol) -> None:
+        """Its body is complete."""
+        services = self.services
+        endpoint, name, _, sender = opening
+        if len(body) > self._rules.max_body_bytes:
+            connection.long_way(opening, body)
+            return
+        try:
+            instance, call = openai.read(services, sender, name, body, endpoint)
+        except Exception:  # told on the long way
+            connection.long_way(opening, body)
+            return
+        if call.fresh:
+            connection.long_way(opening, b"", Relay(services, instance, call, body))
+            return
+        limits = services.config.system
+        patience_s = min(HEARTBEAT_S, limits.queue_timeout_sec, limits.request_timeout_sec)
+        Errand(self, services, instance, call, opening, body, connection).begin(patience_s)
+
+    # --- those under way
+
+    def add(self, errand: Errand, patience_s: float) -> None:
+        """After `patience_s` it is handed over."""
+        loop = asyncio.get_running_loop()
+        self._under_way[errand] = loop.time() + patience_s
+        if self._patrol is None:
+            self._patrol = loop.call_later(patience_s, self._look_after)
+
+    def discard(self, errand: Errand) -> None:
+        self._under_way.pop(errand, None)
+
+    def _look_after(self) -> None:
+        """The oldest come first."""
+        self._patrol = None
+        loop = asyncio.get_running_loop()
+        for errand, until in tuple(self._under_way.items()):
+            if until > loop.time():
+                self._patrol = loop.call_at(until, self._look_after)
+                break
+            errand.hand_over()
+
+
+class Errand:
+    """One request on its way. `connection` tells it when its client leaves."""
+
+    __slots__ = ("_account", "_answer", "_body", "_connection", "_errands", "_instance", "_opening",
+                 "_services")  # fmt: skip
+
+    def __init__(
+        self,
+        errands: Errands,
+        services: Services,
+        instance: ModelInstance,
+        call: Call,
+        opening: Opening,
+        body: bytes,
+        connection: RouterProtocol,
+    ) -> None:
+        self._errands, self._services, self._instance = errands, services, instance
+        self._opening, self._body, self._connection = opening, body, connection
+        self._account = Account(call, instance.alias, services.manager.ticket(call.priority))
+        self._answer: Answer | None = None
+
+    def begin(self, patience_s: float) -> None:
+        ticket = self._account.ticket
+        try:
+            self._services.manager.enter(self._instance, ticket)
+        except RouterError:  # told on the long way
+            self._connection.long_way(self._opening, b"", self._relay())
+            return
+        self._connection.errand = self
+        self._errands.add(self, patience_s)
+        if ticket.state is TicketState.WAITING:
+            ticket.on_settled = self._settled
+        else:
+            self._settled()
+
+    def _settled(self) -> None:
+        """Granted, or refused."""
+        account, instance = self._account, self._instance
+        ticket, runner = account.ticket, instance.runner
+        try:
+            if runner is not None and ticket.state is TicketState.GRANTED:
+                request = request_to(runner, account.call, self._body)
+                self._answer = answer = self._services.upstream.ask(request, runner.port)
+                if answer is not None:
+                    account.granted(ticket, instance)
+                    ticket.on_cut = self._cut
+                    answer.on_news = self._heard
+                    return
+            self.hand_over()
+        except Exception as error:
+            self.hand_over(error)
+
+    def _heard(self) -> None:
+        """All of the answer, or something else."""
+        answer = self._answer
+        assert answer is not None
+        try:
+            if not answer.ended and not answer.needs_reader:
+                return
+            if not answer.ended or not self._pass_on(answer):
+                self.hand_over()
+                return
+        except Exception as error:
+            self.hand_over(error)
+            return
+        self._end()
+
+    def _pass_on(self, answer: Answer) -> bool:
+        """False, and nothing done, for what is not an answer for an errand."""
+        connection, account, status = self._connection, self._account, answer.status
+        if not connection.takes(status) or answer.content_type.lower().startswith(EVENT_STREAM):
+            return False
+        body = answer.take()
+        account.status, account.first_byte_at = status, time.monotonic()
+        account.usage = partial(usage_in, body, body)
+        headers = passed_back(answer.headers, event_stream=False)
+        headers += account.headers()
+        headers += own_headers(account.call.request_id)
+        connection.respond(status, headers, body)
+        return True
+
+    def _cut(self) -> None:
+        if self._answer is not None:
+            self._answer.cut("its process is stopped without waiting for it")
+
+    def left(self) -> None:
+        """The client has gone."""
+        self._account.left = True
+        self._end()
+
+    def _end(self) -> None:
+        self._let_go()
+        if self._answer is not None:
+            self._answer.close()
+        self._services.manager.leave(self._instance, self._account.ticket)
+        self._account.close()
+        self._services.bus.finished(self._account.event)
+
+    def hand_over(self, bug: Exception | None = None) -> None:
+        """A task goes on from here."""
+        self._let_go()
+        relay = self._relay()
+        relay.stay = Stay(self._services.manager, self._instance, self._account.ticket, is_inside=True)
+        relay.asked, relay.bug = self._answer, bug
+        self._connection.long_way(self._opening, b"", relay)
+
+    def _relay(self) -> Relay:
+        return Relay(self._services, self._instance, self._account.call, self._body, self._account)
+
+    def _let_go(self) -> None:
+        ticket = self._account.ticket
+        ticket.on_settled = ticket.on_cut = None
+        if self._answer is not None:
+            self._answer.on_news = None
+        self._connection.errand = None
+        self._errands.discard(self)
+
+
+_ENDPOINTS = {endpoint.path.encode(): endpoint for endpoint in openai.ENDPOINTS}
