@@ -67,9 +67,6 @@ class FakeRunner:
     async def working(self) -> bool:
         return self.is_working
 
-    def answered(self) -> None:
-        pass
-
     async def stop(self, grace_s: float = 2.0) -> None:
         if not self.is_immortal:
             self.die(failure(FailureKind.KILLED, "stopped."))

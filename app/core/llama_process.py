@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a w
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
 BREATH_S = 0.05
-BREATH_ANSWERS = 2  # some 25 lines each; a pipe of uvloop is a socket, full after 270 lines
+PIPE_BYTES = 1 << 18
 FULL_READ = 1 << 13  # after a read as large as this there is more
 
 _NO_ANSWER = (httpx.RequestError, TimeoutError)
@@ -72,8 +73,7 @@ class LlamaRunner:
         self._load_timeout_s, self._files = load_timeout_s, files
         self._url = f"http://127.0.0.1:{port}"
         self._begin = log.position
-        self._pipes = _Pipes(self)
-        self._requests = 0
+        self._output = _Output(self)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
@@ -94,20 +94,26 @@ class LlamaRunner:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.log.feed(f"[router: {now} starting {self._alias} on port {self.port}]\n".encode())
         self._begin = self.log.position
+        stdout = subprocess.PIPE
         try:
-            transport, _ = await self._loop.subprocess_exec(
-                lambda: self._pipes,
+            stdout = await self._open_output()
+            self._transport, _ = await self._loop.subprocess_exec(
+                lambda: _Process(self, self._output),
                 *command.argv,
                 env=command.env,
                 stdin=subprocess.PIPE,  # kept open: its end of file ends the child
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=subprocess.STDOUT,
                 **spawn_options(),
             )
         except (OSError, subprocess.SubprocessError) as error:
             message = f"{command.argv[0]} cannot be executed: {error}. Check system.llama_server_path."
             raise LoadError(Failure(FailureKind.BAD_BINARY, message, None, ())) from error
-        self._transport = transport
+        finally:
+            if stdout != subprocess.PIPE:
+                os.close(stdout)
+            if self._transport is None:
+                self._output.close()
         self.pid = self._transport.get_pid()
         logger.debug("%s: pid %d on port %d: %s", self._alias, self.pid, self.port, " ".join(command.argv))
 
@@ -171,6 +177,7 @@ class LlamaRunner:
             return
         await self.exited()
         self._transport.close()
+        self._output.close()
         await asyncio.wait({self._closed}, timeout=1.0)
 
     def kill(self) -> None:
@@ -180,15 +187,11 @@ class LlamaRunner:
         self._stopping = True
         if not self._loop.is_closed():
             self._transport.close()  # before the signal: it polls, which would steal the exit code
+            self._output.close()
         if not self._exit.done():
             self._signal_group(KILL)
 
     # --- what the pipes tell
-
-    def answered(self) -> None:
-        self._requests += 1
-        if self._requests % BREATH_ANSWERS == 0:
-            self._pipes.read_on()
 
     def took_output(self, data: bytes) -> None:
         self.log.feed(data)
@@ -215,6 +218,23 @@ class LlamaRunner:
             self._closed.set_result(None)
 
     # --- inside
+
+    async def _open_output(self) -> int:
+        """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
+        270 lines, however short they are."""
+        if sys.platform == "win32":
+            return subprocess.PIPE
+        import fcntl
+
+        ours, childs = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):  # Linux only, and not for everybody
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            await self._loop.connect_read_pipe(lambda: self._output, os.fdopen(ours, "rb", 0))
+        except BaseException:
+            os.close(childs)
+            raise
+        return childs
 
     def _settle(self) -> None:
         """The process has gone and has said everything."""
@@ -331,52 +351,77 @@ class LlamaRunner:
                 os.killpg(self.pid, number)
 
 
-class _Pipes(asyncio.SubprocessProtocol):
-    """Hands everything on to the runner.
+class _Output(asyncio.Protocol):
+    """What the process says.
 
     A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
-    than the request itself, mostly for waking up; so after each read the pipe is left alone until a few
-    requests have been answered, or for `BREATH_S`.
+    than the request itself, mostly for waking up; so after each read the pipe is left alone for `BREATH_S`.
     """
 
     def __init__(self, runner: LlamaRunner) -> None:
         self._runner = runner
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._transport: asyncio.ReadTransport | None = None
         self._breath: asyncio.TimerHandle | None = None
         self._has_exited = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self._transport = cast(asyncio.ReadTransport, transport)
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         self._runner.took_output(data)
         may_wait = self._runner.phase is Status.READY and not self._has_exited and self._breath is None
-        if may_wait and len(data) < FULL_READ:
-            self._output().pause_reading()
-            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self.read_on)
+        if may_wait and len(data) < FULL_READ and self._transport is not None:
+            self._transport.pause_reading()
+            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._read_on)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._runner.output_ended()
+
+    def process_exited(self) -> None:
+        """Its last words wait for nobody."""
+        self._has_exited = True
+        self._read_on()
+
+    def close(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+        if self._transport is not None:
+            self._transport.close()
+
+    def _read_on(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+
+class _Process(asyncio.SubprocessProtocol):
+    """Hands everything on."""
+
+    def __init__(self, runner: LlamaRunner, output: _Output) -> None:
+        self._runner, self._output = runner, output
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        if (output := self._transport.get_pipe_transport(1)) is not None:
+            self._output.connection_made(output)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._output.data_received(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 1:
-            self._runner.output_ended()
+            self._output.connection_lost(exc)
 
     def process_exited(self) -> None:
         assert self._transport is not None
         code = self._transport.get_returncode()
         assert code is not None
-        self._has_exited = True
-        self.read_on()  # its last words
+        self._output.process_exited()
         self._runner.process_exited(code)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._runner.connection_lost()
-
-    def read_on(self) -> None:
-        if self._breath is not None:
-            self._breath.cancel()
-            self._breath = None
-            if not self._output().is_closing():
-                self._output().resume_reading()
-
-    def _output(self) -> asyncio.ReadTransport:
-        assert self._transport is not None
-        return cast(asyncio.ReadTransport, self._transport.get_pipe_transport(1))

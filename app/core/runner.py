@@ -53,9 +53,6 @@ class Runner(Protocol):
         """It uses the processor: one batch of a long prompt can take minutes without a word."""
         ...
 
-    def answered(self) -> None:
-        """A request to it has ended."""
-
     async def stop(self, grace_s: float = 2.0) -> None:
         """Returns when the process is reaped, or `undead`. Safe to call twice, and at the same time."""
 
