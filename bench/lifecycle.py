@@ -7,6 +7,7 @@ wait until it serves, ask.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -25,6 +26,8 @@ from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 
 SWAPS = 10
+LARGE_SWAPS = 4
+STREAM_BEFORE_S = 3.0
 IDLE_S = 20.0
 STREAMS = 64
 EVENTS_PER_S = 160  # of each stream: together 10,240
@@ -89,6 +92,53 @@ def swaps(folder: Path) -> Iterator[Row]:
         yield f"{name}, s", f"{statistics.median(samples):.3f} ({min(samples):.3f}-{max(samples):.3f})"
 
 
+def large_swaps(folder: Path) -> Iterator[Row]:
+    """To a model that is asked for while another one streams: from the end of that to its first byte."""
+    large = make_tiny(folder / "large.gguf", layers=8, width=2048, feed_forward=8192, heads=16, heads_kv=16)
+    os.sync()
+    models: dict[str, dict[str, object]] = {
+        "long": {"model_path": make_tiny(folder / "long.gguf", context=131072), "params": {"n_ctx": 131072}},
+        "large": {"model_path": large},
+    }
+    times: dict[str, list[float]] = {"in the page cache": [], "not read yet": []}
+    with _router(folder / "large", find_binary(None), models) as router:
+        router.start()
+        router.wait_until_it_answers().load("large")
+        for where, samples in [*times.items()] * LARGE_SWAPS:
+            router.load("long")
+            if where == "not read yet":
+                _forget(large)
+            samples.append(asyncio.run(_swap_under_a_stream(router)))
+    for where, samples in times.items():
+        name = f"swap to a model of {large.stat().st_size / 2**30:.1f} GiB, {where}, after a stream, s"
+        yield name, f"{statistics.median(samples):.2f} ({min(samples):.2f}-{max(samples):.2f})"
+
+
+async def _swap_under_a_stream(router: RouterProcess) -> float:
+    async with aiohttp.ClientSession() as session:
+        body = chat("long", max_tokens=100_000, stream=True)
+        async with session.post(router.url + CHAT, json=body) as answer:
+            other = asyncio.create_task(_first_answer(session, router.url))
+            ends = time.perf_counter() + STREAM_BEFORE_S
+            while time.perf_counter() < ends:
+                assert await answer.content.readany(), "the stream is too short"
+        ended = time.perf_counter()
+        return await other - ended
+
+
+async def _first_answer(session: aiohttp.ClientSession, url: str) -> float:
+    async with session.post(url + CHAT, json=chat("large", max_tokens=1)) as answer:
+        answer.raise_for_status()
+        await answer.read()
+        return time.perf_counter()
+
+
+def _forget(path: Path) -> None:
+    """As if nobody had ever read it."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 async def _listen(session: aiohttp.ClientSession, url: str, seen: list[int]) -> None:
     body = chat("a", max_tokens=EVENTS_PER_S * STREAM_S, stream=True)
     async with session.post(url + CHAT, json=body) as answer:
@@ -130,7 +180,7 @@ def long_streams(folder: Path) -> Iterator[Row]:
 
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
-        for part in (start_and_idle, swaps, long_streams):
+        for part in (start_and_idle, swaps, large_swaps, long_streams):
             yield from part(Path(name))
 
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from app.core.binary import find_binary, inspect_binary
-from bench import lifecycle, overhead
+from bench import control_path, lifecycle, overhead
 from bench.overhead import Target
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -90,7 +90,7 @@ def machine() -> str:
 def main(rounds: int) -> None:
     real, stubbed = asyncio.run(overhead.measure(rounds))
     overhead.show((real, stubbed))
-    others = list(lifecycle.rows())
+    others = [*lifecycle.rows(), *control_path.rows()]
     for name, value in others:
         print(f"{name:60}{value:>24}")
     text = INTRODUCTION + machine() + f"![the ratios]({PLOT})\n\n"
@@ -99,7 +99,7 @@ def main(rounds: int) -> None:
     text += "## Start, idle, swaps, long streams\n\n" + _row(["", ""]) + _row(["---", "---"])
     text += "".join(_row([name.strip(), value]) for name, value in others)
     text += (
-        "\nWhat a scheduling step, a scrape and 200 watchers cost: `python -m bench.scheduling_step`, "
+        "\nWhat a scheduling step, a ticket and 200 watchers cost: `python -m bench.control_path`, "
         "`python -m bench.watching`. Makespans of mixed traffic beside router mode: "
         "`python -m bench.scheduling`.\n"
     )

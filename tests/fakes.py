@@ -105,6 +105,7 @@ class FakeLauncher:
         self.live: set[FakeRunner] = set()
         self.fail_next: list[Failure | Exception] = []
         self.unfit: dict[str, Failure] = {}
+        self.preparing: list[str] = []
         self.logs: dict[str, Sequence[str]] = {}
         self.takes: dict[str, int] = {}
         self.kv_cache: KvCache | None = None
@@ -112,6 +113,13 @@ class FakeLauncher:
     async def check(self, spec: ModelSpec) -> None:
         if spec.alias in self.unfit:
             raise LoadError(self.unfit[spec.alias])
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        self.preparing.append(spec.alias)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.preparing.remove(spec.alias)
 
     @asynccontextmanager
     async def launch(

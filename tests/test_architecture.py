@@ -16,7 +16,7 @@ LAYERS = {  # from the bottom; a module may import its own layer and those below
         placement policy usage""",
     "resources": """background binary control_client driver_thread footprint gpu_probe gpus kv_cache kv_store
         launcher learned list_devices_probe llama_process logging_server model_memory nvml_probe
-        os_process pid_file ports queue runner upstream vram_tracker""",
+        os_process page_cache pid_file ports queue runner upstream vram_tracker""",
     "orchestration": "health_monitor instance manager warmup",
     "observers": "load_reporter prometheus_metrics series telemetry",
     "api": """account documentation errand errors event_channel http_protocol metrics_feed models openai ops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -109,6 +110,35 @@ async def test_a_swap_waits_for_the_running_request(make_world: MakeWorld) -> No
     await running.finish()
     assert wanted.granted.is_set()
     assert Evicted("a", StopReason.MEMORY) in world.events
+
+
+async def test_what_is_loaded_next_is_prepared_while_others_finish(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 6000, "b": 6000, "c": 6000}, max_swap_wait_sec=0)
+    running = world.request("a")
+    await world.settle()
+    assert world.launcher.preparing == [], "nobody has to go for it"
+    second = world.request("b")
+    world.request("c")
+    await world.settle()
+    assert world.launcher.preparing == ["b"], "one at a time: disks and caches are not for everybody"
+    await second.leave()
+    await world.settle()
+    assert world.launcher.preparing == ["c"]
+    await running.finish()
+    await world.settle()
+    assert (world.status("c"), world.launcher.preparing) == (Status.READY, [])
+
+
+async def test_a_preparation_that_fails_harms_nothing(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make_world({"a": 6000, "b": 6000}, max_swap_wait_sec=0)
+    monkeypatch.setattr(world.launcher, "prepare", AsyncMock(side_effect=OSError("no disk")))
+    running, waiting = world.request("a"), world.request("b")
+    await world.settle()
+    await running.finish()
+    await world.settle()
+    assert waiting.granted.is_set()
 
 
 async def test_a_draining_model_grants_nothing_and_its_new_request_survives(make_world: MakeWorld) -> None:

@@ -18,6 +18,7 @@ from app.core.gguf_utils import split_parts
 from app.core.kv_cache import KvCache
 from app.core.llama_process import LlamaRunner
 from app.core.logging_server import LogServer
+from app.core.page_cache import read_ahead
 from app.core.pid_file import PidFile
 from app.core.ports import Ports
 from app.core.runner import LoadError, OnChange, Runner
@@ -60,6 +61,10 @@ class LlamaLauncher:
             failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
             if failure is not None:
                 raise LoadError(failure)
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        projector = [Path(spec.params.mmproj)] if spec.params.mmproj else []
+        await read_ahead([*split_parts(spec.path), *projector])
 
     @asynccontextmanager
     async def launch(

@@ -78,6 +78,7 @@ class ModelManager:
         self._learned.on_change = self._save_learned
         tracker.on_reading = self._learn_from_reading
         self._contended = False
+        self._prepared: str | None = None
         self._next_look: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._jobs: dict[str, asyncio.Task[None]] = {}
@@ -255,9 +256,20 @@ class ModelManager:
         self._forget_removed()
         plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
         self.waits = plan.waits
+        self._prepare(next((alias for alias, wait in plan.waits.items() if wait.victims), None))
         for action in plan.actions:
             self._carry_out(action)
         return plan.wake_at
+
+    def _prepare(self, alias: str | None) -> None:
+        """Whose turn is next, of those for whom others have to go: one at a time, and once."""
+        if alias == self._prepared:
+            return
+        if (job := self._jobs.get(f"prepare {self._prepared}")) is not None:
+            job.cancel()
+        self._prepared = alias
+        if alias is not None:
+            self._job(f"prepare {alias}", partial(self.launcher.prepare, self.instances[alias].spec))
 
     def _report(self, error: str) -> None:
         if error != self.error:

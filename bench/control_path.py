@@ -1,4 +1,4 @@
-"""What scheduling costs with 5,000 requests waiting for 50 models: `python -m bench.scheduling_step`.
+"""What deciding and showing costs, with 50 models and thousands waiting: `python -m bench.control_path`.
 
 A step is the manager's own look: pictures of all models, the plan, what it says carried out, slots granted.
 """
@@ -6,16 +6,25 @@ A step is the manager's own look: pictures of all models, the plan, what it says
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from app.api import render
+from app.api.services import Services
+from app.core.config_file import parse
 from app.core.model_status import Priority, Status
 from app.core.queue import RequestQueue, Ticket
-from tests.fakes import Request, World
+from app.main import create_app
+from tests.fakes import FakeLauncher, FakeProbe, Request, World
+from tests.ggufs import make_tiny
 
 MODELS, WAITING, REPEATS = 50, 5000, 200
+SHOWN_WAITING = 1000
 
 
 async def make_world(loaded: int) -> World:
@@ -48,6 +57,51 @@ async def step_ms(loaded: int) -> tuple[float, float]:
         task.cancel()
     await asyncio.sleep(0)
     return figures
+
+
+async def whole_router_ms() -> tuple[float, float, float]:
+    """A step, a status snapshot as JSON and a scrape of one whole router with `SHOWN_WAITING` requests."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = str(make_tiny(folder / "tiny.gguf"))
+        models = {f"m{i}": {"model_path": path, "parallel_requests": 1} for i in range(MODELS)}
+        system = {"log_dir": str(folder / "logs"), "max_concurrent_models": 10}
+        config = parse(json.dumps({"system": system, "models": models}), folder, {})
+        app = create_app(config, launcher=FakeLauncher(), probe=FakeProbe(100_000))
+        async with app.router.lifespan_context(app):
+            services: Services = app.state.services
+            waiting = [
+                asyncio.create_task(_stay(services, f"m{i % MODELS}", i)) for i in range(SHOWN_WAITING)
+            ]
+            loaded = 0
+            while loaded < 10:
+                await asyncio.sleep(0.01)
+                loaded = sum(i.status is Status.READY for i in services.manager.instances.values())
+            figures = (
+                median_ms(services.manager._look),
+                median_ms(lambda: json.dumps(render.full_status(services))),
+                median_ms(services.metrics.text),
+            )
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+    return figures
+
+
+async def _stay(services: Services, alias: str, number: int) -> None:
+    """A request that is never over."""
+    ticket = services.manager.ticket(Priority(number % 3))
+    with services.manager.admit(services.manager.instances[alias], ticket):
+        await ticket.wait(600)
+        await asyncio.Event().wait()
+
+
+def rows() -> Iterator[tuple[str, str]]:
+    step, snapshot, scrape = asyncio.run(whole_router_ms())
+    what = f"{MODELS} models, {SHOWN_WAITING} waiting"
+    yield f"scheduling step, {what}, ms", f"{step:.2f}"
+    yield f"status of all as JSON, {what}, ms", f"{snapshot:.2f}"
+    yield f"/metrics but for the process's own, {what}, ms", f"{scrape:.2f}"
 
 
 def ticket_bytes() -> float:
@@ -96,6 +150,8 @@ def queue_operation_us() -> float:
 
 
 def main() -> None:
+    for name, value in rows():
+        print(f"{name:70}{value:>8}")
     print(f"{MODELS} models, {WAITING} waiting requests; medians of {REPEATS}")
     for loaded in (4, 25, 49):
         step, views = asyncio.run(step_ms(loaded))
