@@ -134,7 +134,9 @@ async def test_a_preparation_that_fails_harms_nothing(
 ) -> None:
     world = await make_world({"a": 6000, "b": 6000}, max_swap_wait_sec=0)
     monkeypatch.setattr(world.launcher, "prepare", AsyncMock(side_effect=OSError("no disk")))
-    running, waiting = world.request("a"), world.request("b")
+    running = world.request("a")
+    await world.settle()
+    waiting = world.request("b")
     await world.settle()
     await running.finish()
     await world.settle()
