@@ -12,7 +12,7 @@ from sse_starlette.sse import AppStatus
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
-from app.api.documentation import FOR_MANAGEMENT
+from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.openai import find_model, json_object
 from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
@@ -25,21 +25,7 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 
 router = APIRouter(tags=["management"], responses=FOR_MANAGEMENT)
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model"],
-                    "properties": {"model": {"type": "string"}},
-                },
-                "example": {"model": "qwen"},
-            }
-        },
-    }
-}
+_BODY = json_body({"model": "qwen"}, "model")
 
 
 @router.post("/v1/models/load", status_code=202, openapi_extra=_BODY)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import errors, render
 from app.api.account import Call
-from app.api.documentation import FOR_MODELS
+from app.api.documentation import FOR_MODELS, json_body
 from app.api.relay import Relay
 from app.api.security import Client, client_of, require_admin
 from app.api.services import Services, services_of
@@ -132,12 +132,7 @@ for _endpoint in ENDPOINTS:
         tags=["models"],
         name=_endpoint.path,
         response_model=None,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": {"type": "object"}, "example": _endpoint.example}},
-            }
-        },
+        openapi_extra=json_body(_endpoint.example),
     )
 
 

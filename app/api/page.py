@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from app.api.documentation import FOR_LOGIN, FOR_MONITORING
+from app.api.documentation import FOR_LOGIN, FOR_MONITORING, json_body
 from app.api.openai import json_object
 from app.api.security import Client, Rules, client_of, rules_of
 from app.core.errors import BadRequest, InvalidApiKey
@@ -67,21 +67,7 @@ async def favicon() -> Response:
 # --- the session: EventSource and links cannot send a header, a cookie goes by itself
 
 
-_KEY_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["key"],
-                    "properties": {"key": {"type": "string"}},
-                },
-                "example": {"key": "secret"},
-            }
-        },
-    }
-}
+_KEY_BODY = json_body({"key": "secret"}, "key")
 
 
 @router.get("/session", responses=FOR_LOGIN)
