@@ -1,7 +1,8 @@
-"""What the operating system tells of a process that reads a large file."""
+"""What the operating system tells of a process that reads a large file, and of its own lacks."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core import os_process
 from app.core.os_process import SMALL_FILE, share_read
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
@@ -77,3 +79,26 @@ def test_what_cannot_be_told_is_not_guessed(model: Path, tmp_path: Path) -> None
     with reader(model, READ) as pid:
         pass
     assert share_read(pid, [model]) is None
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL])
+def test_a_lack_of_files_is_seen_behind_what_a_library_makes_of_it(number: int) -> None:
+    try:
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as cause:
+            raise RuntimeError("all connection attempts failed") from cause
+    except RuntimeError as error:
+        assert os_process.out_of_files(error)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ECONNREFUSED, "refused"), OSError(-1, "?"), ValueError("no")]
+)
+def test_other_errors_are_no_lack_of_files(error: Exception) -> None:
+    assert not os_process.out_of_files(error)
+
+
+def test_where_uvloop_tells_no_reason_files_are_opened_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os_process, "files_left", lambda: False)
+    assert os_process.out_of_files(OSError(-1, "Unknown error -1"))

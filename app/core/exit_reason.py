@@ -22,6 +22,7 @@ class FailureKind(str, Enum):
     KILLED = "killed"  # a signal from outside
     TIMEOUT = "timeout"
     LOG_FOLDER = "log_folder"
+    OUT_OF_FILES = "out_of_files"  # the router's own lack, for which no model can be blamed
     CUT_SHORT = "cut_short"  # it failed, but its last lines, with the reason, were lost
     UNKNOWN = "unknown"
 
@@ -37,6 +38,7 @@ _HEALING = frozenset(
         FailureKind.PORT_TAKEN,
         FailureKind.TIMEOUT,
         FailureKind.KILLED,
+        FailureKind.OUT_OF_FILES,
         FailureKind.CUT_SHORT,  # the next time it will probably tell
     }
 )

@@ -16,6 +16,7 @@ from app.core.gpu_probe import HOST, MIB
 from app.core.learned import Learned
 from app.core.memory_estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryParams, estimate
 from app.core.model_status import ModelKind, Need
+from app.core.os_process import NO_FILES_LEFT, out_of_files
 from app.core.runner import LoadError
 
 NOTHING_LEARNED = Learned()
@@ -55,6 +56,8 @@ def inspect(spec: ModelSpec) -> Footprint:
     except FileNotFoundError as error:
         raise LoadError(_failure(FailureKind.MISSING_FILE, f"there is no file {error.filename}.")) from error
     except OSError as error:
+        if out_of_files(error):
+            raise LoadError(_failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT)) from error
         raise LoadError(
             _failure(FailureKind.MISSING_FILE, f"{spec.path} cannot be read: {error}.")
         ) from error

@@ -31,6 +31,7 @@ from app.core.model_status import (
     Status,
     StopReason,
 )
+from app.core.os_process import NO_FILES_LEFT, out_of_files
 from app.core.placement import Placement
 from app.core.policy import backoff_s
 from app.core.queue import RequestQueue, Ticket
@@ -228,6 +229,12 @@ class ModelInstance:
         self._set(Status.FAILED, failure.message)
         self.queue.fail_waiting(self.load_failed())
 
+    def turn_away(self, failure: Failure) -> None:
+        """Everybody who waits gets the reason; for those who come later the load is tried again."""
+        self.failure, self.attempts = failure, 0
+        self.forget(failure.message)
+        self.queue.fail_waiting(self.load_failed())
+
     def reset(self) -> str | None:
         """Leave `failed`; the error that was cleared."""
         if self.status is not Status.FAILED or self.failure is None:
@@ -349,6 +356,8 @@ class ModelInstance:
         except Exception as error:
             logger.exception("%s: the supervisor failed", self.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
+            if out_of_files(error):
+                failure = Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())
         if self._life is life:
             self._settle(failure)
         else:
@@ -481,6 +490,10 @@ class ModelInstance:
     def _load_ended(self, failure: Failure) -> None:
         self.attempts += 1
         self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
+        if failure.kind is FailureKind.OUT_OF_FILES:
+            self._set(Status.CRASHED, failure.message)
+            self.turn_away(failure)
+            return
         retries = self._limits.load_retries
         if failure.kind is FailureKind.OUT_OF_MEMORY:
             retries = min(retries, 1)  # with a larger need; if that does not help, another time will not

@@ -18,6 +18,7 @@ from app.core.gguf_utils import split_parts
 from app.core.kv_cache import KvCache
 from app.core.llama_process import LlamaRunner
 from app.core.logging_server import LogServer
+from app.core.os_process import NO_FILES_LEFT, files_left
 from app.core.page_cache import read_ahead
 from app.core.pid_file import PidFile
 from app.core.ports import Ports
@@ -105,6 +106,8 @@ class LlamaLauncher:
 
     def _obstacle(self, alias: str) -> Failure | None:
         """Blocking."""
+        if not files_left():
+            return Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())
         path = self.binary.path
         if not (path.is_file() and os.access(path, os.X_OK)):
             why = "its permissions do not allow it" if path.exists() else "it is not there"

@@ -25,7 +25,16 @@ from app.core.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, cl
 from app.core.load_log import LoadLog
 from app.core.logging_server import ModelLog
 from app.core.model_status import Status
-from app.core.os_process import KILL, WINDOWS, cpu_seconds, share_read, spawn_options, usage
+from app.core.os_process import (
+    KILL,
+    NO_FILES_LEFT,
+    WINDOWS,
+    cpu_seconds,
+    out_of_files,
+    share_read,
+    spawn_options,
+    usage,
+)
 from app.core.ports import can_bind
 from app.core.runner import Exit, LoadError, OnChange
 
@@ -107,6 +116,8 @@ class LlamaRunner:
                 **spawn_options(),
             )
         except (OSError, subprocess.SubprocessError) as error:
+            if out_of_files(error):
+                raise LoadError(Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())) from error
             message = f"{command.argv[0]} cannot be executed: {error}. Check system.llama_server_path."
             raise LoadError(Failure(FailureKind.BAD_BINARY, message, None, ())) from error
         finally:
@@ -145,8 +156,8 @@ class LlamaRunner:
     async def healthy(self, timeout_s: float) -> bool:
         try:
             return await self._get("/health", timeout_s) == 200
-        except _NO_ANSWER:
-            return False
+        except _NO_ANSWER as error:
+            return out_of_files(error)  # it could not even be asked
 
     async def working(self) -> bool:
         before = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
@@ -277,7 +288,8 @@ class LlamaRunner:
             ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
             ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
         except _NO_ANSWER as error:
-            if isinstance(error, httpx.ConnectError) and self._refused_since is None:
+            refused = isinstance(error, httpx.ConnectError) and not out_of_files(error)
+            if refused and self._refused_since is None:
                 self._refused_since = self._loop.time()
             return False
         if not (status == 200 and ours):

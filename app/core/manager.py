@@ -396,7 +396,11 @@ class ModelManager:
         self.look_again()
 
     def _unfit(self, instance: ModelInstance, failure: Failure) -> None:
-        if instance.status in (Status.OFF, Status.CRASHED):
+        if instance.status not in (Status.OFF, Status.CRASHED):
+            return
+        if failure.kind is FailureKind.OUT_OF_FILES:
+            instance.turn_away(failure)
+        else:
             instance.fail(failure)
 
     def _need_of(self, instance: ModelInstance) -> Need:

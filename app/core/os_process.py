@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import re
@@ -20,10 +21,43 @@ WINDOWS = sys.platform == "win32"
 KILL = signal.SIGTERM if WINDOWS else signal.SIGKILL
 
 SMALL_FILE = 64 << 20
+FILES_OF_A_START = 8
+
+NO_FILES_LEFT = (
+    "The router has no files or connections left. Raise its limit (ulimit -n, LimitNOFILE), or lower the "
+    "number of clients."
+)
+_LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def out_of_files(error: BaseException) -> bool:
+    """It says nothing of the other end: the router, or the system, could not open what it takes to ask.
+
+    uvloop tells no reason why a process could not be started: then a few files are opened to see.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _LACKS:
+            return True
+        if isinstance(seen, OSError) and seen.errno == -1 and not files_left():
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def files_left() -> bool:
+    """As many as a process takes to start. Blocking."""
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(FILES_OF_A_START):
+                stack.enter_context(Path(os.devnull).open("rb"))
+        except OSError:
+            return False
+    return True
 
 
 def spawn_options() -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import NamedTuple, cast
 
 import httptools
 
+from app.core.errors import Overloaded
+from app.core.os_process import NO_FILES_LEFT, out_of_files
+
 IDLE_CONNECTION_S = 2.0
 """llama-server drops an idle connection after 5 s: ours must be gone well before."""
 
@@ -47,7 +50,8 @@ class Upstream:
         self.closed = False
 
     async def send(self, request: Request, port: int, asked: Answer | None = None) -> Answer:
-        """The answer, its head complete. The caller closes it. Raises `UpstreamGone`.
+        """The answer, its head complete. The caller closes it. Raises `UpstreamGone`, and `Overloaded` where
+        the router has no connections left.
 
         `asked` is what `ask` has returned for the same request, if it was asked already.
         """
@@ -82,6 +86,8 @@ class Upstream:
         try:
             _, connection = await loop.create_connection(lambda: _Connection(self, port), "127.0.0.1", port)
         except OSError as error:
+            if out_of_files(error):
+                raise Overloaded(NO_FILES_LEFT, retry_after_s=1) from error
             raise UpstreamGone(str(error)) from error
         return connection
 

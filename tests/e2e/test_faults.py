@@ -66,6 +66,34 @@ async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_a_router_without_files_harms_no_model(make_router: MakeRouter, tiny_gguf: Path) -> None:
+    """Its probes fail too, and so does every start: none of that is a model's fault."""
+    import resource
+
+    router = make_router(
+        {name: {"model_path": tiny_gguf} for name in "ab"}, system={"health_check_interval_sec": 1}
+    )
+    router.load("a")
+    pid = router.status("a")["pid"]
+    limits = resource.prlimit(router.pid, resource.RLIMIT_NOFILE)
+    taken = {int(path.name) for path in Path(f"/proc/{router.pid}/fd").iterdir()}
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    resource.prlimit(router.pid, resource.RLIMIT_NOFILE, (free, limits[1]))
+    for body, code in ((chat("a", stream=True), "overloaded"), (chat("b"), "load_failed")):
+        answer = router.client.post(ASK, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+        assert "LimitNOFILE" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+    probes: set[float] = set()
+    until_now(lambda: probes.add(router.get("/v1/health/models")["a"]["last_check"]) or len(probes) > 4)
+    assert router.get("/v1/health/models")["a"]["consecutive_failures"] == 0
+    resource.prlimit(router.pid, resource.RLIMIT_NOFILE, limits)
+    for alias in "ab":
+        assert router.client.post(ASK, json=chat(alias, max_tokens=1)).status_code == 200
+    assert router.status("a")["pid"] == pid
+
+
 @pytest.fixture(scope="module")
 def router(make_shared_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path) -> RouterProcess:
     long = {"n_ctx": 8192}
