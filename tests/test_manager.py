@@ -13,6 +13,7 @@ from app.core.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, S
 from app.core.events import Evicted, LoadFinished
 from app.core.exit_reason import FailureKind
 from app.core.model_status import Priority, Status, StopReason
+from app.core.queue import Ticket, TicketState
 from tests.fakes import World, failure
 
 MakeWorld = Callable[..., Awaitable[World]]
@@ -481,3 +482,103 @@ async def test_an_added_model_can_be_used_at_once(make_world: MakeWorld) -> None
     request = world.request("new")
     await world.settle()
     assert request.granted.is_set()
+
+
+# --- without a task
+
+
+def _entered(world: World, alias: str, priority: Priority = Priority.NORMAL) -> Ticket:
+    ticket = world.manager.ticket(priority)
+    world.manager.enter(world.manager.instances[alias], ticket)
+    return ticket
+
+
+def _has_slot(ticket: Ticket) -> bool:
+    return ticket.state is TicketState.GRANTED
+
+
+async def test_a_free_slot_is_granted_at_once(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000}, parallel_requests=2)
+    await world.request("a").finish()
+    world.clock.now += 50
+    first, second, third = [_entered(world, "a") for _ in range(3)]
+    assert [_has_slot(ticket) for ticket in (first, second, third)] == [True, True, False]
+    instance = world.manager.instances["a"]
+    assert (first.granted_at, instance.last_used) == (world.clock.now, world.clock.now)
+    world.manager.leave(instance, first)
+    assert _has_slot(third)
+    for ticket in (second, third):
+        world.manager.leave(instance, ticket)
+    assert (instance.queue.in_flight, instance.queue.waiting) == (0, 0)
+    assert instance.view().served == 4
+
+
+async def test_who_is_granted_at_once_overtakes_nobody(make_world: MakeWorld) -> None:
+    """A slot may be free while somebody waits: here one of two has just been added."""
+    world = await make_world({"a": 1000})
+    running, waiting = world.request("a"), world.request("a")
+    await world.settle()
+    instance = world.manager.instances["a"]
+    instance.queue.slots = 2
+    late = _entered(world, "a", Priority.LOW)
+    assert _has_slot(waiting.ticket)
+    assert not _has_slot(late)
+    await waiting.finish()
+    assert _has_slot(late)
+    world.manager.leave(instance, late)
+    await running.finish()
+
+
+async def test_nothing_is_granted_at_once_while_another_model_waits_for_room(make_world: MakeWorld) -> None:
+    """The next look decides: the newcomer's key may be larger than that of the one who waits."""
+    world = await make_world({"a": 6000, "b": 6000}, parallel_requests=2, max_swap_wait_sec=0)
+    running = world.request("a")
+    await world.settle()
+    world.manager._contended = True
+    late = _entered(world, "a")
+    assert not _has_slot(late)
+    await world.settle()  # nobody waits for room after all
+    assert _has_slot(late)
+    world.manager.leave(world.manager.instances["a"], late)
+    other = world.request("b")
+    await world.settle()
+    late = _entered(world, "a")
+    assert not _has_slot(late)
+    await running.finish()
+    assert other.granted.is_set()
+    assert not _has_slot(late)
+    world.manager.leave(world.manager.instances["a"], late)
+
+
+@pytest.mark.parametrize("status", [Status.OFF, Status.DRAINING, Status.FAILED])
+async def test_only_a_model_that_serves_grants_at_once(make_world: MakeWorld, status: Status) -> None:
+    world = await make_world({"a": 1000}, parallel_requests=2)
+    instance = world.manager.instances["a"]
+    if status is Status.DRAINING:
+        running = world.request("a")
+        await world.settle()
+        instance.drain(StopReason.MANUAL)
+    elif status is Status.FAILED:
+        instance.fail(failure())
+    assert instance.status is status
+    if status is Status.FAILED:
+        with pytest.raises(ModelFailed):
+            _entered(world, "a")
+        assert instance.queue.waiting == 0
+        return
+    late = _entered(world, "a")
+    assert not _has_slot(late)
+    if status is Status.DRAINING:
+        await running.finish()
+    await world.settle()
+    assert _has_slot(late)
+    world.manager.leave(instance, late)
+
+
+async def test_a_router_that_closes_grants_nothing_at_once(make_world: MakeWorld) -> None:
+    world = await make_world({"a": 1000})
+    await world.request("a").finish()
+    world.manager.closing = True
+    with pytest.raises(ShuttingDown):
+        _entered(world, "a")
+    assert world.manager.instances["a"].queue.in_flight == 0

@@ -116,6 +116,27 @@ def test_finishing_a_waiting_ticket_twice_counts_once() -> None:
     assert (waiting.waiting, waiting.waiting_by_level) == (1, [0, 1, 0])
 
 
+def test_a_free_slot_is_taken_without_a_wait() -> None:
+    waiting = queue(slots=2)
+    one, other, late = ticket(LOW), ticket(HIGH), ticket()
+    assert waiting.seat(one, now=3.0)
+    assert waiting.seat(other, now=4.0)
+    assert (one.state, one.granted_at) == (TicketState.GRANTED, 3.0)
+    assert (waiting.in_flight, waiting.waiting, waiting.best_in_flight) == (2, 0, HIGH)
+    assert not waiting.seat(late, now=5.0)
+    assert (late.state, waiting.in_flight, waiting.waiting) == (TicketState.WAITING, 2, 0)
+    assert waiting.finish(one, now=5.0)
+    assert waiting.seat(late, now=5.0)
+
+
+def test_a_slot_is_not_taken_before_somebody_who_waits() -> None:
+    first, urgent = ticket(LOW), ticket(HIGH)
+    waiting = queue(first)
+    assert not waiting.seat(urgent, now=0.0)
+    waiting.push(urgent)
+    assert waiting.grant(0.0) is urgent
+
+
 # --- leaving
 
 
@@ -274,6 +295,34 @@ async def test_an_error_for_those_who_wait_does_not_touch_those_who_run() -> Non
     assert (running.state, waiting.in_flight) == (TicketState.GRANTED, 1)
     waiting.finish(one, now=1.0)  # its client leaves after it was told
     assert waiting.waiting == 0
+
+
+def test_who_has_no_task_is_called_when_his_wait_ends() -> None:
+    waiting = queue(one := ticket(), other := ticket())
+    told: list[tuple[Ticket, TicketState]] = []
+    for each in (one, other):
+        each.on_settled = lambda each=each: told.append((each, each.state))
+    waiting.grant(0.0)
+    assert told == [(one, TicketState.GRANTED)]
+    waiting.fail_waiting(ShuttingDown("over"))
+    assert told[1:] == [(other, TicketState.DONE)]
+    waiting.finish(one, now=1.0)
+    waiting.finish(other, now=1.0)
+    assert len(told) == 2
+    assert (waiting.in_flight, waiting.waiting) == (0, 0)
+
+
+async def test_who_is_called_may_wait_as_well() -> None:
+    """A task takes over a ticket whose end was told to somebody else before."""
+    waiting = queue(one := ticket())
+    one.on_settled = lambda: None
+    task = asyncio.create_task(one.wait(timeout_s=60))
+    await asyncio.sleep(0)
+    waiting.fail_waiting(ShuttingDown("over"))
+    with pytest.raises(ShuttingDown):
+        await task
+    with pytest.raises(ShuttingDown):
+        await one.wait(timeout_s=0)
 
 
 async def test_a_ticket_that_is_granted_while_its_client_leaves_gives_its_slot_back() -> None:

@@ -883,3 +883,112 @@ async def test_a_reader_that_is_cancelled_takes_its_sink_along(world: World) -> 
     assert await soon(answer.read()) == b"two"
     assert sink.taken == [b"one"]
     answer.close()
+
+
+# --- without a task
+
+
+async def warm(world: World) -> Line:
+    """A kept connection."""
+    line, answer = await world.exchange()
+    assert await body_of(answer) == b"hi"
+    answer.close()
+    return line
+
+
+def ask(world: World, *, method: str = "POST", fresh: bool = False) -> Answer | None:
+    return world.upstream.ask(Request(method, "/x", b"", b"{}", fresh), world.port)
+
+
+class News:
+    """What an answer says when it has news, as whoever has no task looks at it."""
+
+    def __init__(self, answer: Answer | None) -> None:
+        assert answer is not None
+        self.answer = answer
+        self.told = 0
+        self._told = asyncio.Event()
+        answer.on_news = self._on_news
+
+    def _on_news(self) -> None:
+        self.told += 1
+        self._told.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._told.clear()
+            await soon(self._told.wait())
+
+
+async def test_only_a_short_post_is_asked_at_once_and_only_on_a_kept_connection(world: World) -> None:
+    assert ask(world) is None
+    await warm(world)
+    assert ask(world, fresh=True) is None
+    assert ask(world, method="GET") is None
+    answer = ask(world)
+    assert answer is not None
+    assert ask(world) is None, "it has one question at a time"
+    assert world.connected == 1
+    answer.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [OK + b"\r\n", OK + b"Content-Length: 99999999\r\n\r\n" + b"x" * 2 * READ_AHEAD_BYTES, b"HELLO\r\n"],
+)
+async def test_what_is_endless_long_or_broken_needs_a_reader(world: World, said: bytes) -> None:
+    line = await warm(world)
+    news = News(ask(world))
+    await line.answer(said)
+    await news.until(lambda: news.answer.needs_reader)
+    assert not news.answer.ended
+    news.answer.close()
+    await line.ended()
+
+
+async def test_the_loss_of_its_connection_is_news(world: World) -> None:
+    line = await warm(world)
+    news = News(ask(world))
+    await line.asked()
+    line.hang_up()
+    await news.until(lambda: news.answer.needs_reader)
+    assert (news.answer.untouched, news.answer.ended) == (True, False)
+    asked, news.answer.on_news = news.answer, None
+    sending = asyncio.ensure_future(
+        world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked)
+    )
+    await (await world.accept()).answer()
+    answer = await soon(sending)
+    assert await body_of(answer) == b"hi"
+    answer.close()
+
+
+@pytest.mark.parametrize("said", [b"", OK, SIZED[:-1]], ids=["nothing", "head", "body"])
+async def test_what_is_cut_cannot_be_asked_for_again(world: World, said: bytes) -> None:
+    line = await warm(world)
+    news = News(ask(world))
+    await line.asked()
+    line.say(said)
+    if said:
+        await news.until(lambda: not news.answer.untouched)
+    told = news.told
+    news.answer.cut("because")
+    assert news.told == told + 1
+    assert news.answer.needs_reader
+    asked, news.answer.on_news = news.answer, None
+    with pytest.raises(UpstreamGone, match="because"):
+        await soon(world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked))
+    await line.ended()
+    assert world.connected == 1
+
+
+async def test_a_reader_hears_that_it_is_cut(world: World) -> None:
+    line = await warm(world)
+    answer = ask(world)
+    assert answer is not None
+    waiting = asyncio.ensure_future(answer.head())
+    await line.asked()
+    answer.cut("because")
+    with pytest.raises(UpstreamGone, match="because"):
+        await soon(waiting)
+    answer.close()

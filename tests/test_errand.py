@@ -1,0 +1,1091 @@
+"""Requests that are answered without a task, on real sockets: uvicorn in front, scripted bytes behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from app.api import errand, openai
+from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
+from app.api.http_protocol import RouterProtocol
+from app.api.security import Rules
+from app.api.services import Services
+from app.api.sessions import Sessions
+from app.core import upstream
+from app.core.config_file import parse
+from app.core.events import Outcome, RequestFinished
+from app.core.instance import ModelInstance
+from app.core.model_status import StopReason
+from app.main import RouterApp, create_app, drain
+from tests.fakes import FakeLauncher, FakeProbe
+from tests.router_process import until
+from tests.test_upstream import OK, SIZED, Line, event_loop_policy, soon
+
+__all__ = ["event_loop_policy"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+
+CHAT = "/v1/chat/completions"
+USAGE = b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5}}'
+ANSWER = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
+HALF_A_HEAD = OK + b"Content-Le"
+HALF_A_BODY = ANSWER[:-10]
+LONG = b"x" * 3 * 2**20
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer, as its client sees it; names of headers are in lower case."""
+
+    line: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+    @property
+    def status(self) -> int:
+        return int(self.line.split()[1])
+
+    @property
+    def code(self) -> str | None:
+        """Of an error in the API's shape."""
+        code: str | None = json.loads(self.body)["error"]["code"]
+        return code
+
+    def __getitem__(self, name: bytes) -> bytes:
+        """Of a header that is there once."""
+        (value,) = (v for n, v in self.headers if n == name)
+        return value
+
+    def __contains__(self, name: bytes) -> bool:
+        return any(n == name for n, _ in self.headers)
+
+
+def request(
+    body: object = None, *headers: str, target: str = CHAT, version: str = "1.1", length: int | None = None
+) -> bytes:
+    """A POST as a program sends it."""
+    content = body if isinstance(body, bytes) else json.dumps(body or {"model": "m"}).encode()
+    lines = [f"POST {target} HTTP/{version}", "Host: localhost", *headers]
+    lines.append(f"Content-Length: {len(content) if length is None else length}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + content
+
+
+def chunked(*pieces: bytes, headers: str = "", trailers: bytes = b"") -> bytes:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{headers}Transfer-Encoding: chunked\r\n\r\n"
+    return (
+        head.encode()
+        + b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces])
+        + b"0\r\n%b\r\n" % trailers
+    )
+
+
+class Client:
+    """One connection to the router."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self.writer = reader, writer
+
+    def say(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def reply(self) -> Reply:
+        """The next answer, whole."""
+        line, *lines = (await soon(self._reader.readuntil(b"\r\n\r\n"))).split(b"\r\n")[:-2]
+        pairs = [line.split(b": ", 1) for line in lines]
+        headers = [(name.lower(), value) for name, value in pairs]
+        return Reply(line, headers, await self._body(int(line.split()[1]), dict(headers)))
+
+    async def _body(self, status: int, headers: dict[bytes, bytes]) -> bytes:
+        if status in (204, 304):
+            return b""
+        if b"content-length" in headers:
+            return await soon(self._reader.readexactly(int(headers[b"content-length"])))
+        parts = []
+        while size := int(await soon(self._reader.readuntil(b"\r\n")), 16):
+            parts.append((await soon(self._reader.readexactly(size + 2)))[:-2])
+        await soon(self._reader.readexactly(2))
+        return b"".join(parts)
+
+    async def ask(self, data: bytes) -> Reply:
+        self.say(data)
+        return await self.reply()
+
+    async def rest(self) -> bytes:
+        """What comes until the router closes the connection."""
+        try:
+            return await soon(self._reader.read())
+        except ConnectionError:
+            return b""
+
+    def leave(self) -> None:
+        self.writer.close()
+
+
+class Tasks(set["asyncio.Task[None]"]):
+    """uvicorn's tasks; counts them."""
+
+    started = 0
+
+    def add(self, task: asyncio.Task[None]) -> None:
+        self.started += 1
+        super().add(task)
+
+
+class Router:
+    """A router and the llama-server behind it; each connection to that is a `Line`."""
+
+    def __init__(self, launcher: FakeLauncher) -> None:
+        self.launcher = launcher
+        self.app: RouterApp
+        self.server: uvicorn.Server
+        self.tasks = Tasks()
+        self.answers: bytes | None = None
+        """What every new line answers by itself."""
+        self.finished: asyncio.Queue[RequestFinished] = asyncio.Queue()
+        self.lines: list[Line] = []
+        self.clients: list[Client] = []
+        self._new: asyncio.Queue[Line] = asyncio.Queue()
+        self._pumps: list[asyncio.Task[None]] = []
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def port(self) -> int:
+        port: int = self.server.servers[0].sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def connections(self) -> list[RouterProtocol]:
+        found: Any = self.server.server_state.connections
+        return list(found)
+
+    def instance(self, alias: str = "m") -> ModelInstance:
+        return self.services.manager.instances[alias]
+
+    async def client(self, buffer: int | None = None) -> Client:
+        """`buffer`: what the kernel takes for one that does not read."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        if buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
+        client = Client(*await asyncio.open_connection(sock=connection, limit=buffer or 2**16))
+        self.clients.append(client)
+        return client
+
+    async def line(self) -> Line:
+        """The next connection to llama-server."""
+        return await soon(self._new.get())
+
+    async def warm(self, *headers: str, model: str = "m") -> tuple[Client, Line]:
+        """A client, and a kept connection: what is asked now can be an errand."""
+        client = await self.client()
+        client.say(request({"model": model}, *headers))
+        line = await self.line()
+        await line.answer()
+        await client.reply()
+        await self.account()
+        self.tasks.started = 0
+        return client, line
+
+    async def account(self) -> RequestFinished:
+        """Of the next request that ends."""
+        return await soon(self.finished.get())
+
+    async def waiting(self, count: int = 1, alias: str = "m") -> None:
+        """Until so many wait for a slot."""
+        await until(lambda: self.instance(alias).queue.waiting == count)
+
+    def on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line(reader, writer)
+        self.lines.append(line)
+        if self.answers is None:
+            self._new.put_nowait(line)
+        else:
+            self._pumps.append(asyncio.ensure_future(self._pump(line, self.answers)))
+
+    async def _pump(self, line: Line, answer: bytes) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await line.answer(answer)
+
+    async def start(self, app: RouterApp, keep_alive_s: int) -> None:
+        self.app = app
+        config = uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=0,
+            http=RouterProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=keep_alive_s,
+        )
+        config.load()
+        self.server = uvicorn.Server(config)
+        self.server.lifespan = config.lifespan_class(config)
+        self.server.server_state.tasks = self.tasks
+        await self.server.startup()
+        await self.server.on_tick(0)  # the Date
+        self.services.bus.subscribe(self._on_finished, RequestFinished)
+
+    def _on_finished(self, event: Any) -> None:
+        self.finished.put_nowait(event)
+
+    async def shutdown(self) -> None:
+        """As `RouterServer` does it."""
+        await drain(self.app)
+        await self.server.shutdown()
+
+    async def close(self) -> None:
+        """Nothing may be left, whatever the test did."""
+        for client in self.clients:
+            client.leave()
+        if self.connections or not self.services.manager.closing:
+            await self.shutdown()
+        assert not self.tasks, "a task was left"
+        assert not self.app.errands._under_way, "an errand was left"
+        for instance in self.services.manager.instances.values():
+            assert (instance.queue.in_flight, instance.queue.waiting) == (0, 0), "a slot was lost"
+            assert instance.queue.waiting_by_level == [0, 0, 0]
+        for line in self.lines:
+            if self.answers is None:
+                await line.ended()
+            line.hang_up()
+        await asyncio.gather(*self._pumps)
+
+
+MakeRouter = Callable[..., Awaitable[Router]]
+
+
+@pytest.fixture
+async def make_router(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[MakeRouter]:
+    monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
+    monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
+    async with AsyncExitStack() as stack:
+
+        async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:
+            tree = {
+                "api": api or {},
+                "system": {"log_dir": str(tmp_path / "logs"), **system},
+                "models": {"m": {"model_path": str(tiny_gguf)}},
+            }
+            launcher = FakeLauncher()
+            router = Router(launcher)
+            server = await asyncio.start_server(router.on_connect, "127.0.0.1", 0, limit=2**25)
+            await stack.enter_async_context(server)
+            launcher.port = server.sockets[0].getsockname()[1]
+            app = create_app(
+                parse(json.dumps(tree), tmp_path, {}), launcher=launcher, probe=FakeProbe(10_000)
+            )
+            await router.start(app, keep_alive_s)
+            stack.push_async_callback(router.close)
+            return router
+
+        yield make
+
+
+@pytest.fixture
+async def router(make_router: MakeRouter) -> Router:
+    return await make_router()
+
+
+# --- the short way
+
+
+async def test_the_first_request_makes_a_task_and_the_next_ones_do_not(router: Router) -> None:
+    client, line = await router.warm()
+    for _ in range(3):
+        client.say(request())
+        await line.answer(ANSWER)
+        assert (await client.reply()).body == USAGE
+    assert router.tasks.started == 0
+    other = await router.client()
+    other.say(request())
+    await line.answer(ANSWER)
+    assert (await other.reply()).status == 200
+    assert router.tasks.started == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER,
+        OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n",
+        OK + b"Content-Length: 0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER,
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 503 Whatever\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 599 Odd\r\nContent-Length: 2\r\n\r\n{}",
+        OK
+        + b"Server: llama.cpp\r\nDate: then\r\nKeep-Alive: timeout=5\r\nX-Request-ID: its-own\r\n"
+        + b"Access-Control-Allow-Origin: *\r\nConnection: keep-alive\r\nX-Frame-Options: ALLOW\r\n"
+        + b"Set-Cookie: a=b\r\nSet-Cookie: c=d\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi",
+    ],
+    ids=["usual", "chunked", "empty", "after 100", "400", "503", "599", "many headers"],
+)
+async def test_its_answer_is_that_of_the_long_way(make_router: MakeRouter, answer: bytes) -> None:
+    replies, accounts, asked = [], [], []
+    for more, tasks in (((), 0), (("Cookie: a=b",), 1)):
+        router = await make_router()
+        client, line = await router.warm()
+        body = {"model": "m", "messages": [], "priority": "\u00e9"}
+        client.say(request(body, "X-Request-ID: mine", "Accept: */*", "X-Request-Priority: low", *more))
+        asked.append((await line.answer(answer)).replace(b"%d" % router.launcher.port, b"PORT"))
+        replies.append(await client.reply())
+        accounts.append(await router.account())
+        assert router.tasks.started == tasks
+    short, long = replies
+    assert short.line == long.line
+    assert short.body == long.body
+    framing = (b"content-length", b"transfer-encoding")
+    timed = (b"x-queue-wait-ms", b"x-model-load-ms", b"date")
+    names = [sorted(name for name, _ in r.headers if name not in framing) for r in replies]
+    assert names[0] == names[1]
+    assert {*timed} < {*names[0]}
+    values = [sorted(h for h in r.headers if h[0] not in framing + timed) for r in replies]
+    assert values[0] == values[1]
+    assert short[b"x-request-id"] == b"mine"
+    assert asked[0] == asked[1]
+    differs = {"duration_s": 0, "queue_wait_s": 0, "ttft_s": 0}
+    if not short.body:
+        accounts[0] = accounts[0]._replace(ttft_s=None)
+    assert (accounts[0].ttft_s is None) == (accounts[1].ttft_s is None)
+    assert accounts[0]._replace(**differs) == accounts[1]._replace(**differs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [None, "", "a b", "x" * 129, "\u00e9"])
+async def test_an_id_is_made_where_the_client_gives_none_that_can_be_used(
+    router: Router, given: str | None
+) -> None:
+    client, line = await router.warm()
+    ids = set()
+    for _ in range(2):
+        client.say(request(None, *([] if given is None else [f"X-Request-ID: {given}"])))
+        await line.answer()
+        ids.add((await client.reply())[b"x-request-id"])
+    assert len(ids) == 2
+    assert all(re.fullmatch(rb"[0-9a-f]{32}", made) for made in ids)
+    assert router.tasks.started == 0
+
+
+async def test_a_lowered_priority_is_told(make_router: MakeRouter) -> None:
+    router = await make_router(api={"api_keys": [{"key": "k", "name": "low", "max_priority": "low"}]})
+    key = "X-Api-Key: k"
+    client, line = await router.warm(key)
+    client.say(request(None, key, "X-Request-Priority: high"))
+    await line.answer()
+    assert (await client.reply())[b"x-priority-effective"] == b"low"
+    account = await router.account()
+    assert (account.client, account.priority.label) == ("low", "low")
+    assert router.tasks.started == 0
+
+
+async def test_a_body_in_many_pieces_arrives_whole(router: Router) -> None:
+    client, line = await router.warm()
+    body = json.dumps({"model": "m", "prompt": "x" * 500}).encode()
+    client.say(chunked(*(body[i : i + 1] for i in range(len(body)))))
+    assert (await line.answer()).endswith(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+    assert (await client.reply()).status == 200
+    assert router.tasks.started == 0
+
+
+# --- the long way
+
+PADDED = {"model": "m", "prompt": "x" * 2**17}
+
+
+LONG_WAY = [
+    (request({"model": "m", "stream": True}), 200),
+    (request(None, "Cookie: a=b"), 200),
+    (request(None, "Origin: http://localhost"), 200),
+    (request(None, "Origin: http://evil.example"), 403),
+    (request(None, "Sec-Fetch-Site: cross-site"), 403),
+    (request(None, version="1.0"), 200),
+    (request(target=CHAT + "?x=y"), 200),
+    (request(target="/v1/chat%2fcompletions"), 200),
+    (request(target="/upstream/m/tokenize"), 200),
+    (request(b'{"model": "m"'), 400),
+    (request(b'{"model": 1}'), 400),
+    (request(b"[]"), 400),
+    (request(b""), 400),
+    (request({"model": "nobody"}), 404),
+    (request({"model": "m"}, target="/v1/embeddings"), 400),
+    (request(None, "Content-Type: text/plain"), 415),
+    (request(None, "X-Request-Priority: highest"), 400),
+    (request(None, "Host: localhost"), 400),
+    (request(None, *(f"X-{i}: y" for i in range(100))), 431),
+    (request(PADDED), 200),
+    (chunked(json.dumps(PADDED).encode()), 200),
+    (request({"model": "m", "prompt": "x" * 2**20}), 413),
+    (chunked(*[b" " * 2**16] * 20), 413),
+    (request().replace(b"POST", b"GET"), 405),
+]
+
+
+async def test_what_is_not_for_an_errand_goes_the_long_way(make_router: MakeRouter) -> None:
+    router = await make_router(api={"max_body_mb": 1})
+    router.answers = SIZED
+    for said, status in LONG_WAY:
+        client = await router.client()
+        assert (await client.ask(request())).status == 200
+        router.tasks.started = 0
+        assert ((await client.ask(said)).status, router.tasks.started) == (status, 1), said[:200]
+
+
+async def test_a_client_that_expects_100_gets_it(router: Router) -> None:
+    client, line = await router.warm()
+    whole = request(None, "Expect: 100-continue")
+    head, _, body = whole.partition(b"\r\n\r\n")
+    client.say(head + b"\r\n\r\n")
+    assert await soon(client._reader.readuntil(b"\r\n\r\n")) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    client.say(body)
+    await line.answer()
+    assert (await client.reply()).status == 200
+
+
+async def test_a_small_limit_holds_for_the_bodies_of_errands_too(make_router: MakeRouter) -> None:
+    router = await make_router(api={"max_body_mb": 0.001})
+    client, _ = await router.warm()
+    body = b'{"model": "m"}' + b" " * 2000
+    assert (await client.ask(request(body))).status == 413
+    assert (await client.ask(chunked(body[:900], body[900:]))).status == 413
+
+
+@pytest.mark.parametrize("key", ["", "X-Api-Key: wrong", "Authorization: Bearer wrong"])
+async def test_without_the_key_nothing_is_answered(make_router: MakeRouter, key: str) -> None:
+    router = await make_router(api={"api_keys": ["right"]})
+    client, line = await router.warm("X-Api-Key: right")
+    for _ in range(2):
+        assert (await client.ask(request(None, *filter(None, [key])))).status == 401
+    client.say(request(None, "X-Api-Key: right"))
+    await line.answer()
+    assert (await client.reply()).status == 200
+
+
+async def test_a_key_that_a_reload_takes_away_is_refused_at_once(make_router: MakeRouter) -> None:
+    router = await make_router(api={"api_keys": ["old", "both"]})
+    old, both = "X-Api-Key: old", "X-Api-Key: both"
+    client, line = await router.warm(old)
+    client.say(request(None, both))
+    await line.answer()
+    assert (await client.reply()).status == 200
+    api = parse(json.dumps({"api": {"api_keys": ["both", "new"]}}), Path(), {}).api
+    router.app.take_rules(Rules(api, Sessions()))
+    assert (await client.ask(request(None, old))).status == 401
+    router.tasks.started = 0
+    for key in (both, "X-Api-Key: new"):
+        client.say(request(None, key))
+        await line.answer()
+        assert (await client.reply()).status == 200
+    assert router.tasks.started == 0
+
+
+# --- heads that are known
+
+
+def open_(router: Router, *headers: tuple[bytes, bytes]) -> errand.Opening | None:
+    return router.app.errands.open(CHAT.encode(), [(b"host", b"localhost"), *headers])
+
+
+async def test_only_so_many_heads_are_remembered(router: Router) -> None:
+    known = router.app.errands._known
+    for number in range(3 * MAX_KNOWN_HEADS):
+        assert open_(router, (b"x-number", b"%d" % number))
+        assert len(known) <= MAX_KNOWN_HEADS
+    assert known
+
+
+async def test_a_large_head_is_not_remembered(router: Router) -> None:
+    assert open_(router, (b"x", b"y" * MAX_KNOWN_BYTES))
+    assert open_(router, (b"x-request-id", b"y" * MAX_KNOWN_BYTES))
+    assert not router.app.errands._known
+
+
+async def test_length_and_id_make_no_other_head(router: Router) -> None:
+    for number in range(5):
+        opening = open_(router, (b"x-request-id", b"id%d" % number), (b"content-length", b"%d" % number))
+        assert opening is not None
+        assert opening.request_id == f"id{number}"
+    assert len(router.app.errands._known) == 1
+
+
+async def test_one_client_is_not_taken_for_another(make_router: MakeRouter) -> None:
+    """By anything that tells them apart, the order of the headers too."""
+    keys = [{"key": name, "name": name} for name in ("a", "b")]
+    router = await make_router(api={"api_keys": keys})
+    names = []
+    for key in (b"a", b"b", b"a"):
+        opening = open_(router, (b"x-api-key", key))
+        assert opening is not None
+        names.append(opening.sender.client.name)
+    assert names == ["a", "b", "a"]
+    both = (b"x-api-key", b"a"), (b"x-api-key", b"b")
+    first, second = open_(router, *both), open_(router, *both[::-1])
+    assert first is not None
+    assert second is not None
+    assert (first.sender.client.name, second.sender.client.name) == ("a", "b")
+
+
+# --- one after the other
+
+
+STREAM = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [
+        (request(None, "X-Request-ID: 1"), 200),
+        (request({"model": "m", "stream": True}, "X-Request-ID: 1"), 200),
+        (request(None, "X-Request-ID: 1", "Cookie: a=b"), 200),
+        (request({"model": "nobody"}, "X-Request-ID: 1"), 404),
+        (request(b"{", "X-Request-ID: 1"), 400),
+        (request(PADDED, "X-Request-ID: 1"), 200),
+    ],
+    ids=["errand", "stream", "cookie", "unknown", "no JSON", "large"],
+)
+async def test_pipelined_requests_are_answered_in_their_order(
+    router: Router, first: bytes, status: int
+) -> None:
+    router.answers = SIZED
+    client = await router.client()
+    await client.ask(request())
+    others = [request(None, f"X-Request-ID: {number}") for number in (2, 3)]
+    client.say(first + b"".join(others) + request(None, "X-Request-ID: 4", "Cookie: a=b"))
+    replies = [await client.reply() for _ in range(4)]
+    assert [reply[b"x-request-id"] for reply in replies] == [b"1", b"2", b"3", b"4"]
+    assert [reply.status for reply in replies] == [status, 200, 200, 200]
+    assert (await client.ask(request())).status == 200
+
+
+async def test_the_next_request_may_come_while_llama_server_computes(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request(None, "X-Request-ID: 1"))
+    await line.asked()
+    assert router.tasks.started == 0
+    client.say(request(None, "X-Request-ID: 2"))
+    await until(lambda: router.tasks.started == 1)
+    line.say(ANSWER)
+    assert (await client.reply())[b"x-request-id"] == b"1"
+    await line.answer()
+    assert (await client.reply())[b"x-request-id"] == b"2"
+
+
+async def test_half_a_head_behind_an_errand_harms_nobody(router: Router) -> None:
+    client, line = await router.warm()
+    second = request(None, "X-Request-ID: 2")
+    client.say(request() + second[:10])
+    await line.answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+    client.say(second[10:])
+    await line.answer()
+    assert (await client.reply())[b"x-request-id"] == b"2"
+
+
+async def test_the_answer_to_a_client_that_does_not_read_waits_in_a_task(router: Router) -> None:
+    _, line = await router.warm()
+    slow = await router.client(buffer=4096)
+    slow.say(request())
+    await line.asked()
+    (connection,) = (found for found in router.connections if found.errand is not None)
+    connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection.transport.set_write_buffer_limits(0)
+    large = b"x" * 60_000
+    line.say(OK + b"Content-Length: %d\r\n\r\n" % len(large) + large)
+    await until(lambda: connection.flow.write_paused)
+    assert router.tasks.started == 0
+    slow.say(request())
+    await line.answer(ANSWER)
+    await until(lambda: router.tasks.started == 1)
+    assert [(await slow.reply()).body for _ in range(2)] == [large, USAGE]
+
+
+# --- the client leaves
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_who_leaves_while_he_waits_leaves_no_trace(router: Router, how: str) -> None:
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    leaver, third = await router.client(), await router.client()
+    for count, client in enumerate((leaver, third), 1):
+        client.say(request())
+        await router.waiting(count)
+    leave(leaver, how)
+    account = await router.account()
+    assert (account.status, account.outcome, account.queue_wait_s) == (499, Outcome.CANCELLED, None)
+    await router.waiting(1)
+    line.say(SIZED)
+    await line.answer(ANSWER)
+    assert (await third.reply()).body == USAGE
+    assert (await first.reply()).body == b"hi"
+    assert router.tasks.started == 0
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.parametrize("said", [b"", HALF_A_HEAD, HALF_A_BODY])
+async def test_who_leaves_while_llama_server_computes_stops_it(router: Router, said: bytes, how: str) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    line.say(said)
+    other = await router.client()
+    other.say(request())
+    await router.waiting()
+    leave(client, how)
+    account = await router.account()
+    assert (account.status, account.outcome) == (499, Outcome.CANCELLED)
+    assert account.queue_wait_s is not None
+    await line.ended()
+    await (await router.line()).answer(ANSWER)  # the next one is granted, on another connection
+    assert (await other.reply()).body == USAGE
+
+
+def leave(client: Client, how: str) -> None:
+    if how == "reset":
+        linger = struct.pack("ii", 1, 0)
+        client.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        client.writer.transport.abort()
+    else:
+        client.leave()
+
+
+async def test_who_leaves_in_the_middle_of_his_body_was_never_there(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request()[:-5])
+    await until(lambda: router.connections[0]._opening is not None)
+    client.leave()
+    await until(lambda: not router.connections)
+    other = await router.client()
+    other.say(request())
+    await line.answer()
+    assert (await other.reply()).status == 200
+    assert router.finished.qsize() <= 1
+    assert router.tasks.started == 0
+
+
+# --- llama-server fails
+
+
+async def test_a_kept_connection_that_ends_without_a_byte_is_replaced(router: Router) -> None:
+    for hang_up in (Line.hang_up, Line.reset):
+        client, line = await router.warm()
+        client.say(request())
+        await line.asked()
+        hang_up(line)
+        fresh = await router.line()
+        await fresh.answer(OK + b"Connection: close\r\n" + ANSWER.split(b"\r\n", 1)[1])
+        assert (await client.reply()).body == USAGE
+        assert router.tasks.started == 1
+        assert (await router.account()).outcome is Outcome.SUCCESS
+    assert counted(router, "router_request_replays_total") == {"m": 0.0}
+
+
+@pytest.mark.parametrize("said", [HALF_A_HEAD, HALF_A_BODY], ids=["head", "body"])
+async def test_an_answer_that_breaks_off_is_asked_for_again(router: Router, said: bytes) -> None:
+    """Nobody has seen a byte of it: the next process gives a whole one."""
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    line.say(said)
+    router.launcher.newest("m").die()
+    line.hang_up()
+    await (await router.line()).answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+    assert (await router.account()).outcome is Outcome.SUCCESS
+    assert router.launcher.loads("m") == 2
+    assert counted(router, "router_request_replays_total") == {"m": 1.0}
+
+
+@pytest.mark.parametrize("said", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "head", "body"])
+async def test_an_errand_that_is_cut_is_asked_for_again(router: Router, said: bytes) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    line.say(said)
+    router.instance().stop(StopReason.MANUAL)
+    await line.ended()
+    await (await router.line()).answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+    assert router.launcher.loads("m") == 2
+    assert counted(router, "router_request_replays_total") == {"m": 1.0}
+    client.say(request())
+    await router.lines[-1].answer()
+    assert (await client.reply()).status == 200
+
+
+async def test_an_errand_that_is_cut_while_it_waits_is_served_by_the_next_process(router: Router) -> None:
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    second = await router.client()
+    second.say(request())
+    await router.waiting()
+    router.instance().stop(StopReason.MANUAL)
+    fresh = await router.line()
+    await fresh.answer(ANSWER)
+    await fresh.answer(ANSWER)
+    assert [(await client.reply()).body for client in (first, second)] == [USAGE, USAGE]
+
+
+async def test_what_is_no_http_is_asked_for_again_and_then_told(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(b"HELLO\r\n\r\n")
+    router.launcher.newest("m").die()
+    await (await router.line()).answer(b"HELLO\r\n\r\n")
+    reply = await client.reply()
+    assert (reply.status, reply.code) == (502, "model_crashed")
+
+
+async def test_a_model_that_is_removed_while_an_errand_waits_is_told_to_be(router: Router) -> None:
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    second = await router.client()
+    second.say(request())
+    await router.waiting()
+    router.services.manager.apply(parse(json.dumps({"models": {}}), Path(), {}))
+    assert (await second.reply()).code == "model_not_found"
+    line.say(ANSWER)
+    assert (await first.reply()).body == USAGE
+
+
+# --- answers that are not for an errand
+
+
+async def test_a_whole_stream_at_once_is_a_stream_too(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+    reply = await client.reply()
+    assert (reply[b"cache-control"], reply.body) == (b"no-cache", b"data: 1\n\n")
+
+
+async def test_a_long_answer_waits_for_a_slow_client(router: Router) -> None:
+    _, line = await router.warm()
+    slow = await router.client(buffer=4096)
+    slow.say(request())
+    await line.answer(OK + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG[: 2**17])
+    await until(lambda: router.tasks.started == 1)
+    line.say(LONG[2**17 :])
+    assert (await slow.reply()).body == LONG
+    assert (await router.account()).outcome is Outcome.SUCCESS
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(OK + b"\r\nabc")
+    line.say(b"def")
+    line.hang_up()
+    assert (await client.reply()).body == b"abcdef"
+    client.say(request())
+    await (await router.line()).answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_without_a_body_has_none(router: Router, status: int) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(b"HTTP/1.1 %d X\r\n\r\n" % status)
+    reply = await client.reply()
+    assert (reply.status, b"content-length" in reply, b"transfer-encoding" in reply) == (status, False, False)
+    client.say(request())
+    await (await router.line()).answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+
+
+async def test_a_status_that_does_not_exist_ends_the_connection(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(b"HTTP/1.1 700 X\r\nContent-Length: 2\r\n\r\nhi")
+    assert await client.rest() == b""
+    assert (await router.account()).outcome is Outcome.ERROR
+    other = await router.client()
+    other.say(request())
+    await line.answer(ANSWER)
+    assert (await other.reply()).body == USAGE
+
+
+# --- patience
+
+
+async def test_the_time_in_the_queue_is_that_of_the_configuration(make_router: MakeRouter) -> None:
+    """Half of it as an errand, half of it in a task; it counts from the arrival."""
+    router = await make_router(queue_timeout_sec=1)
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    second = await router.client()
+    second.say(request())
+    assert (await second.reply()).code == "queue_timeout"
+    account = await router.account()
+    assert 1 <= account.duration_s < 2
+    line.say(SIZED)
+    await first.reply()
+
+
+async def test_the_time_for_an_answer_is_that_of_the_configuration(make_router: MakeRouter) -> None:
+    router = await make_router(request_timeout_sec=1)
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    assert (await client.reply()).code == "upstream_timeout"
+    assert 1 <= (await router.account()).duration_s < 2
+    await line.ended()
+
+
+# --- the connection's end
+
+
+async def test_who_wants_the_connection_closed_gets_it_closed(router: Router) -> None:
+    _, line = await router.warm()
+    client = await router.client()
+    client.say(request(None, "Connection: close"))
+    await line.answer(ANSWER)
+    reply = await client.reply()
+    assert (reply[b"connection"], reply.body) == (b"close", USAGE)
+    assert await client.rest() == b""
+    assert router.tasks.started == 0
+
+
+async def test_nothing_is_answered_after_connection_close(router: Router) -> None:
+    _, line = await router.warm()
+    client = await router.client()
+    client.say(request(None, "Connection: close") + request())
+    await line.answer(ANSWER)
+    assert (await client.reply())[b"connection"] == b"close"
+    assert await client.rest() == b""
+
+
+async def test_an_idle_connection_is_closed(make_router: MakeRouter) -> None:
+    router = await make_router(keep_alive_s=0)
+    _, line = await router.warm()
+    client = await router.client()
+    client.say(request())
+    await line.answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+    assert await client.rest() == b""
+    assert router.tasks.started == 0
+
+
+@pytest.mark.parametrize("sent", [10, 50, -5, None], ids=["head", "headers", "body", "answer"])
+async def test_a_connection_under_way_is_not_closed(router: Router, sent: int | None) -> None:
+    """Whatever the timer of an earlier rest says."""
+    client, line = await router.warm()
+    (connection,) = router.connections
+    connection.timeout_keep_alive = 0
+    whole = request()
+    client.say(whole[:sent])
+    if sent is None:
+        await line.asked()
+    else:
+        await until(lambda: connection._head_bytes is not None or connection._opening is not None)
+    connection.timeout_keep_alive_handler()
+    connection.timeout_keep_alive = 60
+    assert not connection.transport.is_closing()
+    if sent is not None:
+        client.say(whole[sent:])
+        await line.asked()
+    line.say(ANSWER)
+    assert (await client.reply()).body == USAGE
+    assert router.tasks.started == 0
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_a_connection_has_one_timer_for_all_its_rests(router: Router, how: str) -> None:
+    client, line = await router.warm()
+    (connection,) = router.connections
+    timers = set()
+    for _ in range(3):
+        client.say(request())
+        await line.answer()
+        await client.reply()
+        timers.add(connection.timeout_keep_alive_task)
+    assert len(timers) == 1
+    leave(client, how)
+    await until(lambda: not router.connections)
+    assert connection.timeout_keep_alive_task is None
+    assert all(timer is not None and timer.cancelled() for timer in timers)
+
+
+# --- the router's end
+
+
+async def test_the_end_of_the_router_waits_for_an_errand(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    end = asyncio.ensure_future(router.shutdown())
+    await until(lambda: router.services.manager.closing)
+    late = await router.client()
+    assert (await late.ask(request())).code == "shutting_down"
+    line.say(ANSWER)
+    assert (await client.reply()).body == USAGE
+    assert await client.rest() == b""
+    await soon(end)
+
+
+async def test_an_errand_of_a_server_that_closes_is_the_last_one_of_its_connection(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    router.connections[0].shutdown()
+    line.say(ANSWER)
+    reply = await client.reply()
+    assert (reply[b"connection"], reply.body) == (b"close", USAGE)
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("sent", [-5, -14], ids=["some of the body", "none of it"])
+async def test_half_a_body_is_awaited_when_the_server_closes(router: Router, sent: int) -> None:
+    client, line = await router.warm()
+    whole = request()
+    client.say(whole[:sent])
+    (connection,) = router.connections
+    await until(lambda: connection._opening is not None)
+    connection.shutdown()
+    client.say(whole[sent:])
+    await line.answer(ANSWER)
+    reply = await client.reply()
+    assert (reply[b"connection"], reply.body) == (b"close", USAGE)
+    assert await client.rest() == b""
+
+
+async def test_half_a_body_at_the_end_of_the_router_is_told_so(router: Router) -> None:
+    client, _ = await router.warm()
+    whole = request()
+    client.say(whole[:-5])
+    await until(lambda: router.connections[0]._opening is not None)
+    router.services.manager.closing = True
+    assert (await client.ask(whole[-5:])).code == "shutting_down"
+
+
+async def test_who_waits_at_the_end_of_the_router_is_told_so(router: Router) -> None:
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    second = await router.client()
+    second.say(request())
+    await router.waiting()
+    end = asyncio.ensure_future(router.shutdown())
+    assert (await second.reply()).code == "shutting_down"
+    line.say(ANSWER)
+    assert (await first.reply()).body == USAGE
+    await soon(end)
+
+
+async def test_the_end_of_the_router_cuts_what_takes_too_long(make_router: MakeRouter) -> None:
+    router = await make_router(drain_timeout_sec=0)
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    end = asyncio.ensure_future(router.shutdown())
+    assert (await client.reply()).code == "shutting_down"
+    await line.ended()
+    await soon(end)
+
+
+# --- bugs of our own
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [(openai, "read"), (errand, "request_to"), (errand, "passed_back"), (errand, "own_headers")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_a_bug_is_told_and_leaves_nothing_behind(
+    router: Router, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
+) -> None:
+    client, line = await router.warm()
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, fail)
+        client.say(request(None, "X-Request-ID: mine"))
+        if name in ("passed_back", "own_headers"):
+            await line.answer()
+        reply = await client.reply()
+        assert (reply.status, reply[b"x-request-id"]) == (500, b"mine")
+        if where is errand:
+            assert (await router.account()).outcome is Outcome.ERROR
+    assert router.instance().queue.in_flight == 0
+    client.say(request())
+    await line.answer(ANSWER)
+    assert (await client.reply()).body == USAGE
+
+
+# --- what is counted
+
+
+def counted(router: Router, name: str, *labels: str) -> dict[str, float]:
+    """The values of a metric by model, or by model and this label."""
+    found = re.findall(rf"^{name}\{{(.*)\}} (.*)$", router.services.metrics.text(), re.M)
+    keys = [dict(re.findall(r'(\w+)="([^"]*)"', text)) for text, _ in found]
+    names = ("model", *labels)
+    return {
+        "/".join(key[name] for name in names): float(value)
+        for key, (_, value) in zip(keys, found, strict=True)
+    }
+
+
+async def test_the_counters_agree_with_what_the_clients_saw(make_router: MakeRouter) -> None:
+    router = await make_router(max_queue_size_per_model=1)
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    second, third, leaver = [await router.client() for _ in range(3)]
+    second.say(request())
+    await router.waiting()
+    assert counted(router, "router_requests_in_flight") == {"m": 1.0}
+    assert counted(router, "router_queue_depth") == {"m": 1.0}
+    assert (await third.ask(request())).code == "queue_full"
+    line.say(b"HTTP/1.1 500 X\r\nContent-Length: 2\r\n\r\n{}")
+    assert (await first.reply()).status == 500
+    await line.asked()
+    leaver.say(request())
+    await router.waiting()
+    leaver.leave()
+    await router.waiting(0)
+    line.say(ANSWER)
+    assert (await second.reply()).status == 200
+    outcomes = Counter([(await router.account()).outcome for _ in range(4)])
+    expected = {Outcome.SUCCESS: 1, Outcome.ERROR: 1, Outcome.CANCELLED: 1, Outcome.REJECTED: 1}
+    assert outcomes == expected
+    expected[Outcome.SUCCESS] += 1  # the one that made it warm
+    assert {
+        key: value for key, value in counted(router, "router_requests_total", "status").items() if value
+    } == {f"m/{outcome.value}": count for outcome, count in expected.items()}
+    assert counted(router, "router_requests_in_flight") == {"m": 0.0}
+    assert counted(router, "router_queue_depth") == {"m": 0.0}
+    assert counted(router, "router_tokens_total", "kind")["m/prompt"] == 7
+
+
+# --- trailers
