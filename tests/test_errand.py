@@ -20,7 +20,7 @@ import uvicorn
 
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
-from app.api.http_protocol import RouterProtocol
+from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 from app.api.security import Rules
 from app.api.services import Services
 from app.api.sessions import Sessions
@@ -1089,3 +1089,37 @@ async def test_the_counters_agree_with_what_the_clients_saw(make_router: MakeRou
 
 
 # --- trailers
+
+
+async def test_a_trailer_is_no_header(make_router: MakeRouter) -> None:
+    """Neither on the short way nor on the long one, for nobody who sends the same head later."""
+    router = await make_router(api={"api_keys": ["right"]})
+    client, line = await router.warm("X-Api-Key: right")
+    body, key = b'{"model": "m"}', "X-Api-Key: right\r\n"
+    trailers = b"Range: bytes=0-1\r\nHost: evil.example\r\nX-Request-Priority: low\r\n"
+    for headers in (key, key + "Cookie: a=b\r\n"):
+        client.say(chunked(body, headers=headers, trailers=trailers))
+        assert b"range" not in await line.answer()
+        assert (await client.reply()).status == 200
+        client.say(chunked(json.dumps(PADDED).encode(), headers=headers))
+        assert b"range" not in await line.answer()
+        assert (await client.reply()).status == 200
+        assert (await client.ask(chunked(body, trailers=key.encode()))).status == 401
+
+
+@pytest.mark.parametrize("trailer", [b"a: b\r\n" * 1000, b"x" * 4096], ids=["many", "one"])
+@pytest.mark.parametrize("headers", ["", "Cookie: a=b\r\n"], ids=["short", "long"])
+async def test_trailers_that_never_end_are_cut_off(router: Router, headers: str, trailer: bytes) -> None:
+    await router.warm()
+    client = await router.client()
+    client.say(chunked(b'{"model": "m"}', headers=headers)[:-2])
+    sent, closed = 0, asyncio.ensure_future(client.rest())
+    while not client.writer.is_closing() and sent < 100 * MAX_HEAD_BYTES:
+        client.say(trailer)
+        sent += len(trailer)
+        with contextlib.suppress(ConnectionError):
+            await client.writer.drain()
+        await asyncio.sleep(0)
+    client.leave()
+    await closed
+    assert sent < 50 * MAX_HEAD_BYTES

@@ -14,6 +14,7 @@ import uvicorn
 
 from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, Head, RouterProtocol
 
+CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
     "/unchanged": (304, [(b"content-length", b"5"), (b"etag", b"x")], [b""]),
     "/stream": (200, [(b"content-type", b"text/event-stream")], [b"data: 1\n\n", b"data: 2\n\n", b""]),
@@ -274,3 +275,57 @@ async def test_a_closed_connection_is_told_once() -> None:
     protocol.connection_lost(None)
     end()
     assert len(told) == 1
+
+
+# --- memory
+
+
+def connected() -> tuple[RouterProtocol, Mock]:
+    """A connection whose pieces a test cuts itself."""
+    config = uvicorn.Config(greet, http=RouterProtocol, lifespan="off", log_config=None)
+    config.load()
+    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {})
+    transport = Mock()
+    transport.is_closing = lambda: transport.close.called
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
+LARGE_CHUNK = b"%x\r\n%b\r\n" % (2 * MAX_HEAD_BYTES, bytes(2 * MAX_HEAD_BYTES))
+
+
+@pytest.mark.parametrize(
+    ("piece", "more"),
+    [
+        (post(b"/1", bytes(2 * MAX_HEAD_BYTES)) + b"GET / HTTP/1.1\r\nX: ", b"a"),
+        (CHUNKED_HEAD + LARGE_CHUNK + b"0\r\nX: ", b"a"),
+        (CHUNKED_HEAD + LARGE_CHUNK + b"0\r\n", b"a: b\r\n"),
+    ],
+    ids=["head", "trailer", "trailers"],
+)
+async def test_what_came_before_makes_no_head_too_large(piece: bytes, more: bytes) -> None:
+    protocol, transport = connected()
+    protocol.data_received(piece)
+    protocol.data_received(more * (MAX_HEAD_BYTES // len(more)))
+    transport.close.assert_not_called()
+    protocol.data_received(more)
+    transport.close.assert_called()
+    protocol.connection_lost(None)
+
+
+async def test_chunks_are_no_head_wherever_they_are_cut() -> None:
+    protocol, transport = connected()
+    protocol.data_received(CHUNKED_HEAD)
+    for _ in range(4):
+        protocol.data_received(LARGE_CHUNK + b"5\r\n")
+        protocol.data_received(b"abcde\r\n")
+    transport.close.assert_not_called()
+    protocol.connection_lost(None)
+
+
+async def test_trailers_are_not_kept() -> None:
+    protocol, _ = connected()
+    protocol.data_received(CHUNKED_HEAD + b"0\r\nHost: evil.example\r\nX: y\r\n")
+    assert [name for name, _ in protocol.headers] == [b"host", b"transfer-encoding"]
+    protocol.data_received(b"\r\n")
+    protocol.connection_lost(None)

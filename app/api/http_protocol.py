@@ -77,7 +77,9 @@ class RouterProtocol(HttpToolsProtocol):
     _body: list[bytes]
     _body_bytes = 0
     _keep_alive = True
-    _head_bytes: int | None = None
+    _in_head = False
+    _head_bytes: int | None = None  # what has come of a head, or of trailers, since the piece they began in
+    _piece_bytes = 0
     _rests_since = 0.0
 
     def watch(self, gone: Callable[[], None]) -> Callable[[], None]:
@@ -95,6 +97,7 @@ class RouterProtocol(HttpToolsProtocol):
     # --- a request that comes in
 
     def data_received(self, data: bytes) -> None:
+        self._piece_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -112,11 +115,16 @@ class RouterProtocol(HttpToolsProtocol):
         if self.errand is not None:  # answers in the order of their requests are uvicorn's business
             self.errand.hand_over()
         self.url, self.headers, self.expect_100_continue = b"", [], False
-        self._head_bytes = self._body_bytes = 0
-        self._body = []
+        self._in_head, self._head_bytes = True, -self._piece_bytes
+        self._body, self._body_bytes = [], 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A trailer is none: the door has looked already, and others may send the same head."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = None
+        self._in_head, self._head_bytes = False, None
         if (
             self._errands is not None
             and not self.transport.is_closing()
@@ -147,7 +155,12 @@ class RouterProtocol(HttpToolsProtocol):
     def _introduce(self) -> None:
         cast("dict[str, Any]", self.scope).update({"router.connection": self, "router.cycle": self.cycle})
 
+    def on_chunk_header(self) -> None:
+        """What follows the last one is trailers; they could fill the memory as a head could."""
+        self._head_bytes = -self._piece_bytes
+
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = None
         if self._opening is None:
             super().on_body(body)
             return
@@ -157,6 +170,7 @@ class RouterProtocol(HttpToolsProtocol):
             self.long_way(self._opening, b"".join(self._body), is_whole=False)
 
     def on_message_complete(self) -> None:
+        self._head_bytes = None
         if self._opening is None:
             super().on_message_complete()
             return
