@@ -21,7 +21,7 @@ import uvicorn
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
-from app.api.security import Rules
+from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
 from app.api.sessions import Sessions
 from app.core import upstream
@@ -438,6 +438,7 @@ LONG_WAY = [
     (request(None, *(f"X-{i}: y" for i in range(100))), 431),
     (request(PADDED), 200),
     (chunked(json.dumps(PADDED).encode()), 200),
+    (request(None, length=2**21), 413),
     (request({"model": "m", "prompt": "x" * 2**20}), 413),
     (chunked(*[b" " * 2**16] * 20), 413),
     (request().replace(b"POST", b"GET"), 405),
@@ -1123,3 +1124,19 @@ async def test_trailers_that_never_end_are_cut_off(router: Router, headers: str,
     client.leave()
     await closed
     assert sent < 50 * MAX_HEAD_BYTES
+
+
+async def test_a_large_id_is_too_much_whether_the_rest_is_known_or_not(router: Router) -> None:
+    client, _ = await router.warm()
+    for _ in range(2):
+        assert (await client.ask(request(None, "X-Request-ID: " + "x" * MAX_HEADER_BYTES))).status == 431
+
+
+async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(
+    make_router: MakeRouter,
+) -> None:
+    router = await make_router(api={"max_body_mb": 0.01})
+    for length in (11_000, 70_000, 2**40):
+        client, _ = await router.warm() if not router.lines else (await router.client(), None)
+        client.say(request(b"", length=length))
+        assert (await client.reply()).status == 413

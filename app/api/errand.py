@@ -13,6 +13,8 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+
 from app.api import openai
 from app.api.account import Account, Call
 from app.api.http_protocol import RouterProtocol
@@ -30,6 +32,9 @@ from app.core.usage import usage_in
 MAX_KNOWN_HEADS = 256
 MAX_KNOWN_BYTES = 4096
 """Of one head: so much at most is kept of what clients send."""
+
+MAX_ID_BYTES = 128
+"""A longer id is like any other header: looked at with the rest."""
 
 _NO_ERRAND = frozenset({"cookie", "expect", "origin", "upgrade"})
 """In these headers stands what an errand knows nothing of: sessions, CORS, another protocol."""
@@ -88,14 +93,22 @@ class Errands:
             return None
         given, rest = None, []
         for header in headers:
-            name = header[0]
-            if name == b"x-request-id" and given is None:
-                given = header[1].decode("latin-1")
-            elif name != b"content-length":
+            name, value = header
+            if name == b"content-length":
+                if not self._may_be_short(value):
+                    return None
+            elif name == b"x-request-id" and given is None and len(value) <= MAX_ID_BYTES:
+                given = value.decode("latin-1")
+            else:
                 rest.append(header)
         key = tuple(rest)
         known = self._known.get(key) or self._look(endpoint, headers, key)
         return None if known is None else Opening(endpoint, request_id(given), *known)
+
+    def _may_be_short(self, length: bytes) -> bool:
+        """What is too large for us the door refuses before it comes, and what is too large for an errand
+        need not pass through one."""
+        return len(length) <= 5 and int(length) <= min(HIGH_WATER_LIMIT, self._rules.max_body_bytes)
 
     def _look(self, endpoint: Endpoint, raw: Raw, key: tuple[tuple[bytes, bytes], ...]) -> Known | None:
         headers = Head(raw)
