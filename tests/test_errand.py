@@ -861,6 +861,30 @@ async def test_the_time_for_an_answer_is_that_of_the_configuration(make_router: 
     await line.ended()
 
 
+async def test_the_time_of_a_load_is_told_once(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two wait for it; the second one is asked on the connection of the first, and then handed over."""
+    router.launcher.slow = True
+    clients = [await router.client() for _ in range(2)]
+    for count, client in enumerate(clients, 1):
+        client.say(request())
+        await router.waiting(count)
+    await until(lambda: router.launcher.loads("m"))
+    began = router.instance().load_started
+    router.instance().load_started = began - 100  # as if it took that long
+    for errand_ in router.app.errands._under_way:
+        errand_._account.ticket.arrived -= 100
+    router.launcher.newest("m").become_ready()
+    line = await router.line()
+    await line.answer()
+    await line.asked()
+    assert router.tasks.started == 1
+    clients[1].say(b"POST")  # the next request begins
+    await until(lambda: router.tasks.started == 2)
+    line.say(SIZED)
+    told = [int((await client.reply())[b"x-model-load-ms"]) for client in clients]
+    assert all(100_000 <= ms < 150_000 for ms in told), told
+
+
 # --- the connection's end
 
 

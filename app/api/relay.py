@@ -174,7 +174,8 @@ class Relay(Response):
                 raise self._queue_timeout()
             if self._call.stream:
                 await self._heartbeat(ticket, send)
-        self._account.granted(ticket, self._instance)
+        if self.asked is None:  # else the errand has told it
+            self._account.granted(ticket, self._instance)
 
     async def _heartbeat(self, ticket: Ticket, send: Send) -> None:
         if not self.started:
