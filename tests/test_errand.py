@@ -861,6 +861,18 @@ async def test_the_time_for_an_answer_is_that_of_the_configuration(make_router: 
     await line.ended()
 
 
+async def test_what_has_come_when_a_task_takes_over_is_progress(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = await make_router(request_timeout_sec=1)
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(HALF_A_BODY)
+    await until(lambda: router.tasks.started == 1)  # when its time would have been over
+    line.say(ANSWER[len(HALF_A_BODY) :])
+    assert (await client.reply()).body == USAGE
+
+
 async def test_the_time_of_a_load_is_told_once(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two wait for it; the second one is asked on the connection of the first, and then handed over."""
     router.launcher.slow = True

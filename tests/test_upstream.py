@@ -932,6 +932,24 @@ async def test_only_a_short_post_is_asked_at_once_and_only_on_a_kept_connection(
     answer.close()
 
 
+async def test_news_of_a_whole_answer_needs_no_task(world: World) -> None:
+    line = await warm(world)
+    for data, body in ((SIZED, b"hi"), (CHUNKED, b"abcdefg")):
+        news = News(ask(world))
+        answer = news.answer
+        assert (answer.ended, answer.needs_reader, answer.untouched) == (False, False, True)
+        await line.answer(data[:-3])
+        await news.until(lambda answer=answer: not answer.untouched)  # type: ignore[misc]
+        assert (answer.ended, answer.needs_reader) == (False, False)
+        line.say(data[-3:])
+        await news.until(lambda answer=answer: answer.ended)  # type: ignore[misc]
+        assert not answer.needs_reader
+        assert answer.has_some
+        assert (answer.take(), answer.take(), answer.has_some) == (body, b"", False)
+        answer.close()
+    assert world.connected == 1
+
+
 @pytest.mark.parametrize(
     "said",
     [OK + b"\r\n", OK + b"Content-Length: 99999999\r\n\r\n" + b"x" * 2 * READ_AHEAD_BYTES, b"HELLO\r\n"],
@@ -961,6 +979,21 @@ async def test_the_loss_of_its_connection_is_news(world: World) -> None:
     answer = await soon(sending)
     assert await body_of(answer) == b"hi"
     answer.close()
+
+
+async def test_who_takes_over_reads_all_that_has_come(world: World) -> None:
+    line = await warm(world)
+    news = News(ask(world))
+    await line.answer(SIZED[:-1])
+    await news.until(lambda: news.answer.has_some)
+    asked, news.answer.on_news = news.answer, None
+    answer = await soon(world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked))
+    line.say(SIZED[-1:])
+    assert await body_of(answer) == b"hi"
+    answer.close()
+    kept = ask(world)
+    assert kept is not None
+    kept.close()
 
 
 @pytest.mark.parametrize("said", [b"", OK, SIZED[:-1]], ids=["nothing", "head", "body"])

@@ -192,7 +192,7 @@ class Relay(Response):
     async def _attempt(self, ticket: Ticket, runner: Runner, send: Send) -> bool:
         """One exchange with one process; False if the process went away under it."""
         self._ended = None
-        if self.asked is None:
+        if self.asked is None or self.asked.has_some:
             self._last_progress = self._now()
         ticket.on_cut = self._cut
         self._look()

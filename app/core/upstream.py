@@ -245,6 +245,11 @@ class Answer:
         """It broke off, or is not one that comes at once and is short."""
         return self._paused or (self._until_eof and self._head_bytes is None) or bool(self._error)
 
+    @property
+    def has_some(self) -> bool:
+        """Some of the body waits here."""
+        return bool(self._chunks)
+
     async def read(self, sink: Callable[[bytes], bool] | None = None) -> bytes:
         """What has come since the last call, at least a byte; nothing at the end. Raises `UpstreamGone`.
 
