@@ -836,6 +836,62 @@ async def test_a_status_that_does_not_exist_ends_the_connection(router: Router) 
 # --- patience
 
 
+async def test_who_waits_too_long_waits_in_a_task_at_his_old_place(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
+    second = await router.client()
+    second.say(request())
+    await until(lambda: router.tasks.started == 1)
+    monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
+    third = await router.client()
+    third.say(request())
+    await router.waiting(2)
+    line.say(SIZED)
+    for client in (second, third):
+        await line.answer(ANSWER)
+        assert (await client.reply()).body == USAGE
+
+
+async def test_a_task_takes_over_what_was_asked_already(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, line = await router.warm()
+    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
+    client.say(request())
+    await line.asked()
+    await until(lambda: router.tasks.started == 1)
+    line.say(ANSWER)
+    reply = await client.reply()
+    assert reply.body == USAGE
+    assert (await router.account()).usage.prompt == 7
+    client.say(request())
+    await line.answer()  # the connection was kept
+    assert (await client.reply()).status == 200
+
+
+async def test_many_that_are_impatient_are_all_handed_over(
+    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = await make_router()
+    first, line = await router.warm()
+    first.say(request())
+    await line.asked()
+    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
+    clients = [await router.client() for _ in range(20)]
+    for client in clients:
+        client.say(request())
+    await until(lambda: router.tasks.started == len(clients))
+    assert len(router.app.errands._under_way) == 1  # who runs, with the patience of before
+    line.say(SIZED)
+    for _ in clients:
+        await line.answer(ANSWER)
+    assert [(await client.reply()).body for client in clients] == [USAGE] * len(clients)
+
+
 async def test_the_time_in_the_queue_is_that_of_the_configuration(make_router: MakeRouter) -> None:
     """Half of it as an errand, half of it in a task; it counts from the arrival."""
     router = await make_router(queue_timeout_sec=1)

@@ -72,6 +72,7 @@ class Errands:
         self._known: dict[tuple[tuple[bytes, bytes], ...], Known] = {}
         self._under_way: dict[Errand, float] = {}
         self._patrol: asyncio.TimerHandle | None = None
+        self._patrol_at = 0.0
 
     @property
     def rules(self) -> Rules:
@@ -147,23 +148,26 @@ class Errands:
 
     def add(self, errand: Errand, patience_s: float) -> None:
         """After `patience_s` it is handed over."""
-        loop = asyncio.get_running_loop()
-        self._under_way[errand] = loop.time() + patience_s
-        if self._patrol is None:
-            self._patrol = loop.call_later(patience_s, self._look_after)
+        until = self._under_way[errand] = asyncio.get_running_loop().time() + patience_s
+        if self._patrol is None or until < self._patrol_at:
+            self._look_after_at(until)
 
     def discard(self, errand: Errand) -> None:
         self._under_way.pop(errand, None)
 
     def _look_after(self) -> None:
-        """The oldest come first."""
+        """Not by age: a reload may have given the younger ones less patience."""
         self._patrol = None
-        loop = asyncio.get_running_loop()
-        for errand, until in tuple(self._under_way.items()):
-            if until > loop.time():
-                self._patrol = loop.call_at(until, self._look_after)
-                break
+        now = asyncio.get_running_loop().time()
+        for errand in [errand for errand, until in self._under_way.items() if until <= now]:
             errand.hand_over()
+        if self._under_way:
+            self._look_after_at(min(self._under_way.values()))
+
+    def _look_after_at(self, when: float) -> None:
+        if self._patrol is not None:
+            self._patrol.cancel()
+        self._patrol, self._patrol_at = asyncio.get_running_loop().call_at(when, self._look_after), when
 
 
 class Errand:
