@@ -778,6 +778,16 @@ async def test_a_model_that_is_removed_while_an_errand_waits_is_told_to_be(route
 # --- answers that are not for an errand
 
 
+async def test_a_stream_that_nobody_asked_for_passes_as_it_comes(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n")
+    assert b"text/event-stream" in await soon(client._reader.readuntil(b"data: 1\n\n\r\n"))
+    line.say(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
+    assert b"data: 2\n\n" in await soon(client._reader.readuntil(b"0\r\n\r\n"))
+    assert router.tasks.started == 1
+
+
 async def test_a_whole_stream_at_once_is_a_stream_too(router: Router) -> None:
     client, line = await router.warm()
     client.say(request())

@@ -227,7 +227,7 @@ class Errand:
         answer = self._answer
         assert answer is not None
         try:
-            if not answer.ended and not answer.needs_reader:
+            if not answer.ended and not answer.needs_reader and not _is_stream(answer):
                 return
             if not answer.ended or not self._pass_on(answer):
                 self.hand_over()
@@ -240,7 +240,7 @@ class Errand:
     def _pass_on(self, answer: Answer) -> bool:
         """False, and nothing done, for what is not an answer for an errand."""
         connection, account, status = self._connection, self._account, answer.status
-        if not connection.takes(status) or answer.content_type.lower().startswith(EVENT_STREAM):
+        if not connection.takes(status) or _is_stream(answer):
             return False
         body = answer.take()
         account.status, account.first_byte_at = status, time.monotonic()
@@ -286,6 +286,10 @@ class Errand:
             self._answer.on_news = None
         self._connection.errand = None
         self._errands.discard(self)
+
+
+def _is_stream(answer: Answer) -> bool:
+    return answer.content_type.lower().startswith(EVENT_STREAM)
 
 
 _ENDPOINTS = {endpoint.path.encode(): endpoint for endpoint in openai.ENDPOINTS}
