@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 import uvicorn
 
-from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, Head, RouterProtocol
+from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, MAX_PIPELINED, Head, RouterProtocol
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
@@ -328,4 +328,17 @@ async def test_trailers_are_not_kept() -> None:
     protocol.data_received(CHUNKED_HEAD + b"0\r\nHost: evil.example\r\nX: y\r\n")
     assert [name for name, _ in protocol.headers] == [b"host", b"transfer-encoding"]
     protocol.data_received(b"\r\n")
+    protocol.connection_lost(None)
+
+
+async def test_who_asks_without_end_and_reads_no_answer_is_cut_off() -> None:
+    protocol, transport = connected()
+    transport.pause_reading = transport.resume_reading = Mock()
+    for _ in range(20):
+        protocol.data_received(post(b"/1") * MAX_PIPELINED)
+        protocol.flow.resume_reading()  # as after each answer
+        if transport.close.called:
+            break
+    transport.close.assert_called()
+    assert len(protocol.pipeline) <= MAX_PIPELINED + 1
     protocol.connection_lost(None)
