@@ -605,6 +605,16 @@ async def test_half_a_head_behind_an_errand_harms_nobody(router: Router) -> None
     assert (await client.reply())[b"x-request-id"] == b"2"
 
 
+async def test_garbage_is_no_answer_to_the_errand_before_it(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.asked()
+    client.say(b"HELLO\r\n\r\n")
+    assert await client.rest() == b""
+    assert (await router.account()).status == 499
+    await line.ended()
+
+
 async def test_the_answer_to_a_client_that_does_not_read_waits_in_a_task(router: Router) -> None:
     _, line = await router.warm()
     slow = await router.client(buffer=4096)

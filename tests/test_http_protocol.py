@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -275,6 +276,35 @@ async def test_a_closed_connection_is_told_once() -> None:
     protocol.connection_lost(None)
     end()
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"HELLO\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX : a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 8 * MAX_HEAD_BYTES,
+    ],
+    ids=["method", "header", "endless"],
+)
+async def test_garbage_is_no_answer_to_the_request_before_it(
+    watcher: Watcher, watched: int, garbage: bytes
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(post(b"/1"))
+    await watcher.begun()
+    writer.write(garbage)
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    assert await watcher.left() == b"/1"
+
+
+async def test_a_body_that_is_no_http_is_told_so(watched: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(CHUNKED_HEAD + b"no number\r\n")
+    assert (await asyncio.wait_for(reader.read(), 10)).startswith(b"HTTP/1.1 400")
+    writer.close()
 
 
 # --- memory

@@ -298,7 +298,14 @@ class RouterProtocol(HttpToolsProtocol):
         return answered and self.errand is None and self._opening is None and self._head_bytes is None
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
+        """What is no HTTP never reaches the application. `msg` is uvicorn's or our own.
+
+        Not told while an earlier request is unanswered: its client would take this for the answer.
+        """
+        owed = self.cycle is not None and not self.cycle.response_complete
+        if owed and (self._in_head or self.pipeline or self.cycle.response_started):
+            self.transport.close()
+            return
         body = json.dumps(BadRequest(msg).body()).encode()
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
