@@ -24,7 +24,7 @@ from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
 from app.api.sessions import Sessions
-from app.core import upstream
+from app.core import events, upstream
 from app.core.config_file import parse
 from app.core.events import Outcome, RequestFinished
 from app.core.instance import ModelInstance
@@ -283,6 +283,7 @@ async def make_router(
 ) -> AsyncIterator[MakeRouter]:
     monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
     monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
+    monkeypatch.setattr(events, "BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:

@@ -343,6 +343,16 @@ async def test_what_came_before_makes_no_head_too_large(piece: bytes, more: byte
     protocol.connection_lost(None)
 
 
+async def test_nothing_else_is_said_in_the_middle_of_an_answer() -> None:
+    protocol, transport = connected()
+    protocol.data_received(CHUNKED_HEAD)
+    protocol.cycle.response_started = True
+    protocol.data_received(b"no number\r\n")
+    transport.write.assert_not_called()
+    transport.close.assert_called()
+    protocol.connection_lost(None)
+
+
 async def test_chunks_are_no_head_wherever_they_are_cut() -> None:
     protocol, transport = connected()
     protocol.data_received(CHUNKED_HEAD)
