@@ -137,5 +137,6 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
         FailureKind.PORT_TAKEN,
         FailureKind.TIMEOUT,
         FailureKind.KILLED,
+        FailureKind.OUT_OF_FILES,
         FailureKind.CUT_SHORT,
     }
