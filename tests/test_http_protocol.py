@@ -26,7 +26,7 @@ CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] =
 async def greet(scope: Any, receive: Any, send: Any) -> None:
     if answer := CHECKED_ANSWERS.get(scope["path"]):
         status, headers, parts = answer
-        when = Head.NOW if scope["path"] == "/stream" else Head.WITH_BODY
+        when = Head.SOON if scope["path"] == "/stream" else Head.WITH_BODY
         await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: when})
         for number, part in enumerate(parts, 1):
             await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
@@ -88,6 +88,30 @@ async def test_the_relays_answers_are_whole_and_the_connection_goes_on(
     body = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in parts) if path == "/stream" else b"".join(parts)
     rest = answer.replace(heads[0], b"").replace(heads[1], b"")
     assert rest == (2 * body if method == b"GET" else b"")
+
+
+async def test_a_streams_head_does_not_wait_long_for_its_first_event(
+    watched: int, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt can take minutes."""
+    may_go_on = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        head = {"status": 200, "headers": [(b"content-type", b"text/event-stream")], CHECKED: Head.SOON}
+        await send({"type": "http.response.start", **head})
+        await may_go_on.wait()
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": False})
+
+    monkeypatch.setattr(Watcher, "__call__", lambda _, *asgi: slow(*asgi))
+    reader, writer = await asyncio.open_connection("127.0.0.1", watched)
+    writer.write(post(b"/1"))
+    try:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    finally:
+        may_go_on.set()
+    assert head.startswith(b"HTTP/1.1 200")
+    assert await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 10) == b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
+    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ from app.core.errors import BadRequest
 MAX_HEAD_BYTES = 65536
 """Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
 
+HEAD_WAITS_S = 0.01
+"""llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at
+once, and reaches a client later that is woken for the head before."""
+
 MAX_PIPELINED = 1000
 """Of one connection. uvicorn reads on after each answer, however many requests wait: 20 MB of short ones made
 2.5 GB."""
@@ -36,7 +40,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 class Head(Enum):
     """When it is written."""
 
-    NOW = "now"
+    SOON = "with the first bytes of the body, if they come within `HEAD_WAITS_S`"
     WITH_BODY = "with the first bytes of the body, which follow at once"
 
 
@@ -328,6 +332,7 @@ class Cycle(RequestResponseCycle):
     _is_checked = False
     _has_body = True
     _head = b""
+    _head_timer: asyncio.TimerHandle | None = None
 
     async def send(self, message: ASGISendEvent) -> None:
         if self._is_checked:
@@ -363,8 +368,9 @@ class Cycle(RequestResponseCycle):
             parts.append(b"transfer-encoding: chunked\r\n")
         parts.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
         self._head = b"".join(parts)
-        if message[CHECKED] is Head.NOW:
-            self._write(b"")
+        if message[CHECKED] is Head.SOON:
+            loop = asyncio.get_running_loop()
+            self._head_timer = loop.call_later(HEAD_WAITS_S, self._write_head)
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self.chunked_encoding:
@@ -380,7 +386,13 @@ class Cycle(RequestResponseCycle):
                 self.transport.close()
             self.on_response()
 
+    def _write_head(self) -> None:
+        if self._head and not self.disconnected:
+            self._write(b"")
+
     def _write(self, data: bytes) -> None:
         if self._head:
             data, self._head = self._head + data, b""
+            if self._head_timer is not None:
+                self._head_timer.cancel()
         self.transport.write(data)

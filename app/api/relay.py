@@ -322,7 +322,7 @@ class Relay(Response):
     async def _start(self, send: Send, status: int, upstream: Sequence[tuple[bytes, bytes]]) -> None:
         self.started = True
         headers = passed_back(upstream, self._event_stream) + self._account.headers()
-        when = Head.NOW if self._event_stream else Head.WITH_BODY
+        when = Head.SOON if self._event_stream else Head.WITH_BODY
         await send({"type": "http.response.start", "status": status, "headers": headers, CHECKED: when})
 
     def _queue_timeout(self) -> QueueTimeout:
