@@ -17,7 +17,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
-CHUNK = 4 << 20
+CHUNK = 1 << 20
 SPARE_BYTES = 1 << 30
 """What stays free for others: the cache must not drive out what is in use."""
 
@@ -35,12 +35,12 @@ async def read_ahead(files: Sequence[Path]) -> None:
 
 
 def _read(files: Sequence[Path], stop: threading.Event) -> None:
-    buffer = bytearray(CHUNK)
     for path in files:
         with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
             size = path.stat().st_size
             if not size or cached_share(file.fileno(), size) > NEARLY_ALL or size > _room():
                 continue
+            buffer = bytearray(CHUNK)
             while not stop.is_set() and file.readinto(buffer):
                 pass
 
