@@ -127,7 +127,7 @@ async def test_a_model_that_is_loading_for_a_request_is_not_evicted_even_for_a_h
     with gate_of_a.closed():
         first = ask(http, chat("a"), headers={"X-Request-Priority": "low"})
         await until(lambda: router.state("a") == "starting")
-        loading = router.status("a")["pid"]
+        loading = await until(lambda: router.status("a")["pid"])
         urgent = ask(http, chat("b"), headers=HIGH)
         await until(lambda: router.status("b")["queue_depth"] == 1)
         assert router.get("/v1/models/b/plan")["wait_sec"] > 0
