@@ -223,7 +223,9 @@ class RouterProtocol(HttpToolsProtocol):
             super().on_body(body)
         if is_whole:
             super().on_message_complete()
-        self._start_asgi_task(self.cycle, self.app)
+        task = self.loop.create_task(self.cycle.run_asgi(self.app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     # --- a whole answer without a task
 
