@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "config" not in options:
         options.config = Path(os.environ.get("CONFIG_PATH") or "config.json")
     try:
-        from app import cli  # after parsing: --help needs none of it
+        from app.cli import commands as cli  # after parsing: --help needs none of it
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise

@@ -16,38 +16,38 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
+from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page, render
 from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
 from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
-from app.api.sessions import Sessions
 from app.api.status_feed import StatusFeed
-from app.core.background import Background
-from app.core.binary import find_binary, inspect_binary
-from app.core.command import BinaryInfo
 from app.core.config import Config, ModelSpec
-from app.core.control_client import open_client
-from app.core.events import EventBus
-from app.core.gpu_probe import GpuProbe
-from app.core.gpus import find_gpus
 from app.core.health_monitor import HealthMonitor
-from app.core.kv_cache import KvCache
-from app.core.kv_store import KvStore
-from app.core.launcher import LlamaLauncher
-from app.core.learned import FILE_NAME, LearnedFootprints
-from app.core.load_reporter import LoadReporter
-from app.core.logging_server import LogServer
 from app.core.manager import ModelManager
-from app.core.model_status import ModelKind
-from app.core.pid_file import PidFile, reap_orphans
 from app.core.prometheus_metrics import Metrics
-from app.core.runner import Launcher
-from app.core.telemetry import Telemetry
-from app.core.upstream import Upstream
 from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import warm_up
+from app.domain.background import Background
+from app.domain.events import EventBus
+from app.domain.status import ModelKind
+from app.llama.binary import find_binary, inspect_binary
+from app.llama.command import BinaryInfo
+from app.llama.control_client import open_client
+from app.llama.launcher import LlamaLauncher
+from app.llama.orphans import PidFile, reap_orphans
+from app.llama.output import LogServer
+from app.llama.runner import Launcher
+from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.probes.choice import find_gpus
+from app.memory.probes.interface import GpuProbe
+from app.models.kv_cache import KvCache
+from app.models.kv_store import KvStore
+from app.observability.load_reporter import LoadReporter
+from app.observability.telemetry import Telemetry
+from app.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ async def _real_launcher(
         config.system.load_timeout_sec,
         default_pooling=_default_pooling,
         pid_file=pid_file,
-        kv_cache=kv_cache,
+        slot_folders=kv_cache,
     )
     stack.callback(launcher.kill_all)
     return launcher

@@ -11,10 +11,10 @@ import anyio.to_thread
 
 from app.api.security import Rules
 from app.api.services import Services
-from app.core import config_file
+from app.configuration import file as config_file
+from app.configuration.file import ConfigError
 from app.core.config import Config
-from app.core.config_file import ConfigError
-from app.core.footprint import identity
+from app.memory.need import identity
 
 if TYPE_CHECKING:
     from app.main import RouterApp

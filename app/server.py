@@ -19,7 +19,7 @@ import uvicorn
 
 from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
-from app.core.launcher import LlamaLauncher
+from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, drain
 from app.reload import reload
 

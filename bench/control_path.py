@@ -16,9 +16,9 @@ from pathlib import Path
 
 from app.api import render
 from app.api.services import Services
-from app.core.config_file import parse
-from app.core.model_status import Priority, Status
+from app.configuration.file import parse
 from app.core.queue import RequestQueue, Ticket
+from app.domain.status import Priority, Status
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe, Request, World
 from tests.ggufs import make_tiny

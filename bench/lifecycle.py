@@ -19,7 +19,7 @@ import aiohttp
 import httpx
 import psutil
 
-from app.core.binary import find_binary
+from app.llama.binary import find_binary
 from bench.peers import Direct
 from bench.stub import stub
 from tests.ggufs import make_tiny

@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from app.core.binary import find_binary
+from app.llama.binary import find_binary
 from bench.peers import Direct, Peer, RouterMode
 from bench.stub import stub
 from tests.ggufs import make_tiny

@@ -11,7 +11,7 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
-from app.core.binary import find_binary, inspect_binary
+from app.llama.binary import find_binary, inspect_binary
 from bench import control_path, lifecycle, overhead
 from bench.overhead import Target
 

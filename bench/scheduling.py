@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from app.core.binary import find_binary
+from app.llama.binary import find_binary
 from bench.peers import RouterMode
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat, until

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.core.model_status import Priority, Status, StopReason
-from app.core.placement import fit
-from app.core.policy import Limits
+from app.domain.status import Priority, Status, StopReason
+from app.scheduling.placement import fit
+from app.scheduling.policy import Limits
 from bench.world import Model, Outcome, Request, Spec, World
 
 HOUR = 3600.0

@@ -17,10 +17,10 @@ from statistics import median
 
 import psutil
 
-from app.core.binary import find_binary
-from app.core.events import EventBus, Evicted, LoadFinished, Outcome, RequestFinished, Usage
-from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
 from app.core.prometheus_metrics import Metrics
+from app.domain.events import EventBus, Evicted, LoadFinished, Outcome, RequestFinished, Usage
+from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.llama.binary import find_binary
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 from tests.slow_server import slow

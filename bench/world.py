@@ -16,11 +16,12 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from app.core import policy, queue
-from app.core.errors import QueueFull
-from app.core.model_status import MOVES, NEVER_USED, DeviceView, ModelView, Need, Priority, Status, StopReason
-from app.core.placement import Room
-from app.core.policy import Limits, Plan
+from app.core import queue
+from app.domain.errors import QueueFull
+from app.domain.status import MOVES, NEVER_USED, DeviceView, ModelView, Need, Priority, Status, StopReason
+from app.scheduling import policy
+from app.scheduling.placement import Room
+from app.scheduling.policy import Limits, Plan
 
 MAX_LOOKS_AT_ONCE = 50
 

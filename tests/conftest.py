@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.core.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from tests.ggufs import make_tiny
 from tests.router_process import LIVE, MakeRouter, RouterProcess, gated, until
 

@@ -11,17 +11,17 @@ from typing import Any
 import anyio
 
 from app.core.config import Config, ModelSpec
-from app.core.events import Event, EventBus
-from app.core.exit_reason import Failure, FailureKind
-from app.core.footprint import Footprint
-from app.core.gpu_probe import MIB, Reading
-from app.core.kv_cache import KvCache
-from app.core.load_log import LoadLog
 from app.core.manager import ModelManager
-from app.core.memory_estimate import MemoryEstimate, MemoryShare
-from app.core.model_status import Priority, Status
-from app.core.runner import Exit, LoadError
 from app.core.vram_tracker import DeviceTracker
+from app.domain.events import Event, EventBus
+from app.domain.status import Priority, Status
+from app.llama.exit_reason import Failure, FailureKind
+from app.llama.load_output import LoadLog
+from app.llama.runner import Exit, LoadError
+from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
+from app.memory.need import Footprint
+from app.memory.probes.interface import MIB, Reading
+from app.models.kv_cache import KvCache
 
 _pids = itertools.count(1000)
 

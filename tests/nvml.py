@@ -100,8 +100,8 @@ def gpu(index: int, total_mb: int, used_mb: int, mig: int = -1) -> str:
 
 
 def _serve(commands: Iterator[str]) -> None:
-    from app.core import gpus
-    from app.core.gpu_probe import GpuError
+    from app.memory.probes import choice as gpus
+    from app.memory.probes.interface import GpuError
 
     gpus.START_TIMEOUT_S = 0.5
     probe = gpus.find_gpus()

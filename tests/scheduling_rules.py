@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
-from app.core.placement import Placement, Room, fit
-from app.core.policy import Plan
+from app.domain.status import DeviceView, ModelView, Placement, Priority, Status, StopReason
+from app.scheduling.placement import Room, fit
+from app.scheduling.policy import Plan
 from bench.world import Model, Request, World
 
 BARELY = 1e-6

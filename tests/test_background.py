@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.core.background import Background
+from app.domain.background import Background
 
 
 @pytest.fixture

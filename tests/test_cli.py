@@ -18,8 +18,8 @@ import httpx
 import jsonschema
 import pytest
 
-from app import cli
-from app.core.config_file import json_schema, load
+from app.cli import commands as cli
+from app.configuration.file import json_schema, load
 from tests.ggufs import make_architecture, make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent

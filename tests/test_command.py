@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.core.command import (
+from app.core.config import Config, ModelSpec
+from app.llama.command import (
     MAX_INPUT_BATCH,
     BinaryInfo,
     Command,
@@ -18,7 +19,6 @@ from app.core.command import (
     parse_switches,
     parse_version,
 )
-from app.core.config import Config, ModelSpec
 
 HELP = (Path(__file__).parent / "data" / "llama_server_help.txt").read_text()
 GPU = {"0": 3000}

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import (
     OWNED_FLAGS,
     ApiConfig,
@@ -22,8 +23,7 @@ from app.core.config import (
     ModelParams,
     SystemConfig,
 )
-from app.core.config_file import ConfigError, json_schema, load, parse
-from app.core.model_status import ModelKind, Priority
+from app.domain.status import ModelKind, Priority
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / ".example.config.json"

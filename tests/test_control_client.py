@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from app.core.control_client import open_client
+from app.llama.control_client import open_client
 
 
 async def test_a_connection_that_is_reset_at_once_is_an_error_of_the_connection(

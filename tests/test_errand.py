@@ -18,18 +18,19 @@ from typing import Any
 import pytest
 import uvicorn
 
+from app.access.sessions import Sessions
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
-from app.api.sessions import Sessions
-from app.core import events, upstream
-from app.core.config_file import parse
-from app.core.events import Outcome, RequestFinished
-from app.core.instance import ModelInstance
-from app.core.model_status import StopReason
+from app.configuration.file import parse
+from app.domain import events
+from app.domain.events import Outcome, RequestFinished
+from app.domain.status import StopReason
 from app.main import RouterApp, create_app, drain
+from app.models.supervisor import ModelInstance
+from app.proxy import upstream
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.test_upstream import OK, SIZED, Line, event_loop_policy, soon

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.events import BATCH_S, Event, EventBus, RequestFinished, Settled, Touched
+from app.domain.events import BATCH_S, Event, EventBus, RequestFinished, Settled, Touched
 from tests.test_telemetry import finished
 
 

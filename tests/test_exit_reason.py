@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.exit_reason import TAIL_LINES, FailureKind, classify
+from app.llama.exit_reason import TAIL_LINES, FailureKind, classify
 
 LOGS = Path(__file__).parent / "data" / "logs"
 

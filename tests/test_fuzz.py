@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from app.api.openai import ENDPOINTS
-from app.core.config_file import parse
+from app.configuration.file import parse
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 

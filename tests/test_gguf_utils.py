@@ -20,8 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.core import gguf_reader, gguf_utils
-from app.core.gguf_utils import GgufError, read_header
+from app.gguf import header as gguf_utils
+from app.gguf import reader as gguf_reader
+from app.gguf.header import GgufError, read_header
 from app.server import SWITCH_INTERVAL_S
 from tests.ggufs import make_architecture, make_tiny, make_vocab_header
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.core.events import Outcome, RequestFinished, Usage
-from app.core.exit_reason import FailureKind
 from app.core.health_monitor import HealthMonitor, Record, Verdict, judge
-from app.core.model_status import Priority, Status
+from app.domain.events import Outcome, RequestFinished, Usage
+from app.domain.status import Priority, Status
+from app.llama.exit_reason import FailureKind
 from tests.fakes import FakeRunner, World
 
 TIMEOUT_S = 100.0

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.command import BinaryInfo, build_command
 from app.core.config import Config, ModelSpec
-from app.core.events import CacheMoved
-from app.core.kv_cache import KvCache, validity
-from app.core.kv_store import KvStore, file_of
-from app.core.model_status import Status, StopReason
+from app.domain.events import CacheMoved
+from app.domain.status import Status, StopReason
+from app.llama.command import BinaryInfo, build_command
+from app.models.kv_cache import KvCache, validity
+from app.models.kv_store import KvStore, file_of
 from tests.conftest import until
 from tests.fakes import World
 

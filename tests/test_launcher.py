@@ -22,18 +22,18 @@ import httpx
 import psutil
 import pytest
 
-from app.core import llama_process
-from app.core.binary import BinaryNotFound, find_binary, inspect_binary
-from app.core.command import BinaryInfo, build_command
 from app.core.config import Config, ModelSpec
-from app.core.exit_reason import FailureKind
-from app.core.launcher import LlamaLauncher
-from app.core.llama_process import LlamaRunner
-from app.core.logging_server import LogServer
-from app.core.model_status import Status
-from app.core.pid_file import reap_orphans
-from app.core.ports import Ports
-from app.core.runner import Exit, LoadError, Runner
+from app.domain.status import Status
+from app.llama import process as llama_process
+from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.command import BinaryInfo, build_command
+from app.llama.exit_reason import FailureKind
+from app.llama.launcher import LlamaLauncher
+from app.llama.orphans import reap_orphans
+from app.llama.output import LogServer
+from app.llama.ports import Ports
+from app.llama.process import LlamaRunner
+from app.llama.runner import Exit, LoadError, Runner
 from tests.ggufs import make_tiny
 
 pytestmark = [
@@ -311,7 +311,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_check(
     launcher: LlamaLauncher, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs = threading.Event()
-    monkeypatch.setattr("app.core.launcher.CHECK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("app.llama.launcher.CHECK_TIMEOUT_S", 0.1)
     monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
     try:
         with anyio.fail_after(5):
@@ -350,7 +350,7 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.core.llama_process.DEAF_S", 0.2)
+    monkeypatch.setattr("app.llama.process.DEAF_S", 0.2)
     with anyio.fail_after(10):
         error = await failure_of(fake(), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
@@ -361,7 +361,7 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the kernel holds cannot be made here: the signals do not reach it."""
-    monkeypatch.setattr("app.core.llama_process.KILL_WAIT_S", 0.1)
+    monkeypatch.setattr("app.llama.process.KILL_WAIT_S", 0.1)
     told = asyncio.Event()
     launcher = fake()
 
@@ -631,11 +631,11 @@ PARENT = """\
 import asyncio, sys
 from pathlib import Path
 import httpx
-from app.core import os_process
-from app.core.binary import inspect_binary
-from app.core.launcher import LlamaLauncher
-from app.core.logging_server import LogServer
-from app.core.pid_file import PidFile
+from app.llama import os_process
+from app.llama.binary import inspect_binary
+from app.llama.launcher import LlamaLauncher
+from app.llama.output import LogServer
+from app.llama.orphans import PidFile
 from tests.test_launcher import acting, binary, find_binary, nobody, replace
 {before}
 async def main():

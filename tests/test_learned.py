@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core import learned as module
-from app.core.learned import FILE_NAME, Learned, LearnedFootprints
+from app.memory import history as module
+from app.memory.history import FILE_NAME, Learned, LearnedFootprints
 
 
 def load(folder: Path, build: str = "b1") -> LearnedFootprints:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.gpus import find_gpus
-from app.core.list_devices_probe import ListDevicesProbe, list_devices
+from app.memory.probes.choice import find_gpus
+from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, until_now
 
 PACKAGE = "mesa-vulkan-drivers"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from app.core.load_log import Buffer, LoadLog
+from app.llama.load_output import Buffer, LoadLog
 
 LOG = Path(__file__).parent / "data" / "logs" / "load_ready.txt"
 

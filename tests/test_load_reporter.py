@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.core.events import EventBus, StatusChanged, Touched
-from app.core.load_reporter import EVERY_S, LoadReporter
-from app.core.model_status import Status
+from app.domain.events import EventBus, StatusChanged, Touched
+from app.domain.status import Status
+from app.observability.load_reporter import EVERY_S, LoadReporter
 
 
 class World:

@@ -12,8 +12,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from app.core import logging_server
-from app.core.logging_server import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name, obstacle
+from app.llama import output as logging_server
+from app.llama.output import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name, obstacle
 
 
 @pytest.fixture

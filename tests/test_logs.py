@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from app import logs
+from app.observability import router_log as logs
 
 NASTY = "model\n12:00:00 INFO    admin logged in\r\x1b[31m\u2028\x00"
 

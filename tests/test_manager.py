@@ -9,11 +9,11 @@ from unittest.mock import AsyncMock
 import pytest
 
 from app.core.config import Config
-from app.core.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
-from app.core.events import Evicted, LoadFinished
-from app.core.exit_reason import FailureKind
-from app.core.model_status import Priority, Status, StopReason
 from app.core.queue import Ticket, TicketState
+from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
+from app.domain.events import Evicted, LoadFinished
+from app.domain.status import Priority, Status, StopReason
+from app.llama.exit_reason import FailureKind
 from tests.fakes import World, failure
 
 MakeWorld = Callable[..., Awaitable[World]]

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.core import policy
-from app.core.errors import LoadFailed
-from app.core.instance import ModelInstance
-from app.core.model_status import Status
+from app.domain.errors import LoadFailed
+from app.domain.status import Status
+from app.models.supervisor import ModelInstance
+from app.scheduling import policy
 from tests.fakes import World
 
 

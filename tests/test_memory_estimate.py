@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import pytest
 
-from app.core.gguf_reader import MAX_TENSORS, TensorInfo
-from app.core.gguf_utils import GgufHeader, read_header
-from app.core.memory_estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
+from app.gguf.header import GgufHeader, read_header
+from app.gguf.reader import MAX_TENSORS, TensorInfo
+from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
 from tests.ggufs import make_architecture, make_tiny
 
 MIB = 1 << 20

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from app.core import footprint
 from app.core.config import Config
-from app.core.errors import LoadFailed, VramExhausted
-from app.core.events import Evicted, LoadFinished
-from app.core.exit_reason import FailureKind
-from app.core.gpu_probe import MIB
-from app.core.learned import Learned
-from app.core.load_log import Buffer
-from app.core.memory_estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
-from app.core.model_memory import split_buffers
-from app.core.model_status import Status, StopReason
+from app.domain.errors import LoadFailed, VramExhausted
+from app.domain.events import Evicted, LoadFinished
+from app.domain.status import Status, StopReason
+from app.llama.exit_reason import FailureKind
+from app.llama.load_output import Buffer
+from app.memory import need as footprint
+from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
+from app.memory.history import Learned
+from app.memory.probes.interface import MIB
+from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from app.api.documentation import EXAMPLES
 from app.api.openai import ENDPOINTS
 from app.core.config import Config
-from app.core.errors import QueueFull
+from app.domain.errors import QueueFull
 from app.main import create_app
 
 ROOT = Path(__file__).resolve().parent.parent

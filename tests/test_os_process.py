@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core import os_process
-from app.core.os_process import SMALL_FILE, share_read
+from app.llama import os_process
+from app.llama.os_process import SMALL_FILE, share_read
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
 

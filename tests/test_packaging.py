@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from app.configuration.file import parse
 from app.core.config import SystemConfig
-from app.core.config_file import parse
 from app.server import STUCK_S
 
 ROOT = Path(__file__).resolve().parent.parent

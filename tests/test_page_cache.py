@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from app.core import page_cache
-from app.core.page_cache import CHUNK, cached_share, read_ahead
+from app.llama import readahead as page_cache
+from app.llama.readahead import CHUNK, cached_share, read_ahead
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has cached")
 SIZE = 4 * CHUNK

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.core.os_process import start_mark
-from app.core.pid_file import Known, PidFile, reap_orphans
+from app.llama.orphans import Known, PidFile, reap_orphans
+from app.llama.os_process import start_mark
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 

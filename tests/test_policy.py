@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.core.model_status import NEVER_USED, DeviceView, Head, ModelView, Need, Priority, Status, StopReason
-from app.core.placement import fit
-from app.core.policy import (
+from app.domain.status import NEVER_USED, DeviceView, Head, ModelView, Need, Priority, Status, StopReason
+from app.scheduling.placement import fit
+from app.scheduling.policy import (
     NEVER,
     Action,
     Forget,
@@ -703,7 +703,7 @@ def test_a_device_that_other_programs_have_overfilled_takes_nothing() -> None:
 
 
 def test_fit_knows_no_fraction_of_a_place() -> None:
-    from app.core.placement import Room
+    from app.scheduling.placement import Room
 
     assert fit(Need(1, ("0",)), Room({"0": 10}, 0)) is None
     assert fit(Need(0, ()), Room({}, 1)) == {}

@@ -14,7 +14,7 @@ from bench.world import Code
 from tests.test_scheduling_properties import Scheduling, run_machine
 
 EXAMPLES = 1000
-PLACEMENT, POLICY, QUEUE = "app.core.placement", "app.core.policy", "app.core.queue"
+PLACEMENT, POLICY, QUEUE = "app.scheduling.placement", "app.scheduling.policy", "app.core.queue"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from app.core.errors import QueueFull, ShuttingDown
-from app.core.model_status import Head, Priority
 from app.core.queue import RequestQueue, Ticket, TicketState
+from app.domain.errors import QueueFull, ShuttingDown
+from app.domain.status import Head, Priority
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 AGING = 30.0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core import config, errors
+from app.core import config
+from app.domain import errors
 from app.main import create_app
 from tools import readme_reference
 

@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import Mock
 
 from app.api.relay import Relay
-from app.core.upstream import Answer
+from app.proxy.upstream import Answer
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 FIRST = b"9\r\ndata: 1\n\n\r\n"

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.access.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
 from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
-from app.api.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
-from app.core.config_file import ConfigError, parse
-from app.core.errors import RouterError
+from app.configuration.file import ConfigError, parse
+from app.domain.errors import RouterError
 from app.main import create_app
 from app.reload import reload
 from tests.fakes import FakeLauncher, FakeProbe

@@ -13,8 +13,8 @@ import pytest
 from app.api.event_channel import BACKLOG, Channel
 from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
-from app.core.events import EventBus, StatusChanged, Touched
-from app.core.model_status import Status
+from app.domain.events import EventBus, StatusChanged, Touched
+from app.domain.status import Status
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from app.api.event_channel import HEARTBEAT_S
 from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
-from app.core.config_file import parse
-from app.core.events import StatusChanged
-from app.core.model_status import Status
+from app.configuration.file import parse
+from app.domain.events import StatusChanged
+from app.domain.status import Status
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from app.core.events import EventBus, Outcome, RequestFinished, Touched, Usage
-from app.core.model_status import Priority
-from app.core.telemetry import RECENT, Telemetry, percentile
-from app.logs import JsonFormatter, TextFormatter
+from app.domain.events import EventBus, Outcome, RequestFinished, Touched, Usage
+from app.domain.status import Priority
+from app.observability.router_log import JsonFormatter, TextFormatter
+from app.observability.telemetry import RECENT, Telemetry, percentile
 
 STATUS = {
     Outcome.SUCCESS: 200,

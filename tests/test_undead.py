@@ -10,9 +10,9 @@ import anyio
 import httpx
 import pytest
 
-from app.core.config_file import parse
-from app.core.errors import VramExhausted
-from app.core.model_status import Status, StopReason
+from app.configuration.file import parse
+from app.domain.errors import VramExhausted
+from app.domain.status import Status, StopReason
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe, FakeRunner, World
 from tests.ggufs import make_tiny

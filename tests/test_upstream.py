@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.core import upstream as module
-from app.core.upstream import MAX_HEAD_BYTES, READ_AHEAD_BYTES, Answer, Request, Upstream, UpstreamGone
+from app.proxy import upstream as module
+from app.proxy.upstream import MAX_HEAD_BYTES, READ_AHEAD_BYTES, Answer, Request, Upstream, UpstreamGone
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from app.core import vram_tracker
-from app.core.gpu_probe import HOST, GpuError, NullProbe, Reading, resolve
-from app.core.list_devices_probe import ListDevicesProbe, parse_devices
-from app.core.model_status import DeviceView, Need
-from app.core.placement import Room, fit
 from app.core.vram_tracker import SETTLE_MAX_S, DeviceTracker
+from app.domain.status import DeviceView, Need
+from app.memory.probes.interface import HOST, GpuError, NullProbe, Reading, resolve
+from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
+from app.scheduling.placement import Room, fit
 from tests.fakes import Clock
 from tests.router_process import until
 

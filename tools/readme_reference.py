@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app.core.config_file import json_schema
+from app.configuration.file import json_schema
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN = "<!-- configuration reference: python -m tools.readme_reference -->"

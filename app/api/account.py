@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.core.errors import RouterError
-from app.core.events import Outcome, RequestFinished, Usage
-from app.core.instance import ModelInstance
-from app.core.model_status import Priority
 from app.core.queue import Ticket
+from app.domain.errors import RouterError
+from app.domain.events import Outcome, RequestFinished, Usage
+from app.domain.status import Priority
+from app.models.supervisor import ModelInstance
 
 Headers = list[tuple[bytes, bytes]]
 

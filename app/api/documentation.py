@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 
-from app.core import errors
-from app.core.errors import RouterError
+from app.domain import errors
+from app.domain.errors import RouterError
 
 Answers = dict[int | str, dict[str, Any]]
 

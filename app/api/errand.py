@@ -22,12 +22,12 @@ from app.api.openai import Endpoint, Sender
 from app.api.relay import EVENT_STREAM, HEARTBEAT_S, Relay, passed_back, request_to
 from app.api.security import Head, Rules, own_headers, request_id
 from app.api.services import Services
-from app.core.errors import RouterError
-from app.core.instance import ModelInstance
 from app.core.manager import Stay
 from app.core.queue import TicketState
-from app.core.upstream import Answer
-from app.core.usage import usage_in
+from app.domain.errors import RouterError
+from app.models.supervisor import ModelInstance
+from app.proxy.upstream import Answer
+from app.proxy.usage import usage_in
 
 MAX_KNOWN_HEADS = 256
 MAX_KNOWN_BYTES = 4096

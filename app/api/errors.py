@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.core.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RouterError
+from app.domain.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RouterError
 
 logger = logging.getLogger(__name__)
 

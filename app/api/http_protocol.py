@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
-from app.core.errors import BadRequest
+from app.domain.errors import BadRequest
 
 MAX_HEAD_BYTES = 65536
 """Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""

@@ -16,9 +16,9 @@ from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.openai import find_model, json_object
 from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
-from app.core.instance import ModelInstance
-from app.core.model_status import Status
-from app.core.policy import Preview
+from app.domain.status import Status
+from app.models.supervisor import ModelInstance
+from app.scheduling.policy import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from app.api.documentation import FOR_MODELS, json_body
 from app.api.relay import Relay
 from app.api.security import Client, client_of, require_admin
 from app.api.services import Services, services_of
-from app.core.errors import (
+from app.domain.errors import (
     BadRequest,
     InvalidJson,
     InvalidPriority,
@@ -31,8 +31,8 @@ from app.core.errors import (
     UnsupportedMediaType,
     WrongModelKind,
 )
-from app.core.instance import ModelInstance
-from app.core.model_status import ModelKind, Priority
+from app.domain.status import ModelKind, Priority
+from app.models.supervisor import ModelInstance
 
 router = APIRouter(responses=FOR_MODELS)
 

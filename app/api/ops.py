@@ -14,8 +14,8 @@ from app.api.documentation import FOR_MONITORING
 from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
-from app.core.events import Outcome
-from app.core.model_status import ModelView
+from app.domain.events import Outcome
+from app.domain.status import ModelView
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 

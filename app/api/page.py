@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.documentation import FOR_LOGIN, FOR_MONITORING, json_body
 from app.api.openai import json_object
 from app.api.security import Client, Rules, client_of, rules_of
-from app.core.errors import BadRequest, InvalidApiKey
+from app.domain.errors import BadRequest, InvalidApiKey
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,15 @@ from app.api.errors import error_body, error_event
 from app.api.http_protocol import CHECKED, Cycle, Head, RouterProtocol
 from app.api.security import OURS
 from app.api.services import Services
-from app.core.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
-from app.core.events import Replayed
-from app.core.instance import ModelInstance
 from app.core.manager import Stay
-from app.core.model_status import Status
 from app.core.queue import Ticket
-from app.core.runner import Runner
-from app.core.upstream import Answer, Request, UpstreamGone
-from app.core.usage import UsageScanner
+from app.domain.errors import InternalError, ModelCrashed, QueueTimeout, RouterError, UpstreamTimeout
+from app.domain.events import Replayed
+from app.domain.status import Status
+from app.llama.runner import Runner
+from app.models.supervisor import ModelInstance
+from app.proxy.upstream import Answer, Request, UpstreamGone
+from app.proxy.usage import UsageScanner
 
 logger = logging.getLogger(__name__)
 

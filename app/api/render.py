@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from app.core.gpu_probe import HOST
-from app.core.instance import ModelInstance
-from app.core.model_status import NEVER_USED, DeviceView, ModelView, Priority, Status
-from app.core.policy import NEVER, Wait
 from app.core.vram_tracker import DeviceTracker
+from app.domain.status import NEVER_USED, DeviceView, ModelView, Priority, Status
+from app.memory.probes.interface import HOST
+from app.models.supervisor import ModelInstance
+from app.scheduling.policy import NEVER, Wait
 
 if TYPE_CHECKING:
     from app.api.services import Services

@@ -19,10 +19,10 @@ from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.sessions import Sessions
 from app.api import errors
-from app.api.sessions import Sessions
 from app.core.config import ApiConfig
-from app.core.errors import (
+from app.domain.errors import (
     BadRequest,
     Forbidden,
     HeadersTooLarge,
@@ -32,7 +32,7 @@ from app.core.errors import (
     RequestTooLarge,
     RouterError,
 )
-from app.core.model_status import Priority
+from app.domain.status import Priority
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

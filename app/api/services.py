@@ -9,16 +9,16 @@ from starlette.requests import Request
 
 from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
-from app.core.background import Background
 from app.core.config import Config
-from app.core.events import EventBus
 from app.core.health_monitor import HealthMonitor
-from app.core.logging_server import LogServer
 from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
-from app.core.telemetry import Telemetry
-from app.core.upstream import Upstream
 from app.core.vram_tracker import DeviceTracker
+from app.domain.background import Background
+from app.domain.events import EventBus
+from app.llama.output import LogServer
+from app.observability.telemetry import Telemetry
+from app.proxy.upstream import Upstream
 
 
 @dataclass

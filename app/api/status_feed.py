@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from app.api.event_channel import HEARTBEAT_S, Channel
-from app.core.events import Event, EventBus, StatusChanged, Touched
+from app.domain.events import Event, EventBus, StatusChanged, Touched
 
 TOUCH_S = 0.5
 """Queue depth and progress change all the time: they are sent at most this often."""

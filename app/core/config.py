@@ -16,7 +16,7 @@ from pydantic import (
     SecretStr,
 )
 
-from app.core.model_status import ModelKind, Priority
+from app.domain.status import ModelKind, Priority
 
 KeepCache = Literal["off", "ram", "disk"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]

@@ -12,11 +12,11 @@ from typing import Any
 
 import anyio
 
-from app.core.errors import UpstreamTimeout
-from app.core.events import Event, EventBus, RequestFinished
-from app.core.instance import ModelInstance
-from app.core.model_status import Status
-from app.core.runner import Runner
+from app.domain.errors import UpstreamTimeout
+from app.domain.events import Event, EventBus, RequestFinished
+from app.domain.status import Status
+from app.llama.runner import Runner
+from app.models.supervisor import ModelInstance
 
 logger = logging.getLogger(__name__)
 

@@ -11,20 +11,28 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
-from app.core import footprint, policy
 from app.core.config import Config, ModelSpec
-from app.core.errors import ModelNotFound, NoCapacity, QueueTimeout, RouterError, ShuttingDown, VramExhausted
-from app.core.events import EventBus, Touched
-from app.core.exit_reason import Failure, FailureKind
-from app.core.footprint import Footprint
-from app.core.instance import ModelInstance, RestartLimits
-from app.core.kv_cache import KvCache
-from app.core.learned import LearnedFootprints
-from app.core.model_status import ModelView, Need, Priority, Status, StopReason
-from app.core.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 from app.core.queue import RequestQueue, Ticket
-from app.core.runner import Launcher, LoadError
 from app.core.vram_tracker import DeviceTracker
+from app.domain.errors import (
+    ModelNotFound,
+    NoCapacity,
+    QueueTimeout,
+    RouterError,
+    ShuttingDown,
+    VramExhausted,
+)
+from app.domain.events import EventBus, Touched
+from app.domain.status import ModelView, Need, Priority, Status, StopReason
+from app.llama.exit_reason import Failure, FailureKind
+from app.llama.runner import Launcher, LoadError
+from app.memory import need as footprint
+from app.memory.history import LearnedFootprints
+from app.memory.need import Footprint
+from app.models.kv_cache import KvCache
+from app.models.supervisor import ModelInstance, RestartLimits
+from app.scheduling import policy
+from app.scheduling.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
 
 logger = logging.getLogger(__name__)
 

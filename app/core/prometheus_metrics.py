@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
-from app.core.events import (
+from app.domain.events import (
     CacheMoved,
     Event,
     EventBus,
@@ -18,8 +18,8 @@ from app.core.events import (
     RequestFinished,
     Restarted,
 )
-from app.core.model_status import DeviceView, ModelView, Priority, Status, StopReason
-from app.core.series import Count, Distribution, Family, counter, gauge, histogram, label_text
+from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.observability.series import Count, Distribution, Family, counter, gauge, histogram, label_text
 
 MIB = 2**20
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

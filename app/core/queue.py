@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from enum import Enum
 
-from app.core.errors import QueueFull, RouterError
-from app.core.model_status import Head, Priority
+from app.domain.errors import QueueFull, RouterError
+from app.domain.status import Head, Priority
 
 SWEEP_OVER = 64
 

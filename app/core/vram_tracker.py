@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from app.core.driver_thread import DriverThread
-from app.core.gpu_probe import HOST, GpuProbe, Reading, resolve
-from app.core.model_status import DeviceView
-from app.core.placement import Placement
+from app.domain.status import DeviceView, Placement
+from app.memory.probes.driver_thread import DriverThread
+from app.memory.probes.interface import HOST, GpuProbe, Reading, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from app.core.manager import ModelManager
-from app.core.runner import LoadError
+from app.llama.runner import LoadError
 
 logger = logging.getLogger(__name__)
 

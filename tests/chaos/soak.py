@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from app.core.binary import find_binary
+from app.llama.binary import find_binary
 from tests.chaos.crowd import Counted, Crowd
 from tests.chaos.faults import Faults
 from tests.chaos.stage import MODELS, ROOM_FOR, Stage

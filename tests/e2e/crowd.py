@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from app.core.events import Outcome
+from app.domain.events import Outcome
 from tests.router_process import RouterProcess, chat, until
 
 CHAT = "/v1/chat/completions"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app.core.kv_store import KvStore
+from app.models.kv_store import KvStore
 from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 
 ASK = "/v1/chat/completions"

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.events import Outcome
+from app.domain.events import Outcome
 from tests.e2e.crowd import SYSTEM, Crowd, fleet, mixed_traffic
 from tests.router_process import MakeRouter, RouterProcess
 

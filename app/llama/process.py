@@ -1,0 +1,439 @@
+"""One llama-server from spawn to reap: the only place where a process is watched and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from app.domain.status import Status
+from app.llama.command import Command
+from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify
+from app.llama.load_output import LoadLog
+from app.llama.os_process import (
+    KILL,
+    NO_FILES_LEFT,
+    WINDOWS,
+    cpu_seconds,
+    out_of_files,
+    share_read,
+    spawn_options,
+    usage,
+)
+from app.llama.output import ModelLog
+from app.llama.ports import can_bind
+from app.llama.runner import Exit, LoadError, OnChange
+
+logger = logging.getLogger(__name__)
+
+EXIT_COMMAND = b"cmd_router_to_child:exit\n"
+POLL_S = 0.05
+PROBE_TIMEOUT_S = 5.0
+SAMPLE_S = 1.0
+LOOK_S = 0.25
+LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
+WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
+LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
+DEAF_S = 3.0  # the port is bound before the load: one that refuses later has been closed
+KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
+RSS_STEP = 1 << 20
+MAX_LINE = 1 << 16
+BREATH_S = 0.05
+PIPE_BYTES = 1 << 18
+FULL_READ = 1 << 13  # after a read as large as this there is more
+
+_NO_ANSWER = (httpx.RequestError, TimeoutError)
+
+
+class LlamaRunner:
+    """A `Runner` around one process. It is also drained while nobody awaits anything of it."""
+
+    def __init__(
+        self,
+        alias: str,
+        port: int,
+        api_key: str,
+        log: ModelLog,
+        http: httpx.AsyncClient,
+        load_timeout_s: float,
+        on_change: OnChange,
+        files: Sequence[Path] = (),
+    ) -> None:
+        self.pid = 0
+        self.port, self.api_key, self.log = port, api_key, log
+        self.phase = Status.STARTING
+        self.undead = False
+        self.load_log = LoadLog()
+        self._alias, self._http, self._on_change = alias, http, on_change
+        self._load_timeout_s, self._files = load_timeout_s, files
+        self._url = f"http://127.0.0.1:{port}"
+        self._begin = log.position
+        self._output = _Output(self)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._exit: asyncio.Future[Exit] = self._loop.create_future()
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._wake = asyncio.Event()
+        self._partial = b""
+        self._stopping = self._output_ended = False
+        self._code: int | None = None
+        self._seen = (0, 0)
+        self._answered = False
+        self._refused_since: float | None = None
+        self._last_sign = self._loop.time()
+        self.last_output = time.monotonic()
+
+    # --- life
+
+    async def spawn(self, command: Command) -> None:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.log.feed(f"[router: {now} starting {self._alias} on port {self.port}]\n".encode())
+        self._begin = self.log.position
+        stdout = subprocess.PIPE
+        try:
+            stdout = await self._open_output()
+            self._transport, _ = await self._loop.subprocess_exec(
+                lambda: _Process(self, self._output),
+                *command.argv,
+                env=command.env,
+                stdin=subprocess.PIPE,  # kept open: its end of file ends the child
+                stdout=stdout,
+                stderr=subprocess.STDOUT,
+                **spawn_options(),
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            if out_of_files(error):
+                raise LoadError(Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())) from error
+            message = f"{command.argv[0]} cannot be executed: {error}. Check system.llama_server_path."
+            raise LoadError(Failure(FailureKind.BAD_BINARY, message, None, ())) from error
+        finally:
+            if stdout != subprocess.PIPE:
+                os.close(stdout)
+            if self._transport is None:
+                self._output.close()
+        self.pid = self._transport.get_pid()
+        logger.debug("%s: pid %d on port %d: %s", self._alias, self.pid, self.port, " ".join(command.argv))
+
+    async def ready(self) -> None:
+        """One caller at a time. See `Runner.ready`."""
+        self._last_sign = next_look = self._loop.time()
+        while not await self._serves():
+            if self._exit.done():
+                raise LoadError(self._exit.result().failure)
+            if self._loop.time() >= next_look:
+                begun = self._loop.time()
+                await self._look()
+                took = self._loop.time() - begun
+                next_look = self._loop.time() + max(LOOK_S, took / LOOK_SHARE)
+            if self._loop.time() - self._last_sign > self._load_timeout_s:
+                raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
+            if self._is_deaf():
+                message = "llama-server closed its port while it loaded. It is started again."
+                raise LoadError(self._failure(FailureKind.TIMEOUT, message))
+            with anyio.move_on_after(POLL_S):
+                await self._wake.wait()
+            self._wake.clear()
+        self._partial = b""
+        self._enter(Status.READY)
+
+    async def exited(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def healthy(self, timeout_s: float) -> bool:
+        try:
+            return await self._get("/health", timeout_s) == 200
+        except _NO_ANSWER as error:
+            return out_of_files(error)  # it could not even be asked
+
+    async def working(self) -> bool:
+        before = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
+        await asyncio.sleep(SAMPLE_S)
+        after = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
+        return after - before >= WORKING_SHARE * SAMPLE_S
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        if self._transport is None:
+            return
+        self._stopping = True
+        if not self._exit.done():
+            self._ask_to_exit()
+            await asyncio.wait({self._exit}, timeout=grace_s)
+        if not self._exit.done():
+            self._signal_group(KILL)
+            await asyncio.wait({self._exit}, timeout=KILL_WAIT_S)
+        if self._exit.done():
+            await self.reaped()
+        elif not self.undead:
+            self.undead = True
+            logger.error("%s: pid %d does not die, it hangs inside the kernel", self._alias, self.pid)
+            self._on_change(self)
+
+    async def reaped(self) -> None:
+        """However long that takes; at once without a process. Nobody else could reap an undead one."""
+        if self._transport is None:
+            return
+        await self.exited()
+        self._transport.close()
+        self._output.close()
+        await asyncio.wait({self._closed}, timeout=1.0)
+
+    def kill(self) -> None:
+        """Without waiting: whatever is left of the group goes, the pipes are closed. Safe to call twice."""
+        if self._transport is None:
+            return
+        self._stopping = True
+        if not self._loop.is_closed():
+            self._transport.close()  # before the signal: it polls, which would steal the exit code
+            self._output.close()
+        if not self._exit.done():
+            self._signal_group(KILL)
+
+    # --- what the pipes tell
+
+    def took_output(self, data: bytes) -> None:
+        self.log.feed(data)
+        self.last_output = time.monotonic()
+        if self.phase is not Status.READY:  # afterwards every line is only on its way to the file
+            self._last_sign = self._loop.time()
+            self._read_lines(data)
+
+    def process_exited(self, code: int) -> None:
+        self._code = code
+        self._signal_group(KILL)  # what the child started itself must not outlive it
+        if self._output_ended:
+            self._settle()
+        else:
+            self._loop.call_later(LAST_OUTPUT_S, self._settle)
+
+    def output_ended(self) -> None:
+        self._output_ended = True
+        if self._code is not None:
+            self._settle()
+
+    def connection_lost(self) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    # --- inside
+
+    async def _open_output(self) -> int:
+        """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
+        270 lines, however short they are."""
+        if sys.platform == "win32":
+            return subprocess.PIPE
+        import fcntl
+
+        ours, childs = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):  # Linux only, and not for everybody
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            await self._loop.connect_read_pipe(lambda: self._output, os.fdopen(ours, "rb", 0))
+        except BaseException:
+            os.close(childs)
+            raise
+        return childs
+
+    def _settle(self) -> None:
+        """The process has gone and has said everything."""
+        if self._exit.done() or self._code is None:
+            return
+        self._exit.set_result(Exit(self._code, self._reason(self._code)))
+        self.log.release()
+        self._wake.set()
+
+    def _reason(self, code: int) -> Failure:
+        if self._stopping:
+            return self._failure(FailureKind.KILLED, "It was stopped by the router.", code)
+        failure = classify(code, self.log.tail(LOOK_BACK, since=self._begin))
+        if failure.kind is FailureKind.CUT_SHORT and not can_bind(self.port):
+            message = f"Port {self.port} was taken by another program. Another port is tried."
+            return replace(failure, kind=FailureKind.PORT_TAKEN, message=message)
+        return failure
+
+    def _read_lines(self, data: bytes) -> None:
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._partial = self._partial[-MAX_LINE:]
+        changed = False
+        for line in lines:
+            changed |= self.load_log.feed(line.decode("utf-8", "replace"))
+        if self.load_log.state == "ready":
+            self._wake.set()
+        if self.load_log.state == "loading" and self.phase is Status.STARTING:
+            self._enter(Status.LOADING)  # it binds its port before it says so
+        elif changed:
+            self._on_change(self)
+
+    async def _serves(self) -> bool:
+        """Look once at the port: refused, loading, or serving and really ours."""
+        try:
+            status = await self._get("/health", PROBE_TIMEOUT_S)
+            if status == 503:
+                self._enter(Status.LOADING)
+                return False
+            # Only our process asks for our key. /health is public, /props is not.
+            ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
+            ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
+        except _NO_ANSWER as error:
+            refused = isinstance(error, httpx.ConnectError) and not out_of_files(error)
+            if refused and self._refused_since is None:
+                self._refused_since = self._loop.time()
+            return False
+        if not (status == 200 and ours):
+            await self._refuse_stranger()
+        return status == 200 and ours
+
+    def _is_deaf(self) -> bool:
+        """It may say that it is ready, and wait for commands for ever."""
+        was_bound = self._answered or self.phase is not Status.STARTING
+        refused = self._refused_since is not None and self._loop.time() - self._refused_since > DEAF_S
+        return was_bound and refused
+
+    async def _refuse_stranger(self) -> None:
+        # Our process could not bind the port and is about to say so itself, which is the better message.
+        await asyncio.wait({self._exit}, timeout=1.0)
+        if not self._exit.done():
+            message = f"Port {self.port} is served by another program. Another port is tried."
+            raise LoadError(self._failure(FailureKind.PORT_TAKEN, message))
+
+    async def _get(self, path: str, timeout_s: float, *, key: bool = True) -> int:
+        # One connection each: an idle one holds a thread of the server, and dies after 5 s anyway.
+        headers = {"Connection": "close"}
+        if key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        with anyio.fail_after(timeout_s):
+            async with self._http.stream("GET", self._url + path, headers=headers) as answer:
+                status: int = answer.status_code
+        self._answered, self._refused_since = True, None
+        return status
+
+    async def _look(self) -> None:
+        """Reading the file or growing is a sign of progress, also where the log says nothing."""
+        read, resident = await anyio.to_thread.run_sync(usage, self.pid)
+        if read > self._seen[0] or resident >= self._seen[1] + RSS_STEP:
+            self._seen = (max(read, self._seen[0]), max(resident, self._seen[1]))
+            self._last_sign = self._loop.time()
+        if self.load_log.state is None:  # it does not speak the protocol, or not yet
+            share = await anyio.to_thread.run_sync(share_read, self.pid, self._files)
+            if share is not None and self.load_log.measured(share):
+                self._on_change(self)
+
+    def _enter(self, phase: Status) -> None:
+        if phase is not self.phase:
+            self.phase = phase
+            self._on_change(self)
+
+    def _no_progress(self) -> str:
+        return (
+            f"The load showed no progress for {self._load_timeout_s:.0f} s. Look at its log; if the disk or "
+            "the GPU is only slow, raise system.load_timeout_sec."
+        )
+
+    def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
+        return Failure(kind, message, code, tuple(self.log.tail(TAIL_LINES, since=self._begin)))
+
+    def _ask_to_exit(self) -> None:
+        # With the child protocol on, a loaded server that only gets SIGTERM goes on waiting for stdin.
+        pipe = self._transport.get_pipe_transport(0) if self._transport is not None else None
+        if pipe is not None and not pipe.is_closing():
+            cast(asyncio.WriteTransport, pipe).write(EXIT_COMMAND)
+        if not WINDOWS:  # where the command is the only gentle way
+            self._signal_group(signal.SIGTERM)
+
+    def _signal_group(self, number: int) -> None:
+        if self._transport is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if WINDOWS:
+                self._transport.kill()
+            else:
+                os.killpg(self.pid, number)
+
+
+class _Output(asyncio.Protocol):
+    """What the process says.
+
+    A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
+    than the request itself, mostly for waking up; so after each read the pipe is left alone for `BREATH_S`.
+    """
+
+    def __init__(self, runner: LlamaRunner) -> None:
+        self._runner = runner
+        self._transport: asyncio.ReadTransport | None = None
+        self._breath: asyncio.TimerHandle | None = None
+        self._has_exited = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.ReadTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._runner.took_output(data)
+        may_wait = self._runner.phase is Status.READY and not self._has_exited and self._breath is None
+        if may_wait and len(data) < FULL_READ and self._transport is not None:
+            self._transport.pause_reading()
+            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._read_on)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._runner.output_ended()
+
+    def process_exited(self) -> None:
+        """Its last words wait for nobody."""
+        self._has_exited = True
+        self._read_on()
+
+    def close(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+        if self._transport is not None:
+            self._transport.close()
+
+    def _read_on(self) -> None:
+        if self._breath is not None:
+            self._breath.cancel()
+            self._breath = None
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+
+class _Process(asyncio.SubprocessProtocol):
+    """Hands everything on."""
+
+    def __init__(self, runner: LlamaRunner, output: _Output) -> None:
+        self._runner, self._output = runner, output
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        if (output := self._transport.get_pipe_transport(1)) is not None:
+            self._output.connection_made(output)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._output.data_received(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self._output.connection_lost(exc)
+
+    def process_exited(self) -> None:
+        assert self._transport is not None
+        code = self._transport.get_returncode()
+        assert code is not None
+        self._output.process_exited()
+        self._runner.process_exited(code)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._runner.connection_lost()

@@ -1,0 +1,88 @@
+"""The seam to the world of processes: what the rest of the router knows of a running llama-server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from app.core.config import ModelSpec
+from app.domain.status import Status
+from app.llama.exit_reason import Failure
+from app.llama.load_output import LoadLog
+from app.llama.output import ModelLog
+
+
+class LoadError(Exception):
+    """A load that did not end in a serving process."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Exit:
+    code: int
+    failure: Failure
+
+
+class Runner(Protocol):
+    """One live llama-server. `phase`: STARTING until its port answers, then LOADING, READY when it serves."""
+
+    pid: int
+    port: int
+    api_key: str
+    phase: Status
+    load_log: LoadLog
+    log: ModelLog
+    last_output: float  # when it last said anything, on the monotonic clock
+    undead: bool  # it was killed and lives on, inside a call of the kernel; `on_change` has told it
+
+    async def ready(self) -> None:
+        """Returns when it serves. Raises `LoadError`: it exited, or showed no progress for too long."""
+
+    async def exited(self) -> Exit:
+        """For any number of waiters; cancelling one changes nothing."""
+        ...
+
+    async def healthy(self, timeout_s: float) -> bool: ...
+
+    async def working(self) -> bool:
+        """It uses the processor: one batch of a long prompt can take minutes without a word."""
+        ...
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """Returns when the process is reaped, or `undead`. Safe to call twice, and at the same time."""
+
+
+OnChange = Callable[[Runner], None]
+
+
+class SlotFolders(Protocol):
+    """Where processes may save what their slots hold."""
+
+    async def open(self, spec: ModelSpec) -> Path | None:
+        """For the process that is about to start; None: it runs without."""
+
+    def close(self, spec: ModelSpec) -> None:
+        """Its process is gone."""
+
+
+class Launcher(Protocol):
+    async def check(self, spec: ModelSpec) -> None:
+        """Before anybody is stopped for it: raises `LoadError` for what no room could help."""
+
+    async def prepare(self, spec: ModelSpec) -> None:
+        """While room is made for it: what makes its load quicker. Cancelled when the load begins."""
+
+    def launch(
+        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+    ) -> AbstractAsyncContextManager[Runner]:
+        """The process lives as long as the block: an undead one keeps it from ending.
+
+        `on_change` hears of every news of its load, and when it does not die.
+        """
+        ...

@@ -1,0 +1,77 @@
+"""Which probe suits this machine and this llama-server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
+from app.memory.probes.list_devices import ListDevicesProbe, list_devices
+from app.memory.probes.nvml import NvmlProbe
+
+START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every GPU first
+
+T = TypeVar("T")
+
+
+def find_gpus(binary: Path | None = None) -> GpuProbe:
+    """How to read the devices that this llama-server can use; a null probe says why there are none.
+
+    NVML tells most, so it is asked where the binary uses CUDA, or does not say what it uses.
+    """
+    listed = _listed(binary) if binary is not None else None
+    if listed is None or any(reading.id.startswith("CUDA") for reading in listed):
+        probe = _nvml()
+        if probe.reason is None or not listed:
+            return probe
+    if listed and binary is not None:
+        return ListDevicesProbe(binary, listed)
+    nvml = _nvml()
+    reason = nvml.reason or "this llama-server was not built for the NVIDIA GPUs that are there"
+    return NullProbe(f"llama-server --list-devices shows no device; {reason}")
+
+
+def _listed(binary: Path) -> list[Reading] | None:
+    try:
+        return list_devices(binary)
+    except GpuError:  # an old build does not know the flag
+        return None
+
+
+def _nvml() -> GpuProbe:
+    """A driver that hangs at the start is kept: it is reported, and may come back."""
+    try:
+        import pynvml
+    except ImportError as error:
+        return NullProbe(f"the nvidia-ml-py package is missing: {error}")
+    probe = NvmlProbe(pynvml)
+    try:
+        if not in_time(probe.read, START_TIMEOUT_S):
+            return NullProbe("the NVIDIA driver reports no device")
+    except GpuError as error:
+        return NullProbe(f"no usable NVIDIA driver: {error}")
+    except TimeoutError:
+        pass
+    return probe
+
+
+def in_time(call: Callable[[], T], timeout_s: float) -> T:
+    """Raises `TimeoutError` and leaves the call alone, in a thread that does not keep the program alive."""
+    answers: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=run, name="driver", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if not answers:
+        raise TimeoutError(f"no answer within {timeout_s:.0f} s")
+    if isinstance(answers[0], BaseException):
+        raise answers[0]
+    return answers[0]

@@ -1,0 +1,75 @@
+"""Devices of any make, as `llama-server --list-devices` shows them: AMD, Intel, Metal, Vulkan."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.memory.probes.interface import GpuError, Reading
+
+LIST_TIMEOUT_S = 30.0
+
+
+class ListDevicesProbe:
+    """Devices as llama-server itself sees them. Each reading is a process: it is made only on demand."""
+
+    reason: str | None = None
+    poll_s = 1.0
+
+    def __init__(self, binary: Path, found: Sequence[Reading]) -> None:
+        self._binary = binary
+        self._found = found
+        self._wanted = self._seen = 0
+
+    def read(self) -> Sequence[Reading]:
+        wanted = self._wanted  # what expires while the process runs is read again the next time
+        if self._seen != wanted:
+            self._found = list_devices(self._binary)
+            self._seen = wanted
+        return self._found
+
+    def expire(self) -> None:
+        self._wanted += 1
+
+    def close(self) -> None:
+        pass
+
+
+_DEVICE = re.compile(r"^\s+(?P<id>[^\s:]+): (?P<name>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$")
+
+
+def list_devices(binary: Path) -> list[Reading]:
+    """What `llama-server --list-devices` prints. Raises `GpuError`."""
+    try:
+        done = subprocess.run(
+            [str(binary), "--list-devices"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LIST_TIMEOUT_S,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GpuError(f"{binary} --list-devices: {error}") from error
+    if done.returncode != 0:
+        raise GpuError(f"{binary} --list-devices ended with exit code {done.returncode}")
+    return parse_devices(f"{done.stdout}\n{done.stderr}")
+
+
+def parse_devices(text: str) -> list[Reading]:
+    """An index in `gpu_devices` counts in this order. Libraries for the CPU are listed without memory."""
+    found = [match for line in text.splitlines() if (match := _DEVICE.match(line)) and int(match["total"])]
+    return [
+        Reading(
+            id=match["id"],
+            uuid="",
+            name=match["name"],
+            total_mb=int(match["total"]),
+            used_mb=max(int(match["total"]) - int(match["free"]), 0),
+            free_mb=int(match["free"]),
+            names=(str(position),),
+        )
+        for position, match in enumerate(found)
+    ]

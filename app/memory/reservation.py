@@ -1,0 +1,209 @@
+"""One model's memory through its life: promised, checked before the weights are read, measured, learned."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from app.core.config import ModelSpec
+from app.core.vram_tracker import DeviceTracker
+from app.domain.status import Need, Placement
+from app.llama.exit_reason import Failure, FailureKind
+from app.llama.load_output import Buffer, LoadLog
+from app.memory.history import LearnedFootprints
+from app.memory.probes.interface import HOST
+
+logger = logging.getLogger(__name__)
+
+MOST_OVERHEAD_MB = 2048  # what is beyond it was not the process's fixed cost
+OOM_STEP_MB = 256
+_ON_HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
+_BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm", "--control-vector"}
+
+
+class ModelMemory:
+    """`need` is what a load would take; `key` names this file with these flags in what was learned."""
+
+    def __init__(self, alias: str, tracker: DeviceTracker, learned: LearnedFootprints) -> None:
+        self._alias, self._tracker, self._learned = alias, tracker, learned
+        self._spec: ModelSpec | None = None
+        self._key = ""
+        self._need: Need | None = None
+        self._checked = self._loaded = False
+        self._stopped_for_more = False
+        self._buffers = (0, 0)
+
+    # --- what is known
+
+    def expect(self, spec: ModelSpec, key: str, need: Need) -> None:
+        """The file has been looked at."""
+        self._spec, self._key, self._need = spec, key, need
+
+    @property
+    def estimated_mb(self) -> int | None:
+        """By the file's header, or declared; of the last look at it."""
+        if self._need is None:
+            return None
+        return self._need.mb if self._need.estimate_mb is None else self._need.estimate_mb
+
+    @property
+    def measured_mb(self) -> int | None:
+        """What it really takes, or took when it was last loaded; None where nobody has seen it."""
+        now = self._tracker.measured_mb(self._alias)
+        return now if now is not None else self._learned.model(self._key).seen_mb
+
+    @property
+    def load_s(self) -> float | None:
+        """How long its last load took; None where nobody has seen one."""
+        return self._learned.model(self._key).load_ms / 1000 or None
+
+    # --- one load
+
+    def reserve(self, placement: Placement) -> None:
+        self._checked = self._loaded = False
+        self._buffers = (0, 0)
+        self._tracker.reserve(self._alias, placement)
+
+    def check(self, log: LoadLog) -> Failure | None:
+        """Compare what llama-server announces with the reservation, before it reads the weights.
+
+        More than was reserved is reserved now if there is room. Else the load has to stop: what it needs is
+        known the next time. `may_heal` of a second such failure in a row ends in a real one.
+        """
+        mb = self._announced_mb(log)
+        if mb is None or self._checked:
+            return None
+        self._checked = True
+        held = dict(self._tracker.held(self._alias))
+        more_mb = mb - sum(held.values())
+        if more_mb <= 0:
+            return None
+        grown = _scaled(held, mb)
+        if all(self._tracker.room_mb(d) >= grown[d] - held[d] for d in held):
+            logger.info("%s: needs %d MB more than expected, which is there", self._alias, more_mb)
+            self._tracker.adjust(self._alias, grown)
+            return None
+        self._learned.put(self._key, floor_mb=mb)
+        message = f"It needs {mb} MB, {more_mb} MB more than expected, and that is not free."
+        return Failure(FailureKind.OUT_OF_MEMORY, message, None, ())
+
+    @property
+    def may_plan_again(self) -> bool:
+        """Once in a row: a second surprise is a failure like any other."""
+        again, self._stopped_for_more = not self._stopped_for_more, True
+        return again
+
+    def loaded(self, log: LoadLog, took_s: float) -> None:
+        """Remember the buffers that it logged, and the time."""
+        self._learned.put(self._key, load_ms=max(1, round(1000 * took_s)))
+        self._loaded, self._stopped_for_more = True, False
+        self._buffers = device_mb, host_mb = split_buffers(log.buffers)
+        if device_mb or host_mb:
+            self._learned.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
+        self._tracker.loaded(self._alias)
+
+    def look(self) -> bool:
+        """After each reading: learn from what the driver shows, and promise what it really takes.
+
+        True if the promise became another one.
+        """
+        gpus = [d for d in self._tracker.held(self._alias) if d != HOST]
+        if not self._loaded or not gpus or not self._buffers[0] or not self._tracker.has_settled(self._alias):
+            return False
+        self._learn_from_driver(gpus)
+        return self._promise_what_it_takes(gpus)
+
+    def ran_out(self, log: LoadLog) -> None:
+        """There was not enough memory: the next plan reserves more, and so makes room if that helps."""
+        held = self._tracker.held(self._alias)
+        asked = split_buffers([*log.buffers, *([log.refused] if log.refused else ())])
+        gpus = [d for d in held if d != HOST]
+        beside_mb = self._need.overhead_mb * len(gpus) if self._need else 0
+        self._needs_more_than(sum(held.values()), asked[0] + beside_mb if gpus else asked[1])
+
+    def release(self, *, crashed: bool) -> None:
+        """The process is gone."""
+        self._loaded = False
+        self._tracker.release(self._alias, crashed=crashed)
+
+    def outlived(self, pid: int) -> str:
+        """Its process does not die; the name under which what it holds stays promised."""
+        self._loaded = False
+        return self._tracker.outlived(self._alias, pid)
+
+    # --- inside
+
+    def _learn_from_driver(self, gpus: Sequence[str]) -> None:
+        """What a process takes beside its buffers is the GPU's and the driver's: it holds for all models."""
+        peak_mb = self._tracker.peak_mb(self._alias)
+        beyond_mb = peak_mb - self._buffers[0]
+        if not 0 < beyond_mb <= MOST_OVERHEAD_MB * len(gpus):
+            return
+        self._learned.put(self._key, measured_mb=max(peak_mb, self._learned.model(self._key).measured_mb))
+        if len(gpus) == 1 and not self._has_more_than_its_log_tells():
+            self._learned.saw_overhead(self._tracker.kinds(gpus)[0], beyond_mb)
+
+    def _promise_what_it_takes(self, gpus: Sequence[str]) -> bool:
+        """Less than was reserved for the load, but with room for the pools that still grow."""
+        if self._need is None or self._need.declared:
+            return False
+        held, measured = self._tracker.held(self._alias), self._tracker.measured(self._alias)
+        expected_mb = self._buffers[0] + self._need.beside_mb + self._need.overhead_mb * len(gpus)
+        target_mb = max(self._tracker.peak_mb(self._alias), min(sum(held.values()), expected_mb))
+        if abs(target_mb - sum(held.values())) <= len(held):  # rounding
+            return False
+        self._tracker.adjust(
+            self._alias, _scaled(measured if set(measured) == set(held) else held, target_mb)
+        )
+        return True
+
+    def _announced_mb(self, log: LoadLog) -> int | None:
+        """What llama-server says that it will use there, and what it does not count itself."""
+        if self._need is None or self._need.declared:
+            return None
+        gpus = [d for d in self._tracker.held(self._alias) if d != HOST]
+        mb = log.projected_mb.get("device" if gpus else "host")
+        if mb is None:
+            return None
+        return mb + (self._need.overhead_mb * len(gpus) + self._need.beside_mb if gpus else 0)
+
+    def _needs_more_than(self, mb: int, asked_mb: int) -> None:
+        """It ran out of memory with this much, and had asked for that much; never believed to need more
+        than the devices could give."""
+        if self._need is None or self._need.declared:
+            return
+        most_mb = self._tracker.most_mb(self._need.devices)
+        floor_mb = min(max(mb + max(mb // 10, OOM_STEP_MB), asked_mb), max(most_mb, mb))
+        if self._loaded:  # it was loaded, and grew while it served
+            self._learned.put(
+                self._key, measured_mb=max(floor_mb, self._learned.model(self._key).measured_mb)
+            )
+        else:
+            self._learned.put(self._key, floor_mb=max(floor_mb, self._learned.model(self._key).floor_mb))
+
+    def _has_more_than_its_log_tells(self) -> bool:
+        assert self._spec is not None
+        flags = {arg.partition("=")[0] for arg in self._spec.extra_args}
+        return bool(self._spec.params.mmproj or flags & _BESIDE)
+
+
+def split_buffers(buffers: Iterable[Buffer]) -> tuple[int, int]:
+    """MB on devices and on the host."""
+    device = host = 0.0
+    for buffer in buffers:
+        if _ON_HOST.match(buffer.device):
+            host += buffer.mib
+        else:
+            device += buffer.mib
+    return _up(device), _up(host)
+
+
+def _scaled(shares: Mapping[str, int], total_mb: int) -> dict[str, int]:
+    """`total_mb` in the proportion of `shares`."""
+    whole = sum(shares.values()) or 1
+    return {device: -(-total_mb * mb // whole) for device, mb in shares.items()}
+
+
+def _up(mib: float) -> int:
+    return -(-int(mib * 100) // 100)

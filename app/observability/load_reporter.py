@@ -1,0 +1,36 @@
+"""Tells the log how far a load is, so that nobody wonders whether a big model hangs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from app.domain.events import Event, EventBus, StatusChanged, Touched
+from app.domain.status import ModelView, Status
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 5.0
+"""A quick load says nothing between its start and its end."""
+
+
+class LoadReporter:
+    def __init__(self, bus: EventBus, view: Callable[[str], ModelView], clock: Callable[[], float]) -> None:
+        self._view, self._clock = view, clock
+        self._next: dict[str, float] = {}
+        bus.subscribe(self._on_event, StatusChanged, Touched)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, StatusChanged):
+            if event.new is Status.STARTING:
+                self._next[event.alias] = self._clock() + EVERY_S
+            elif event.new is not Status.LOADING:
+                self._next.pop(event.alias, None)
+        elif isinstance(event, Touched) and self._clock() >= self._next.get(event.alias, float("inf")):
+            self._report(self._view(event.alias))
+
+    def _report(self, view: ModelView) -> None:
+        if view.load_progress is None:
+            return
+        self._next[view.alias] = self._clock() + EVERY_S
+        logger.info("%s: loading, %.0f %%", view.alias, 100 * view.load_progress)
