@@ -24,14 +24,15 @@ from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
 from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import warm_up
 from app.domain.background import Background
-from app.domain.events import EventBus
+from app.domain.event_bus import EventBus
+from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo

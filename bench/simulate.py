@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.domain.status import Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
 from app.scheduling.placement import fit
 from app.scheduling.policy import Limits
 from bench.world import Model, Outcome, Request, Spec, World

@@ -18,8 +18,11 @@ from statistics import median
 import psutil
 
 from app.core.prometheus_metrics import Metrics
-from app.domain.events import EventBus, Evicted, LoadFinished, Outcome, RequestFinished, Usage
-from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.domain.event_bus import EventBus
+from app.domain.events import Evicted, LoadFinished, Outcome, RequestFinished, Usage
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, ModelView
 from app.llama.binary import find_binary
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat

@@ -18,7 +18,9 @@ from typing import Any
 
 from app.core import queue
 from app.domain.errors import QueueFull
-from app.domain.status import MOVES, NEVER_USED, DeviceView, ModelView, Need, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import MOVES, Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, ModelView, Need
 from app.scheduling import policy
 from app.scheduling.placement import Room
 from app.scheduling.policy import Limits, Plan

@@ -10,17 +10,21 @@ from typing import Any
 
 import anyio
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
-from app.domain.events import Event, EventBus
-from app.domain.status import Priority, Status
+from app.domain.event_bus import EventBus
+from app.domain.events import Event
+from app.domain.priority import Priority
+from app.domain.spec import ModelSpec
+from app.domain.status import Status
+from app.domain.units import MIB
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.runner import Exit, LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.need import Footprint
-from app.memory.probes.interface import MIB, Reading
+from app.memory.probes.interface import Reading
 from app.models.kv_cache import KvCache
 
 _pids = itertools.count(1000)

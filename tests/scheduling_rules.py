@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from app.domain.status import DeviceView, ModelView, Placement, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, ModelView, Placement
 from app.scheduling.placement import Room, fit
 from app.scheduling.policy import Plan
 from bench.world import Model, Request, World

@@ -47,7 +47,7 @@ PURE = (
     "app.proxy.usage",
     "app.scheduling",
 )
-NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.events"}
+NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus"}
 """What stands among them and waits, or tells others."""
 
 NO_IO = {

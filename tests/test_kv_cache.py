@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.domain.events import CacheMoved
+from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
 from app.llama.command import BinaryInfo, build_command
 from app.models.kv_cache import KvCache, validity

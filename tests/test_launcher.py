@@ -22,7 +22,8 @@ import httpx
 import psutil
 import pytest
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
+from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.llama import process as llama_process
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary

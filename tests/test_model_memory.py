@@ -13,12 +13,12 @@ from app.core.config import Config
 from app.domain.errors import LoadFailed, VramExhausted
 from app.domain.events import Evicted, LoadFinished
 from app.domain.status import Status, StopReason
+from app.domain.units import MIB
 from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
 from app.memory import need as footprint
 from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
 from app.memory.history import Learned
-from app.memory.probes.interface import MIB
 from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint

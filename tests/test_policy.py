@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.status import NEVER_USED, DeviceView, Head, ModelView, Need, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need
 from app.scheduling.placement import fit
 from app.scheduling.policy import (
     NEVER,

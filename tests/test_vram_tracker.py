@@ -11,8 +11,8 @@ import pytest
 
 from app.core import vram_tracker
 from app.core.vram_tracker import SETTLE_MAX_S, DeviceTracker
-from app.domain.status import DeviceView, Need
-from app.memory.probes.interface import HOST, GpuError, NullProbe, Reading, resolve
+from app.domain.views import HOST, DeviceView, Need
+from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Room, fit
 from tests.fakes import Clock

@@ -31,7 +31,8 @@ from app.domain.errors import (
     UnsupportedMediaType,
     WrongModelKind,
 )
-from app.domain.status import ModelKind, Priority
+from app.domain.priority import Priority
+from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
 
 router = APIRouter(responses=FOR_MODELS)

@@ -32,7 +32,7 @@ from app.domain.errors import (
     RequestTooLarge,
     RouterError,
 )
-from app.domain.status import Priority
+from app.domain.priority import Priority
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 
 from app.domain.errors import UpstreamTimeout
-from app.domain.events import Event, EventBus, RequestFinished
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, RequestFinished
 from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance

@@ -11,7 +11,7 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import (
@@ -22,8 +22,12 @@ from app.domain.errors import (
     ShuttingDown,
     VramExhausted,
 )
-from app.domain.events import EventBus, Touched
-from app.domain.status import ModelView, Need, Priority, Status, StopReason
+from app.domain.event_bus import EventBus
+from app.domain.events import Touched
+from app.domain.priority import Priority
+from app.domain.spec import ModelSpec
+from app.domain.status import Status, StopReason
+from app.domain.views import ModelView, Need
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
 from app.memory import need as footprint

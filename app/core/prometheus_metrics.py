@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from app.domain.event_bus import EventBus
 from app.domain.events import (
     CacheMoved,
     Event,
-    EventBus,
     Evicted,
     LoadFinished,
     Outcome,
@@ -18,10 +18,12 @@ from app.domain.events import (
     RequestFinished,
     Restarted,
 )
-from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.units import MIB
+from app.domain.views import DeviceView, ModelView
 from app.observability.series import Count, Distribution, Family, counter, gauge, histogram, label_text
 
-MIB = 2**20
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)

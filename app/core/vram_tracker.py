@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from app.domain.status import DeviceView, Placement
+from app.domain.views import HOST, DeviceView, Placement
 from app.memory.probes.driver_thread import DriverThread
-from app.memory.probes.interface import HOST, GpuProbe, Reading, resolve
+from app.memory.probes.interface import GpuProbe, Reading, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import httpx
 
-from app.core.config import ModelSpec
+from app.domain.spec import ModelSpec
 from app.gguf.header import split_parts
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind

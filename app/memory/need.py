@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.core.config import ModelSpec
-from app.domain.status import ModelKind, Need
+from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
+from app.domain.units import MIB
+from app.domain.views import HOST, Need
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
@@ -17,7 +19,6 @@ from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
 from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryParams, estimate
 from app.memory.history import Learned
-from app.memory.probes.interface import HOST, MIB
 
 NOTHING_LEARNED = Learned()
 

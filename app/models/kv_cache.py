@@ -13,7 +13,8 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
+from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.gguf.header import GgufError, split_parts
 from app.llama.command import BinaryInfo

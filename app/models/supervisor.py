@@ -12,28 +12,20 @@ from typing import Any
 
 import anyio
 
-from app.core.config import ModelSpec
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import LoadFailed, ModelFailed, RouterError
-from app.domain.events import CacheMoved, EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
-from app.domain.status import (
-    MOVES,
-    NEVER_USED,
-    InvalidMove,
-    ModelView,
-    Need,
-    Placement,
-    Status,
-    StopReason,
-)
+from app.domain.event_bus import EventBus
+from app.domain.events import CacheMoved, Evicted, LoadFinished, Restarted, StatusChanged, Touched
+from app.domain.spec import ModelSpec
+from app.domain.status import MOVES, InvalidMove, Status, StopReason
+from app.domain.views import HOST, NEVER_USED, ModelView, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import Launcher, LoadError, Runner
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
-from app.memory.probes.interface import HOST
 from app.memory.reservation import ModelMemory
 from app.models.kv_cache import KvCache, Moved
 from app.scheduling.policy import backoff_s

@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from app.domain.status import NEVER_USED, DeviceView, Head, ModelView, Placement, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Placement
 from app.scheduling.placement import Room, fit
 
 NEVER = math.inf
