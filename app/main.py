@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -189,10 +189,9 @@ async def _manager(
     bus: EventBus,
     kv_cache: KvCache | None,
 ) -> tuple[DeviceTracker, ModelManager]:
-    """The ledger of memory and who decides by it; each new reading is a reason to look again."""
-    look_again: list[Callable[[], None]] = []
+    """The ledger of memory, and who decides by it."""
     asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
-    tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
+    tracker = await _tracker(config, probe, asked, stack, bus)
     manager = ModelManager(
         config,
         launcher=launcher,
@@ -202,7 +201,6 @@ async def _manager(
         learned=await _learned(config.system.log_dir, launcher),
         kv_cache=kv_cache,
     )
-    look_again.append(manager.look_again)
     stack.push_async_callback(manager.stop_all)
     return tracker, manager
 
@@ -270,13 +268,11 @@ async def _tracker(
     probe: GpuProbe | None,
     binary: Path | None,
     stack: AsyncExitStack,
-    on_change: Callable[[], None],
+    bus: EventBus,
 ) -> DeviceTracker:
     if probe is None:
         probe = await anyio.to_thread.run_sync(find_gpus, binary)
-    tracker = DeviceTracker(
-        probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, on_change=on_change
-    )
+    tracker = DeviceTracker(probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, bus=bus)
     stack.push_async_callback(tracker.close)
     await tracker.refresh()
     return tracker

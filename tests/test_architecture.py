@@ -19,6 +19,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/llama",
     "app/memory/probes",
     "app/memory/estimate",
+    "app/memory/ledger",
     "app/core/vram_tracker.py",
     "app/memory",
     "app/core/queue.py",
@@ -44,6 +45,7 @@ PURE = (
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.memory.estimate",
+    "app.memory.ledger",
     "app.proxy.usage",
     "app.scheduling",
 )

@@ -23,7 +23,7 @@ from app.domain.errors import (
     VramExhausted,
 )
 from app.domain.event_bus import EventBus
-from app.domain.events import Touched
+from app.domain.events import Event, ReadingTaken, Touched
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
@@ -88,7 +88,7 @@ class ModelManager:
         self._clock, self._bus, self._tracker = clock, bus, tracker
         self._learned, self._kv_cache = learned or LearnedFootprints(), kv_cache
         self._learned.on_change = self._save_learned
-        tracker.on_reading = self._learn_from_reading
+        bus.subscribe(self._on_reading, ReadingTaken)
         self._contended = False
         self._prepared: str | None = None
         self._next_look: asyncio.Handle | None = None
@@ -437,9 +437,9 @@ class ModelManager:
         if not self.closing:  # `stop_all` saves by itself
             self._job("save footprints", self._learned.save)
 
-    def _learn_from_reading(self) -> None:
+    def _on_reading(self, event: Event) -> None:
         changed = [instance.memory.look() for instance in self.instances.values()]
-        if any(changed):
+        if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()
 
     async def _hold_place(self, instance: ModelInstance) -> None:

@@ -96,12 +96,19 @@ class RequestFinished(NamedTuple):
     usage: Usage
 
 
+class ReadingTaken(NamedTuple):
+    """The devices were read. `is_news`: memory was waited for, or a device can be read again or no more."""
+
+    is_news: bool
+
+
 class Settled(NamedTuple):
     """A batch of accounts is complete."""
 
 
 Event = (
     Settled
+    | ReadingTaken
     | StatusChanged
     | Touched
     | LoadFinished
