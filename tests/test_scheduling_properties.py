@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.scheduling.policy import Limits
+from app.scheduling.plan import Limits
 from bench.world import Code, Model, Outcome, Request, Spec
 from tests.scheduling_rules import CheckedWorld
 

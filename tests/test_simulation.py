@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from app.domain.priority import Priority
-from app.scheduling.policy import Limits
+from app.scheduling.plan import Limits
 from bench.simulate import WAYS, Result, alternating, many_models, night, play
 from bench.world import Outcome, Request, Spec, World
 

@@ -11,7 +11,7 @@ from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import HOST, NEVER_USED, DeviceView, ModelView
 from app.models.supervisor import ModelInstance
-from app.scheduling.policy import NEVER, Wait
+from app.scheduling.plan import NEVER, Wait
 
 if TYPE_CHECKING:
     from app.api.services import Services

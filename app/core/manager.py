@@ -36,7 +36,7 @@ from app.memory.need import Footprint
 from app.models.kv_cache import KvCache
 from app.models.supervisor import ModelInstance, RestartLimits
 from app.scheduling import policy
-from app.scheduling.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
+from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Preview, Refuse, Stop, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ModelManager:
         self.instances: dict[str, ModelInstance] = {}
         self.names: dict[str, ModelInstance] = {}
         self.closing = False
-        self.waits: Mapping[str, policy.Wait] = {}  # who waits for whom, as of the last look
+        self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last look
         self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
         self.launcher, self._inspect_file = launcher, inspect
         self._clock, self._bus, self._tracker = clock, bus, tracker
@@ -298,7 +298,7 @@ class ModelManager:
             if instance.need is None and _may_be_loaded_soon(instance):
                 self._job(f"inspect {instance.alias}", partial(self._inspect, instance))
 
-    def _carry_out(self, action: policy.Action) -> None:
+    def _carry_out(self, action: Action) -> None:
         instance = self.instances[action.alias]
         if isinstance(action, Load):
             instance.start(action.placement)
@@ -348,7 +348,7 @@ class ModelManager:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if when < policy.NEVER:
+        if when < NEVER:
             delay = max(when - self._clock(), 0.0)
             self._alarm = asyncio.get_running_loop().call_later(delay, self.look_again)
 

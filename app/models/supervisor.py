@@ -28,7 +28,7 @@ from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
 from app.models.kv_cache import KvCache, Moved
-from app.scheduling.policy import backoff_s
+from app.models.restarts import backoff_s
 
 logger = logging.getLogger(__name__)
 
