@@ -39,7 +39,7 @@ from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.probes.choice import find_gpus

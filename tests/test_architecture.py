@@ -16,6 +16,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/core/config.py",
     "app/configuration",
     "app/access",
+    "app/llama/output",
     "app/llama",
     "app/memory/probes",
     "app/memory/estimate",

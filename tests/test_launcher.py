@@ -32,7 +32,7 @@ from app.llama.control_client import refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
@@ -664,7 +664,7 @@ import httpx
 from app.llama import os_process
 from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.orphans import PidFile
 from tests.test_launcher import acting, binary, find_binary, nobody, replace
 {before}

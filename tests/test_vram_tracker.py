@@ -272,7 +272,7 @@ async def test_a_failing_driver_is_reported_and_the_ledger_goes_on(
 async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
     gpu.may_answer.clear()
     asked = gpu.asked
     for _ in range(5):
@@ -281,7 +281,7 @@ async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     assert gpu.asked == asked + 1
     assert [t.name for t in threading.enumerate()].count("gpu driver") == 1
     assert card(tracker).total_mb == TOTAL_MB
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 10)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 10)
     gpu.others_mb = 700
     gpu.may_answer.set()
     await tracker.refresh()
@@ -302,7 +302,7 @@ async def test_refreshes_never_overlap(tracker: DeviceTracker, gpu: Gpu) -> None
 async def test_a_hanging_driver_does_not_hold_up_the_end(
     tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
     gpu.may_answer.clear()
     await tracker.refresh()
     await tracker.close()

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 SETTLE_MAX_S = 3.0
-PROBE_TIMEOUT_S = 5.0
+READING_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 
 
@@ -54,10 +54,10 @@ class DeviceTracker:
         """Ask the driver. A driver that fails or hangs is a state that is reported, not a crash."""
         waited_for, error = bool(self._settling), self.error
         try:
-            with anyio.fail_after(PROBE_TIMEOUT_S):
+            with anyio.fail_after(READING_TIMEOUT_S):
                 asked_at, found = await self._driver.read()
         except TimeoutError:
-            self._report(f"the GPU driver did not answer within {PROBE_TIMEOUT_S:.0f} s")
+            self._report(f"the GPU driver did not answer within {READING_TIMEOUT_S:.0f} s")
         else:
             if isinstance(found, Exception):
                 self._report(f"the GPU driver failed: {found}")

@@ -17,7 +17,7 @@ from app.llama.command import BinaryInfo, Command, CommandError, build_command, 
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.orphans import PidFile
 from app.llama.os_process import NO_FILES_LEFT, files_left
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead

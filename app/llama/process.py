@@ -35,7 +35,7 @@ from app.llama.os_process import (
     spawn_options,
     usage,
 )
-from app.llama.output import ModelLog
+from app.llama.output.log import ModelLog
 from app.llama.ports import can_bind
 from app.llama.runner import Exit, LoadError, OnChange
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
-PROBE_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 5.0
 SAMPLE_S = 1.0
 LOOK_S = 0.25
 LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
@@ -281,13 +281,13 @@ class LlamaRunner:
     async def _serves(self) -> bool:
         """Look once at the port: refused, loading, or serving and really ours."""
         try:
-            status = await self._get("/health", PROBE_TIMEOUT_S)
+            status = await self._get("/health", ASK_TIMEOUT_S)
             if status == 503:
                 self._enter(Status.LOADING)
                 return False
             # Only our process asks for our key. /health is public, /props is not.
-            ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
-            ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
+            ours = await self._get("/props", ASK_TIMEOUT_S, key=False) == 401
+            ours = ours and await self._get("/props", ASK_TIMEOUT_S) == 200
         except _NO_ANSWER as error:
             if refused(error):
                 self._note_port(is_open=False)

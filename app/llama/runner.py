@@ -12,7 +12,7 @@ from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.llama.exit_reason import Failure
 from app.llama.load_output import LoadLog
-from app.llama.output import ModelLog
+from app.llama.output.log import ModelLog
 
 
 class LoadError(Exception):
