@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
+from app.access.rules import Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page, render
 from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
+from app.api.guard import Cors, Guard
 from app.api.metrics_feed import MetricsFeed
-from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
 from app.core.config import Config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from app.api.security import Rules
+from app.access.rules import Rules
 from app.api.services import Services
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError

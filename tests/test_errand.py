@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import uvicorn
 
+from app.access.rules import MAX_HEADER_BYTES, Rules
 from app.access.sessions import Sessions
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
-from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
 from app.configuration.file import parse
 from app.domain import event_bus

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.access.rules import MAX_HEADER_BYTES, MAX_HEADERS
 from app.access.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
-from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
 from app.configuration.file import ConfigError, parse
 from app.domain.errors import RouterError
 from app.main import create_app

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
 from app.api.documentation import FOR_MANAGEMENT, json_body
+from app.api.guard import client_of, require_admin
 from app.api.openai import find_model, json_object
-from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.models.supervisor import ModelInstance
