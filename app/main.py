@@ -43,6 +43,7 @@ from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
 from app.models.kv_cache import KvCache
@@ -273,7 +274,9 @@ async def _tracker(
 ) -> DeviceTracker:
     if probe is None:
         probe = await anyio.to_thread.run_sync(find_gpus, binary)
-    tracker = DeviceTracker(probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, bus=bus)
+    tracker = DeviceTracker(
+        probe, kept_free=KeptFree.parse(config.system.min_free_vram_mb), clock=time.monotonic, bus=bus
+    )
     stack.push_async_callback(tracker.close)
     await tracker.refresh()
     return tracker

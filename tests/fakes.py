@@ -243,7 +243,7 @@ class World:
         self.bus.subscribe(self.events.append)
         self.requests: list[Request] = []
         self.broken: dict[str, Failure] = {}
-        self.tracker = DeviceTracker(self.probe, min_free_mb=0, clock=self.clock, bus=self.bus)
+        self.tracker = DeviceTracker(self.probe, kept_free=NOTHING_KEPT, clock=self.clock, bus=self.bus)
         self.manager = ModelManager(
             self.config,
             launcher=self.launcher,

@@ -31,6 +31,7 @@ from app.domain.views import ModelView, Need
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
 from app.memory import need as footprint
+from app.memory.fixed_cost import default_cost
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.models.kv_cache import KvCache
@@ -104,7 +105,12 @@ class ModelManager:
         """
         system, specs = config.system, config.specs()
         self._config = config
-        self._limits = Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
+        self._limits = Limits(
+            system.max_concurrent_models,
+            system.max_swap_wait_sec,
+            system.aging_sec,
+            system.foreign_wait_sec,
+        )
         restarts = RestartLimits(system.max_restarts, system.restart_window_sec, system.load_max_retries)
         for alias, spec in specs.items():
             if alias not in self.instances:
@@ -203,6 +209,13 @@ class ModelManager:
             await self._inspect(instance)
         if instance.status is Status.FAILED:
             raise instance.load_failed()
+        found = self._preview(instance)
+        if found.refusal is not None and found.refusal.by_others:
+            await self._tracker.refresh()  # perhaps they have let go
+            found = self._preview(instance)
+        return found
+
+    def _preview(self, instance: ModelInstance) -> Preview:
         return policy.preview(
             self.views(), self._tracker.devices(), self._limits, self._clock(), instance.alias
         )
@@ -268,6 +281,7 @@ class ModelManager:
         self._forget_removed()
         plan = policy.plan(self.views(), self._tracker.devices(), self._limits, self._clock())
         self.waits = plan.waits
+        self._tracker.watch(plan.watches_others)
         self._prepare(next((alias for alias, wait in plan.waits.items() if wait.victims), None))
         for action in plan.actions:
             self._carry_out(action)
@@ -314,7 +328,7 @@ class ModelManager:
     def _refuse(self, instance: ModelInstance, refusal: Refuse) -> None:
         error = self.refusal_error(instance, refusal)
         logger.info("%s: refused: %s", instance.alias, error.message)
-        instance.queue.fail_waiting(error)
+        instance.queue.fail_waiting(error, arrived_by=refusal.arrived_by)
         self._bus.publish(Touched(instance.alias))
 
     def refusal_error(self, instance: ModelInstance, refusal: Refuse) -> RouterError:
@@ -327,14 +341,10 @@ class ModelManager:
                 retry_after_s=RETRY_WHEN_FULL_S,
                 details={"loaded_models": loaded},
             )
-        advice = (
-            "free memory that pinned models or other programs hold"
-            if refusal.ever
-            else "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"
-        )
+        where = " of the machine's own memory" if refusal.on_host else ""
         return VramExhausted(
-            f"{instance.alias} needs {refusal.need_mb} MB and at most {refusal.available_mb} MB can be made "
-            f"available; {advice}",
+            f"{instance.alias} needs {refusal.need_mb} MB{where} and at most {refusal.available_mb} MB "
+            f"can be made available; {_advice(refusal)}",
             retryable=refusal.ever,
             retry_after_s=RETRY_WHEN_FULL_S if refusal.ever else None,
             details={
@@ -428,7 +438,7 @@ class ModelManager:
             tracker.has_gpu,
             self._config.system.vram_multiplier,
             learned.model(key),
-            learned.overhead_mb(tracker.kinds(gpus)),
+            learned.fixed_cost(tracker.kinds(gpus)) or default_cost(tracker.backends(gpus)),
         )
         instance.memory.expect(spec, key, need)
         return need
@@ -438,7 +448,7 @@ class ModelManager:
             self._job("save footprints", self._learned.save)
 
     def _on_reading(self, event: Event) -> None:
-        changed = [instance.memory.look() for instance in self.instances.values()]
+        changed = [i.memory.look(has_served=i.has_served) for i in self.instances.values()]
         if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()
 
@@ -464,6 +474,14 @@ class ModelManager:
             logger.info("%s: %s", name, error.message)
         else:
             logger.error("%s failed", name, exc_info=error)
+
+
+def _advice(refusal: Refuse) -> str:
+    if refusal.ever:
+        return "free memory that pinned models or other programs hold"
+    if refusal.on_host:
+        return "use a smaller params.n_ctx or a smaller quantisation, or more params.n_gpu_layers"
+    return "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"
 
 
 _HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})

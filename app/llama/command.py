@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
-from app.domain.views import HOST
+from app.domain.views import HOST, Layout
 
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
 SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
@@ -108,8 +108,9 @@ def build_command(
     line.essential(("--api-key",))
     _address(line, spec, port)
     _model(line, spec, default_pooling)
-    _size(line, spec)
-    _devices(line, spec, devices)
+    layout = placement if isinstance(placement, Layout) else Layout(placement)
+    _size(line, spec, layout)
+    _devices(line, spec, devices, layout.layers)
     if slot_folder is not None:
         line.add(("--slot-save-path",), slot_folder)
     argv = (str(binary.path), *line.args, *spec.extra_args)
@@ -144,7 +145,7 @@ def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:
         line.need(("--chat-template",), params.chat_template)
 
 
-def _size(line: _Line, spec: ModelSpec) -> None:
+def _size(line: _Line, spec: ModelSpec, layout: Layout) -> None:
     params = spec.params
     line.need(("-c", "--ctx-size"), params.n_ctx * spec.slots)
     line.need(("-np", "--parallel"), spec.slots)
@@ -155,7 +156,8 @@ def _size(line: _Line, spec: ModelSpec) -> None:
         line.need(("-ub", "--ubatch-size"), ubatch)
     line.add(("-t", "--threads"), spec.cpu_threads)
     line.add(("-tb", "--threads-batch"), spec.cpu_threads)
-    line.add(("--cache-ram", "-cram"), spec.prompt_cache_mb)
+    cache_mb = spec.prompt_cache_mb if layout.cache_mb is None else layout.cache_mb
+    line.add(("--cache-ram", "-cram"), cache_mb)
     line.add(("-ctk", "--cache-type-k"), params.type_k)
     line.add(("-ctv", "--cache-type-v"), params.type_v)
     if not line.takes_no_value("-fa"):
@@ -164,18 +166,20 @@ def _size(line: _Line, spec: ModelSpec) -> None:
         line.switch("-fa")
 
 
-def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int]) -> None:
+def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int], layers: tuple[int, ...]) -> None:
+    """A split is told in layers, which llama-server distributes in the proportion of these numbers."""
     if not devices:
         line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 0)
         line.add(("--device", "-dev"), "none")
         return
-    layers = spec.params.n_gpu_layers
-    line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 999 if layers >= ALL_LAYERS else layers)
+    offloaded = spec.params.n_gpu_layers
+    line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 999 if offloaded >= ALL_LAYERS else offloaded)
     if not _are_cuda(devices):
         line.need(("--device", "-dev"), ",".join(devices))
     if len(devices) > 1:
         line.need(("--split-mode", "-sm"), "layer")
-        line.need(("--tensor-split", "-ts"), ",".join(str(mb) for mb in devices.values()))
+        shares = layers or tuple(devices.values())
+        line.need(("--tensor-split", "-ts"), ",".join(map(str, shares)))
 
 
 def _environment(

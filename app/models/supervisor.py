@@ -83,6 +83,7 @@ class ModelInstance:
         self._since = clock()
         self._reason = ""
         self._served = 0
+        self.has_served = False  # a request of its own to the end, since it was loaded
         self._yielded_at = NEVER_USED
         self._retry_at = 0.0
         self._crashes: list[float] = []
@@ -111,6 +112,7 @@ class ModelInstance:
             self._bus.publish(Restarted(self.alias))
         self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
+        self.has_served = False
         self.stopped_for = None
         self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
@@ -210,6 +212,8 @@ class ModelInstance:
         """A crashed model is not started again; one that was to be preloaded is not."""
         self.preload = False
         if self.status is Status.CRASHED:
+            if self.failure is not None and self.failure.kind is FailureKind.OUT_OF_MEMORY:
+                self.attempts = 0  # another time there is more of it
             self._set(Status.OFF, reason)
         else:
             logger.info("%s: %s", self.alias, reason)
@@ -259,7 +263,7 @@ class ModelInstance:
         """Take a ticket back; a draining model stops with its last one."""
         now = self._clock()
         if self.queue.finish(ticket, now):
-            self.last_used = now
+            self.last_used, self.has_served = now, True
         if self.status is Status.DRAINING:
             self._stop_when_drained()
 
@@ -345,6 +349,8 @@ class ModelInstance:
                         failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:
             failure = error.failure
+            if failure.kind is FailureKind.OUT_OF_MEMORY:
+                await self._tracker.refresh()  # who has the memory now, tells whether it was too little
         except Exception as error:
             logger.exception("%s: the supervisor failed", self.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
@@ -449,8 +455,11 @@ class ModelInstance:
             self.over.set()
             self.over = None
         failure = self._too_big or failure
+        was_taken = False
         if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
-            self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+            was_taken = self.status is not Status.READY and self.memory.was_taken()
+            if not was_taken:
+                self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
@@ -460,7 +469,7 @@ class ModelInstance:
         elif self.status is Status.READY:
             self._crashed(failure or _VANISHED)
         else:
-            self._load_ended(failure or _VANISHED)
+            self._load_ended(failure or _VANISHED, was_taken)
         if self.spec != self._next_spec:
             self._take_new_spec()
 
@@ -479,8 +488,9 @@ class ModelInstance:
         self._retry_at = now + backoff_s(len(self._crashes))
         self._set(Status.CRASHED, failure.message)
 
-    def _load_ended(self, failure: Failure) -> None:
-        self.attempts += 1
+    def _load_ended(self, failure: Failure, was_taken: bool) -> None:
+        """What failed because others took its memory meanwhile is no fault of its own: it comes again."""
+        self.attempts += not was_taken
         self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
         if failure.kind is FailureKind.OUT_OF_FILES:
             self._set(Status.CRASHED, failure.message)
@@ -493,8 +503,9 @@ class ModelInstance:
             self.fail(failure)
             return
         self.failure = failure
-        self._retry_at = self._clock() + backoff_s(self.attempts)
-        self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")
+        self._retry_at = self._clock() + backoff_s(max(self.attempts, 1))
+        why = "another program took its memory" if was_taken else failure.message
+        self._set(Status.CRASHED, f"load failed, trying again: {why}")
 
     def _stop_when_drained(self) -> None:
         if not self.queue.in_flight:

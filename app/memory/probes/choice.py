@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,7 @@ def _nvml() -> GpuProbe:
         import pynvml
     except ImportError as error:
         return NullProbe(f"the nvidia-ml-py package is missing: {error}")
-    probe = NvmlProbe(pynvml)
+    probe = NvmlProbe(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
     try:
         if not in_time(probe.read, START_TIMEOUT_S):
             return NullProbe("the NVIDIA driver reports no device")

@@ -70,6 +70,8 @@ def parse_devices(text: str) -> list[Reading]:
             used_mb=max(int(match["total"]) - int(match["free"]), 0),
             free_mb=int(match["free"]),
             names=(str(position),),
+            backend=match["id"].rstrip("0123456789"),
+            source="llama-server",
         )
         for position, match in enumerate(found)
     ]
