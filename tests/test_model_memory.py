@@ -17,7 +17,7 @@ from app.domain.units import MIB
 from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
 from app.memory import need as footprint
-from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
+from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.history import Learned
 from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
@@ -69,14 +69,14 @@ async def test_an_announcement_within_the_promise_changes_nothing(make_world: Ma
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(2900)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 3000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 3000})
 
 
 async def test_a_promise_grows_where_there_is_room(make_world: MakeWorld) -> None:
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(4000)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 4000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 4000})
 
 
 async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make_world: MakeWorld) -> None:
@@ -85,7 +85,7 @@ async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make
     world.launcher.logs["a"] = [announced(5000)]
     await serve(world, "a")
     assert world.launcher.loads("a") == 2, "stopped once, then loaded with what it needs"
-    assert world.tracker.held("a") == {"0": 5000}
+    assert world.held("a") == {"0": 5000}
     assert world.status("other") is Status.OFF
     assert Evicted("other", StopReason.MEMORY) in world.events
     assert [e.result for e in world.events if isinstance(e, LoadFinished) and e.alias == "a"] == [
@@ -152,14 +152,14 @@ async def test_a_declared_need_is_the_last_word(make_world: MakeWorld) -> None:
     world.launcher.logs["a"] = [announced(9000), logged(9000)]
     world.launcher.takes["a"] = 1500
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 2000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 2000})
 
 
 async def test_a_model_on_the_cpu_is_checked_against_host_memory(make_world: MakeWorld) -> None:
     world = await make_world({"a": 300}, models={"a": {"params": {"n_gpu_layers": -1}}})
     world.launcher.logs["a"] = [announced(320, "host"), logged(310, "CPU_Mapped")]
     await serve(world, "a")
-    assert world.tracker.held("a") == {"host": 320}
+    assert world.held("a") == {"host": 320}
     assert world.manager.instances["a"].memory.measured_mb == 310
 
 
@@ -171,7 +171,7 @@ async def test_after_the_load_the_rest_of_the_promise_is_free_again(make_world: 
     world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
     await serve(world, "a")
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4300}
+    assert world.held("a") == {"0": 4300}
     await serve(world, "b")
     assert world.status("a") is Status.READY, "both fit, now that more is known"
 
@@ -183,10 +183,10 @@ async def test_a_process_that_grows_is_believed(make_world: MakeWorld) -> None:
     await world.settle()
     world.launcher.newest("a").placement["0"] = 4700
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4700}
+    assert world.held("a") == {"0": 4700}
     world.launcher.newest("a").placement["0"] = 4400
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4700}, "pools grow again"
+    assert world.held("a") == {"0": 4700}, "pools grow again"
 
 
 async def test_what_was_measured_is_the_need_of_the_next_load(make_world: MakeWorld) -> None:
@@ -274,7 +274,7 @@ async def test_without_enough_memory_idle_models_go_if_the_raised_need_takes_the
     await world.settle()
     await world.pass_time(1)
     assert request.granted.is_set()
-    assert world.tracker.held("a") == {"0": 7590}, "a tenth more"
+    assert world.held("a") == {"0": 7590}, "a tenth more"
     assert [world.status(m) for m in ("idle", "other", "kept")] == [Status.OFF, Status.READY, Status.READY]
 
 
@@ -325,7 +325,7 @@ async def test_a_successful_load_takes_the_raise_back(make_world: MakeWorld) -> 
     await world.pass_time(1)
     await request.finish()
     await world.settle()
-    assert world.tracker.held("a") == {"0": 2950}
+    assert world.held("a") == {"0": 2950}
 
 
 # Small parts

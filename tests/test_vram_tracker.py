@@ -17,7 +17,7 @@ from app.domain.views import HOST, DeviceView, Need
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Room, fit
-from tests.fakes import Clock
+from tests.fakes import NOTHING_KEPT, Clock
 from tests.router_process import until
 
 TOTAL_MB = 10_000

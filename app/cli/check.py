@@ -17,7 +17,6 @@ from app.llama.command import BinaryInfo, CommandError, build_command, unknown_f
 from app.llama.output.folder import obstacle
 from app.llama.runner import LoadError
 from app.memory import need as footprint
-from app.memory.fixed_cost import default_cost
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.need import Footprint
@@ -126,8 +125,7 @@ def _placed(
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
     before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
-    used = [r for r in gpus if r.id in places]
-    cost = learned.fixed_cost(r.kind for r in used) or default_cost(r.backend for r in used)
+    cost = learned.fixed_cost(r for r in gpus if r.id in places)
     need = footprint.need(spec, found, places, bool(gpus), multiplier, before, cost)
     kept_free = KeptFree.parse(config.system.min_free_vram_mb)
     sizes = {r.id: r.total_mb for r in readings}

@@ -31,7 +31,6 @@ from app.domain.views import ModelView, Need
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
 from app.memory import need as footprint
-from app.memory.fixed_cost import default_cost
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.models.kv_cache import KvCache
@@ -438,7 +437,7 @@ class ModelManager:
             tracker.has_gpu,
             self._config.system.vram_multiplier,
             learned.model(key),
-            learned.fixed_cost(tracker.kinds(gpus)) or default_cost(tracker.backends(gpus)),
+            learned.fixed_cost(tracker.readings(gpus)),
         )
         instance.memory.expect(spec, key, need)
         return need

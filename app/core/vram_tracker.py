@@ -222,13 +222,9 @@ class DeviceTracker:
         """Device ids for indices or UUIDs, all for None; what is not there is left out."""
         return resolve([r for r in self._readings.values() if r.id != HOST], wanted)
 
-    def backends(self, devices: Iterable[str]) -> tuple[str, ...]:
-        """Through which of llama.cpp's backends these devices are used."""
-        return tuple(self._readings[d].backend for d in devices if d in self._readings and d != HOST)
-
-    def kinds(self, devices: Iterable[str]) -> tuple[str, ...]:
-        """What GPUs and drivers these devices are."""
-        return tuple(self._readings[d].kind for d in devices if d in self._readings and d != HOST)
+    def readings(self, devices: Iterable[str]) -> tuple[Reading, ...]:
+        """The last ones of these devices."""
+        return tuple(self._readings[d] for d in devices if d in self._readings and d != HOST)
 
     def room_mb(self, device: str) -> int:
         """What may still be promised there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 GROWTH_MB = 128
@@ -43,14 +43,14 @@ class SeenCost:
     def with_(self, mb: int) -> SeenCost:
         return SeenCost(min(self.least_mb, mb), max(self.most_mb, mb))
 
-    @property
-    def cost(self) -> FixedCost:
+    def cost(self, growth_mb: int) -> FixedCost:
         """The least is a process whose pools have not grown: all others are that and their growth."""
-        growth_mb = max(self.most_mb - self.least_mb, GROWTH_MB)
-        return FixedCost(self.least_mb, growth_mb, is_known=True)
+        return FixedCost(self.least_mb, max(self.most_mb - self.least_mb, growth_mb), is_known=True)
 
 
-def default_cost(backends: Iterable[str]) -> FixedCost:
-    """Before anything was measured: that of the most expensive of these backends."""
-    contexts = [_CONTEXT_MB.get(backend, _UNMEASURED_CONTEXT_MB) for backend in backends]
-    return FixedCost(max(contexts, default=_UNMEASURED_CONTEXT_MB))
+def default_cost(backend: str) -> FixedCost:
+    """Before anything was measured on such a device; `backend` as llama.cpp names it."""
+    return FixedCost(_CONTEXT_MB.get(backend, _UNMEASURED_CONTEXT_MB))
+
+
+CUDA_COST = default_cost("CUDA")

@@ -12,6 +12,7 @@ from typing import Any
 import anyio.to_thread
 
 from app.memory.fixed_cost import FixedCost, SeenCost
+from app.memory.probes.interface import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +68,13 @@ class LearnedFootprints:
     def model(self, key: str) -> Learned:
         return self._models.get(key, Learned())
 
-    def fixed_cost(self, kinds: Iterable[str]) -> FixedCost | None:
-        """The largest fixed cost of a process seen on such GPUs; None where one of them is new."""
-        found = [self._costs.get(self._cost_key(kind)) for kind in kinds]
-        known = [seen.cost for seen in found if seen is not None]
-        if not known or len(known) < len(found):
-            return None
-        return max(known, key=lambda cost: cost.total_mb)
+    def fixed_cost(self, devices: Iterable[Reading]) -> FixedCost:
+        """The largest fixed cost of a process on such devices: as it was seen, or else a safe constant."""
+        return max((self._cost(device) for device in devices), key=_total_mb, default=FixedCost(0, 0))
+
+    def _cost(self, device: Reading) -> FixedCost:
+        seen = self._costs.get(self._cost_key(device.kind))
+        return device.cost if seen is None else seen.cost(device.cost.growth_mb)
 
     def put(self, key: str, **changes: int) -> None:
         """Change some of what is known of a model."""
@@ -110,6 +111,10 @@ class LearnedFootprints:
 
     def _cost_key(self, kind: str) -> str:
         return f"{kind} / {self.build}"
+
+
+def _total_mb(cost: FixedCost) -> int:
+    return cost.total_mb
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:

@@ -18,11 +18,10 @@ from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
-from app.memory.fixed_cost import UNLISTED_MB, FixedCost, default_cost
+from app.memory.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 from app.memory.history import Learned
 
 NOTHING_LEARNED = Learned()
-UNKNOWN_COST = default_cost(("CUDA",))
 DECLARED = "declared by vram_mb"
 PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
 GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory
@@ -87,7 +86,7 @@ def need(
     has_gpu: bool,
     multiplier: float,
     learned: Learned = NOTHING_LEARNED,
-    cost: FixedCost = UNKNOWN_COST,
+    cost: FixedCost = CUDA_COST,
 ) -> Need:
     """What to reserve, and where it may go. Without any GPU a model is loaded into host memory.
 

@@ -155,7 +155,8 @@ class ModelMemory:
             known_mb = self._learned.model(self._key).measured_mb
             self._learned.put(self._key, measured_mb=max(alone_mb, known_mb))
         if len(gpus) == 1 and not self._has_more_than_its_log_tells():
-            self._learned.saw_fixed_cost(self._tracker.kinds(gpus)[0], beyond_mb + UNLISTED_MB)
+            (card,) = self._tracker.readings(gpus)
+            self._learned.saw_fixed_cost(card.kind, beyond_mb + UNLISTED_MB)
 
     def _more_for_several(self, devices: int) -> int:
         """What a split takes beyond the same model on one device: each further device's own part."""

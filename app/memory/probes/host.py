@@ -36,7 +36,6 @@ def host_reading(pids: Sequence[int] = (), root: Path = Path("/")) -> Reading:
         total - available,
         available,
         by_pid=by_pid,
-        backend="CPU",
         source="os",
     )
 
@@ -80,7 +79,7 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _upwards(mount: Path, mount_root: str, path: str) -> Iterator[Path]:
-    """A container may see only its own part of the hierarchy; its path does not begin with the mount's then."""
+    """A container may see only its part of the hierarchy: its path does not begin with the mount's then."""
     inside = PurePosixPath(path)
     relative = inside.relative_to(mount_root) if inside.is_relative_to(mount_root) else PurePosixPath()
     for folder in (relative, *relative.parents):

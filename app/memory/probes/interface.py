@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from app.memory.fixed_cost import CUDA_COST, FixedCost
+
 
 class GpuError(Exception):
     """The driver does not tell. The message says why."""
@@ -25,7 +27,7 @@ class Reading:
     by_pid: Mapping[int, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # what else a configuration may call it
     driver: str = ""
-    backend: str = "CUDA"  # of llama.cpp, by which models use it
+    cost: FixedCost = CUDA_COST  # what a process takes beside its buffers, until that was seen
     source: str = "nvml"  # who tells
     error: str | None = None
     lost: bool = False  # it will not come back without help
