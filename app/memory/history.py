@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from app.memory.fixed_cost import FixedCost, SeenCost
+from app.memory.probes.fixed_cost import FixedCost, SeenCost
 from app.memory.probes.interface import Reading
 
 logger = logging.getLogger(__name__)

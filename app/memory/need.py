@@ -18,8 +18,8 @@ from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
-from app.memory.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 from app.memory.history import Learned
+from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
 NOTHING_LEARNED = Learned()
 DECLARED = "declared by vram_mb"

@@ -11,8 +11,8 @@ from app.domain.spec import ModelSpec
 from app.domain.views import HOST, Layout, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
-from app.memory.fixed_cost import UNLISTED_MB
 from app.memory.history import LearnedFootprints
+from app.memory.probes.fixed_cost import UNLISTED_MB
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.memory.fixed_cost import CUDA_COST, FixedCost
+from app.memory.probes.fixed_cost import CUDA_COST, FixedCost
 
 
 class GpuError(Exception):

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.memory.fixed_cost import default_cost
+from app.memory.probes.fixed_cost import default_cost
 from app.memory.probes.interface import GpuError, Reading
 
 LIST_TIMEOUT_S = 30.0
