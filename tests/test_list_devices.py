@@ -94,7 +94,7 @@ def test_a_load_that_announces_too_much_is_stopped_and_planned_again(
     params = {"n_gpu_layers": 99, "n_ctx": 131072}
     double = {"extra_args": ["-ctk", "f32", "-ctv", "f32"], "parallel_requests": 4}
     models = {
-        "other": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}, "vram_mb": 1280},
+        "other": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}, "vram_mb": 560},
         "long": {"model_path": tiny_long_gguf, "params": params, **double},
     }
     router = make_router(models, binary=vulkan)

@@ -202,16 +202,23 @@ def test_scratch_memory_holds_three_states_of_each_slot(models: Path) -> None:
 
 def test_cuda_unpacks_one_layer_of_a_quantised_cache_beside_the_logged_buffers(models: Path) -> None:
     llama = header_of(models, "llama")
-    found = estimate(llama, replace(USUAL, type_k="q8_0", overhead_bytes=0))
-    assert found.overhead_bytes == 4096 * 4 * 64 * 2
+    found = estimate(llama, replace(USUAL, type_k="q8_0"))
+    assert found.device.overhead_bytes == 4096 * 4 * 64 * 2
 
 
-def test_a_projector_and_the_overhead_are_added_to_the_device(models: Path) -> None:
+def test_a_projector_is_added_to_the_device(models: Path) -> None:
     llama = header_of(models, "llama")
-    plain = estimate(llama, replace(USUAL, overhead_bytes=0))
-    more = estimate(llama, replace(USUAL, overhead_bytes=7 * MIB, mmproj_bytes=5 * MIB))
-    assert more.device_bytes == plain.device_bytes + 12 * MIB
-    assert more.overhead_bytes == 7 * MIB
+    plain, more = estimate(llama, USUAL), estimate(llama, replace(USUAL, mmproj_bytes=5 * MIB))
+    assert more.device_bytes == plain.device_bytes + 5 * MIB
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "qwen3next"])
+@pytest.mark.parametrize("layers", [0, 1, 3, 99])
+def test_the_layers_are_all_that_is_sure_on_the_device(models: Path, architecture: str, layers: int) -> None:
+    header = header_of(models, architecture)
+    found = estimate(header, replace(USUAL, n_gpu_layers=layers))
+    assert sum(found.layers) == found.device.sure_bytes
+    assert len(found.layers) == min(layers, header.block_count + 1)
 
 
 def test_an_unknown_architecture_is_estimated_but_marked(models: Path) -> None:
