@@ -131,7 +131,7 @@ def _on_gpu(
     )
     if spec.declared_mb is None:
         return base
-    return replace(base, mb=spec.declared_mb, note=DECLARED, estimate_mb=None, exact=True, declared=True)
+    return replace(_declared(base, spec.declared_mb), layers=())
 
 
 def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, learned: Learned) -> Need:
@@ -151,7 +151,11 @@ def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, learned: 
     )
     if spec.declared_mb is None:
         return base
-    return replace(base, mb=spec.declared_mb, note=DECLARED, estimate_mb=None, exact=True, declared=True)
+    return _declared(base, spec.declared_mb)
+
+
+def _declared(need: Need, mb: int) -> Need:
+    return replace(need, mb=mb, note=DECLARED, estimate_mb=None, exact=True, declared=True)
 
 
 def _doubt(found: MemoryEstimate, multiplier: float) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from app.memory.probes.amdgpu import SYSFS, AmdgpuProbe, cards_of
 from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from app.memory.probes.nvml import NvmlProbe
@@ -18,10 +19,11 @@ START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every 
 T = TypeVar("T")
 
 
-def find_gpus(binary: Path | None = None) -> GpuProbe:
+def find_gpus(binary: Path | None = None, sysfs: Path = SYSFS) -> GpuProbe:
     """How to read the devices that this llama-server can use; a null probe says why there are none.
 
-    NVML tells most, so it is asked where the binary uses CUDA, or does not say what it uses.
+    NVML tells most, so it is asked where the binary uses CUDA, or does not say what it uses. AMD's tells
+    how much is used; of the rest llama-server's own listing is all there is.
     """
     listed = _listed(binary) if binary is not None else None
     if listed is None or any(reading.id.startswith("CUDA") for reading in listed):
@@ -29,7 +31,9 @@ def find_gpus(binary: Path | None = None) -> GpuProbe:
         if probe.reason is None or not listed:
             return probe
     if listed and binary is not None:
-        return ListDevicesProbe(binary, listed)
+        probe = ListDevicesProbe(binary, listed)
+        cards = cards_of(listed, sysfs)
+        return AmdgpuProbe(probe, cards) if cards else probe
     nvml = _nvml()
     reason = nvml.reason or "this llama-server was not built for the NVIDIA GPUs that are there"
     return NullProbe(f"llama-server --list-devices shows no device; {reason}")
