@@ -38,6 +38,11 @@ class Footprint:
     on_host: MemoryEstimate
     projector_bytes: int = 0
 
+    def slot_bytes(self, slots: int) -> int:
+        """What one slot holds when it is full."""
+        share = self.on_host.host
+        return (share.kv_bytes + share.recurrent_bytes) // slots
+
     @property
     def trained_context(self) -> int | None:
         return self.header.context_length

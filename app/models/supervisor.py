@@ -371,7 +371,8 @@ class ModelInstance:
         finally:
             if self._kv_cache is not None and self.status is Status.STOPPING and self._is_worth_keeping():
                 with anyio.CancelScope(shield=True):
-                    moved = await self._kv_cache.save(self.spec, runner)
+                    slot_bytes = self.footprint.slot_bytes(self.spec.slots) if self.footprint else 0
+                    moved = await self._kv_cache.save(self.spec, runner, slot_bytes)
                 self._cache_moved(moved, saved=True)
 
     async def _restore(self, kv_cache: KvCache, runner: Runner) -> None:
