@@ -221,3 +221,29 @@ async def test_the_prompt_cache_gets_what_is_left(make_world: MakeWorld) -> None
     assert request.granted.is_set()
     left_mb = 2600 - 1600 - PROCESS_MB
     assert world.launcher.newest("a").layout.cache_mb == left_mb // 4  # type: ignore[attr-defined]
+
+
+async def test_only_as_many_go_as_have_to_although_the_system_shows_freed_memory_later(
+    make_world: MakeWorld,
+) -> None:
+    sizes = dict.fromkeys("abc", 1600)
+    models = on_cpu(*"abc")
+    world = await make_world(sizes, gpu_mb=(), models=models, host=host(4096), max_concurrent_models=9)
+
+    def show() -> None:
+        by_pid = {runner.pid: 1500 for runner in world.launcher.live}
+        world.host = replace(host(4096, used_mb=sum(by_pid.values())), by_pid=by_pid)
+
+    for alias in "ab":
+        request = world.request(alias)
+        await world.settle()
+        show()
+        await world.settle()
+        await request.finish()
+    request = world.request("c")
+    await world.settle()  # the figures are still those of before
+    assert not request.granted.is_set()
+    show()
+    await world.settle()
+    assert request.granted.is_set()
+    assert [world.status(a) for a in "abc"].count(Status.READY) == 2

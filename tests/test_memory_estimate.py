@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from app.core.config import Config
 from app.gguf.header import GgufHeader, read_header
 from app.gguf.reader import MAX_TENSORS, TensorInfo
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
+from app.memory.need import Footprint, need
 from tests.ggufs import make_architecture, make_tiny
 
 MIB = 1 << 20
+H100_CONTEXT_MB, H100_GROWTH_MB = 600, 116  # the most that was measured on such a card
 LOAD_LIMIT_S = 60
 BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute) buffer size = +([\d.]+) MiB")
 
@@ -364,6 +367,14 @@ def assert_agreement(share: MemoryShare, logged_mib: Counter[str], *, with_compu
         assert sum(predicted.values()) == pytest.approx(sum(logged_mib.values()), rel=0.1)
 
 
+def first_need_mb(found: MemoryEstimate) -> int:
+    """What is reserved for a model on a card that nothing is known of."""
+    spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
+    header: Any = None
+    footprint = Footprint(file_mb=1, identity=(1, 1), header=header, with_gpu=found, on_host=found)
+    return need(spec, footprint, ("0",), True, multiplier=1.1).mb
+
+
 def predicted(models: Path, case: Case) -> MemoryEstimate:
     return estimate(header_of(models, case.architecture), case.params)
 
@@ -374,6 +385,8 @@ def test_the_estimate_is_what_llama_server_takes_on_a_device(
 ) -> None:
     found = logged(llama_server, model(models, case.architecture), case.params, rpc_device)
     assert_agreement(predicted(models, case).device, found["device"], with_compute=True)
+    peak_mb = sum(found["device"].values()) + H100_CONTEXT_MB + H100_GROWTH_MB
+    assert peak_mb <= first_need_mb(predicted(models, case)) <= 1.25 * peak_mb
 
 
 @pytest.mark.parametrize("case", ON_CPU, ids=str)

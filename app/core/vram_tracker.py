@@ -163,7 +163,7 @@ class DeviceTracker:
         deadline = now if crashed else now + SETTLE_MAX_S
         for device, mb in holding.placement.items():
             reading = self._readings.get(device)
-            if reading is not None and device != HOST:
+            if reading is not None and (device != HOST or holding.pid in reading.by_pid):
                 coming = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
                 self._settling[device] = Settling(reading.free_mb + coming, now, deadline)
         self.probe.expire()

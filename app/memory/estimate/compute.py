@@ -100,11 +100,24 @@ def _recurrence(header: GgufHeader, shape: ModelShape, batch: Batch, gated_atten
     state = max(layer.recurrent_state for layer in shape.layers)
     states = 3 * F32_BYTES * state * batch.slots
     if shape.architecture in GATED_DELTA_NET:
-        convolved = inner + 2 * header.number("ssm.group_count") * header.number("ssm.state_size")
-        return max(gated_attention, (3 * convolved + inner) * batch.activation_bytes + states)
+        return max(gated_attention, _delta_net_width(header) * batch.activation_bytes + states)
     if inner:
         return 5 * inner * batch.activation_bytes + states
     return 6 * shape.width * batch.activation_bytes if header.number("shortconv.l_cache") else 0
+
+
+def recurrence_spread(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
+    """By how much builds differ for gated delta nets: b11434 with CUDA takes this much more than b10434."""
+    if shape.architecture not in GATED_DELTA_NET:
+        return 0
+    return _delta_net_width(header) * batch.activation_bytes
+
+
+def _delta_net_width(header: GgufHeader) -> int:
+    """Three copies of the convolved input, and the gate."""
+    inner = header.number("ssm.inner_size")
+    convolved = inner + 2 * header.number("ssm.group_count") * header.number("ssm.state_size")
+    return 3 * convolved + inner
 
 
 def _feed_forward(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:

@@ -13,7 +13,14 @@ from types import MappingProxyType
 from app.domain.spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
-from app.memory.estimate.compute import F32_BYTES, Batch, compute_bytes, host_compute_bytes, input_bytes
+from app.memory.estimate.compute import (
+    F32_BYTES,
+    Batch,
+    compute_bytes,
+    host_compute_bytes,
+    input_bytes,
+    recurrence_spread,
+)
 from app.memory.estimate.shape import KNOWN, Layer, ModelShape, UnknownShape, shape_of
 
 CELL_STEP = 256  # the cache grows by this many tokens (`llama_kv_cache`: n_pad)
@@ -168,7 +175,8 @@ def _device_share(load: _Load) -> MemoryShare:
         kv_bytes=_kv_bytes(load.device_layers, load),
         recurrent_bytes=_recurrent_bytes(load.device_layers, load),
         compute_bytes=compute_bytes(load.header, load.shape, load.batch) + _borrowed_bytes(load),
-        overhead_bytes=_dequantised_cache_bytes(load),
+        overhead_bytes=_dequantised_cache_bytes(load)
+        + recurrence_spread(load.header, load.shape, load.batch),
     )
 
 
@@ -255,6 +263,10 @@ def _borrowed_bytes(load: _Load) -> int:
     # Experts are copied one matrix at a time, of other weights the next one is fetched meanwhile.
     weights = max(tensor.n_bytes * (1 if "_exps" in tensor.name else 2) for tensor in host)
     return weights + max(_layer_kv_bytes(layer, load) for layer in load.host_layers)
+
+
+def _unlogged_bytes(load: _Load) -> int:
+    return _dequantised_cache_bytes(load) + recurrence_spread(load.header, load.shape, load.batch)
 
 
 def _dequantised_cache_bytes(load: _Load) -> int:
