@@ -24,7 +24,7 @@ from app.api.metrics_feed import MetricsFeed
 from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
@@ -32,7 +32,6 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import warm_up
 from app.domain.background import Background
 from app.domain.events import EventBus
-from app.domain.status import ModelKind
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -242,17 +241,11 @@ async def _real_launcher(
         http,
         config.system.first_port,
         config.system.load_timeout_sec,
-        default_pooling=_default_pooling,
         pid_file=pid_file,
         slot_folders=kv_cache,
     )
     stack.callback(launcher.kill_all)
     return launcher
-
-
-def _default_pooling(spec: ModelSpec) -> str | None:
-    """llama-server refuses embeddings of a model without pooling metadata unless it is told how to pool."""
-    return "mean" if spec.kind is ModelKind.EMBEDDING else None
 
 
 async def _learned(log_dir: str, launcher: Launcher) -> LearnedFootprints:

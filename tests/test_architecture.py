@@ -43,6 +43,7 @@ PURE = (
     "app.llama.command",
     "app.llama.exit_reason",
     "app.llama.load_output",
+    "app.llama.pooling",
     "app.memory.estimate",
     "app.proxy.usage",
     "app.scheduling",

@@ -96,18 +96,19 @@ def build_command(
     port: int,
     api_key: str,
     base_env: Mapping[str, str],
-    default_pooling: str | None = None,
+    pooling: str | None = None,
     slot_folder: Path | None = None,
 ) -> Command:
     """How to run `spec` where `placement` (MB by device) says. Raises `CommandError`.
 
-    The key travels in the environment only: other users of the machine can read command lines.
+    `pooling` is the `flag` of `choose_pooling`. The key travels in the environment only: other users of the
+    machine can read command lines.
     """
     devices = {} if spec.cpu_only else {d: mb for d, mb in placement.items() if d != HOST}
     line = _Line(binary)
     line.essential(("--api-key",))
     _address(line, spec, port)
-    _model(line, spec, default_pooling)
+    _model(line, spec, pooling)
     _size(line, spec)
     _devices(line, spec, devices)
     if slot_folder is not None:
@@ -127,7 +128,7 @@ def _address(line: _Line, spec: ModelSpec, port: int) -> None:
     line.switch("--offline")
 
 
-def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:
+def _model(line: _Line, spec: ModelSpec, pooling: str | None) -> None:
     params = spec.params
     line.need(("-m", "--model"), spec.path)
     if params.mmproj:
@@ -136,8 +137,7 @@ def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:
         line.must("--embeddings", "--embedding")
     if spec.kind is ModelKind.RERANK:
         line.must("--rerank", "--reranking")
-    pooling = params.pooling or (default_pooling if spec.kind is ModelKind.EMBEDDING else None)
-    if pooling:
+    if pooling is not None:
         line.need(("--pooling",), pooling)
     line.switch("--jinja")  # before the template: without it only the built-in ones are accepted
     if params.chat_template:
