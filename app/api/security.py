@@ -33,6 +33,7 @@ from app.domain.errors import (
     RouterError,
 )
 from app.domain.status import Priority
+from app.proxy.headers import ON_EVERY_ANSWER, OURS
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".lan", ".home.arpa", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -40,8 +41,6 @@ _USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
 _OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico", "/session"})
 _HOST = re.compile(r"(?P<name>[\w.\-]+|\[[0-9a-f:.]+\])(:\d{0,5})?\Z", re.I | re.A)
 _FROMOURSELVES = (None, "same-origin", "none")
-_ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
-OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32768
 MAX_HOSTS = 1000
@@ -304,7 +303,7 @@ def _nobody_can_rebind(name: str) -> bool:
 
 def own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
     """On every answer."""
-    return [(b"x-request-id", request_id.encode()), *_ON_EVERY_ANSWER]
+    return [(b"x-request-id", request_id.encode()), *ON_EVERY_ANSWER]
 
 
 def _with_own_headers(send: Send, request_id: str) -> Send:
