@@ -433,6 +433,7 @@ class ModelInstance:
             return
         logger.info("%s: load stopped: %s", self.alias, failure.message)
         if self.memory.may_plan_again:
+            self.memory.plan_again()
             self.preload = not self.queue.waiting
             self.stop(StopReason.MEMORY)
         elif self._life is not None:
