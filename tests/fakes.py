@@ -15,6 +15,7 @@ from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
+from app.domain.files import FileIdentity
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
@@ -210,7 +211,9 @@ def footprint(size_mb: int) -> Footprint:
     share = MemoryShare(weights_bytes=size_mb * MIB)
     found = MemoryEstimate(share, share, exact=True)
     header: Any = None
-    return Footprint(file_mb=size_mb, identity=(1, size_mb), header=header, with_gpu=found, on_host=found)
+    return Footprint(
+        file_mb=size_mb, identity=FileIdentity(1, size_mb), header=header, with_gpu=found, on_host=found
+    )
 
 
 class World:

@@ -24,6 +24,7 @@ from app.domain.errors import (
 )
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ReadingTaken, Touched
+from app.domain.files import FileIdentity
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
@@ -163,7 +164,7 @@ class ModelManager:
         """Clear `failed` if the model file is another one than that which failed."""
         if instance.status is not Status.FAILED:
             return
-        found = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        found = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
         if found is not None and found != instance.file_identity:
             instance.reset()
 
@@ -390,7 +391,7 @@ class ModelManager:
 
     async def read_footprint(self, instance: ModelInstance) -> None:
         """Look at the model's file. Raises `LoadError` for one that cannot be loaded."""
-        instance.file_identity = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        instance.file_identity = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
         instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
 
     async def _inspect(self, instance: ModelInstance) -> None:

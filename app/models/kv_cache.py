@@ -14,12 +14,12 @@ import anyio.to_thread
 import httpx
 
 from app.core.config import Config
+from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.gguf.header import GgufError, split_parts
 from app.llama.command import BinaryInfo
 from app.llama.runner import Runner
-from app.memory.need import identity
 from app.models.kv_store import Kept, KvStore, file_of
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def validity(spec: ModelSpec, build: str) -> str:
     files = [*split_parts(spec.path), *(Path(v) for v in values if "/" in v or v.endswith(".gguf"))]
     tree = {
         "build": build,
-        "files": {str(file): identity(file) for file in files},
+        "files": {str(file): FileIdentity.at(file) for file in files},
         "params": spec.params.model_dump(mode="json"),
         "slots": spec.slots,
         "flash_attention": spec.flash_attention,

@@ -17,6 +17,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import LoadFailed, ModelFailed, RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import CacheMoved, Evicted, LoadFinished, Restarted, StatusChanged, Touched
+from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import MOVES, InvalidMove, Status, StopReason
 from app.domain.views import HOST, NEVER_USED, ModelView, Need, Placement
@@ -63,7 +64,7 @@ class ModelInstance:
         self.status = Status.OFF
         self.runner: Runner | None = None
         self.footprint: Footprint | None = None
-        self.file_identity: tuple[int, int] | None = None
+        self.file_identity: FileIdentity | None = None
         self.need: Need | None = None
         self.preload = False
         self.failure: Failure | None = None
