@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import uvicorn
 
+from app.access.rules import MAX_HEADER_BYTES, Rules
 from app.access.sessions import Sessions
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
-from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
 from app.configuration.file import parse
-from app.domain import events
+from app.domain import event_bus
 from app.domain.events import Outcome, RequestFinished
 from app.domain.status import StopReason
 from app.main import RouterApp, create_app
@@ -191,7 +191,7 @@ async def make_router(
 ) -> AsyncIterator[MakeRouter]:
     monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
     monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
-    monkeypatch.setattr(events, "BATCH_S", 0.0)
+    monkeypatch.setattr(event_bus, "BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:

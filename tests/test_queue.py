@@ -8,7 +8,8 @@ import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, ShuttingDown
-from app.domain.status import Head, Priority
+from app.domain.priority import Priority
+from app.domain.views import Head
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 AGING = 30.0

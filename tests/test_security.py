@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.access.rules import MAX_HEADER_BYTES, MAX_HEADERS
 from app.access.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
-from app.api.security import MAX_HEADER_BYTES, MAX_HEADERS
 from app.configuration.file import ConfigError, parse
 from app.domain.errors import RouterError
 from app.main import create_app

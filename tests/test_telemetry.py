@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app.core.prometheus_metrics import Metrics
-from app.domain.events import EventBus, Outcome, RequestFinished, Touched, Usage
-from app.domain.status import Priority
+from app.domain.event_bus import EventBus
+from app.domain.events import Outcome, RequestFinished, Touched, Usage
+from app.domain.priority import Priority
 from app.observability.router_log import JsonFormatter, TextFormatter
 from app.observability.telemetry import RECENT, Telemetry, percentile
 

@@ -17,12 +17,12 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
+from app.access.request_id import own_headers, request_id
 from app.api import errors
-from app.api.security import own_headers, request_id
 from app.domain.errors import BadRequest
 
 MAX_HEAD_BYTES = 65536
-"""Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
+"""Twice what `app/access/rules.py` answers politely; its own limit needs a head that is complete."""
 
 HEAD_WAITS_S = 0.01
 """llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at

@@ -15,7 +15,7 @@ from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
 from app.domain.events import Outcome
-from app.domain.status import ModelView
+from app.domain.views import ModelView
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from app.domain.errors import QueueFull, RouterError
-from app.domain.status import Head, Priority
+from app.domain.priority import Priority
+from app.domain.views import Head
 
 SWEEP_OVER = 64
 

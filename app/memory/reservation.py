@@ -6,13 +6,12 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from app.core.config import ModelSpec
 from app.core.vram_tracker import DeviceTracker
-from app.domain.status import Need, Placement
+from app.domain.spec import ModelSpec
+from app.domain.views import HOST, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
 from app.memory.history import LearnedFootprints
-from app.memory.probes.interface import HOST
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.domain.events import Event, EventBus, Outcome, RequestFinished, Settled
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, Outcome, RequestFinished, Settled
 
 access_log = logging.getLogger("app.access")
 
