@@ -84,7 +84,7 @@ UBATCH = Flag(
     ("-ub", "--ubatch-size"),
     "`n_ctx`, at most 8192, for embedding and reranking models",
     "params.n_ubatch",
-    "inputs longer than 512 tokens are answered, by hand they get an error; shorter ones give the same numbers",
+    "inputs longer than 512 tokens are answered, by hand they get an error; the others are the same",
     "LLAMA_ARG_UBATCH",
 )
 THREADS = Flag(

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from app.access.request_id import OURS
+
 Headers = list[tuple[bytes, bytes]]
 Raw = Iterable[tuple[bytes, bytes]]
-
-ON_EVERY_ANSWER = ((b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"))
-OURS = frozenset({b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)})
-"""Of every answer, whatever llama-server says."""
 
 _HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
