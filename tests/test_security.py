@@ -384,7 +384,7 @@ async def test_every_answer_forbids_sniffing_and_framing(opened: httpx.AsyncClie
 
 
 async def test_no_part_of_the_page_is_older_than_the_router(opened: httpx.AsyncClient) -> None:
-    for path in ("/", "/ui/app.js", "/ui/style.css"):
+    for path in ("/", "/ui/app.js", "/ui/base.css"):
         answer = await opened.get(path)
         assert answer.headers["cache-control"] == "no-cache"
         again = await opened.get(path, headers={"If-None-Match": answer.headers["etag"]})
