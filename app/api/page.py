@@ -68,8 +68,8 @@ async def favicon() -> Response:
 
 
 _COOKIE: dict[str, Any] = {"path": None, "httponly": True, "samesite": "strict"}
-"""Without a path of its own it belongs to the folder that the browser asked in: behind a proxy's prefix only to
-what is behind that prefix, not to other programs of that name."""
+"""Without a path it belongs to the folder that the browser asked in: behind a proxy's prefix other programs
+of that name do not get it."""
 
 _KEY_BODY = json_body({"key": "secret"}, "key")
 

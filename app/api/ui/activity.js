@@ -52,10 +52,10 @@ export class QueueView {
     const sums = this.store.queue?.summary;
     if (!sums) return "";
     return [
-      `Since the start: ${number(sums.total_processed)} served`,
-      `${number(sums.total_rejected)} rejected`,
-      `${number(sums.total_timeouts)} timed out`,
-      `${number(sums.total_cancelled)} cancelled`,
+      `Since the start: ${number(sums.total_processed)}\u00a0served`,
+      `${number(sums.total_rejected)}\u00a0rejected`,
+      `${number(sums.total_timeouts)}\u00a0timed\u00a0out`,
+      `${number(sums.total_cancelled)}\u00a0cancelled`,
     ].join(", ");
   }
 }
