@@ -19,7 +19,7 @@ from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
-from app.memory.probes.choice import find_gpus, in_time
+from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
 from app.observability import router_log as logs
 
@@ -29,7 +29,6 @@ OWN_BINARY = (
     "that llama-server is in PATH, or set ROUTER_SYSTEM__LLAMA_SERVER_PATH."
 )
 SHOWN_NAMES = 8
-DRIVER_TIMEOUT_S = 5.0
 
 
 def serve(options: argparse.Namespace) -> int:
