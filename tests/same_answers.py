@@ -137,6 +137,7 @@ def pairs(
                 "prompt_cache_mb": 1024,
                 "max_concurrent_models": len(aliases),
                 "preload_models": ["*"],
+                "enable_idle_timeout": False,  # what a process has cached is told in its answers
             },
         )
         router.load(*aliases)
