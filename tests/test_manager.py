@@ -11,7 +11,7 @@ import pytest
 from app.core.config import Config
 from app.core.queue import Ticket, TicketState
 from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
-from app.domain.events import Evicted, LoadFinished
+from app.domain.events import Evicted, LoadFinished, LoadResult
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.llama.exit_reason import FailureKind
@@ -98,7 +98,7 @@ async def test_a_load_nobody_waits_for_is_abandoned_when_its_memory_is_wanted(ma
     await world.settle()
     assert other.granted.is_set()
     assert world.status("a") is Status.OFF
-    assert LoadFinished("a", "abandoned", 0.0) in world.events
+    assert LoadFinished("a", LoadResult.ABANDONED, 0.0) in world.events
 
 
 async def test_a_swap_waits_for_the_running_request(make_world: MakeWorld) -> None:

@@ -160,9 +160,7 @@ class ModelInstance:
             if reason is not StopReason.SHUTDOWN:
                 self._bus.publish(Evicted(self.alias, reason))
         else:
-            self._bus.publish(
-                LoadFinished(self.alias, LoadResult.ABANDONED, self._clock() - self.load_started)
-            )
+            self._load_finished(LoadResult.ABANDONED)
         self._set(Status.STOPPING, _why(reason, target))
         if self._life is not None:
             self._life.cancel()
@@ -450,7 +448,7 @@ class ModelInstance:
         self.ready_since = self.last_used = now
         self.attempts, self.failure = 0, None
         self.memory.loaded(runner.load_log, took_s)
-        self._bus.publish(LoadFinished(self.alias, LoadResult.SUCCESS, took_s))
+        self._load_finished(LoadResult.SUCCESS)
         self._set(Status.READY, f"loaded in {took_s:.1f} s")
         self.grant()
 
@@ -494,7 +492,7 @@ class ModelInstance:
 
     def _load_ended(self, failure: Failure) -> None:
         self.attempts += 1
-        self._bus.publish(LoadFinished(self.alias, LoadResult.FAILED, self._clock() - self.load_started))
+        self._load_finished(LoadResult.FAILED)
         if failure.kind is FailureKind.OUT_OF_FILES:
             self._set(Status.CRASHED, failure.message)
             self.turn_away(failure)
@@ -508,6 +506,9 @@ class ModelInstance:
         self.failure = failure
         self._retry_at = self._clock() + backoff_s(self.attempts)
         self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")
+
+    def _load_finished(self, result: LoadResult) -> None:
+        self._bus.publish(LoadFinished(self.alias, result, self._clock() - self.load_started))
 
     def _stop_when_drained(self) -> None:
         if not self.queue.in_flight:
