@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -18,21 +17,24 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import reload
 from app.access.rules import Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, models, openai, ops, page, render
+from app.api import documentation, errors, models, openai, ops, page
 from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
-from app.api.guard import Cors, Guard
+from app.api.figures import Figures
+from app.api.guard import CorsGate, Guard
 from app.api.metrics_feed import MetricsFeed
-from app.api.services import Services
+from app.api.services import READ_AT_USE, Services
 from app.api.status_feed import StatusFeed
+from app.api.status_view import StatusView
+from app.configuration.current import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
 from app.core.vram_tracker import DeviceTracker
-from app.core.warmup import warm_up
+from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
-from app.domain.event_bus import EventBus
+from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.llama.binary import find_binary, inspect_binary
@@ -61,8 +63,11 @@ class RouterApp(FastAPI):
     errands: Errands
     """`RouterProtocol` looks for it."""
 
-    def take_rules(self, rules: Rules) -> None:
-        """Of the configuration that counts from now on."""
+    sessions: Sessions
+
+    def apply(self, config: Config) -> None:
+        """Who may come in, from now on."""
+        rules = Rules(config.api, self.sessions)
         self.state.rules = self.errands.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,13 +92,17 @@ def create_app(
 ) -> RouterApp:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
 
+    configuration = Configuration(config)
+
     @asynccontextmanager
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await _build(config, stack, launcher, probe, binary, heartbeat_s)
+            services = await _build(configuration, stack, launcher, probe, binary, heartbeat_s)
             app.state.services = router_app.errands.services = services
-            if config_path is not None and config.system.watch_config:
-                services.background.start("configuration watch", partial(reload.watch, app, config_path))
+            if config_path is not None:
+                configuration.subscribe(reload.TAKES)
+                watch = partial(reload.watch, configuration, config_path)
+                services.background.start("configuration watch", watch)
             yield
 
     router_app = app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
@@ -102,25 +111,21 @@ def create_app(
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.errands = Errands()
-    app.take_rules(Rules(config.api, Sessions()))
+    app.errands, app.sessions = Errands(), Sessions()
+    app.apply(config)
     shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
-    app.door = Guard(shortcut, rules=lambda: app.state.rules)
-    if config.api.cors_allow_origins:
-        app.door = Cors(
-            app.door,
-            allow_origins=list(config.api.cors_allow_origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
-        )
+    app.door = cors = CorsGate(Guard(shortcut, rules=lambda: app.state.rules), config)
+    configuration.subscribe(Rules.TAKES, app.apply)
+    configuration.subscribe(CorsGate.TAKES, cors.apply)
+    app.state.configuration = configuration
     return app
 
 
 async def drain(app: FastAPI) -> None:
     """The orderly end: streams of events end, waiting requests are refused, running ones finish."""
     services: Services = app.state.services
-    services.manager.closing = True
+    services.configuration.close()
+    services.manager.close()
     services.feed.server_update()
     services.feed.close()
     services.metrics_feed.close()
@@ -129,49 +134,114 @@ async def drain(app: FastAPI) -> None:
 
 
 async def _build(
-    config: Config,
+    configuration: Configuration,
     stack: AsyncExitStack,
     launcher: Launcher | None,
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
 ) -> Services:
-    system, bus, started_at = config.system, EventBus(asyncio.get_running_loop().call_later), time.monotonic()
+    config, started_at = configuration.current, time.monotonic()
+    bus = EventBus(BATCH_S)
     http = await stack.enter_async_context(open_client())
-    logs = _logs(system.log_dir, stack)
-    kv_cache: KvCache | None = None
+    logs = _logs(config.system.log_dir, stack)
+    kv_cache = None
     if launcher is None:
         binary = binary or await _find_binary(config)
-        kv_cache = KvCache(KvStore(Path(system.cache_dir)), http, binary, config)
-        launcher = await _real_launcher(config, logs, http, stack, binary, kv_cache)
-    tracker, manager = await _manager(config, stack, launcher, probe, bus, kv_cache)
-    upstream, background = Upstream(), Background()
-    feed, metrics_feed = StatusFeed(bus, heartbeat_s), MetricsFeed(heartbeat_s)
-    stack.push_async_callback(upstream.close)
+        kv_cache = KvCache(KvStore(Path(config.system.cache_dir)), http, binary, config)
+        launcher = await _launcher(configuration, logs, http, stack, binary)
+    else:
+        binary = None  # nothing is known of other processes than llama-server's
+    tracker = await _tracker(configuration, probe, binary, stack, bus)
+    manager = ModelManager(
+        config,
+        launcher=launcher,
+        tracker=tracker,
+        bus=bus,
+        clock=time.monotonic,
+        learned=await _learned(config.system.log_dir, binary),
+        kv_cache=kv_cache,
+    )
+    stack.push_async_callback(manager.stop_all)
+    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    stack.push_async_callback(services.upstream.close)
     stack.callback(bus.settle)
-    stack.callback(feed.close)
-    stack.callback(metrics_feed.close)
-    stack.push_async_callback(background.stop)
-    services = Services(
-        config=config,
+    stack.callback(services.feed.close)
+    stack.callback(services.metrics_feed.close)
+    stack.push_async_callback(services.background.stop)
+    _subscribe(services)
+    _start(services)
+    return services
+
+
+def _services(
+    configuration: Configuration,
+    launcher: Launcher,
+    manager: ModelManager,
+    tracker: DeviceTracker,
+    http: httpx.AsyncClient,
+    bus: EventBus,
+    logs: LogServer,
+    started_at: float,
+    heartbeat_s: float,
+) -> Services:
+    system, telemetry = configuration.current.system, Telemetry(bus)
+    status = StatusView(manager, configuration, started_at)
+    figures = Figures(manager, tracker, telemetry)
+    return Services(
+        configuration=configuration,
+        launcher=launcher,
         manager=manager,
         tracker=tracker,
-        upstream=upstream,
+        upstream=Upstream(),
         http=http,
         bus=bus,
         logs=logs,
-        background=background,
+        background=Background(),
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
-        telemetry=Telemetry(bus),
-        feed=feed,
-        metrics_feed=metrics_feed,
+        telemetry=telemetry,
+        status=status,
+        figures=figures,
+        feed=StatusFeed(
+            bus,
+            full_status=status.full,
+            model_status=status.model,
+            server_status=status.server,
+            heartbeat_s=heartbeat_s,
+        ),
+        metrics_feed=MetricsFeed(figures.snapshot, heartbeat_s),
         started_at=started_at,
     )
-    _wire(services)
-    return services
+
+
+def _subscribe(services: Services) -> None:
+    """Who takes which keys of a changed configuration, in this order."""
+    configuration = services.configuration
+    configuration.subscribe(READ_AT_USE)
+    configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
+    configuration.subscribe(ModelManager.TAKES, services.manager.apply)
+    configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
+    configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
+    configuration.subscribe(("api.api_keys",), lambda _: _hang_up(services))
+
+
+def _hang_up(services: Services) -> None:
+    """Streams were let in with a key of before; with one that still counts they come again by themselves."""
+    services.feed.hang_up()
+    services.metrics_feed.hang_up()
+    services.logs.end_followers()
+
+
+def _start(services: Services) -> None:
+    """What runs by itself."""
+    manager = services.manager
+    LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
+    services.background.start("gpu readings", services.tracker.run)
+    services.background.start("health monitor", services.health.run)
+    services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 
 def _logs(folder: str, stack: AsyncExitStack) -> LogServer:
@@ -182,57 +252,20 @@ def _logs(folder: str, stack: AsyncExitStack) -> LogServer:
     return logs
 
 
-async def _manager(
-    config: Config,
-    stack: AsyncExitStack,
-    launcher: Launcher,
-    probe: GpuProbe | None,
-    bus: EventBus,
-    kv_cache: KvCache | None,
-) -> tuple[DeviceTracker, ModelManager]:
-    """The ledger of memory, and who decides by it."""
-    asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
-    tracker = await _tracker(config, probe, asked, stack, bus)
-    manager = ModelManager(
-        config,
-        launcher=launcher,
-        tracker=tracker,
-        bus=bus,
-        clock=time.monotonic,
-        learned=await _learned(config.system.log_dir, launcher),
-        kv_cache=kv_cache,
-    )
-    stack.push_async_callback(manager.stop_all)
-    return tracker, manager
-
-
-def _wire(services: Services) -> None:
-    """Who hears of whom, and what runs by itself."""
-    manager, feed = services.manager, services.feed
-    feed.full_status = partial(render.full_status, services)
-    feed.server_status = partial(render.server_status, services)
-    feed.model_status = partial(render.model_update, services)
-    services.metrics_feed.snapshot = partial(ops.snapshot, services)
-    LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
-    services.background.start("gpu readings", services.tracker.run)
-    services.background.start("health monitor", services.health.run)
-    services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
-
-
 async def _find_binary(config: Config) -> BinaryInfo:
     path = find_binary(config.system.llama_server_path)
     return await anyio.to_thread.run_sync(inspect_binary, path)
 
 
-async def _real_launcher(
-    config: Config,
+async def _launcher(
+    configuration: Configuration,
     logs: LogServer,
     http: httpx.AsyncClient,
     stack: AsyncExitStack,
     binary: BinaryInfo,
-    kv_cache: KvCache,
 ) -> LlamaLauncher:
-    log_dir = Path(config.system.log_dir)
+    system = configuration.current.system
+    log_dir = Path(system.log_dir)
     await anyio.to_thread.run_sync(reap_orphans, log_dir)
     pid_file = PidFile(log_dir)
     stack.callback(pid_file.close)
@@ -240,12 +273,12 @@ async def _real_launcher(
         binary,
         logs,
         http,
-        config.system.first_port,
-        config.system.load_timeout_sec,
+        system.first_port,
+        system.load_timeout_sec,
         default_pooling=_default_pooling,
         pid_file=pid_file,
-        slot_folders=kv_cache,
     )
+    configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
     stack.callback(launcher.kill_all)
     return launcher
 
@@ -255,25 +288,27 @@ def _default_pooling(spec: ModelSpec) -> str | None:
     return "mean" if spec.kind is ModelKind.EMBEDDING else None
 
 
-async def _learned(log_dir: str, launcher: Launcher) -> LearnedFootprints:
+async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:
     """What a real llama-server taught earlier routers."""
-    if not isinstance(launcher, LlamaLauncher):
+    if binary is None:
         return LearnedFootprints()
-    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, launcher.binary.identity)
+    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, binary.identity)
     await anyio.to_thread.run_sync(learned.load)
     return learned
 
 
 async def _tracker(
-    config: Config,
+    configuration: Configuration,
     probe: GpuProbe | None,
-    binary: Path | None,
+    binary: BinaryInfo | None,
     stack: AsyncExitStack,
     bus: EventBus,
 ) -> DeviceTracker:
     if probe is None:
-        probe = await anyio.to_thread.run_sync(find_gpus, binary)
-    tracker = DeviceTracker(probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, bus=bus)
+        probe = await anyio.to_thread.run_sync(find_gpus, binary.path if binary is not None else None)
+    min_free_mb = configuration.current.system.min_free_vram_mb
+    tracker = DeviceTracker(probe, min_free_mb=min_free_mb, clock=time.monotonic, bus=bus)
+    configuration.subscribe(DeviceTracker.TAKES, tracker.apply)
     stack.push_async_callback(tracker.close)
     await tracker.refresh()
     return tracker

@@ -14,7 +14,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.api import render
 from app.api.services import Services
 from app.configuration.file import parse
 from app.core.queue import RequestQueue, Ticket
@@ -80,7 +79,7 @@ async def whole_router_ms() -> tuple[float, float, float]:
                 loaded = sum(i.status is Status.READY for i in services.manager.instances.values())
             figures = (
                 median_ms(services.manager._look),
-                median_ms(lambda: json.dumps(render.full_status(services))),
+                median_ms(lambda: json.dumps(services.status.full())),
                 median_ms(services.metrics.text),
             )
             for task in waiting:

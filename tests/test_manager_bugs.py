@@ -56,7 +56,7 @@ async def test_models_that_serve_go_on_serving_meanwhile(
 async def test_it_is_tried_again_by_itself_and_heals(world: World, broken_policy: pytest.MonkeyPatch) -> None:
     request = world.request("a")
     await world.settle()
-    assert world.manager._alarm is not None, "nobody else may ever ask for another look"
+    assert world.manager._alarm.at is not None, "nobody else may ever ask for another look"
     broken_policy.undo()
     await world.settle()
     assert request.granted.is_set()

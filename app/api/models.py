@@ -74,7 +74,7 @@ async def failed(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/status")
 async def status_of_all(request: Request) -> dict[str, Any]:
-    return render.full_status(services_of(request))
+    return services_of(request).status.full()
 
 
 @router.get("/v1/models/status/stream")
@@ -153,7 +153,7 @@ async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator
 
 
 def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
-    return {"model": instance.alias, **render.whole_status(services, instance.view())}
+    return {"model": instance.alias, **services.status.whole(instance.view())}
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
-from app.core.config import Config
+from app.core.config import SPEC_KEYS, Config
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
+from app.domain.alarm import Alarm
 from app.domain.errors import (
     ModelNotFound,
     NoCapacity,
@@ -68,6 +69,20 @@ class Stay:
 class ModelManager:
     """All models. Bookkeeping is synchronous: on one event loop it needs no lock."""
 
+    TAKES = (
+        *SPEC_KEYS,
+        *KvCache.TAKES,
+        "system.aging_sec",
+        "system.load_max_retries",
+        "system.max_concurrent_models",
+        "system.max_queue_size_per_model",
+        "system.max_restarts",
+        "system.max_swap_wait_sec",
+        "system.queue_timeout_sec",
+        "system.restart_window_sec",
+        "system.vram_multiplier",
+    )
+
     def __init__(
         self,
         config: Config,
@@ -93,8 +108,9 @@ class ModelManager:
         self._contended = False
         self._prepared: str | None = None
         self._next_look: asyncio.Handle | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self.look_again)
         self._jobs: dict[str, asyncio.Task[None]] = {}
+        self._config = config
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -104,6 +120,8 @@ class ModelManager:
         finishes them and goes.
         """
         system, specs = config.system, config.specs()
+        if system.vram_multiplier != self._config.system.vram_multiplier:
+            self._estimate_again()
         self._config = config
         self._limits = Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
         restarts = RestartLimits(system.max_restarts, system.restart_window_sec, system.load_max_retries)
@@ -209,8 +227,10 @@ class ModelManager:
         )
 
     def preload(self, aliases: Sequence[str]) -> None:
+        """Load those that are off as soon as there is room."""
         for alias in aliases:
-            self.instances[alias].preload = True
+            if self.instances[alias].status is Status.OFF:
+                self.instances[alias].preload = True
         self.look_again()
 
     def views(self) -> list[ModelView]:
@@ -218,9 +238,13 @@ class ModelManager:
 
     # --- life
 
+    def close(self) -> None:
+        """Take nobody new."""
+        self.closing = True
+
     async def shutdown(self, drain_timeout_s: float) -> None:
         """Nobody new, nobody waiting; running requests may finish; then every process is stopped."""
-        self.closing = True
+        self.close()
         error = ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
         for instance in self.instances.values():
             instance.queue.fail_waiting(error)
@@ -235,14 +259,14 @@ class ModelManager:
 
     async def stop_all(self) -> None:
         """Stop every process at once."""
-        self.closing = True
+        self.close()
         for instance in self.instances.values():
             instance.stop(StopReason.SHUTDOWN)
         for instance in self.instances.values():
             await instance.gone()
-        for handle in (self._next_look, self._alarm):
-            if handle is not None:
-                handle.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._alarm.cancel()
         await self._learned.save()
 
     # --- the loop
@@ -346,12 +370,9 @@ class ModelManager:
         )
 
     def _set_alarm(self, when: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        self._alarm.cancel()
         if when < NEVER:
-            delay = max(when - self._clock(), 0.0)
-            self._alarm = asyncio.get_running_loop().call_later(delay, self.look_again)
+            self._alarm.set_within(max(when - self._clock(), 0.0))
 
     # --- inside
 
@@ -368,6 +389,11 @@ class ModelManager:
             learned=self._learned,
             kv_cache=self._kv_cache,
         )
+
+    def _estimate_again(self) -> None:
+        """What a load would take, the next time that it is asked for."""
+        for instance in self.instances.values():
+            instance.need = None
 
     def _forget_removed(self) -> None:
         gone = [a for a, i in self.instances.items() if i.removed and i.over is None]

@@ -54,6 +54,8 @@ class Moved:
 class KvCache:
     """The kept conversations of all models. Whatever goes wrong here is a log line, never an error."""
 
+    TAKES = ("system.cache_max_gb", "system.keep_cache_timeout_sec")
+
     def __init__(self, store: KvStore, http: httpx.AsyncClient, binary: BinaryInfo, config: Config) -> None:
         self._store, self._http, self._binary = store, http, binary
         self._live: dict[str, tuple[Path, str]] = {}

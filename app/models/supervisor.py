@@ -17,12 +17,9 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import LoadFailed, ModelFailed, RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import (
-    CacheMoved,
     Evicted,
     LoadFinished,
     LoadResult,
-    MoveDirection,
-    MoveResult,
     Restarted,
     StatusChanged,
     Touched,
@@ -38,7 +35,8 @@ from app.llama.runner import Launcher, LoadError, Runner
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
-from app.models.kv_cache import KvCache, Moved
+from app.models.conversations import Conversations
+from app.models.kv_cache import KvCache
 from app.models.restarts import backoff_s
 
 logger = logging.getLogger(__name__)
@@ -88,9 +86,7 @@ class ModelInstance:
         self._launcher, self._tracker, self._bus = launcher, tracker, bus
         self._limits, self._clock, self._look_again = limits, clock, look_again
         self.memory = ModelMemory(spec.alias, tracker, learned)
-        self._kv_cache = kv_cache
-        self._kept: Moved | None = None
-        self._save_s = 0.0
+        self._conversations = Conversations(spec.alias, kv_cache, bus)
         self._since = clock()
         self._reason = ""
         self._served = 0
@@ -277,7 +273,7 @@ class ModelInstance:
     # --- pictures
 
     def view(self) -> ModelView:
-        queue, runner = self.queue, self.runner
+        queue, runner, kept = self.queue, self.runner, self._conversations.kept
         log = runner.load_log if runner is not None else None
         loading = self.status in (Status.STARTING, Status.LOADING)
         return ModelView(
@@ -316,8 +312,8 @@ class ModelInstance:
             estimated_mb=self.memory.estimated_mb,
             measured_mb=self.memory.measured_mb,
             keep_cache=self.spec.keep_cache,
-            kept_tokens=self._kept.tokens if self._kept else None,
-            kept_bytes=self._kept.size if self._kept else None,
+            kept_tokens=kept.tokens if kept else None,
+            kept_bytes=kept.size if kept else None,
             load_started=self.load_started if loading else None,
             expected_load_s=self.memory.load_s,
             load_progress=log.progress if log is not None and loading else None,
@@ -346,11 +342,12 @@ class ModelInstance:
                 if self.status is Status.STOPPING:  # stopped before this task had its first turn
                     life.cancel()
                 news = partial(self._on_progress, life)
-                async with self._launcher.launch(self.spec, placement, news) as runner:
+                folder = await self._conversations.open(self.spec)
+                async with self._launcher.launch(self.spec, placement, news, folder) as runner:
                     self.runner = runner
                     self._tracker.spawned(self.alias, runner.pid)
                     await runner.ready()
-                    async with self._conversations(runner):
+                    async with self._with_conversations(runner):
                         if self.status is not Status.STOPPING:  # stopped in the turn in which it was ready
                             self._serve(runner)
                         failure = self._cause_of((await runner.exited()).failure)
@@ -362,43 +359,26 @@ class ModelInstance:
             if out_of_files(error):
                 failure = Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())
         if self._life is life:
+            self._conversations.close(self.spec)
             self._settle(failure)
         else:
             self._died_after_all()
 
     @asynccontextmanager
-    async def _conversations(self, runner: Runner) -> AsyncIterator[None]:
+    async def _with_conversations(self, runner: Runner) -> AsyncIterator[None]:
         """Restored before the first grant, saved when it is stopped after serving; a crash saves nothing."""
-        if self._kv_cache is not None:
-            await self._restore(self._kv_cache, runner)
+        await self._conversations.restore(self.spec, runner)
         try:
             yield
         finally:
-            if self._kv_cache is not None and self.status is Status.STOPPING and self._is_worth_keeping():
+            if self.status is Status.STOPPING and self._is_worth_keeping():
                 with anyio.CancelScope(shield=True):
-                    moved = await self._kv_cache.save(self.spec, runner)
-                self._cache_moved(moved, MoveDirection.SAVED)
-
-    async def _restore(self, kv_cache: KvCache, runner: Runner) -> None:
-        moved = await kv_cache.restore(self.spec, runner)
-        self._cache_moved(moved, MoveDirection.RESTORED)
-        if moved is not None and moved.result is not MoveResult.SUCCESS:
-            await runner.ready()  # a load that a bad file has killed is tried again, without the file
+                    await self._conversations.save(self.spec, runner)
 
     def _is_worth_keeping(self) -> bool:
         """Something was said, and somebody will ask for it."""
         wanted = not self.removed and self._next_spec.keep_cache == self.spec.keep_cache
         return wanted and self._served > 0 and self._hung is None
-
-    def _cache_moved(self, moved: Moved | None, direction: MoveDirection) -> None:
-        if moved is None:
-            return
-        self._kept = moved
-        if direction is MoveDirection.SAVED:
-            self._save_s = moved.seconds
-        self._bus.publish(
-            CacheMoved(self.alias, direction, moved.result, moved.tokens, moved.size, moved.seconds)
-        )
 
     def _on_progress(self, life: anyio.CancelScope, runner: Runner) -> None:
         if life is not self._life:  # of a process that was given up
@@ -540,7 +520,7 @@ class ModelInstance:
 
     def _reload_estimate_s(self) -> float:
         if (load_s := self.memory.load_s) is not None:
-            return load_s + self._save_s
+            return load_s + self._conversations.save_s
         return self.footprint.file_mb / 1000 if self.footprint else 1.0
 
     def _last_error(self) -> str:
