@@ -289,7 +289,7 @@ class World:
             tracker=self.tracker,
             bus=self.bus,
             clock=self.clock,
-            inspect=self._inspect,
+            inspect_file=self._inspect,
             kv_cache=kv_cache(self.config) if kv_cache is not None else None,
         )
 
@@ -316,14 +316,14 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.manager.look_again()
+        self.manager.scheduler.look_again()
         await self.settle()
 
     async def settle(self) -> None:
         """Until nothing moves any more: threads have answered, and every callback has run."""
         for _ in range(3):
             await self.tracker.refresh()
-            self.manager.look_again()
+            self.manager.scheduler.look_again()
             for _ in range(20):
                 await asyncio.sleep(0)
             inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]

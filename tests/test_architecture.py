@@ -50,7 +50,7 @@ PURE = (
     "app.proxy.usage",
     "app.scheduling",
 )
-NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus"}
+NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus", "app.domain.jobs"}
 """What stands among them and waits, or tells others."""
 
 NO_IO = {

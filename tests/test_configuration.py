@@ -64,7 +64,7 @@ class Router:
         """Of a file of 100 MB, by what the manager believes now."""
         instance = self.services.manager.instances["a"]
         instance.footprint = footprint(100)
-        need: int = self.services.manager._need_of(instance).mb
+        need: int = self.services.manager.inspection.need_of(instance).mb
         return need
 
     async def change(self, section: str, key: str, value: object) -> None:
@@ -141,7 +141,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),
     "system.base_models_path": ("/models", _spec("path", Path("/models/a.gguf"))),
-    "system.max_concurrent_models": (7, lambda r: r.services.manager._limits.max_models == 7),
+    "system.max_concurrent_models": (7, lambda r: r.services.manager.scheduler.limits.max_models == 7),
     "system.preload_models": (["b"], lambda r: r.services.manager.instances["b"].preload),
     "system.enable_idle_timeout": (False, _spec("idle_timeout_s", None)),
     "system.idle_timeout_sec": (7, _spec("idle_timeout_s", 7)),
@@ -162,7 +162,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.health_check_interval_sec": (7, lambda r: r.services.health._pause_s() == 7),
     "system.max_restarts": (7, lambda r: r.services.manager.instances["a"]._limits.max_restarts == 7),
     "system.restart_window_sec": (7, lambda r: r.services.manager.instances["a"]._limits.window_s == 7),
-    "system.max_swap_wait_sec": (7, lambda r: r.services.manager._limits.max_swap_wait_s == 7),
+    "system.max_swap_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.max_swap_wait_s == 7),
     "system.aging_sec": (7, lambda r: _key_of_a_low_one(r) == pytest.approx(14)),
     "system.drain_timeout_sec": (7, lambda r: r.services.config.system.drain_timeout_sec == 7),
     "system.first_port": (23456, lambda r: r.launcher._ports.first == 23456),

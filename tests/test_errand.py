@@ -282,7 +282,7 @@ async def make_router(
 ) -> AsyncIterator[MakeRouter]:
     monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
     monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
-    monkeypatch.setattr("app.main.BATCH_S", 0.0)
+    monkeypatch.setattr("app.composition.BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:

@@ -476,7 +476,7 @@ async def test_a_preflight_is_no_way_around_the_keys(locked: httpx.AsyncClient, 
 
 async def test_the_log_of_a_failed_model_is_for_admins(locked: httpx.AsyncClient) -> None:
     instance = app_of(locked).state.services.manager.instances["org/tiny"]
-    app_of(locked).state.services.manager.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
+    app_of(locked).state.services.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
     await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=BOSS)
     assert instance.status.public == "failed"
     (mine,) = (await locked.get("/v1/models/failed", headers=BOSS)).json()["failed_models"]

@@ -196,7 +196,7 @@ def _plan_reason(services: Services, instance: ModelInstance, found: Preview) ->
     if instance.status.has_process:
         return f"it is {instance.status.public} already"
     if found.refusal is not None:
-        return services.manager.refusal_error(instance, found.refusal).message
+        return services.manager.scheduler.refusal_error(found.refusal).message
     if found.victims:
         return f"after stopping {', '.join(found.victims)}"
     return "there is room" if found.placement or found.wait_s == 0 else "other models have to be waited for"

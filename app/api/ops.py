@@ -63,8 +63,8 @@ async def models_health(request: Request) -> dict[str, Any]:
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     tracker = services.tracker
     tasks = {name: task.error for name, task in services.background.health.items() if task.error}
-    if services.manager.error:
-        tasks["scheduling"] = services.manager.error
+    if services.manager.scheduler.error:
+        tasks["scheduling"] = services.manager.scheduler.error
     missing = _missing_devices(services)
     gpu = {"status": "degraded" if tracker.error or missing else "ok", "available": tracker.has_gpu}
     if detail := tracker.error or missing or (None if tracker.has_gpu else tracker.probe.reason):

@@ -1,4 +1,4 @@
-"""What the routes work with, made once by `app/main.py`."""
+"""What the routes work with, made once by `app/composition.py`."""
 
 from __future__ import annotations
 

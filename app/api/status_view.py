@@ -20,7 +20,7 @@ class StatusView:
 
     def full(self) -> dict[str, Any]:
         """Of everything."""
-        views, waits = self._manager.views(), self._manager.waits
+        views, waits = self._manager.views(), self._manager.scheduler.waits
         summary: dict[str, int] = {}
         for view in views:
             summary[view.status.public] = summary.get(view.status.public, 0) + 1
@@ -43,7 +43,7 @@ class StatusView:
 
     def whole(self, view: ModelView) -> dict[str, Any]:
         """With every field, null without a process: for those who keep one model's last picture."""
-        wait = self._manager.waits.get(view.alias)
+        wait = self._manager.scheduler.waits.get(view.alias)
         return {"port": None, "pid": None, "vram_mb": None, **render.model_status(view, wait)}
 
     def _to_preload(self) -> Iterable[ModelInstance]:

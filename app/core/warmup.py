@@ -30,6 +30,6 @@ async def warm_up(manager: ModelManager, preload: Sequence[str]) -> None:
     manager.preload(preload)
     for instance in tuple(manager.instances.values()):
         try:
-            await manager.read_footprint(instance)
+            await manager.inspection.read(instance)
         except LoadError as error:
             logger.warning("%s: %s", instance.alias, error.failure.message)

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RestartLimits:
+    max_restarts: int
+    window_s: float
+    load_retries: int
+
 
 def backoff_s(crashes: int) -> float:
     """Wait before the n-th restart in a row: 0.5 s, doubled each time, at most 30 s."""

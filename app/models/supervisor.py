@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,16 +37,9 @@ from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
 from app.models.kv_cache import KvCache
-from app.models.restarts import backoff_s
+from app.models.restarts import RestartLimits, backoff_s
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RestartLimits:
-    max_restarts: int
-    window_s: float
-    load_retries: int
 
 
 class ModelInstance:
