@@ -11,7 +11,7 @@ import pytest
 from app.core.config import Config
 from app.core.queue import Ticket, TicketState
 from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
-from app.domain.events import Evicted, LoadFinished, LoadResult
+from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.llama.exit_reason import FailureKind
@@ -298,7 +298,7 @@ async def test_a_crashed_model_comes_back_by_itself(make_world: MakeWorld) -> No
     assert world.status("a") is Status.CRASHED
     await world.pass_time(1)
     assert world.status("a") is Status.READY
-    assert world.manager.instances["a"].restarts == 1
+    assert [event for event in world.events if isinstance(event, Restarted)] == [Restarted("a")]
 
 
 async def test_a_model_that_crashes_too_often_has_failed(make_world: MakeWorld) -> None:
