@@ -100,7 +100,7 @@ def _services(
 ) -> Services:
     system, telemetry = configuration.current.system, Telemetry(bus)
     status = StatusView(manager, configuration, started_at)
-    figures = Figures(manager, tracker, telemetry)
+    figures = Figures(manager, tracker, telemetry, bus)
     return Services(
         configuration=configuration,
         launcher=launcher,

@@ -136,6 +136,13 @@ async def test_a_need_that_grows_with_every_load_ends_in_an_error(make_world: Ma
     assert world.launcher.loads("a") == 2
 
 
+async def test_asking_whether_it_may_be_planned_again_changes_nothing(make_world: MakeWorld) -> None:
+    memory = (await make_world({"a": 3000})).manager.instances["a"].memory
+    assert [memory.may_plan_again for _ in range(3)] == [True] * 3
+    memory.plan_again()
+    assert [memory.may_plan_again for _ in range(3)] == [False] * 3
+
+
 async def test_a_preloaded_model_is_planned_again_too(make_world: MakeWorld) -> None:
     world = await make_world({"pinned": 5000, "a": 3000}, models={"pinned": {"pinned": True}})
     await serve(world, "pinned")

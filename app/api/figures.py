@@ -8,16 +8,25 @@ from typing import Any
 from app.api import render
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
+from app.domain.event_bus import EventBus
 from app.domain.events import Outcome
 from app.domain.views import ModelView
 from app.observability.telemetry import Telemetry
 
 
 class Figures:
-    def __init__(self, manager: ModelManager, tracker: DeviceTracker, telemetry: Telemetry) -> None:
-        self._manager, self._tracker, self._telemetry = manager, tracker, telemetry
+    """Counts every request that has ended."""
+
+    def __init__(
+        self, manager: ModelManager, tracker: DeviceTracker, telemetry: Telemetry, bus: EventBus
+    ) -> None:
+        self._manager, self._tracker, self._telemetry, self._bus = manager, tracker, telemetry, bus
 
     def queues(self) -> dict[str, Any]:
+        self._bus.settle()
+        return self._queues()
+
+    def _queues(self) -> dict[str, Any]:
         now = time.monotonic()
         per_model = {view.alias: self._queue(view, now) for view in self._manager.views()}
         outcome = self._telemetry.outcome
@@ -35,6 +44,7 @@ class Figures:
 
     def snapshot(self) -> dict[str, Any]:
         """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
+        self._bus.settle()
         devices = self._tracker.devices()
         return {
             "timestamp": time.time(),
@@ -42,7 +52,7 @@ class Figures:
             "host": render.host(devices),
             "reason": render.gpu_trouble(self._tracker),
             "models": {view.alias: self._model(view) for view in self._manager.views()},
-            "queues": self.queues(),
+            "queues": self._queues(),
         }
 
     def _model(self, view: ModelView) -> dict[str, Any]:

@@ -30,7 +30,8 @@ async def health(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    return Response(await services_of(request).metrics.render(), media_type=prometheus_metrics.CONTENT_TYPE)
+    text = await _settled(request).metrics.render()
+    return Response(text, media_type=prometheus_metrics.CONTENT_TYPE)
 
 
 @router.get("/metrics/stream")
@@ -45,6 +46,13 @@ async def vram(request: Request) -> dict[str, Any]:
     return render.vram(services.manager.views(), services.tracker, services.config.system)
 
 
+def _settled(request: Request) -> Services:
+    """With figures that count every request that has ended."""
+    services = services_of(request)
+    services.bus.settle()
+    return services
+
+
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
     return services_of(request).figures.queues()
@@ -52,7 +60,7 @@ async def queue_stats(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/telemetry/summary")
 async def telemetry(request: Request) -> dict[str, Any]:
-    return services_of(request).telemetry.summary()
+    return _settled(request).telemetry.summary()
 
 
 @router.get("/v1/health/models")

@@ -102,6 +102,7 @@ def device(view: DeviceView) -> dict[str, Any]:
         "used_mb": view.used_mb,
         "free_mb": max(view.free_mb, 0),
         "reserved_mb": view.reserved_mb,
+        "others_mb": view.others_mb,
     }
 
 

@@ -13,6 +13,8 @@ from app.domain.status import Status
 from app.domain.views import NEVER_USED, ModelView
 from app.models.supervisor import ModelInstance
 
+_NO_PROCESS: dict[str, Any] = {"port": None, "pid": None, "vram_mb": None, "devices": [], "health": None}
+
 
 class StatusView:
     def __init__(self, manager: ModelManager, configuration: Configuration, started_at: float) -> None:
@@ -44,7 +46,7 @@ class StatusView:
     def whole(self, view: ModelView) -> dict[str, Any]:
         """With every field, null without a process: for those who keep one model's last picture."""
         wait = self._manager.scheduler.waits.get(view.alias)
-        return {"port": None, "pid": None, "vram_mb": None, **render.model_status(view, wait)}
+        return {**_NO_PROCESS, **render.model_status(view, wait)}
 
     def _to_preload(self) -> Iterable[ModelInstance]:
         instances = self._manager.instances

@@ -223,6 +223,7 @@ class ModelInstance(ModelState):
             return
         logger.info("%s: load stopped: %s", self.alias, failure.message)
         if self.memory.may_plan_again:
+            self.memory.plan_again()
             self.preload = not self.queue.waiting
             self.stop(StopReason.MEMORY)
         elif self._life is not None:
