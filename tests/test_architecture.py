@@ -129,10 +129,8 @@ def is_pure(module: str) -> bool:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Everything that is imported, also inside functions, as modules; not what only types need."""
+    """Everything that is imported, also inside functions and for types only, as modules."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
