@@ -18,9 +18,8 @@ from app.llama.command import BinaryInfo, CommandError, build_command, unknown_f
 from app.llama.output.folder import obstacle
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
-from app.memory import need as footprint
 from app.memory.history import FILE_NAME, LearnedFootprints
-from app.memory.need import Footprint
+from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, host_reading, resolve
 from app.scheduling.placement import Room, fit
@@ -111,7 +110,7 @@ def _line(
     learned: LearnedFootprints,
 ) -> Line:
     try:
-        found = footprint.inspect(spec)
+        found = inspect(spec)
         pooling = choose_pooling(spec, found.header)
         if binary is not None:
             build_command(binary, spec, {}, config.system.first_port, "key", os.environ, pooling.flag)
@@ -131,15 +130,15 @@ def _placed(
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
-    before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
+    before = learned.model(key(spec, found, learned.build, bool(gpus)))
     overhead_mb = learned.overhead_mb(r.kind for r in gpus if r.id in places)
-    need = footprint.need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
+    takes = need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
     room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
-    placement = fit(need, room)
+    placement = fit(takes, room)
     problem = (
-        None if placement is not None else f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
+        None if placement is not None else f"needs {takes.mb} MB, at most {room.most(takes)} MB can be had"
     )
-    return Line(spec.alias, found.file_mb, need, _place(placement), problem, before.seen_mb)
+    return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)
 
 
 def _place(placement: Placement | None) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import httpx
 
+from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
@@ -22,13 +23,15 @@ from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
-from app.llama.runner import LoadError, OnChange, Runner, SlotFolders
+from app.llama.runner import LoadError, OnChange, Runner
 
 CHECK_TIMEOUT_S = 2.0
 
 
 class LlamaLauncher:
     """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+
+    TAKES = ("system.first_port", "system.load_timeout_sec")
 
     def __init__(
         self,
@@ -40,13 +43,16 @@ class LlamaLauncher:
         *,
         env: Mapping[str, str] = os.environ,
         pid_file: PidFile | None = None,
-        slot_folders: SlotFolders | None = None,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
         self._log_server, self._http, self._env = log_server, http, env
-        self._pid_file, self._slot_folders = pid_file, slot_folders
+        self._pid_file = pid_file
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
+
+    def apply(self, config: Config) -> None:
+        """For the starts to come."""
+        self._ports.first, self.load_timeout_s = config.system.first_port, config.system.load_timeout_sec
 
     async def check(self, spec: ModelSpec) -> None:
         if unknown := unknown_flags(self.binary, spec):
@@ -67,12 +73,15 @@ class LlamaLauncher:
 
     @asynccontextmanager
     async def launch(
-        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        on_change: OnChange,
+        slot_folder: Path | None = None,
     ) -> AsyncIterator[Runner]:
         pooling = await _pooling_flag(spec)
         with self._ports.claim() as port:
             key = secrets.token_hex(24)
-            slot_folder = await self._slot_folders.open(spec) if self._slot_folders is not None else None
             command = self._command(spec, placement, port, key, pooling, slot_folder)
             log = self._log_server.open(spec.alias)
             files = split_parts(spec.path)
@@ -93,8 +102,6 @@ class LlamaLauncher:
                 finally:
                     runner.kill()  # a second cancellation of the task passes through the shield
                     self._live.discard(runner)
-                    if self._slot_folders is not None and not runner.undead:  # which has long been followed
-                        self._slot_folders.close(spec)
                     if self._pid_file is not None:
                         self._pid_file.forget(runner.pid)
 
