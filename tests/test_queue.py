@@ -68,6 +68,26 @@ def test_the_head_is_who_is_served_next() -> None:
     assert waiting.head is None
 
 
+def test_asking_who_waits_changes_nothing() -> None:
+    tickets = [ticket(arrived=float(i)) for i in range(6)]
+    waiting = queue(*tickets)
+    for leaver in (*tickets[2:4], *tickets[:2]):
+        waiting.finish(leaver, now=9.0)
+    before = list(waiting._heap)
+    assert (waiting.has_waiting, waiting.peek()) == (True, tickets[4])
+    assert waiting.head == Head(tickets[4].key, NORMAL, 4.0, tickets[4].order)
+    assert waiting._heap == before
+
+
+def test_a_queue_that_all_have_left_is_empty() -> None:
+    tickets = [ticket(arrived=float(i)) for i in range(6)]
+    waiting = queue(*tickets)
+    for leaver in reversed(tickets):
+        waiting.finish(leaver, now=9.0)
+    assert (waiting.has_waiting, waiting.head) == (False, None)
+    assert waiting.seat(ticket(), now=9.0), "nobody is passed over"
+
+
 def test_the_position_counts_those_who_are_served_before() -> None:
     first, second, urgent = ticket(), ticket(), ticket(HIGH)
     waiting = queue(first, second, urgent)

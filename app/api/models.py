@@ -75,7 +75,7 @@ async def failed(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/status")
 async def status_of_all(request: Request) -> dict[str, Any]:
-    return render.full_status(services_of(request))
+    return services_of(request).status.full()
 
 
 @router.get("/v1/models/status/stream")
@@ -154,7 +154,7 @@ async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator
 
 
 def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
-    return {"model": instance.alias, **render.whole_status(services, instance.view())}
+    return {"model": instance.alias, **services.status.whole(instance.view())}
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
@@ -176,6 +176,7 @@ def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[s
     on_gpus = {device: mb for device, mb in targets.items() if device != HOST}
     return {
         "model": instance.alias,
+        "status": instance.status.public,
         "fits": found.fits,
         "devices": [
             {"index": devices[d].index, "need_mb": mb, "free_mb": max(devices[d].free_mb, 0)}
@@ -198,7 +199,7 @@ def _plan_reason(services: Services, instance: ModelInstance, found: Preview) ->
     if instance.status.has_process:
         return f"it is {instance.status.public} already"
     if found.refusal is not None:
-        return services.manager.refusal_error(instance, found.refusal).message
+        return services.manager.scheduler.refusal_error(found.refusal).message
     if found.victims:
         return f"after stopping {', '.join(found.victims)}"
     return "there is room" if found.placement or found.wait_s == 0 else "other models have to be waited for"

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
 from app.domain.views import HOST, Need, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import obstacle
+from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
-from app.memory import need as footprint
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.need import Footprint
+from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, resolve
@@ -36,6 +37,7 @@ class Line:
     place: str
     problem: str | None = None
     measured_mb: int | None = None
+    pooling: PoolingChoice | None = None
 
 
 def run(path: Path) -> int:
@@ -58,6 +60,9 @@ def run(path: Path) -> int:
     learned.load()
     lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
     print("\n" + _table(lines))
+    for line in lines:
+        if line.pooling is not None:
+            print(f"  {line.alias}: {line.pooling}")
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
@@ -106,16 +111,18 @@ def _line(
     learned: LearnedFootprints,
 ) -> Line:
     try:
-        found = footprint.inspect(spec)
+        found = inspect(spec)
+        pooling = choose_pooling(spec, found.header)
         if binary is not None:
-            build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+            build_command(binary, spec, {}, config.system.first_port, "key", os.environ, pooling.flag)
             if unknown := unknown_flags(binary, spec):
                 raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
     except LoadError as error:
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
-    return _placed(spec, found, config, readings or [host_reading()], learned)
+    line = _placed(spec, found, config, readings or [host_reading()], learned)
+    return line if spec.kind is ModelKind.CHAT else replace(line, pooling=pooling)
 
 
 def _placed(
@@ -124,21 +131,23 @@ def _placed(
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
-    before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
+    before = learned.model(key(spec, found, learned.build, bool(gpus)))
     cost = learned.fixed_cost(r for r in gpus if r.id in places)
-    need = footprint.need(spec, found, places, bool(gpus), multiplier, before, cost)
+    takes = need(spec, found, places, bool(gpus), multiplier, before, cost)
     kept_free = KeptFree.parse(config.system.min_free_vram_mb)
     sizes = {r.id: r.total_mb for r in readings}
     room = Room({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)
-    placement = fit(need, room)
-    problem = None if placement is not None else _shortage(need, room)
-    return Line(spec.alias, found.file_mb, need, _place(placement), problem, before.seen_mb)
+    placement = fit(takes, room)
+    problem = None if placement is not None else _shortage(takes, room)
+    return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)
 
 
-def _shortage(need: Need, room: Room) -> str:
-    if fits_on_devices(need, room):
-        return f"needs {need.host_mb} MB of the machine's own memory, at most {room.free[HOST]} MB can be had"
-    return f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
+def _shortage(takes: Need, room: Room) -> str:
+    if fits_on_devices(takes, room):
+        return (
+            f"needs {takes.host_mb} MB of the machine's own memory, at most {room.free[HOST]} MB can be had"
+        )
+    return f"needs {takes.mb} MB, at most {room.most(takes)} MB can be had"
 
 
 def _place(placement: Placement | None) -> str:

@@ -88,8 +88,9 @@ class Ticket:
 class RequestQueue:
     """The waiting tickets of one model, and the count of those in its slots.
 
-    Ordered by key, then arrival. A ticket that leaves is only marked; the heap is swept when more than half
-    of it is dead, so that leaving costs nothing and memory stays in proportion to who is really waiting.
+    Ordered by key, then arrival. A ticket that leaves is only marked, unless it stands on top: what is on top
+    waits. The heap is swept when more than half of it is dead, so that leaving costs nothing and memory stays
+    in proportion to who is really waiting.
     """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
@@ -107,7 +108,7 @@ class RequestQueue:
 
     @property
     def has_waiting(self) -> bool:
-        return bool(self._heap) and self.peek() is not None
+        return bool(self._heap)
 
     @property
     def in_flight(self) -> int:
@@ -129,8 +130,6 @@ class RequestQueue:
         self.waiting_by_level[ticket.priority] += 1
 
     def peek(self) -> Ticket | None:
-        while self._heap and self._heap[0].state is not TicketState.WAITING:
-            heapq.heappop(self._heap)
         return self._heap[0] if self._heap else None
 
     @property
@@ -140,12 +139,12 @@ class RequestQueue:
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
-        if len(self.running) >= self.slots or not self._heap or (ticket := self.peek()) is None:
+        if len(self.running) >= self.slots or (ticket := self.peek()) is None:
             return None
-        heapq.heappop(self._heap)
         self.waiting_by_level[ticket.priority] -= 1
         self.running.add(ticket)
         ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        self._clear_top()
         ticket._settle(None)
         return ticket
 
@@ -167,6 +166,7 @@ class RequestQueue:
         elif ticket.state is TicketState.WAITING:
             self.waiting_by_level[ticket.priority] -= 1
         ticket.state = TicketState.DONE
+        self._clear_top()
         if len(self._heap) > SWEEP_OVER:
             self._sweep()
         return held
@@ -194,6 +194,10 @@ class RequestQueue:
         """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
         expected = math.ceil((self.waiting + 1) * (self._service_s or 1.0) / self.slots)
         return float(min(max(expected, 1), 300))
+
+    def _clear_top(self) -> None:
+        while self._heap and self._heap[0].state is not TicketState.WAITING:
+            heapq.heappop(self._heap)
 
     def _sweep(self) -> None:
         if len(self._heap) > 2 * self.waiting:

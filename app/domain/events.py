@@ -20,6 +20,30 @@ class Outcome(str, Enum):
     TIMEOUT = "timeout"
 
 
+class LoadResult(str, Enum):
+    """How a load ended; a label of `router_model_loads_total`."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    ABANDONED = "abandoned"  # stopped before it was over
+
+
+class MoveDirection(str, Enum):
+    """Of kept conversations: out of a process at its stop, or back into one after its load."""
+
+    SAVED = "saved"
+    RESTORED = "restored"
+
+
+class MoveResult(str, Enum):
+    """How saving or restoring conversations went; a label of their counters."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    DAMAGED = "damaged"  # only what was kept can be
+
+
 @dataclass(frozen=True)
 class StatusChanged:
     alias: str
@@ -37,7 +61,7 @@ class Touched(NamedTuple):
 @dataclass(frozen=True)
 class LoadFinished:
     alias: str
-    result: str  # success, failed, abandoned
+    result: LoadResult
     seconds: float
 
 
@@ -57,8 +81,8 @@ class CacheMoved:
     """A model's conversations were saved before its stop, or restored after its load, or should have been."""
 
     alias: str
-    saved: bool  # else restored
-    result: str  # success, failed, timeout; of a restore also damaged
+    direction: MoveDirection
+    result: MoveResult
     tokens: int
     size: int
     seconds: float

@@ -12,6 +12,14 @@ class ModelKind(str, Enum):
     RERANK = "rerank"
 
 
+class Health(str, Enum):
+    """What the health monitor thinks of a loaded model's process."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
 class Status(str, Enum):
     OFF = "off"  # no process
     STARTING = "starting"  # spawned, its port does not answer yet

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.domain.priority import Priority
-from app.domain.status import ModelKind, Status, StopReason
+from app.domain.status import Health, ModelKind, Status, StopReason
 
 HOST = "host"
 """Among the ids of devices: the machine's own memory."""
@@ -138,7 +138,7 @@ class ModelView:
     stopped_for: str | None = None
     reason: str = ""
     error: str | None = None
-    health: str | None = None
+    health: Health | None = None
     port: int | None = None
     pid: int | None = None
     vram_mb: int | None = None

@@ -1,6 +1,6 @@
 """What the header of a GGUF file tells about its model; all parts of a split model count as one.
 
-Why not the `gguf` package: for a vocabulary of 262k tokens it took 11 s and 708 MB; see `gguf_reader`.
+Why not the `gguf` package: for a vocabulary of 262k tokens it took 11 s and 708 MB; see `reader`.
 All functions block on the disk: call them in a thread.
 """
 
@@ -10,14 +10,25 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from app.domain.files import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
 
-__all__ = ["ENCODERS", "GgufError", "GgufHeader", "TensorInfo", "Value", "read_header", "split_parts"]
+__all__ = [
+    "ENCODERS",
+    "GgufError",
+    "GgufHeader",
+    "Pooling",
+    "TensorInfo",
+    "Value",
+    "read_header",
+    "split_parts",
+]
 
 # Encoders see their whole input at once: they make embeddings and keep no KV cache.
 ENCODERS = frozenset({
@@ -26,6 +37,21 @@ ENCODERS = frozenset({
 })  # fmt: skip
 CACHED_HEADERS = 64
 SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class Pooling(Enum):
+    """How the vectors of the tokens become one: the values of the metadata key `pooling_type`."""
+
+    NONE = 0
+    MEAN = 1
+    CLS = 2
+    LAST = 3
+    RANK = 4
+
+    @property
+    def flag(self) -> str:
+        """As llama-server's `--pooling` calls it."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +83,7 @@ class GgufHeader:
 
     @property
     def pooling_type(self) -> int | None:
-        """0 none, 1 mean, 2 cls, 3 last, 4 rank; None if the file does not say."""
+        """A value of `Pooling`, or one that is not known yet; None if the file does not say."""
         value = self.value("pooling_type")
         return value if isinstance(value, int) else None
 
@@ -70,17 +96,16 @@ class GgufHeader:
         return "tokenizer.chat_template" in self.metadata
 
 
-class _Stamp(NamedTuple):
-    """One content of one file: a changed file has another stamp."""
+class _Part(NamedTuple):
+    """One content of one file."""
 
     path: Path
-    mtime_ns: int
-    size: int
+    identity: FileIdentity
 
 
 def read_header(path: Path) -> GgufHeader:
     """Raises GgufError for a file that is no usable model, OSError for one that cannot be read. Cached."""
-    return _read_model(tuple(_stamp(part, path) for part in split_parts(path)))
+    return _read_model(tuple(_part(part, path) for part in split_parts(path)))
 
 
 def split_parts(path: Path) -> tuple[Path, ...]:
@@ -95,7 +120,7 @@ def split_parts(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in numbers)
 
 
-def _stamp(part: Path, first: Path) -> _Stamp:
+def _part(part: Path, first: Path) -> _Part:
     try:
         status = part.stat()
     except FileNotFoundError as error:
@@ -104,13 +129,13 @@ def _stamp(part: Path, first: Path) -> _Stamp:
         raise GgufError(f"{first.name}: {part.name} is missing; put it beside the first part") from error
     if not stat.S_ISREG(status.st_mode):
         raise GgufError(f"{part.name} is not a regular file; use the path of a GGUF file")
-    return _Stamp(part, status.st_mtime_ns, status.st_size)
+    return _Part(part, FileIdentity.of(status))
 
 
 @lru_cache(maxsize=CACHED_HEADERS)
-def _read_model(stamps: tuple[_Stamp, ...]) -> GgufHeader:
-    parts = [read_part(stamp.path, stamp.size) for stamp in stamps]
-    file_name, metadata = stamps[0].path.name, parts[0].metadata
+def _read_model(files: tuple[_Part, ...]) -> GgufHeader:
+    parts = [read_part(file.path, file.identity.size) for file in files]
+    file_name, metadata = files[0].path.name, parts[0].metadata
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")
     if not isinstance(architecture, str):
         raise GgufError(f"{file_name} names no architecture: it is not a model; use another file")
@@ -119,10 +144,10 @@ def _read_model(stamps: tuple[_Stamp, ...]) -> GgufHeader:
         raise GgufError(f"{file_name} is one of {split_count} parts; name them ...-00001-of-... again")
     return GgufHeader(
         architecture=architecture,
-        name=name if isinstance(name, str) else stamps[0].path.stem,
+        name=name if isinstance(name, str) else files[0].path.stem,
         metadata=metadata,
         array_lengths=parts[0].array_lengths,
         tensors=MappingProxyType({tensor.name: tensor for part in parts for tensor in part.tensors}),
-        file_size=sum(stamp.size for stamp in stamps),
-        parts=tuple(stamp.path for stamp in stamps),
+        file_size=sum(file.identity.size for file in files),
+        parts=tuple(file.path for file in files),
     )

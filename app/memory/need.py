@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
@@ -32,7 +33,7 @@ class Footprint:
     """A model file as far as scheduling needs it. Memory figures are before the safety factor."""
 
     file_mb: int
-    identity: tuple[int, int]  # mtime in ns, size in bytes
+    identity: FileIdentity
     header: GgufHeader
     with_gpu: MemoryEstimate
     on_host: MemoryEstimate
@@ -48,19 +49,10 @@ class Footprint:
         return self.header.context_length
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """Changes when the file does; None without a file. Blocking."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
-
-
 def inspect(spec: ModelSpec) -> Footprint:
     """Read the header and estimate. Blocking. Raises `LoadError` for what no load could heal."""
     try:
-        found = identity(spec.path)
+        found = FileIdentity.at(spec.path)
         header = read_header(spec.path)
         projector = Path(spec.params.mmproj).stat().st_size if spec.params.mmproj else 0
     except FileNotFoundError as error:
@@ -76,7 +68,7 @@ def inspect(spec: ModelSpec) -> Footprint:
     layers = 0 if spec.cpu_only else spec.params.n_gpu_layers
     return Footprint(
         file_mb=header.file_size // MIB,
-        identity=found or (0, 0),
+        identity=found or FileIdentity(0, 0),
         header=header,
         with_gpu=estimate(header, _params(spec, layers, projector)),
         on_host=estimate(header, _params(spec, 0, projector)),

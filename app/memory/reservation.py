@@ -96,8 +96,11 @@ class ModelMemory:
     @property
     def may_plan_again(self) -> bool:
         """Once in a row: a second surprise is a failure like any other."""
-        again, self._stopped_for_more = not self._stopped_for_more, True
-        return again
+        return not self._stopped_for_more
+
+    def plan_again(self) -> None:
+        """The load is stopped for a plan that knows more."""
+        self._stopped_for_more = True
 
     def loaded(self, log: LoadLog, took_s: float) -> None:
         """Remember the buffers that it logged, and the time."""
