@@ -45,6 +45,7 @@ PURE = (
     "app.llama.command",
     "app.llama.exit_reason",
     "app.llama.load_output",
+    "app.llama.pooling",
     "app.memory.estimate",
     "app.memory.ledger",
     "app.proxy.usage",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config, SystemConfig
 from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
 from app.domain.views import HOST, Need, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import obstacle
+from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.need import Footprint, inspect, key, need
@@ -33,6 +35,7 @@ class Line:
     place: str
     problem: str | None = None
     measured_mb: int | None = None
+    pooling: PoolingChoice | None = None
 
 
 def run(path: Path) -> int:
@@ -55,6 +58,9 @@ def run(path: Path) -> int:
     learned.load()
     lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
     print("\n" + _table(lines))
+    for line in lines:
+        if line.pooling is not None:
+            print(f"  {line.alias}: {line.pooling}")
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
@@ -105,15 +111,17 @@ def _line(
 ) -> Line:
     try:
         found = inspect(spec)
+        pooling = choose_pooling(spec, found.header)
         if binary is not None:
-            build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+            build_command(binary, spec, {}, config.system.first_port, "key", os.environ, pooling.flag)
             if unknown := unknown_flags(binary, spec):
                 raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
     except LoadError as error:
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
-    return _placed(spec, found, config, readings or [host_reading()], learned)
+    line = _placed(spec, found, config, readings or [host_reading()], learned)
+    return line if spec.kind is ModelKind.CHAT else replace(line, pooling=pooling)
 
 
 def _placed(
