@@ -89,7 +89,7 @@ async def test_a_request_is_served_when_others_let_go(make_world: MakeWorld) -> 
     world.probe.others_mb[0] = 5000
     request = world.request("a")
     await world.settle()
-    assert world.manager.waits["a"].for_others and not request.task.done()
+    assert world.manager.scheduler.waits["a"].for_others and not request.task.done()
     await world.pass_time(9)
     world.probe.others_mb[0] = 0
     await world.pass_time(0.5)
@@ -148,7 +148,7 @@ async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not
     instance = world.manager.instances["a"]
     assert (instance.status, instance.attempts) == (Status.CRASHED, 0)
     await world.pass_time(3)
-    assert world.manager.waits["a"].for_others
+    assert world.manager.scheduler.waits["a"].for_others
     world.launcher.slow = False
     world.probe.others_mb[0] = 0
     await world.pass_time(1)

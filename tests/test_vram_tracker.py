@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from app.core import vram_tracker
-from app.core.vram_tracker import SETTLE_MAX_S, DeviceTracker
+from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Need
+from app.memory.ledger.given_back import SETTLE_MAX_S
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Room, fit

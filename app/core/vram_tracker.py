@@ -13,7 +13,8 @@ from app.core.config import Config
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Placement
-from app.memory.ledger.holding import LONG_AGO, Holding, Settling
+from app.memory.ledger.given_back import GivenBack
+from app.memory.ledger.holding import LONG_AGO, Holding
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.driver_thread import DriverThread
 from app.memory.probes.host import host_reading
@@ -23,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 WATCH_S = 0.25  # while somebody waits for memory that other programs hold
-SETTLE_MAX_S = 3.0
 READING_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 
@@ -53,7 +53,7 @@ class DeviceTracker:
         self._asked_at = LONG_AGO
         self._watching = False
         self._holdings: dict[str, Holding] = {}
-        self._settling: dict[str, Settling] = {}
+        self._given_back = GivenBack()
         self._events = 0  # comings and goings: a change of use between two of them is one model's
         self._refreshed = asyncio.Event()
 
@@ -70,7 +70,7 @@ class DeviceTracker:
 
     async def refresh(self) -> None:
         """Ask the driver. A driver that fails or hangs is a state that is reported, not a crash."""
-        waited_for, error = bool(self._settling) or self._watching, self.error
+        waited_for, error = bool(self._given_back) or self._watching, self.error
         begun = self._clock()
         try:
             with anyio.fail_after(READING_TIMEOUT_S):
@@ -85,7 +85,8 @@ class DeviceTracker:
                 self._take(found, asked_at)
             begun = asked_at
         self._asked_at = max(self._asked_at, begun)
-        self._forget_settled()
+        blind = self._driver_error is not None
+        self._given_back.forget_shown(self._readings, self._read_at, self._clock(), is_blind=blind)
         self._bus.publish(ReadingTaken(is_news=waited_for or error != self.error))
 
     async def run(self) -> None:
@@ -94,7 +95,7 @@ class DeviceTracker:
             with anyio.move_on_after(self._pause_s()):
                 await self._refreshed.wait()
             self._refreshed = asyncio.Event()
-            if self._settling or self._watching:
+            if self._given_back or self._watching:
                 self.probe.expire()
             await self.refresh()
 
@@ -105,7 +106,7 @@ class DeviceTracker:
         self._watching = wanted
 
     def _pause_s(self) -> float:
-        if self._settling:
+        if self._given_back:
             return self.probe.poll_s
         return max(self.probe.poll_s, WATCH_S) if self._watching else REFRESH_S
 
@@ -166,13 +167,11 @@ class DeviceTracker:
         if holding is None:
             return
         self._events += 1
-        now = self._clock()
-        deadline = now if crashed else now + SETTLE_MAX_S
         for device, mb in holding.placement.items():
             reading = self._readings.get(device)
             if reading is not None and (device != HOST or holding.pid in reading.by_pid):
-                coming = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
-                self._settling[device] = Settling(reading.free_mb + coming, now, deadline)
+                coming_mb = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
+                self._given_back.expect(reading, coming_mb, self._clock(), crashed=crashed)
         self.probe.expire()
         self._refreshed.set()
 
@@ -275,12 +274,7 @@ class DeviceTracker:
         )
 
     def _still_coming(self, reading: Reading) -> int:
-        """What the driver does not show as free yet; never more than is used and by none of our models."""
-        settling = self._settling.get(reading.id)
-        if settling is None:
-            return 0
-        nobodys_mb = reading.used_mb - self._ours_mb(reading)
-        return max(min(settling.expected_free_mb - reading.free_mb, nobodys_mb), 0)
+        return self._given_back.coming_mb(reading, self._ours_mb(reading))
 
     def _ours_mb(self, reading: Reading, gone: Holding | None = None) -> int:
         """What our models use of this device, as far as the driver tells."""
@@ -290,20 +284,3 @@ class DeviceTracker:
 
     def _pids(self) -> list[int]:
         return [holding.pid for holding in self._holdings.values() if holding.pid is not None]
-
-    def _forget_settled(self) -> None:
-        now = self._clock()
-        for device, settling in list(self._settling.items()):
-            reading = self._readings.get(device)
-            if reading is None:
-                del self._settling[device]
-                continue
-            blind = self._driver_error is not None or reading.error is not None
-            fresh = blind or self._read_at.get(device, LONG_AGO) >= settling.since
-            shown = reading.free_mb >= settling.expected_free_mb
-            if fresh and (shown or now >= settling.deadline):
-                del self._settling[device]
-                if blind and not shown:  # nobody will tell us: the ledger goes on by itself
-                    used = reading.total_mb - settling.expected_free_mb
-                    free = settling.expected_free_mb
-                    self._readings[device] = replace(reading, free_mb=free, used_mb=used)

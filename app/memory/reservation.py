@@ -123,17 +123,19 @@ class ModelMemory:
         self._learn_from_driver(gpus, has_served)
         return self._promise_what_it_takes(gpus)
 
-    def was_taken(self) -> bool:
-        """Now that its process has gone: others hold more of its devices than when it was promised them."""
-        now_mb = self._tracker.others_mb(self._layout, without=self._alias)
-        return now_mb - self._others_before > TAKEN_MB
+    def ran_out(self, log: LoadLog) -> bool:
+        """Its process has ended for want of memory. True: because others took it while it was loaded.
 
-    def ran_out(self, log: LoadLog) -> None:
-        """There was not enough memory: the next plan reserves more, and so makes room if that helps."""
+        Else the next plan reserves more, and so makes room if that helps.
+        """
+        others_mb = self._tracker.others_mb(self._layout, without=self._alias)
+        if not self._loaded and others_mb - self._others_before > TAKEN_MB:
+            return True
         held, gpus = self._held(), self._gpus()
         asked = split_buffers([*log.buffers, *([log.refused] if log.refused else ())])
         beside_mb = self._need.overhead_mb * len(gpus) if self._need else 0
         self._needs_more_than(sum(held.values()), asked[0] + beside_mb if gpus else asked[1])
+        return False
 
     def release(self, *, crashed: bool) -> None:
         """The process is gone."""

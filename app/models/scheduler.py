@@ -66,8 +66,15 @@ class Scheduler:
             self._next_look.cancel()
             self._next_look = None
 
-    def preview(self, alias: str) -> Preview:
+    async def preview(self, alias: str) -> Preview:
         """What a load would do now."""
+        found = self._preview(alias)
+        if found.refusal is not None and found.refusal.by_others:
+            await self._tracker.refresh()  # perhaps they have let go
+            found = self._preview(alias)
+        return found
+
+    def _preview(self, alias: str) -> Preview:
         return policy.preview(self._fleet.views(), self._tracker.devices(), self.limits, self._clock(), alias)
 
     def refusal_error(self, refusal: Refuse) -> RouterError:

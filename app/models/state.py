@@ -240,6 +240,10 @@ class ModelState:
             return load_s + self._conversations.save_s
         return self.footprint.file_mb / 1000 if self.footprint else 1.0
 
+    def _slot_bytes(self) -> int:
+        """What one slot keeps when it is full."""
+        return self.footprint.slot_bytes(self.spec.slots) if self.footprint else 0
+
     def _last_error(self) -> str:
         return self.failure.message if self.failure else "for an unknown reason."
 

@@ -39,8 +39,7 @@ class ModelInstance(ModelState):
             self._bus.publish(Restarted(self.alias))
         self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
-        self.has_served = False
-        self.stopped_for = None
+        self.stopped_for, self.has_served = None, False
         self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self.over = asyncio.Event()
@@ -183,8 +182,7 @@ class ModelInstance(ModelState):
         finally:
             if self.status is Status.STOPPING and self._is_worth_keeping():
                 with anyio.CancelScope(shield=True):
-                    slot_bytes = self.footprint.slot_bytes(self.spec.slots) if self.footprint else 0
-                    await self._conversations.save(self.spec, runner, slot_bytes)
+                    await self._conversations.save(self.spec, runner, self._slot_bytes())
 
     def _is_worth_keeping(self) -> bool:
         """Something was said, and somebody will ask for it."""
@@ -255,9 +253,7 @@ class ModelInstance(ModelState):
         failure = self._too_big or failure
         was_taken = False
         if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
-            was_taken = self.status is not Status.READY and self.memory.was_taken()
-            if not was_taken:
-                self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+            was_taken = self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
@@ -285,12 +281,11 @@ class ModelInstance(ModelState):
 
     def _load_ended(self, failure: Failure, was_taken: bool) -> None:
         self._load_finished(LoadResult.FAILED)
-        restarts, now = self._restarts, self._clock()
-        may_be_tried_again = restarts.after_failed_load(failure.kind, now, was_taken=was_taken)
+        again = self._restarts.after_failed_load(failure.kind, self._clock(), was_taken=was_taken)
         if failure.kind is FailureKind.OUT_OF_FILES:
             self._set(Status.CRASHED, failure.message)
             self.turn_away(failure)
-        elif may_be_tried_again:
+        elif again:
             self.failure = failure
             why = "another program took its memory" if was_taken else failure.message
             self._set(Status.CRASHED, f"load failed, trying again: {why}")

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import HOST, NEVER_USED, DeviceView, Head, ModelView, Need, Placement
-from app.scheduling.placement import Room, fit, fits_on_devices
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Placement
+from app.scheduling.placement import Room, fit
 from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Preview, Refuse, Stop, Wait
+from app.scheduling.refusals import refuse
 from app.scheduling.turns import cost, effective, may_be_taken_at, serves_first, turn
 
 
@@ -258,7 +259,7 @@ class _Step:
         if fit(need, best) is None:
             ever = fit(need, self._empty) is not None
             without_others = self._room_beside_pinned(self._empty.free)
-            refusal = _refuse(model.alias, need, best, ever=ever)
+            refusal = refuse(model.alias, need, best, ever=ever)
             return replace(refusal, by_others=ever and fit(need, without_others) is not None)
         if len(stay) >= self._limits.max_models:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
@@ -288,14 +289,6 @@ class _Step:
 
     def _look_at(self, when: float) -> None:
         self.wake_at = min(self.wake_at, when)
-
-
-def _refuse(alias: str, need: Need, best: Room, *, ever: bool) -> Refuse:
-    """With the figures of what is short: the devices' memory, or the machine's own."""
-    on_host = HOST in need.devices
-    if on_host or HOST not in best.free or not fits_on_devices(need, best):
-        return Refuse(alias, False, need.mb, best.most(need), ever, on_host=on_host)
-    return Refuse(alias, False, need.host_mb, max(best.free[HOST], 0), ever, on_host=True)
 
 
 def _is_leaving(model: ModelView) -> bool:

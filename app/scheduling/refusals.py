@@ -1,13 +1,23 @@
-"""A refusal in words: `no_capacity` or `vram_exhausted`, with the numbers."""
+"""A refusal and its words: `no_capacity` or `vram_exhausted`, with the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from app.domain.errors import NoCapacity, RouterError, VramExhausted
+from app.domain.views import HOST, Need
+from app.scheduling.placement import Room, fits_on_devices
 from app.scheduling.plan import Refuse
 
 RETRY_WHEN_FULL_S = 10.0
+
+
+def refuse(alias: str, need: Need, best: Room, *, ever: bool) -> Refuse:
+    """With the figures of what is short: the devices' memory, or the machine's own."""
+    on_host = HOST in need.devices
+    if on_host or HOST not in best.free or not fits_on_devices(need, best):
+        return Refuse(alias, False, need.mb, best.most(need), ever, on_host=on_host)
+    return Refuse(alias, False, need.host_mb, max(best.free[HOST], 0), ever, on_host=True)
 
 
 def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> RouterError:
