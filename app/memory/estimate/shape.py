@@ -43,7 +43,7 @@ KNOWN = frozenset(WINDOW_PERIODS).union(
         "command-r", "olmo", "olmoe", "granite", "granitemoe", "granitehybrid", "nemotron", "glm4", "glm4moe",
         "chatglm", "smollm3", "lfm2", "lfm2moe", "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",
         "minicpm", "minicpm3", "stablelm", "internlm2", "exaone", "gpt2", "gptneox", "mpt", "baichuan",
-        "orion", "xverse", "seed_oss", "bailingmoe", "dots1",
+        "orion", "xverse", "seed_oss", "bailingmoe", "dots1", "kimi-linear", "minimax-m2", "plamo2",
     },
 )  # fmt: skip
 

@@ -42,7 +42,7 @@ class GivenBack:
     def forget_shown(
         self, readings: dict[str, Reading], read_at: Mapping[str, float], now: float, *, is_blind: bool
     ) -> None:
-        """After a reading. Where nobody tells any more, the ledger goes on by itself, and `readings` follow."""
+        """After a reading. Where nobody tells any more, the ledger goes on by itself: `readings` follow."""
         for device, settling in list(self._settling.items()):
             reading = readings.get(device)
             if reading is None:
