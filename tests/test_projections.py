@@ -23,8 +23,6 @@ from app.memory.estimate.estimate import MemoryParams, estimate
 
 DATA = Path(__file__).parent / "data" / "projections.json"
 MODELS: dict[str, Any] = json.loads(DATA.read_text())["models"]
-    "models"
-]
 
 
 def params_of(case: str) -> MemoryParams:
