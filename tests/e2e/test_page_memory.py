@@ -1,4 +1,4 @@
-"""The page's picture of a graphics card: real llama-servers on the CPU, beside a stub of the driver's library."""
+"""The page's picture of a graphics card: real llama-servers on the CPU beside a stub of the driver."""
 
 from __future__ import annotations
 
