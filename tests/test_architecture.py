@@ -17,6 +17,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/configuration",
     "app/access",
     "app/llama",
+    "app/llama/builds",
     "app/memory/probes",
     "app/memory/estimate",
     "app/core/vram_tracker.py",

