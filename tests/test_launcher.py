@@ -27,6 +27,7 @@ from app.domain.status import Status
 from app.llama import process as llama_process
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
+from app.llama.control_client import refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
@@ -42,7 +43,9 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture'),
 ]
 
-FIRST_PORT = 23200
+FIRST_PORT = 20000 + 50 * (
+    os.getpid() % 200
+)  # other runs on this machine have others; below the ephemeral ones
 LOOPS = ["asyncio", "uvloop"]
 FAKE = """\
 #!{python} -S
@@ -59,15 +62,19 @@ def serve():
     http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 if mode == "silent":
     signal.pause()
-if mode == "deaf":  # closes its port when it has been asked once
+if mode == "closes its port":  # when it has been asked once
     Handler.do_GET = lambda self: (self.send_error(503), server.socket.close())
     server = http.server.HTTPServer(("127.0.0.1", port), Handler)
     server.handle_request()
     signal.pause()
-if mode == "deaf from the start":
-    print('cmd_child_to_router:state:{{"state":"ready"}}', flush=True)
+if mode == "ready without a port":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
+    print('cmd_child_to_router:state:{{"state":"ready"}}', flush=True)
     signal.pause()
+if mode == "binds late":
+    print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
+    while not os.path.exists(os.environ["FAKE_MAY_BIND"]):
+        time.sleep(0.01)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "flood":
@@ -156,8 +163,8 @@ def spec(path: Path | str = "/none.gguf", **model: Any) -> ModelSpec:
     return Config.model_validate({"system": {"cpu_threads": 2}, "models": {"m": entry}}).spec("m")
 
 
-def acting(mode: str) -> ModelSpec:
-    return spec(env={"FAKE_MODE": mode})
+def acting(mode: str, **env: str) -> ModelSpec:
+    return spec(env={"FAKE_MODE": mode, **env})
 
 
 def nobody(_: Runner) -> None:
@@ -346,15 +353,37 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
     assert error.failure.kind is FailureKind.TIMEOUT
 
 
-@pytest.mark.parametrize("mode", ["deaf", "deaf from the start"])
+@pytest.mark.parametrize("mode", ["closes its port", "ready without a port"])
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.llama.process.DEAF_S", 0.2)
+    monkeypatch.setattr("app.llama.process.PORT_CLOSED_S", 0.2)
     with anyio.fail_after(10):
         error = await failure_of(fake(), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
     assert "closed its port" in str(error)
+
+
+async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
+    fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Big builds on a cold disk say that they load, and are refused, long before they bind."""
+    monkeypatch.setattr("app.llama.process.PORT_CLOSED_S", 0.0)
+    may_bind, refusals = tmp_path / "may bind", 0
+
+    def is_refused(error: BaseException) -> bool:
+        nonlocal refusals
+        refusals += refused(error)
+        if refusals == 3:
+            may_bind.touch()
+        return refused(error)
+
+    monkeypatch.setattr("app.llama.process.refused", is_refused)
+    launcher = fake()
+    async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
+        with anyio.fail_after(20):
+            await runner.ready()
+    assert refusals >= 3
 
 
 async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(

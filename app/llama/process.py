@@ -22,6 +22,7 @@ import httpx
 
 from app.domain.status import Status
 from app.llama.command import Command
+from app.llama.control_client import refused
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify
 from app.llama.load_output import LoadLog
 from app.llama.os_process import (
@@ -48,7 +49,7 @@ LOOK_S = 0.25
 LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
 WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
 LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
-DEAF_S = 3.0  # the port is bound before the load: one that refuses later has been closed
+PORT_CLOSED_S = 3.0  # a port that was open and refuses for this long has been closed
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
@@ -92,7 +93,7 @@ class LlamaRunner:
         self._stopping = self._output_ended = False
         self._code: int | None = None
         self._seen = (0, 0)
-        self._answered = False
+        self._port_was_open = False
         self._refused_since: float | None = None
         self._last_sign = self._loop.time()
         self.last_output = time.monotonic()
@@ -141,7 +142,7 @@ class LlamaRunner:
                 next_look = self._loop.time() + max(LOOK_S, took / LOOK_SHARE)
             if self._loop.time() - self._last_sign > self._load_timeout_s:
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
-            if self._is_deaf():
+            if self._port_is_closed():
                 message = "llama-server closed its port while it loaded. It is started again."
                 raise LoadError(self._failure(FailureKind.TIMEOUT, message))
             with anyio.move_on_after(POLL_S):
@@ -288,19 +289,26 @@ class LlamaRunner:
             ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
             ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
         except _NO_ANSWER as error:
-            refused = isinstance(error, httpx.ConnectError) and not out_of_files(error)
-            if refused and self._refused_since is None:
-                self._refused_since = self._loop.time()
+            if refused(error):
+                self._note_port(is_open=False)
+            elif not isinstance(error, (httpx.ConnectError, TimeoutError)):  # these tell nothing of the port
+                self._note_port(is_open=True)
             return False
         if not (status == 200 and ours):
             await self._refuse_stranger()
         return status == 200 and ours
 
-    def _is_deaf(self) -> bool:
-        """It may say that it is ready, and wait for commands for ever."""
-        was_bound = self._answered or self.phase is not Status.STARTING
-        refused = self._refused_since is not None and self._loop.time() - self._refused_since > DEAF_S
-        return was_bound and refused
+    def _note_port(self, *, is_open: bool) -> None:
+        """A refusal counts only after the port was open, or after the process said that it is ready: until
+        then the process is starting, and a large build on a cold disk starts for a long time."""
+        if is_open:
+            self._port_was_open, self._refused_since = True, None
+        elif self._refused_since is None and (self._port_was_open or self.load_log.state == "ready"):
+            self._refused_since = self._loop.time()
+
+    def _port_is_closed(self) -> bool:
+        since = self._refused_since
+        return since is not None and self._loop.time() - since > PORT_CLOSED_S
 
     async def _refuse_stranger(self) -> None:
         # Our process could not bind the port and is about to say so itself, which is the better message.
@@ -317,7 +325,7 @@ class LlamaRunner:
         with anyio.fail_after(timeout_s):
             async with self._http.stream("GET", self._url + path, headers=headers) as answer:
                 status: int = answer.status_code
-        self._answered, self._refused_since = True, None
+        self._note_port(is_open=True)
         return status
 
     async def _look(self) -> None:
