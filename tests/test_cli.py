@@ -20,6 +20,7 @@ import pytest
 
 from app.cli import commands as cli
 from app.configuration.file import json_schema, load
+from tests import llama_build
 from tests.ggufs import make_architecture, make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +40,8 @@ def run(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.Co
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)} | variables
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
+    return outside | {"ROUTER_SYSTEM__LLAMA_SERVER_PATH": str(llama_build.of())} | variables
 
 
 def write(path: Path, tree: Mapping[str, Any]) -> Path:
@@ -211,7 +213,7 @@ def test_check_tells_every_model_file_that_cannot_be_used(models: Path, tmp_path
 
 def test_check_tells_a_flag_that_the_binary_does_not_know(config: Path) -> None:
     tree = json.loads(config.read_text())
-    tree["models"]["chat"]["extra_args"] = ["--no-such-flag", "-1", "--no_warmup", "--mlock"]
+    tree["models"]["chat"]["extra_args"] = ["--no-such-flag", "-1", "--no_warmup", "--swa-full"]
     done = run("check", "-c", write(config, tree))
     assert done.returncode == 1
     assert "does not know --no-such-flag\n" in done.stdout

