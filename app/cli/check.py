@@ -88,6 +88,7 @@ def _computes(binary: BinaryInfo) -> bool:
     except (CommandError, SelfTestFailed) as error:
         print(f"llama-server: {error}")
         return False
+    print("llama-server: computes on this machine")
     return True
 
 

