@@ -16,7 +16,7 @@ from app.configuration import file as config_file
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, in_path, inspect_binary
 from app.llama.builds.machine import Machine, obstacle, this_machine
-from app.llama.builds.provide import BuildUnavailable, provide, select
+from app.llama.builds.provide import BuildUnavailable, is_installed, provide, select
 from app.llama.builds.table import BUILDS, Build
 from app.llama.command import CommandError
 from app.llama.self_test import SelfTestFailed, check_model
@@ -60,6 +60,8 @@ def choose(config: Config, tell: Tell) -> Path:
     """The first candidate that answers with the demo's model; each other gets a line. Raises `NoDemo`."""
     configured = config.system.llama_server_path
     for candidate in _candidates(configured):
+        if candidate.obstacle is None and candidate.build and not is_installed(candidate.build):
+            tell(f"Installing llama-server {candidate.name} ...")
         began = time.monotonic()
         problem = candidate.obstacle or _problem(candidate, config)
         if problem:

@@ -16,22 +16,22 @@ INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries firs
 BUILDS_FOLDER = Path(sys.prefix) / "llama"
 """Where `app.llama.builds` puts the builds that it installs, each into a folder of its own."""
 
-SELECTED = BUILDS_FOLDER / "selected"
-"""Names the one of them that passed its self-test."""
+SELECTED = "selected"
+"""The file there that names the one which passed its self-test."""
 
 
 class BinaryNotFound(Exception):
     """There is no usable llama-server. The message says what to do."""
 
 
-def find_binary(configured: str | None, path: str | None = None) -> Path:
-    """The configured one, else else that in PATH, else `make demo`'s. Raises `BinaryNotFound`."""
+def find_binary(configured: str | None, path: str | None = None, builds: Path = BUILDS_FOLDER) -> Path:
+    """The configured one, else that in PATH, else `make demo`'s. Raises `BinaryNotFound`."""
     if configured is not None:
         found = shutil.which(configured, path=path)
         if found is None:
             raise BinaryNotFound(f"system.llama_server_path: {configured} is not there or not executable.")
         return Path(found)
-    binary = in_path(path) or _selected()
+    binary = in_path(path) or _selected(builds)
     if binary is None:
         raise BinaryNotFound(
             "There is no llama-server. Set system.llama_server_path, put llama-server into PATH, "
@@ -86,9 +86,9 @@ def _ask(path: Path, flag: str) -> str:
     return said
 
 
-def _selected() -> Path | None:
+def _selected(builds: Path) -> Path | None:
     try:
-        binary = SELECTED.parent / SELECTED.read_text(encoding="utf-8").strip()
+        binary = builds / (builds / SELECTED).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
     return binary if binary.is_file() else None

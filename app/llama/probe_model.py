@@ -1,4 +1,4 @@
-"""A model of 80 kB with which a llama-server shows whether it can compute here: random weights, quantised.
+"""A model of 100 kB with which a llama-server shows whether it can compute here: random weights, quantised.
 
 Each matrix has another type, so that one token runs the products that real models use. What was compiled for
 another processor ends there; a model of plain floats would not show it. The tokenizer is one that takes text

