@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,29 +16,31 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
+from app.access.rules import Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page, render
 from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
+from app.api.guard import Cors, Guard
 from app.api.metrics_feed import MetricsFeed
-from app.api.security import Cors, Guard, Rules
 from app.api.services import Services
 from app.api.status_feed import StatusFeed
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
 from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import warm_up
 from app.domain.background import Background
-from app.domain.events import EventBus
+from app.domain.event_bus import EventBus
+from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.probes.choice import find_gpus
@@ -188,10 +190,9 @@ async def _manager(
     bus: EventBus,
     kv_cache: KvCache | None,
 ) -> tuple[DeviceTracker, ModelManager]:
-    """The ledger of memory and who decides by it; each new reading is a reason to look again."""
-    look_again: list[Callable[[], None]] = []
+    """The ledger of memory, and who decides by it."""
     asked = launcher.binary.path if isinstance(launcher, LlamaLauncher) else None
-    tracker = await _tracker(config, probe, asked, stack, lambda: look_again[0]())
+    tracker = await _tracker(config, probe, asked, stack, bus)
     manager = ModelManager(
         config,
         launcher=launcher,
@@ -201,7 +202,6 @@ async def _manager(
         learned=await _learned(config.system.log_dir, launcher),
         kv_cache=kv_cache,
     )
-    look_again.append(manager.look_again)
     stack.push_async_callback(manager.stop_all)
     return tracker, manager
 
@@ -269,13 +269,11 @@ async def _tracker(
     probe: GpuProbe | None,
     binary: Path | None,
     stack: AsyncExitStack,
-    on_change: Callable[[], None],
+    bus: EventBus,
 ) -> DeviceTracker:
     if probe is None:
         probe = await anyio.to_thread.run_sync(find_gpus, binary)
-    tracker = DeviceTracker(
-        probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, on_change=on_change
-    )
+    tracker = DeviceTracker(probe, min_free_mb=config.system.min_free_vram_mb, clock=time.monotonic, bus=bus)
     stack.push_async_callback(tracker.close)
     await tracker.refresh()
     return tracker

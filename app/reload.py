@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from app.api.security import Rules
+from app.access.rules import Rules
 from app.api.services import Services
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
-from app.memory.need import identity
+from app.domain.files import FileIdentity
 
 if TYPE_CHECKING:
     from app.main import RouterApp
@@ -79,9 +79,9 @@ def _files(app: RouterApp, path: Path) -> list[Path]:
     return [path, *(path.resolve().parent / Path(name).expanduser() for name in names)]
 
 
-def _identities(files: list[Path]) -> dict[Path, tuple[int, int]]:
+def _identities(files: list[Path]) -> dict[Path, FileIdentity]:
     """Of those that are there: an editor may just be replacing one. Blocking."""
-    return {file: found for file in files if (found := identity(file)) is not None}
+    return {file: found for file in files if (found := FileIdentity.at(file)) is not None}
 
 
 def _summary(old: Config, new: Config) -> str:

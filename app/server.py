@@ -12,8 +12,10 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -35,26 +37,34 @@ STUCK_S = 25.0
 """More than the slowest orderly end takes after the drain: a process that outlives SIGKILL, open answers."""
 
 
+def server_config(app: RouterApp, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn serves the router.
+
+    The protocol is told its errands here: uvicorn may wrap the application, and behind a wrapper it would
+    find none, and answer everything the long way.
+    """
+    protocol: Any = partial(RouterProtocol, errands=app.errands)
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=75,
+        backlog=4096,
+    )
+
+
 class RouterServer(uvicorn.Server):
     """First signal: drain, then close. Second signal: end the children at once and exit."""
 
     def __init__(self, app: RouterApp, host: str, port: int, config_path: Path | None = None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                host=host,
-                port=port,
-                http=RouterProtocol,
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=5,
-                timeout_keep_alive=75,
-                backlog=4096,
-            )
-        )
+        super().__init__(server_config(app, host, port))
         self._app, self._config_path = app, config_path
         self._reloading: asyncio.Task[None] | None = None
         self._reload_wanted = False

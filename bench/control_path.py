@@ -18,7 +18,8 @@ from app.api import render
 from app.api.services import Services
 from app.configuration.file import parse
 from app.core.queue import RequestQueue, Ticket
-from app.domain.status import Priority, Status
+from app.domain.priority import Priority
+from app.domain.status import Status
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe, Request, World
 from tests.ggufs import make_tiny

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.domain.status import Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
 from app.scheduling.placement import fit
-from app.scheduling.policy import Limits
+from app.scheduling.plan import Limits
 from bench.world import Model, Outcome, Request, Spec, World
 
 HOUR = 3600.0

@@ -18,8 +18,11 @@ from statistics import median
 import psutil
 
 from app.core.prometheus_metrics import Metrics
-from app.domain.events import EventBus, Evicted, LoadFinished, Outcome, RequestFinished, Usage
-from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.domain.event_bus import EventBus
+from app.domain.events import Evicted, LoadFinished, LoadResult, Outcome, RequestFinished, Usage
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, ModelView
 from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
@@ -81,7 +84,7 @@ async def _print_scrape(what: str, metrics: Metrics, live: Callable[[], None]) -
 
 
 def _life(alias: str) -> Iterator[LoadFinished | Evicted | RequestFinished]:
-    yield LoadFinished(alias, "success", 2.0)
+    yield LoadFinished(alias, LoadResult.SUCCESS, 2.0)
     yield Evicted(alias, StopReason.MEMORY)
     usage = Usage(100, 100, 10, 50.0)
     for endpoint in ENDPOINTS:

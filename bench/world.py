@@ -18,10 +18,13 @@ from typing import Any
 
 from app.core import queue
 from app.domain.errors import QueueFull
-from app.domain.status import MOVES, NEVER_USED, DeviceView, ModelView, Need, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import MOVES, Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, ModelView, Need
+from app.models.restarts import backoff_s
 from app.scheduling import policy
 from app.scheduling.placement import Room
-from app.scheduling.policy import Limits, Plan
+from app.scheduling.plan import Forget, Keep, Limits, Load, Plan, Stop
 
 MAX_LOOKS_AT_ONCE = 50
 
@@ -314,15 +317,15 @@ class World:
         return Room(room, self.limits.max_models - len(self.live()))
 
     def carry_out(self, action: Any) -> None:
-        code, model = self.code.policy, self.models[action.alias]
-        if isinstance(action, code.Load):
+        model = self.models[action.alias]
+        if isinstance(action, Load):
             self.start(model, action.placement)
-        elif isinstance(action, code.Stop):
+        elif isinstance(action, Stop):
             self.drain(model, action.reason)
-        elif isinstance(action, code.Keep):
+        elif isinstance(action, Keep):
             model.stop_reason, model.yielded_at = None, NEVER_USED
             self._become(model, Status.READY)
-        elif isinstance(action, code.Forget):
+        elif isinstance(action, Forget):
             model.preload = False
             if model.status is Status.CRASHED:
                 self._become(model, Status.OFF)
@@ -392,7 +395,7 @@ class World:
                 self._end(request, Outcome.FAILED)
             return
         count = model.failures or 1 + (model.crashes - 1) % 3
-        model.retry_at = self.now + self.code.policy.backoff_s(count)
+        model.retry_at = self.now + backoff_s(count)
         self._become(model, Status.CRASHED)
 
     def _replay(self, request: Request) -> None:

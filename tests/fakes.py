@@ -10,17 +10,22 @@ from typing import Any
 
 import anyio
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
-from app.domain.events import Event, EventBus
-from app.domain.status import Priority, Status
+from app.domain.event_bus import EventBus
+from app.domain.events import Event
+from app.domain.files import FileIdentity
+from app.domain.priority import Priority
+from app.domain.spec import ModelSpec
+from app.domain.status import Status
+from app.domain.units import MIB
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.runner import Exit, LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.need import Footprint
-from app.memory.probes.interface import MIB, Reading
+from app.memory.probes.interface import Reading
 from app.models.kv_cache import KvCache
 
 _pids = itertools.count(1000)
@@ -206,7 +211,9 @@ def footprint(size_mb: int) -> Footprint:
     share = MemoryShare(weights_bytes=size_mb * MIB)
     found = MemoryEstimate(share, share, exact=True)
     header: Any = None
-    return Footprint(file_mb=size_mb, identity=(1, size_mb), header=header, with_gpu=found, on_host=found)
+    return Footprint(
+        file_mb=size_mb, identity=FileIdentity(1, size_mb), header=header, with_gpu=found, on_host=found
+    )
 
 
 class World:
@@ -239,7 +246,7 @@ class World:
         self.bus.subscribe(self.events.append)
         self.requests: list[Request] = []
         self.broken: dict[str, Failure] = {}
-        self.tracker = DeviceTracker(self.probe, min_free_mb=0, clock=self.clock, on_change=lambda: None)
+        self.tracker = DeviceTracker(self.probe, min_free_mb=0, clock=self.clock, bus=self.bus)
         self.manager = ModelManager(
             self.config,
             launcher=self.launcher,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from app.domain.status import DeviceView, ModelView, Placement, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, ModelView, Placement
 from app.scheduling.placement import Room, fit
-from app.scheduling.policy import Plan
+from app.scheduling.plan import Keep, Load, Plan, Refuse, Stop
 from bench.world import Model, Request, World
 
 BARELY = 1e-6
@@ -104,14 +106,13 @@ class CheckedWorld(World):
     # --- at each plan
 
     def planned(self, views: Sequence[ModelView], devices: Sequence[DeviceView], plan: Plan) -> None:
-        policy = self.code.policy
         assert plan.wake_at > self.now, "the loop would spin"
-        loads = {a.alias: a.placement for a in plan.actions if isinstance(a, policy.Load)}
-        stops = {a.alias: a for a in plan.actions if isinstance(a, policy.Stop)}
-        refused = {a.alias for a in plan.actions if isinstance(a, policy.Refuse)}
+        loads = {a.alias: a.placement for a in plan.actions if isinstance(a, Load)}
+        stops = {a.alias: a for a in plan.actions if isinstance(a, Stop)}
+        refused = {a.alias for a in plan.actions if isinstance(a, Refuse)}
         self._check_stops(stops)
         self._check_refusals(refused)
-        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, policy.Keep)]
+        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, Keep)]
         assert not any(m.status is not Status.DRAINING or _is_leaving(m) for m in kept), "kept what leaves"
         unclaimed = [m for m in self.live() if m.status is Status.DRAINING and not _is_leaving(m)]
         assert kept == unclaimed or self.candidates(), "rule 5: it drains for nobody"
@@ -252,7 +253,7 @@ class CheckedWorld(World):
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
-        stops = [a for a in plan.actions if isinstance(a, self.code.policy.Stop)]
+        stops = [a for a in plan.actions if isinstance(a, Stop)]
         served_first = {s.target for s in stops if self.models[s.alias].queue.in_flight}
         missed = [a for a in plan.actions if a not in stops or a.target not in served_first]
         assert not missed, f"nobody looked in time: {missed}"

@@ -11,15 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the bottom: a folder, or a file that stands between them; each may import what stands below
-    "app/gguf",
     "app/domain",
+    "app/gguf",
     "app/core/config.py",
     "app/configuration",
     "app/access",
+    "app/llama/output",
     "app/llama",
     "app/llama/builds",
     "app/memory/probes",
     "app/memory/estimate",
+    "app/memory/ledger",
     "app/core/vram_tracker.py",
     "app/memory",
     "app/core/queue.py",
@@ -45,10 +47,11 @@ PURE = (
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.memory.estimate",
+    "app.memory.ledger",
     "app.proxy.usage",
     "app.scheduling",
 )
-NOT_PURE = {"app.domain.background", "app.domain.events"}
+NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus"}
 """What stands among them and waits, or tells others."""
 
 NO_IO = {
@@ -64,8 +67,8 @@ NO_IO = {
     "threading",
     "time",
 }
-READS_FILES = {"app.gguf.reader", "app.configuration.file"}
-"""Pure but for the file that they are asked to read."""
+READS_FILES = {"app.domain.files", "app.gguf.reader", "app.configuration.file"}
+"""Pure but for the file that they are asked to read, or to write."""
 
 HTTP = {"fastapi", "starlette", "uvicorn", "sse_starlette"}
 PROCESSES = {

@@ -6,11 +6,14 @@ import re
 import struct
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from app.cli import demo
+from app.cli import server_choice
+from app.cli.server_choice import Candidate
+from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
 from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_symbolic
 from app.llama.builds.machine import (
@@ -23,6 +26,7 @@ from app.llama.builds.machine import (
 )
 from app.llama.builds.provide import BuildUnavailable, of_role, provide, select
 from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
+from tests import llama_build
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "llama-server.md").read_text(encoding="utf-8")
 
@@ -135,16 +139,47 @@ def test_a_llama_server_in_path_comes_first_where_it_can_use_a_gpu_else_last() -
     builds = [build.name for build in BUILDS]
 
     def names(found: Path | None, has_gpu: bool) -> list[str]:
-        return [candidate.name for candidate in demo.candidates(here, found, has_gpu)]
+        return [candidate.name for candidate in server_choice.in_order(here, found, has_gpu)]
 
     assert names(own, True) == [f"{own} (in PATH)", *builds]
     assert names(own, False) == [*builds, f"{own} (in PATH)"]
     assert names(None, False) == builds
-    assert demo.candidates(here, own, True)[0].get() == own
+    assert server_choice.in_order(here, own, True)[0].get() == own
+
+
+def test_one_that_cannot_compute_is_named_and_passed_over(
+    llama_server: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    def gone() -> Path:
+        raise BuildUnavailable("the index does not answer")
+
+    def never() -> Path:
+        raise AssertionError("it was not to be installed")
+
+    said: list[str] = []
+    model = {"model_path": str(tiny_gguf), "params": {"n_gpu_layers": -1, "n_ctx": 256}}
+    spec = Config.model_validate({"models": {"tiny": model}}).spec("tiny")
+    crashing = Candidate("crashing", partial(llama_build.acting, tmp_path, "kill -ILL $$"))
+    first = [Candidate("unfit", never, "this processor has no avx2"), Candidate("away", gone), crashing]
+    right = Candidate("right", lambda: llama_server)
+    assert server_choice.choose([*first, right, Candidate("later", never)], spec, said.append) == llama_server
+    assert said[0] == "llama-server unfit: not used, this processor has no avx2"
+    assert said[1] == "llama-server away: not used, the index does not answer"
+    assert said[2].startswith("llama-server crashing: not used, ") and "SIGILL" in said[2]
+    assert said[3].startswith("llama-server right: computes on this machine")
+    assert len(said) == 4
+    with pytest.raises(server_choice.NothingComputes, match="ROUTER_SYSTEM__LLAMA_SERVER_PATH"):
+        server_choice.choose(first, spec, said.append)
+
+
+def test_a_configured_one_stands_alone() -> None:
+    (candidate,) = server_choice.candidates_here("/nowhere/llama-server")
+    with pytest.raises(BinaryNotFound, match="system.llama_server_path"):
+        candidate.get()
 
 
 def test_what_does_not_fit_is_never_installed() -> None:
-    for candidate in demo.candidates(linux(HASWELL, (2, 31)), None, False):
+    for candidate in server_choice.in_order(linux(HASWELL, (2, 31)), None, False):
         fits = candidate.name in fitting(linux(HASWELL, (2, 31)))
         assert (candidate.obstacle is None) == fits
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
+from app.domain.spec import ModelSpec
 from app.llama.command import (
     MAX_INPUT_BATCH,
     BinaryInfo,

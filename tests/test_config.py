@@ -14,16 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
-from app.core.config import (
-    OWNED_FLAGS,
-    ApiConfig,
-    ApiKey,
-    Config,
-    ModelConfig,
-    ModelParams,
-    SystemConfig,
-)
-from app.domain.status import ModelKind, Priority
+from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
+from app.domain.fields import OWNED_FLAGS
+from app.domain.priority import Priority
+from app.domain.spec import ModelParams
+from app.domain.status import ModelKind
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / ".example.config.json"

@@ -11,29 +11,29 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 
+from app.access.rules import MAX_HEADER_BYTES, Rules
 from app.access.sessions import Sessions
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
-from app.api.security import MAX_HEADER_BYTES, Rules
 from app.api.services import Services
 from app.configuration.file import parse
-from app.domain import events
+from app.domain import event_bus
 from app.domain.events import Outcome, RequestFinished
 from app.domain.status import StopReason
-from app.main import RouterApp, create_app, drain
+from app.main import RouterApp, create_app
 from app.models.supervisor import ModelInstance
 from app.proxy import upstream
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
-from tests.test_upstream import OK, SIZED, Line, event_loop_policy, soon
+from tests.serving import Client, port_of, soon, start_server, stop_server
+from tests.test_upstream import OK, SIZED, Line, event_loop_policy
 
 __all__ = ["event_loop_policy"]
 
@@ -45,33 +45,6 @@ ANSWER = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" 
 HALF_A_HEAD = OK + b"Content-Le"
 HALF_A_BODY = ANSWER[:-10]
 LONG = b"x" * 3 * 2**20
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer, as its client sees it; names of headers are in lower case."""
-
-    line: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-    @property
-    def status(self) -> int:
-        return int(self.line.split()[1])
-
-    @property
-    def code(self) -> str | None:
-        """Of an error in the API's shape."""
-        code: str | None = json.loads(self.body)["error"]["code"]
-        return code
-
-    def __getitem__(self, name: bytes) -> bytes:
-        """Of a header that is there once."""
-        (value,) = (v for n, v in self.headers if n == name)
-        return value
-
-    def __contains__(self, name: bytes) -> bool:
-        return any(n == name for n, _ in self.headers)
 
 
 def request(
@@ -91,48 +64,6 @@ def chunked(*pieces: bytes, headers: str = "", trailers: bytes = b"") -> bytes:
         + b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces])
         + b"0\r\n%b\r\n" % trailers
     )
-
-
-class Client:
-    """One connection to the router."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self.writer = reader, writer
-
-    def say(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def reply(self) -> Reply:
-        """The next answer, whole."""
-        line, *lines = (await soon(self._reader.readuntil(b"\r\n\r\n"))).split(b"\r\n")[:-2]
-        pairs = [line.split(b": ", 1) for line in lines]
-        headers = [(name.lower(), value) for name, value in pairs]
-        return Reply(line, headers, await self._body(int(line.split()[1]), dict(headers)))
-
-    async def _body(self, status: int, headers: dict[bytes, bytes]) -> bytes:
-        if status in (204, 304):
-            return b""
-        if b"content-length" in headers:
-            return await soon(self._reader.readexactly(int(headers[b"content-length"])))
-        parts = []
-        while size := int(await soon(self._reader.readuntil(b"\r\n")), 16):
-            parts.append((await soon(self._reader.readexactly(size + 2)))[:-2])
-        await soon(self._reader.readexactly(2))
-        return b"".join(parts)
-
-    async def ask(self, data: bytes) -> Reply:
-        self.say(data)
-        return await self.reply()
-
-    async def rest(self) -> bytes:
-        """What comes until the router closes the connection."""
-        try:
-            return await soon(self._reader.read())
-        except ConnectionError:
-            return b""
-
-    def leave(self) -> None:
-        self.writer.close()
 
 
 class Tasks(set["asyncio.Task[None]"]):
@@ -168,8 +99,7 @@ class Router:
 
     @property
     def port(self) -> int:
-        port: int = self.server.servers[0].sockets[0].getsockname()[1]
-        return port
+        return port_of(self.server)
 
     @property
     def connections(self) -> list[RouterProtocol]:
@@ -181,12 +111,7 @@ class Router:
 
     async def client(self, buffer: int | None = None) -> Client:
         """`buffer`: what the kernel takes for one that does not read."""
-        connection = socket.socket()
-        connection.setblocking(False)
-        if buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
-        client = Client(*await asyncio.open_connection(sock=connection, limit=buffer or 2**16))
+        client = await Client.connect(self.port, buffer)
         self.clients.append(client)
         return client
 
@@ -228,25 +153,8 @@ class Router:
 
     async def start(self, app: RouterApp, keep_alive_s: int) -> None:
         self.app = app
-        config = uvicorn.Config(
-            app,
-            host="127.0.0.1",
-            port=0,
-            http=RouterProtocol,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=5,
-            timeout_keep_alive=keep_alive_s,
-        )
-        config.load()
-        self.server = uvicorn.Server(config)
-        self.server.lifespan = config.lifespan_class(config)
+        self.server = await start_server(app, timeout_keep_alive=keep_alive_s)
         self.server.server_state.tasks = self.tasks
-        await self.server.startup()
-        await self.server.on_tick(0)  # the Date
         self.services.bus.subscribe(self._on_finished, RequestFinished)
 
     def _on_finished(self, event: Any) -> None:
@@ -254,8 +162,7 @@ class Router:
 
     async def shutdown(self) -> None:
         """As `RouterServer` does it."""
-        await drain(self.app)
-        await self.server.shutdown()
+        await stop_server(self.app, self.server)
 
     async def close(self) -> None:
         """Nothing may be left, whatever the test did."""
@@ -284,7 +191,7 @@ async def make_router(
 ) -> AsyncIterator[MakeRouter]:
     monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
     monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
-    monkeypatch.setattr(events, "BATCH_S", 0.0)
+    monkeypatch.setattr(event_bus, "BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:
@@ -1162,6 +1069,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
 
 def counted(router: Router, name: str, *labels: str) -> dict[str, float]:
     """The values of a metric by model, or by model and this label."""
+    router.services.bus.settle()
     found = re.findall(rf"^{name}\{{(.*)\}} (.*)$", router.services.metrics.text(), re.M)
     keys = [dict(re.findall(r'(\w+)="([^"]*)"', text)) for text, _ in found]
     names = ("model", *labels)

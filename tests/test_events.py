@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import BATCH_S, Event, EventBus, RequestFinished, Settled, Touched
+from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.events import Event, RequestFinished, Settled, Touched
 from tests.test_telemetry import finished
 
 

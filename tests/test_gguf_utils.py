@@ -275,7 +275,7 @@ def test_damage_anywhere_gives_a_header_or_a_gguf_error(
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
     try:
-        gguf_utils._read_model.__wrapped__((gguf_utils._stamp(path, path),))
+        gguf_utils._read_model.__wrapped__((gguf_utils._part(path, path),))
     except GgufError as error:
         assert path.name in str(error)
 

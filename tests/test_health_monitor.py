@@ -10,7 +10,8 @@ import pytest
 
 from app.core.health_monitor import HealthMonitor, Record, Verdict, judge
 from app.domain.events import Outcome, RequestFinished, Usage
-from app.domain.status import Priority, Status
+from app.domain.priority import Priority
+from app.domain.status import Status
 from app.llama.exit_reason import FailureKind
 from tests.fakes import FakeRunner, World
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,6 +16,7 @@ import uvicorn
 
 from app.api.http_protocol import CHECKED, MAX_HEAD_BYTES, MAX_PIPELINED, Head, RouterProtocol
 
+WITHOUT_MODELS: Any = partial(RouterProtocol, errands=None)
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 CHECKED_ANSWERS: dict[str, tuple[int, list[tuple[bytes, bytes]], list[bytes]]] = {
     "/unchanged": (304, [(b"content-length", b"5"), (b"etag", b"x")], [b""]),
@@ -38,7 +40,7 @@ async def greet(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     config = uvicorn.Config(
-        greet, host="127.0.0.1", port=0, http=RouterProtocol, ws="none", lifespan="off", log_config=None
+        greet, host="127.0.0.1", port=0, http=WITHOUT_MODELS, ws="none", lifespan="off", log_config=None
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -211,7 +213,7 @@ async def watched(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
     monkeypatch.setattr(RouterProtocol, "connection_lost", lost)
     config = uvicorn.Config(
-        watcher, host="127.0.0.1", port=0, http=RouterProtocol, ws="none", lifespan="off", log_config=None
+        watcher, host="127.0.0.1", port=0, http=WITHOUT_MODELS, ws="none", lifespan="off", log_config=None
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
@@ -290,8 +292,8 @@ async def test_an_answered_request_is_not_told_of_the_end_of_its_connection(
 
 async def test_a_closed_connection_is_told_once() -> None:
     """Between `close` and `connection_lost`, where watching comes too late and the loss is still to come."""
-    config = uvicorn.Config(greet, http=RouterProtocol, lifespan="off", log_config=None)
-    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {})
+    config = uvicorn.Config(greet, http=WITHOUT_MODELS, lifespan="off", log_config=None)
+    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {}, errands=None)
     transport = Mock(is_closing=lambda: True)
     protocol.connection_made(transport)
     told: list[None] = []
@@ -336,9 +338,9 @@ async def test_a_body_that_is_no_http_is_told_so(watched: int) -> None:
 
 def connected() -> tuple[RouterProtocol, Mock]:
     """A connection whose pieces a test cuts itself."""
-    config = uvicorn.Config(greet, http=RouterProtocol, lifespan="off", log_config=None)
+    config = uvicorn.Config(greet, http=WITHOUT_MODELS, lifespan="off", log_config=None)
     config.load()
-    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {})
+    protocol = RouterProtocol(config, uvicorn.Server(config).server_state, {}, errands=None)
     transport = Mock()
     transport.is_closing = lambda: transport.close.called
     protocol.connection_made(transport)

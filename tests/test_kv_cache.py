@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.domain.events import CacheMoved
+from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
 from app.llama.command import BinaryInfo, build_command
 from app.models.kv_cache import KvCache, validity
@@ -101,14 +102,14 @@ async def serve(world: World, alias: str) -> None:
 
 
 def moves(world: World) -> list[tuple[bool, str]]:
-    return [(event.saved, event.result) for event in world.events if isinstance(event, CacheMoved)]
+    return [(event.direction, event.result) for event in world.events if isinstance(event, CacheMoved)]
 
 
 def kept_files(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.rglob("slot-*"))
 
 
-SAVED, RESTORED = (True, "success"), (False, "success")
+SAVED, RESTORED = ("saved", "success"), ("restored", "success")
 
 
 # --- when ------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ async def test_a_llama_server_that_does_not_support_it_is_not_asked_again(build:
     for alias in ("a", "b", "a", "b"):
         await serve(world, alias)
     assert slots.log == ["save 0"]
-    assert moves(world) == [(True, "failed")]
+    assert moves(world) == [("saved", "failed")]
 
 
 async def test_a_refused_restore_drops_the_file_and_the_request_is_served(
@@ -236,7 +237,7 @@ async def test_a_refused_restore_drops_the_file_and_the_request_is_served(
     await serve(world, "b")
     slots.status = 400
     await serve(world, "a")
-    assert moves(world) == [SAVED, (False, "failed")]
+    assert moves(world) == [SAVED, ("restored", "failed")]
     assert not kept_files(tmp_path)
 
 
@@ -266,7 +267,7 @@ async def test_a_stop_waits_for_saving_no_longer_than_its_budget(
     world.manager.apply(world.config.model_copy(update={"system": system}))
     slots.answers.clear()
     await serve(world, "b")
-    assert moves(world) == [(True, "timeout")]
+    assert moves(world) == [("saved", "timeout")]
     assert not kept_files(tmp_path)
 
 
@@ -298,7 +299,7 @@ async def test_a_file_that_is_shorter_than_llama_server_says_is_not_kept(
     await serve(world, "a")
     slots.folder = lambda: tmp_path  # as if it were written elsewhere
     await serve(world, "b")
-    assert moves(world) == [(True, "failed")]
+    assert moves(world) == [("saved", "failed")]
     assert not kept_files(tmp_path / "cache")
 
 

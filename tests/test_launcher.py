@@ -22,8 +22,10 @@ import httpx
 import psutil
 import pytest
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
+from app.domain.spec import ModelSpec
 from app.domain.status import Status
+from app.llama import pipe as llama_pipe
 from app.llama import process as llama_process
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
@@ -31,7 +33,7 @@ from app.llama.control_client import refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
@@ -358,7 +360,7 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.llama.process.PORT_CLOSED_S", 0.2)
+    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.2)
     with anyio.fail_after(10):
         error = await failure_of(fake(), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
@@ -369,7 +371,7 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Big builds on a cold disk say that they load, and are refused, long before they bind."""
-    monkeypatch.setattr("app.llama.process.PORT_CLOSED_S", 0.0)
+    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.0)
     may_bind, refusals = tmp_path / "may bind", 0
 
     def is_refused(error: BaseException) -> bool:
@@ -379,7 +381,7 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
             may_bind.touch()
         return refused(error)
 
-    monkeypatch.setattr("app.llama.process.refused", is_refused)
+    monkeypatch.setattr("app.llama.port_probe.refused", is_refused)
     launcher = fake()
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):
@@ -626,7 +628,7 @@ async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
     launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not at each line; but its last words and its end wait for nobody."""
-    monkeypatch.setattr(llama_process, "BREATH_S", 3600)
+    monkeypatch.setattr(llama_pipe, "BREATH_S", 3600)
     monkeypatch.setattr(llama_process, "LAST_OUTPUT_S", 3600)
 
     async def ask() -> None:
@@ -664,7 +666,7 @@ import httpx
 from app.llama import os_process
 from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.orphans import PidFile
 from tests import llama_build
 from tests.test_launcher import acting, nobody, replace

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import EventBus, StatusChanged, Touched
+from app.domain.event_bus import EventBus
+from app.domain.events import StatusChanged, Touched
 from app.domain.status import Status
 from app.observability.load_reporter import EVERY_S, LoadReporter
 

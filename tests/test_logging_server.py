@@ -12,8 +12,11 @@ from pathlib import Path
 import anyio
 import pytest
 
-from app.llama import output as logging_server
-from app.llama.output import FOLLOWER_LINES, QUEUE_BYTES, TAIL_BYTES, LogServer, file_name, obstacle
+from app.llama.output import folder as log_folder
+from app.llama.output.folder import file_name, obstacle
+from app.llama.output.follower import FOLLOWER_LINES
+from app.llama.output.log import QUEUE_BYTES, TAIL_BYTES
+from app.llama.output.writer import LogServer
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_aliases_never_share_a_file_name() -> None:
 
 
 def test_where_case_is_folded_names_still_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging_server, "_FOLDS_CASE", True)
+    monkeypatch.setattr(log_folder, "_FOLDS_CASE", True)
     assert file_name("Model").lower() != file_name("model").lower()
 
 

@@ -12,7 +12,8 @@ from app.core.config import Config
 from app.core.queue import Ticket, TicketState
 from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
 from app.domain.events import Evicted, LoadFinished
-from app.domain.status import Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
 from app.llama.exit_reason import FailureKind
 from tests.fakes import World, failure
 

@@ -10,6 +10,7 @@ from app.domain.errors import LoadFailed
 from app.domain.status import Status
 from app.models.supervisor import ModelInstance
 from app.scheduling import policy
+from app.scheduling.plan import Plan
 from tests.fakes import World
 
 
@@ -25,7 +26,7 @@ async def world() -> AsyncIterator[World]:
 def broken_policy(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Every decision fails until it is undone."""
 
-    def plan(*_: object) -> policy.Plan:
+    def plan(*_: object) -> Plan:
         raise KeyError("a bug")
 
     monkeypatch.setattr(policy, "plan", plan)

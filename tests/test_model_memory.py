@@ -12,13 +12,14 @@ import pytest
 from app.core.config import Config
 from app.domain.errors import LoadFailed, VramExhausted
 from app.domain.events import Evicted, LoadFinished
+from app.domain.files import FileIdentity
 from app.domain.status import Status, StopReason
+from app.domain.units import MIB
 from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
 from app.memory import need as footprint
 from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
 from app.memory.history import Learned
-from app.memory.probes.interface import MIB
 from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint
@@ -135,6 +136,13 @@ async def test_a_need_that_grows_with_every_load_ends_in_an_error(make_world: Ma
     assert world.launcher.loads("a") == 2
 
 
+async def test_asking_whether_it_may_be_planned_again_changes_nothing(make_world: MakeWorld) -> None:
+    memory = (await make_world({"a": 3000})).manager.instances["a"].memory
+    assert [memory.may_plan_again for _ in range(3)] == [True] * 3
+    memory.plan_again()
+    assert [memory.may_plan_again for _ in range(3)] == [False] * 3
+
+
 async def test_a_preloaded_model_is_planned_again_too(make_world: MakeWorld) -> None:
     world = await make_world({"pinned": 5000, "a": 3000}, models={"pinned": {"pinned": True}})
     await serve(world, "pinned")
@@ -237,7 +245,7 @@ async def test_a_change_of_the_flags_forgets_what_was_learned(make_world: MakeWo
         key(env={"X": "1"}),
         key(model_path="/b.gguf"),
         footprint.key(world.config.specs()["a"], found, "another build", True),
-        footprint.key(world.config.specs()["a"], replace(found, identity=(2, 2)), "build", True),
+        footprint.key(world.config.specs()["a"], replace(found, identity=FileIdentity(2, 2)), "build", True),
     ]
     assert len({same, *changed}) == 1 + len(changed)
 

@@ -8,24 +8,14 @@ from typing import Any
 
 import pytest
 
-from app.domain.status import NEVER_USED, DeviceView, Head, ModelView, Need, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need
+from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.policy import (
-    NEVER,
-    Action,
-    Forget,
-    Keep,
-    Limits,
-    Load,
-    Plan,
-    Refuse,
-    Stop,
-    Wait,
-    backoff_s,
-    may_be_taken_at,
-    plan,
-    preview,
-)
+from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Refuse, Stop, Wait
+from app.scheduling.policy import plan, preview
+from app.scheduling.turns import may_be_taken_at
 
 OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
 DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED

@@ -14,7 +14,8 @@ from bench.world import Code
 from tests.test_scheduling_properties import Scheduling, run_machine
 
 EXAMPLES = 1000
-PLACEMENT, POLICY, QUEUE = "app.scheduling.placement", "app.scheduling.policy", "app.core.queue"
+PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"
+POLICY, QUEUE = "app.scheduling.policy", "app.core.queue"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "the busy check is dropped",
-        POLICY,
+        TURNS,
         "    if victim.pinned or victim.status not in _TAKEABLE:\n",
         "    return now\n    if victim.pinned or victim.status not in _TAKEABLE:\n",
     ),
@@ -54,19 +55,19 @@ MUTATIONS = [
     ),
     Mutation(
         "the hold has no end",
-        POLICY,
+        TURNS,
         "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
         "hold_end = NEVER",
     ),
     Mutation(
         "there is no hold",
-        POLICY,
+        TURNS,
         "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
         "hold_end = now",
     ),
     Mutation(
         "a high priority waits for the hold",
-        POLICY,
+        TURNS,
         "return now if head.level < rival_level else max(now, hold_end)",
         "return max(now, hold_end)",
     ),
@@ -84,20 +85,20 @@ MUTATIONS = [
     ),
     Mutation(
         "a model need not serve before it goes",
-        POLICY,
+        TURNS,
         "    if victim.head and not victim.served:\n",
         "    if False:\n",
     ),
     Mutation(
         "busy models go before idle ones",
-        POLICY,
+        TURNS,
         "        victim.busy,\n        victim.waiting,\n",
         "        not victim.busy,\n        victim.waiting,\n",
     ),
     Mutation(
         "the memory of others is not asked for in turn",
         POLICY,
-        "key=lambda m: _turn(m, limits))",
+        "key=lambda m: turn(m, limits))",
         "key=lambda m: m.alias)",
     ),
     Mutation(
@@ -128,8 +129,8 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Code:
-    """Fresh copies of the three modules, one of them changed; the real ones stay as they are."""
-    changed = {PLACEMENT: _source(PLACEMENT), POLICY: _source(POLICY), QUEUE: _source(QUEUE)}
+    """Fresh copies of the four modules, one of them changed; the real ones stay as they are."""
+    changed = {name: _source(name) for name in (PLACEMENT, TURNS, POLICY, QUEUE)}
     assert changed[mutation.module].count(mutation.old) == 1, "the code has moved on: adapt the mutation"
     changed[mutation.module] = changed[mutation.module].replace(mutation.old, mutation.new)
     with monkeypatch.context() as patched:
@@ -166,5 +167,5 @@ def test_a_mistake_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_unchanged_code_passes_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    same = Mutation("nothing", POLICY, "NEVER = math.inf", "NEVER = math.inf")
+    same = Mutation("nothing", TURNS, "\n_TAKEABLE = ", "\n_TAKEABLE = ")
     run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 25)

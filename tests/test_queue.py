@@ -8,7 +8,8 @@ import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, ShuttingDown
-from app.domain.status import Head, Priority
+from app.domain.priority import Priority
+from app.domain.views import Head
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 AGING = 30.0
@@ -65,6 +66,26 @@ def test_the_head_is_who_is_served_next() -> None:
     assert waiting.head == Head(1.0, HIGH, 1.0, late.order)
     waiting.finish(late, now=2.0)
     assert waiting.head is None
+
+
+def test_asking_who_waits_changes_nothing() -> None:
+    tickets = [ticket(arrived=float(i)) for i in range(6)]
+    waiting = queue(*tickets)
+    for leaver in (*tickets[2:4], *tickets[:2]):
+        waiting.finish(leaver, now=9.0)
+    before = list(waiting._heap)
+    assert (waiting.has_waiting, waiting.peek()) == (True, tickets[4])
+    assert waiting.head == Head(tickets[4].key, NORMAL, 4.0, tickets[4].order)
+    assert waiting._heap == before
+
+
+def test_a_queue_that_all_have_left_is_empty() -> None:
+    tickets = [ticket(arrived=float(i)) for i in range(6)]
+    waiting = queue(*tickets)
+    for leaver in reversed(tickets):
+        waiting.finish(leaver, now=9.0)
+    assert (waiting.has_waiting, waiting.head) == (False, None)
+    assert waiting.seat(ticket(), now=9.0), "nobody is passed over"
 
 
 def test_the_position_counts_those_who_are_served_before() -> None:

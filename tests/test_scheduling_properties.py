@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from app.domain.status import Priority, Status, StopReason
-from app.scheduling.policy import Limits
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.scheduling.plan import Limits
 from bench.world import Code, Model, Outcome, Request, Spec
 from tests.scheduling_rules import CheckedWorld
 

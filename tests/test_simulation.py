@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from app.domain.status import Priority
-from app.scheduling.policy import Limits
+from app.domain.priority import Priority
+from app.scheduling.plan import Limits
 from bench.simulate import WAYS, Result, alternating, many_models, night, play
 from bench.world import Outcome, Request, Spec, World
 

@@ -13,7 +13,8 @@ import pytest
 from app.api.event_channel import BACKLOG, Channel
 from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
-from app.domain.events import EventBus, StatusChanged, Touched
+from app.domain.event_bus import EventBus
+from app.domain.events import StatusChanged, Touched
 from app.domain.status import Status
 
 

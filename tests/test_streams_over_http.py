@@ -14,11 +14,9 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from app.api.event_channel import HEARTBEAT_S
-from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
 from app.configuration.file import parse
 from app.domain.events import StatusChanged
@@ -26,6 +24,7 @@ from app.domain.status import Status
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
+from tests.serving import serving
 
 STATUS, METRICS = "/v1/models/status/stream", "/metrics/stream"
 BEAT_S = 0.2
@@ -70,16 +69,8 @@ async def router(tiny_gguf: Path, tmp_path: Path) -> AsyncIterator[Router]:
     tree = {"system": {"log_dir": str(tmp_path)}, "models": {"m": {"model_path": str(tiny_gguf)}}}
     config = parse(json.dumps(tree), tmp_path, {})
     app = create_app(config, launcher=FakeLauncher(), probe=FakeProbe(10_000), heartbeat_s=BEAT_S)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, http=RouterProtocol, ws="none", log_config=None)
-    )
-    task = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    yield Router(app, server.servers[0].sockets[0].getsockname()[1])
-    server.should_exit = True
-    app.state.services.feed.close()
-    app.state.services.metrics_feed.close()
-    await task
+    async with serving(app) as port:
+        yield Router(app, port)
 
 
 async def events(reader: asyncio.StreamReader) -> AsyncIterator[tuple[int, str, dict[str, Any]]]:

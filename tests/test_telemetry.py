@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from app.domain.events import EventBus, Outcome, RequestFinished, Touched, Usage
-from app.domain.status import Priority
+from app.core.prometheus_metrics import Metrics
+from app.domain.event_bus import EventBus
+from app.domain.events import Outcome, RequestFinished, Touched, Usage
+from app.domain.priority import Priority
 from app.observability.router_log import JsonFormatter, TextFormatter
 from app.observability.telemetry import RECENT, Telemetry, percentile
 
@@ -192,3 +194,17 @@ def test_with_a_higher_level_nothing_is_written(
     caplog.set_level(logging.WARNING, logger="app.access")
     world.summary(finished())
     assert lines == []
+
+
+def test_asking_for_figures_publishes_nothing() -> None:
+    bus = EventBus(lambda delay_s, call: None)  # a batch that is not due yet
+    telemetry = Telemetry(bus)
+    metrics = Metrics(bus, views=list, devices=list)
+    bus.finished(finished)
+    assert telemetry.totals("m").requests == telemetry.outcome(Outcome.SUCCESS) == 0
+    assert telemetry.summary()["total_requests"] == 0
+    assert 'router_requests_total{model="m"' not in metrics.text()
+    bus.settle()
+    assert telemetry.totals("m").requests == telemetry.outcome(Outcome.SUCCESS) == 1
+    assert telemetry.summary()["total_requests"] == 1
+    assert 'router_requests_total{model="m",status="success"} 1' in metrics.text()

@@ -7,14 +7,15 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from app.proxy import upstream as module
 from app.proxy.upstream import MAX_HEAD_BYTES, READ_AHEAD_BYTES, Answer, Request, Upstream, UpstreamGone
+from tests.serving import loops, soon
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -25,25 +26,10 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n
 RECV_BYTES = 256 * 1024
 """The most that one read from a socket gives."""
 
-T = TypeVar("T")
 
-
-def _loops() -> Iterator[Any]:
-    yield pytest.param(asyncio.DefaultEventLoopPolicy, id="asyncio")
-    with contextlib.suppress(ImportError):  # not on Windows, not on PyPy
-        import uvloop
-
-        yield pytest.param(uvloop.EventLoopPolicy, id="uvloop")
-
-
-@pytest.fixture(params=_loops())
+@pytest.fixture(params=loops())
 def event_loop_policy(request: pytest.FixtureRequest) -> Any:
     return request.param()
-
-
-async def soon(awaitable: Awaitable[T]) -> T:
-    """What hangs is a failure of this test, not of the run."""
-    return await asyncio.wait_for(awaitable, 10)
 
 
 class Line:

@@ -11,8 +11,10 @@ import pytest
 
 from app.core import vram_tracker
 from app.core.vram_tracker import SETTLE_MAX_S, DeviceTracker
-from app.domain.status import DeviceView, Need
-from app.memory.probes.interface import HOST, GpuError, NullProbe, Reading, resolve
+from app.domain.event_bus import EventBus
+from app.domain.events import ReadingTaken
+from app.domain.views import HOST, DeviceView, Need
+from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Room, fit
 from tests.fakes import Clock
@@ -82,7 +84,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def tracker(gpu: Gpu, clock: Clock) -> DeviceTracker:
-    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, on_change=lambda: None)
+    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, bus=EventBus())
     await tracker.refresh()
     return tracker
 
@@ -218,10 +220,11 @@ async def test_a_crashed_process_is_not_waited_for(tracker: DeviceTracker, gpu: 
 
 
 async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock) -> None:
-    heard = asyncio.Event()
-    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, on_change=heard.set)
+    heard, bus = asyncio.Event(), EventBus()
+    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, bus=bus)
     await tracker.refresh()
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
+    bus.subscribe(lambda reading: heard.set() if reading.is_news else None, ReadingTaken)
     running = asyncio.create_task(tracker.run())
     gpu.use.clear()
     tracker.release("a", crashed=False)
@@ -269,7 +272,7 @@ async def test_a_failing_driver_is_reported_and_the_ledger_goes_on(
 async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
     gpu.may_answer.clear()
     asked = gpu.asked
     for _ in range(5):
@@ -278,7 +281,7 @@ async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     assert gpu.asked == asked + 1
     assert [t.name for t in threading.enumerate()].count("gpu driver") == 1
     assert card(tracker).total_mb == TOTAL_MB
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 10)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 10)
     gpu.others_mb = 700
     gpu.may_answer.set()
     await tracker.refresh()
@@ -299,7 +302,7 @@ async def test_refreshes_never_overlap(tracker: DeviceTracker, gpu: Gpu) -> None
 async def test_a_hanging_driver_does_not_hold_up_the_end(
     tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vram_tracker, "PROBE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
     gpu.may_answer.clear()
     await tracker.refresh()
     await tracker.close()
@@ -333,7 +336,7 @@ async def test_a_card_that_cannot_be_read_for_a_while_is_carried_on_by_the_ledge
 
 
 async def test_without_a_gpu_there_is_the_host(clock: Clock) -> None:
-    tracker = DeviceTracker(NullProbe("no driver"), min_free_mb=0, clock=clock, on_change=lambda: None)
+    tracker = DeviceTracker(NullProbe("no driver"), min_free_mb=0, clock=clock, bus=EventBus())
     await tracker.refresh()
     assert [d.id for d in tracker.devices()] == [HOST]
     assert not tracker.has_gpu and tracker.error is None
@@ -406,7 +409,7 @@ def times_asked(binary: Path) -> int:
 
 async def test_devices_are_listed_again_only_after_a_load_or_an_unload(listing: Path, clock: Clock) -> None:
     probe = ListDevicesProbe(listing, parse_devices(LISTED))
-    tracker = DeviceTracker(probe, min_free_mb=0, clock=clock, on_change=lambda: None)
+    tracker = DeviceTracker(probe, min_free_mb=0, clock=clock, bus=EventBus())
     for _ in range(3):
         await tracker.refresh()
     assert times_asked(listing) == 0
@@ -424,7 +427,7 @@ async def test_devices_are_listed_again_only_after_a_load_or_an_unload(listing: 
 
 async def test_a_list_that_fails_is_a_reported_state(listing: Path, clock: Clock) -> None:
     tracker = DeviceTracker(
-        ListDevicesProbe(listing, parse_devices(LISTED)), min_free_mb=0, clock=clock, on_change=lambda: None
+        ListDevicesProbe(listing, parse_devices(LISTED)), min_free_mb=0, clock=clock, bus=EventBus()
     )
     await tracker.refresh()
     break_down(listing)

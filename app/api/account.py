@@ -9,7 +9,7 @@ from typing import NamedTuple
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
-from app.domain.status import Priority
+from app.domain.priority import Priority
 from app.models.supervisor import ModelInstance
 
 Headers = list[tuple[bytes, bytes]]

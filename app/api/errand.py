@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
+from app.access.headers import RequestHeaders as Head
+from app.access.request_id import own_headers, request_id
+from app.access.rules import Rules
 from app.api import openai
 from app.api.account import Account, Call
 from app.api.http_protocol import RouterProtocol
 from app.api.openai import Endpoint, Sender
 from app.api.relay import EVENT_STREAM, HEARTBEAT_S, Relay, passed_back, request_to
-from app.api.security import Head, Rules, own_headers, request_id
 from app.api.services import Services
 from app.core.manager import Stay
 from app.core.queue import TicketState

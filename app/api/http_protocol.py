@@ -4,23 +4,25 @@ API's shape."""
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from itertools import chain
 from typing import Any, Protocol, cast
 
 import httptools
+from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 
+from app.access.request_id import own_headers, request_id
+from app.api import errors
 from app.domain.errors import BadRequest
 
 MAX_HEAD_BYTES = 65536
-"""Twice what `app/api/security.py` answers politely; its own limit needs a head that is complete."""
+"""Twice what `app/access/rules.py` answers politely; its own limit needs a head that is complete."""
 
 HEAD_WAITS_S = 0.01
 """llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at
@@ -66,7 +68,7 @@ class Opening(Protocol):
 class Errands(Protocol):
     """Answers requests without a task."""
 
-    def open(self, target: bytes, headers: RawHeaders) -> Opening | None:
+    def open(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> Opening | None:
         """By the head of a POST. None for what is for a task."""
 
     def begin(self, opening: Any, body: bytes, connection: RouterProtocol) -> None:
@@ -80,7 +82,6 @@ class RouterProtocol(HttpToolsProtocol):
     """
 
     errand: Errand | None = None
-    _errands: Errands | None = None
     _opening: Opening | None = None  # the request that comes in, if it is for an errand
     _body: list[bytes]
     _body_bytes = 0
@@ -89,6 +90,11 @@ class RouterProtocol(HttpToolsProtocol):
     _head_bytes: int | None = None  # what has come of a head, or of trailers, since the piece they began in
     _piece_bytes = 0
     _rests_since = 0.0
+
+    def __init__(self, *args: Any, errands: Errands | None, **kwargs: Any) -> None:
+        """`errands` is None only for an application that has no models."""
+        super().__init__(*args, **kwargs)
+        self._errands = errands
 
     def watch(self, gone: Callable[[], None]) -> Callable[[], None]:
         """`gone` is called when the client's connection is lost, until the returned function is called.
@@ -108,11 +114,8 @@ class RouterProtocol(HttpToolsProtocol):
         self._piece_bytes = len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            if self.transport.is_closing():
-                return
-            self.logger.warning("Invalid HTTP request received.")
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as error:
+            self._failed(error)
         except httptools.HttpParserUpgrade:
             self._unsupported_upgrade_warning()
         if self._head_bytes is None:
@@ -256,7 +259,7 @@ class RouterProtocol(HttpToolsProtocol):
         self.connections.add(self)
         self.transport, self.flow, self.scheme = transport, FlowControl(transport), "http"
         self._watchers: set[Callable[[], None]] = set()
-        self._errands = getattr(self.app, "errands", None)
+        self.url = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -303,23 +306,47 @@ class RouterProtocol(HttpToolsProtocol):
         answered = self.cycle is None or self.cycle.response_complete
         return answered and self.errand is None and self._opening is None and self._head_bytes is None
 
+    def _failed(self, error: httptools.HttpParserError) -> None:
+        """The parser's word, unless it only wraps what a callback raised: that is a mistake of ours."""
+        cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
+        if isinstance(cause, Exception) and not isinstance(
+            cause, (httptools.HttpParserError, ConnectionAbortedError)
+        ):
+            method = (self.parser.get_method() or b"").decode("latin-1")
+            self._refuse(errors.bug(cause, method, self._path))
+        elif not self.transport.is_closing():
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("Invalid HTTP request received.")
+
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP never reaches the application. `msg` is uvicorn's or our own.
+        """What is no HTTP never reaches the application. `msg` is uvicorn's or our own."""
+        self._refuse(errors.response(BadRequest(msg), self._path))
+
+    def _refuse(self, answer: Response) -> None:
+        """Instead of the application, and as the last thing on this connection.
 
         Not told while an earlier request is unanswered: its client would take this for the answer.
         """
         owed = self.cycle is not None and not self.cycle.response_complete
-        if owed and (self._in_head or self.pipeline or self.cycle.response_started):
-            self.transport.close()
-            return
-        body = json.dumps(BadRequest(msg).body()).encode()
-        head = (
-            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
-            "x-content-type-options: nosniff\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        if not (owed and (self._in_head or self.pipeline or self.cycle.response_started)):
+            self.transport.write(self._last_answer(answer))
         self.transport.close()
+
+    def _last_answer(self, answer: Response) -> bytes:
+        given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
+        headers = [
+            *self.server_state.default_headers,
+            *answer.raw_headers,
+            *own_headers(request_id(given.decode("latin-1"))),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return STATUS_LINE[answer.status_code] + lines + b"\r\n" + bytes(answer.body)
+
+    @property
+    def _path(self) -> str:
+        """As far as it has come."""
+        return self.url.decode("latin-1").partition("?")[0]
 
 
 def _nothing() -> None:

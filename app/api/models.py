@@ -13,12 +13,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import render
 from app.api.documentation import FOR_MANAGEMENT, json_body
+from app.api.guard import client_of, require_admin
 from app.api.openai import find_model, json_object
-from app.api.security import client_of, require_admin
 from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.models.supervisor import ModelInstance
-from app.scheduling.policy import Preview
+from app.scheduling.plan import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

@@ -11,16 +11,17 @@ from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
 from pydantic_core import from_json
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.access.headers import Headers
+from app.access.rules import Client
 from app.api import errors, render
 from app.api.account import Call
 from app.api.documentation import FOR_MODELS, json_body
+from app.api.guard import client_of, require_admin
 from app.api.relay import Relay
-from app.api.security import Client, client_of, require_admin
 from app.api.services import Services, services_of
 from app.domain.errors import (
     BadRequest,
@@ -31,7 +32,8 @@ from app.domain.errors import (
     UnsupportedMediaType,
     WrongModelKind,
 )
-from app.domain.status import ModelKind, Priority
+from app.domain.priority import Priority
+from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
 
 router = APIRouter(responses=FOR_MODELS)

@@ -15,7 +15,7 @@ from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
 from app.domain.events import Outcome
-from app.domain.status import ModelView
+from app.domain.views import ModelView
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
@@ -33,7 +33,8 @@ async def health(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
-    return Response(await services_of(request).metrics.render(), media_type=prometheus_metrics.CONTENT_TYPE)
+    text = await _settled(request).metrics.render()
+    return Response(text, media_type=prometheus_metrics.CONTENT_TYPE)
 
 
 @router.get("/metrics/stream")
@@ -47,9 +48,16 @@ async def vram(request: Request) -> dict[str, Any]:
     return render.vram(services_of(request))
 
 
+def _settled(request: Request) -> Services:
+    """With figures that count every request that has ended."""
+    services = services_of(request)
+    services.bus.settle()
+    return services
+
+
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
-    return _queues(services_of(request))
+    return _queues(_settled(request))
 
 
 def _queues(services: Services) -> dict[str, Any]:
@@ -71,7 +79,7 @@ def _queues(services: Services) -> dict[str, Any]:
 
 @router.get("/v1/telemetry/summary")
 async def telemetry(request: Request) -> dict[str, Any]:
-    return services_of(request).telemetry.summary()
+    return _settled(request).telemetry.summary()
 
 
 @router.get("/v1/health/models")
@@ -112,6 +120,7 @@ def _missing_devices(services: Services) -> str | None:
 
 def snapshot(services: Services) -> dict[str, Any]:
     """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
+    services.bus.settle()
     devices = services.tracker.devices()
     return {
         "timestamp": time.time(),

@@ -14,10 +14,10 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.access.request_id import OURS
 from app.api.account import Account, Call, Headers
 from app.api.errors import error_body, error_event
 from app.api.http_protocol import CHECKED, Cycle, Head, RouterProtocol
-from app.api.security import OURS
 from app.api.services import Services
 from app.core.manager import Stay
 from app.core.queue import Ticket

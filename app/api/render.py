@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from app.core.vram_tracker import DeviceTracker
-from app.domain.status import NEVER_USED, DeviceView, ModelView, Priority, Status
-from app.memory.probes.interface import HOST
+from app.domain.priority import Priority
+from app.domain.status import Status
+from app.domain.views import HOST, NEVER_USED, DeviceView, ModelView
 from app.models.supervisor import ModelInstance
-from app.scheduling.policy import NEVER, Wait
+from app.scheduling.plan import NEVER, Wait
 
 if TYPE_CHECKING:
     from app.api.services import Services

@@ -15,8 +15,8 @@ from app.core.manager import ModelManager
 from app.core.prometheus_metrics import Metrics
 from app.core.vram_tracker import DeviceTracker
 from app.domain.background import Background
-from app.domain.events import EventBus
-from app.llama.output import LogServer
+from app.domain.event_bus import EventBus
+from app.llama.output.writer import LogServer
 from app.observability.telemetry import Telemetry
 from app.proxy.upstream import Upstream
 

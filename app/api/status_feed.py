@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from app.api.event_channel import HEARTBEAT_S, Channel
-from app.domain.events import Event, EventBus, StatusChanged, Touched
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, StatusChanged, Touched
 
 TOUCH_S = 0.5
 """Queue depth and progress change all the time: they are sent at most this often."""

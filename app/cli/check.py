@@ -9,21 +9,20 @@ from pathlib import Path
 
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
-from app.core.config import Config, ModelSpec, SystemConfig
-from app.domain.status import Need, Placement
+from app.core.config import Config, SystemConfig
+from app.domain.spec import ModelSpec
+from app.domain.views import HOST, Need, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
-from app.llama.output import obstacle
+from app.llama.output.folder import obstacle
 from app.llama.runner import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
 from app.memory import need as footprint
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.need import Footprint
-from app.memory.probes.choice import find_gpus, in_time
-from app.memory.probes.interface import HOST, GpuError, GpuProbe, Reading, host_reading, resolve
+from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
+from app.memory.probes.interface import GpuError, GpuProbe, Reading, host_reading, resolve
 from app.scheduling.placement import Room, fit
-
-DRIVER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)

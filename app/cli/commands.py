@@ -12,19 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.cli import check as config_check
-from app.cli import demo as config_demo
+from app.cli import demo_models, server_choice
 from app.cli import init as config_init
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
-from app.memory.probes.choice import find_gpus, in_time
+from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
 from app.observability import router_log as logs
 
 SHOWN_NAMES = 8
-DRIVER_TIMEOUT_S = 5.0
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -52,10 +51,11 @@ def init(options: argparse.Namespace) -> int:
 def demo(_options: argparse.Namespace) -> int:
     """A chat and an embedding alias of one small real model, on loopback."""
     try:
-        config = config_demo.configuration(os.environ)
-        path = config_demo.choose(config, _say)
-        return _serve(config, path, hints=config_demo.hints(config.api.port))
-    except (ConfigError, config_demo.NoDemo) as error:
+        config = demo_models.configuration(os.environ)
+        candidates = server_choice.candidates_here(config.system.llama_server_path)
+        path = server_choice.choose(candidates, config.spec(demo_models.CHAT), _say)
+        return _serve(config, path, hints=demo_models.hints(config.api.port))
+    except (ConfigError, demo_models.ModelMissing, server_choice.NothingComputes) as error:
         return _complain(str(error))
 
 

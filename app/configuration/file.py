@@ -20,7 +20,8 @@ from app.configuration.problems import (
     section_of,
     shown,
 )
-from app.core.config import ENV_PREFIX, ApiConfig, Config, ModelConfig, Section, SystemConfig
+from app.core.config import ENV_PREFIX, ApiConfig, Config, ModelConfig, SystemConfig
+from app.domain.fields import Section
 
 
 class ConfigError(Exception):

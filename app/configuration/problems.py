@@ -12,17 +12,16 @@ from pydantic_core import ErrorDetails
 
 from app.core.config import (
     ALIAS,
-    QUANTISED,
     RESERVED_ALIASES,
     RESERVED_LAST_PARTS,
     ApiConfig,
     ApiKey,
     Config,
     ModelConfig,
-    ModelParams,
-    Section,
     SystemConfig,
 )
+from app.domain.fields import Section
+from app.domain.spec import QUANTISED, ModelParams
 
 # These look at the tree as it was read, so that they are reported together with everything else. What has a
 # wrong type is passed over: that is somebody else's message.

@@ -1,55 +1,34 @@
-"""The configuration as one validated, frozen tree. `config_file` reads it."""
+"""The configuration as one validated, frozen tree. `app/configuration/file.py` reads it."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from app.domain.fields import (
+    Count,
+    Device,
+    Number,
+    PathText,
+    Section,
+    Size,
+    Slots,
+    Text,
+    Whole,
+    not_owned_flag,
+    not_owned_variable,
 )
+from app.domain.priority import Priority
+from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
-from app.domain.status import ModelKind, Priority
-
-KeepCache = Literal["off", "ram", "disk"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
-QUANTISED = frozenset({"q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"})
-ALL_LAYERS = 99
-CPU_ONLY = -1
 ENV_PREFIX = "ROUTER_"
 
 RESERVED_ALIASES = frozenset({"status", "failed", "load", "eject"})
 RESERVED_LAST_PARTS = RESERVED_ALIASES | {"logs", "plan", "reset", "stream"}
 ALIAS = re.compile(r"[A-Za-z0-9._\-:/@+]{1,128}\Z")
-
-OWNED_FLAGS = {
-    "--host": "the router listens for clients; llama-server stays on loopback",
-    "--port": "set system.first_port",
-    "-a": "the key under 'models' is the alias",
-    "--alias": "the key under 'models' is the alias",
-    "--api-key": "the router makes one for each start",
-    "--api-key-file": "the router makes a key for each start",
-    "-m": "set model_path",
-    "--model": "set model_path",
-    "-c": "set params.n_ctx",
-    "--ctx-size": "set params.n_ctx",
-    "-np": "set parallel_requests",
-    "--parallel": "set parallel_requests",
-}
-
-
-OWNED_VARIABLES = {"LLAMA_API_KEY": "the router makes one for each start"}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def _key_object(value: object) -> object:
@@ -60,57 +39,6 @@ def _can_be_sent(key: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
         raise ValueError("must be printable ASCII without spaces: nothing else fits into a header")
     return key
-
-
-def _not_bool(value: object) -> object:
-    """`true` is 1 to Python, but nobody means that."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-def _device(value: object) -> object:
-    index = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not index and not (isinstance(value, str) and value):
-        raise ValueError("must be an index, 0 or more, or a UUID")
-    return value
-
-
-def _without_nul(text: str) -> str:
-    """The system takes no NUL in a path, an argument or a variable."""
-    if "\0" in text:
-        raise ValueError("must not contain a NUL character")
-    return text
-
-
-def _not_owned_flag(arg: str) -> str:
-    """llama-server takes `--ctx_size` and `--ctx-size` for the same."""
-    flag = arg.partition("=")[0]
-    if flag.startswith("--"):
-        flag = flag.replace("_", "-")
-    if flag in OWNED_FLAGS:
-        raise ValueError(f"{flag} belongs to the router: {OWNED_FLAGS[flag]}")
-    return arg
-
-
-def _not_owned_variable(name: str) -> str:
-    if not name or "=" in name:
-        raise ValueError("is no name of an environment variable")
-    if name in OWNED_VARIABLES:
-        raise ValueError(f"{name} belongs to the router: {OWNED_VARIABLES[name]}")
-    return name
-
-
-Text = Annotated[str, AfterValidator(_without_nul)]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_bool)]
-Whole = Annotated[int, BeforeValidator(_not_bool)]
-Size = Annotated[int, Field(ge=0), BeforeValidator(_not_bool)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_not_bool)]
-Slots = Annotated[int, Field(ge=1, le=256), BeforeValidator(_not_bool)]
-Device = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)], BeforeValidator(_device)
-]
 
 
 class ApiKey(Section):
@@ -195,22 +123,6 @@ class SystemConfig(Section):
     watch_config: bool = Field(False, description="reload when the file changes")
 
 
-class ModelParams(Section):
-    n_gpu_layers: Whole = Field(ALL_LAYERS, ge=-1, description="99 or more: all layers; -1: CPU only")
-    n_ctx: Whole = Field(4096, ge=1, le=2**27, description="tokens that one request may use")
-    embedding: bool = Field(False, description="an embedding model")
-    type_k: CacheType = Field("f16", description="KV cache type of K")
-    type_v: CacheType = Field("f16", description="KV cache type of V")
-    pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
-        None, description="llama-server's `--pooling`"
-    )
-    n_batch: Count | None = Field(None, description="llama-server's `-b`")
-    n_ubatch: Count | None = Field(None, description="llama-server's `-ub`")
-    mmproj: PathText | None = Field(None, description="multimodal projector file")
-    chat_template: Text | None = Field(None, description="llama-server's `--chat-template`")
-    rerank: bool = Field(False, description="a reranking model")
-
-
 class ModelConfig(Section):
     model_path: PathText = Field(description="GGUF file (first part of a split model)")
     aliases: tuple[str, ...] = Field((), description="other names for the same model")
@@ -222,49 +134,12 @@ class ModelConfig(Section):
     gpu_devices: tuple[Device, ...] | None = Field(None, description="default: the system's")
     keep_cache: KeepCache | None = Field(None, description="default: the system's")
     params: ModelParams = Field(default_factory=ModelParams, description="how the model is run")
-    extra_args: tuple[Annotated[Text, AfterValidator(_not_owned_flag)], ...] = Field(
+    extra_args: tuple[Annotated[Text, AfterValidator(not_owned_flag)], ...] = Field(
         (), description="appended to the command line"
     )
-    env: dict[Annotated[Text, AfterValidator(_not_owned_variable)], Text] = Field(
+    env: dict[Annotated[Text, AfterValidator(not_owned_variable)], Text] = Field(
         default_factory=dict, description="environment of the process"
     )
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """One model with the system's defaults filled in. Two equal specs need no restart between them."""
-
-    alias: str
-    aliases: tuple[str, ...]
-    path: Path
-    kind: ModelKind
-    pinned: bool
-    idle_timeout_s: float | None
-    slots: int
-    priority: Priority
-    declared_mb: int | None
-    gpu_devices: tuple[int | str, ...]
-    params: ModelParams
-    flash_attention: str
-    cpu_threads: int
-    prompt_cache_mb: int
-    keep_cache: KeepCache
-    extra_args: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
-
-    @property
-    def cpu_only(self) -> bool:
-        return self.params.n_gpu_layers == CPU_ONLY
-
-    def same_process(self, other: ModelSpec) -> bool:
-        """They differ at most in what the router alone cares for, so a running process fits both."""
-        return self == replace(
-            other,
-            aliases=self.aliases,
-            pinned=self.pinned,
-            idle_timeout_s=self.idle_timeout_s,
-            priority=self.priority,
-        )
 
 
 class Config(Section):
@@ -281,7 +156,7 @@ class Config(Section):
             alias=alias,
             aliases=model.aliases,
             path=Path(model.model_path),
-            kind=_kind(model.params),
+            kind=model.params.kind,
             pinned=model.pinned,
             idle_timeout_s=idle if system.enable_idle_timeout and not model.pinned else None,
             slots=model.parallel_requests or system.parallel_requests,
@@ -326,12 +201,6 @@ class Config(Section):
                 "no place. For the CPU set params.n_gpu_layers to -1."
             )
         return found
-
-
-def _kind(params: ModelParams) -> ModelKind:
-    if params.rerank:
-        return ModelKind.RERANK
-    return ModelKind.EMBEDDING if params.embedding else ModelKind.CHAT
 
 
 def _is_loopback(host: str) -> bool:

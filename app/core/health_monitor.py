@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any
 
 import anyio
 
 from app.domain.errors import UpstreamTimeout
-from app.domain.events import Event, EventBus, RequestFinished
-from app.domain.status import Status
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, RequestFinished
+from app.domain.status import Health, Status
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance
 
@@ -29,12 +29,6 @@ SUSPECT_EVERY_S = 2.0
 REFUSED_EVERY_S = 0.2
 SILENT_SHARE = 0.9
 """Of a time-out: when the client of the one before was cut off, llama-server noted that in its log."""
-
-
-class Verdict(str, Enum):
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"
-    UNHEALTHY = "unhealthy"
 
 
 @dataclass(frozen=True)
@@ -66,15 +60,15 @@ class Record:
         return replace(self, silent_timeouts=0)
 
 
-def judge(record: Record) -> Verdict:
+def judge(record: Record) -> Health:
     """One missed probe may be a busy machine; several in a row are a hang.
 
     A stuck process can still answer probes: requests without a byte tell more, if it was silent meanwhile.
     """
     if record.consecutive_failures >= UNHEALTHY_AFTER or record.silent_timeouts >= STUCK_AFTER:
-        return Verdict.UNHEALTHY
+        return Health.UNHEALTHY
     failing = record.consecutive_failures or record.silent_timeouts
-    return Verdict.DEGRADED if failing else Verdict.HEALTHY
+    return Health.DEGRADED if failing else Health.HEALTHY
 
 
 class HealthMonitor:
@@ -123,7 +117,7 @@ class HealthMonitor:
         return [(i, i.runner) for i in serving if i.runner is not None]
 
     def _pause_s(self) -> float:
-        well = all(judge(self._record(i.alias, r)) is Verdict.HEALTHY for i, r in self._loaded())
+        well = all(judge(self._record(i.alias, r)) is Health.HEALTHY for i, r in self._loaded())
         return self._interval_s if well else min(self._interval_s, SUSPECT_EVERY_S)
 
     def _record(self, alias: str, runner: Runner) -> Record:
@@ -133,7 +127,7 @@ class HealthMonitor:
     def _keep(self, instance: ModelInstance, record: Record) -> None:
         self._records[instance.alias] = record
         if instance.runner is not None and instance.runner.pid == record.pid:
-            instance.judged(judge(record).value)
+            instance.judged(judge(record))
 
     async def _check(self, instance: ModelInstance, runner: Runner) -> bool:
         started = self._clock()
@@ -141,7 +135,7 @@ class HealthMonitor:
         took_ms = 1000 * (self._clock() - started)
         record = self._record(instance.alias, runner).after(ok, took_ms, time.time())
         self._keep(instance, record)
-        if judge(record) is Verdict.UNHEALTHY and instance.runner is runner:
+        if judge(record) is Health.UNHEALTHY and instance.runner is runner:
             await self._end(instance, runner, record)
         return ok
 

@@ -11,7 +11,7 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import (
@@ -22,8 +22,13 @@ from app.domain.errors import (
     ShuttingDown,
     VramExhausted,
 )
-from app.domain.events import EventBus, Touched
-from app.domain.status import ModelView, Need, Priority, Status, StopReason
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, ReadingTaken, Touched
+from app.domain.files import FileIdentity
+from app.domain.priority import Priority
+from app.domain.spec import ModelSpec
+from app.domain.status import Status, StopReason
+from app.domain.views import ModelView, Need
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
 from app.memory import need as footprint
@@ -32,7 +37,7 @@ from app.memory.need import Footprint
 from app.models.kv_cache import KvCache
 from app.models.supervisor import ModelInstance, RestartLimits
 from app.scheduling import policy
-from app.scheduling.policy import Forget, Keep, Limits, Load, Preview, Refuse, Stop
+from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Preview, Refuse, Stop, Wait
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +83,13 @@ class ModelManager:
         self.instances: dict[str, ModelInstance] = {}
         self.names: dict[str, ModelInstance] = {}
         self.closing = False
-        self.waits: Mapping[str, policy.Wait] = {}  # who waits for whom, as of the last look
+        self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last look
         self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
         self.launcher, self._inspect_file = launcher, inspect
         self._clock, self._bus, self._tracker = clock, bus, tracker
         self._learned, self._kv_cache = learned or LearnedFootprints(), kv_cache
         self._learned.on_change = self._save_learned
-        tracker.on_reading = self._learn_from_reading
+        bus.subscribe(self._on_reading, ReadingTaken)
         self._contended = False
         self._prepared: str | None = None
         self._next_look: asyncio.Handle | None = None
@@ -159,7 +164,7 @@ class ModelManager:
         """Clear `failed` if the model file is another one than that which failed."""
         if instance.status is not Status.FAILED:
             return
-        found = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        found = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
         if found is not None and found != instance.file_identity:
             instance.reset()
 
@@ -294,7 +299,7 @@ class ModelManager:
             if instance.need is None and _may_be_loaded_soon(instance):
                 self._job(f"inspect {instance.alias}", partial(self._inspect, instance))
 
-    def _carry_out(self, action: policy.Action) -> None:
+    def _carry_out(self, action: Action) -> None:
         instance = self.instances[action.alias]
         if isinstance(action, Load):
             instance.start(action.placement)
@@ -344,7 +349,7 @@ class ModelManager:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        if when < policy.NEVER:
+        if when < NEVER:
             delay = max(when - self._clock(), 0.0)
             self._alarm = asyncio.get_running_loop().call_later(delay, self.look_again)
 
@@ -386,7 +391,7 @@ class ModelManager:
 
     async def read_footprint(self, instance: ModelInstance) -> None:
         """Look at the model's file. Raises `LoadError` for one that cannot be loaded."""
-        instance.file_identity = await anyio.to_thread.run_sync(footprint.identity, instance.spec.path)
+        instance.file_identity = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
         instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
 
     async def _inspect(self, instance: ModelInstance) -> None:
@@ -433,9 +438,9 @@ class ModelManager:
         if not self.closing:  # `stop_all` saves by itself
             self._job("save footprints", self._learned.save)
 
-    def _learn_from_reading(self) -> None:
+    def _on_reading(self, event: Event) -> None:
         changed = [instance.memory.look() for instance in self.instances.values()]
-        if any(changed):
+        if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()
 
     async def _hold_place(self, instance: ModelInstance) -> None:

@@ -7,21 +7,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from app.domain.event_bus import EventBus
 from app.domain.events import (
     CacheMoved,
     Event,
-    EventBus,
     Evicted,
     LoadFinished,
+    LoadResult,
+    MoveDirection,
+    MoveResult,
     Outcome,
     Replayed,
     RequestFinished,
     Restarted,
 )
-from app.domain.status import DeviceView, ModelView, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Health, Status, StopReason
+from app.domain.units import MIB
+from app.domain.views import DeviceView, ModelView
 from app.observability.series import Count, Distribution, Family, counter, gauge, histogram, label_text
 
-MIB = 2**20
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 WAIT_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300)
@@ -34,7 +39,10 @@ _PRIORITIES = [(level, label_text([("priority", level.label)])) for level in Pri
 
 
 class Metrics:
-    """One registry for one router; the labels are the configured aliases and closed sets."""
+    """One registry for one router; the labels are the configured aliases and closed sets.
+
+    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    """
 
     def __init__(
         self,
@@ -43,7 +51,7 @@ class Metrics:
         views: Callable[[], Sequence[ModelView]],
         devices: Callable[[], Sequence[DeviceView]],
     ) -> None:
-        self._views, self._devices, self._settle = views, devices, bus.settle
+        self._views, self._devices = views, devices
         self._make_counters()
         self._make_histograms()
         self._families: tuple[Family[Count] | Family[Distribution], ...] = tuple(
@@ -60,7 +68,6 @@ class Metrics:
 
     def text(self) -> str:
         """Everything but the process; with 50 busy models a matter of 2 ms, so the loop can spare it."""
-        self._settle()
         texts = [family.text() for family in self._families]
         return "".join([*texts, *_model_gauges(self._views()), *_device_gauges(self._devices())])
 
@@ -109,17 +116,17 @@ class Metrics:
             self._requests.labels(alias, outcome.value)
         for kind in ("prompt", "generated", "cached"):
             self._tokens.labels(alias, kind)
-        for result in ("success", "failed", "abandoned"):
-            self._loads.labels(alias, result)
+        for load in LoadResult:
+            self._loads.labels(alias, load.value)
         for reason in StopReason:
             if reason is not StopReason.SHUTDOWN:
                 self._evictions.labels(alias, reason.value)
-        for result in ("success", "failed", "timeout"):
-            self._cache_saves.labels(alias, result)
-            self._cache_restores.labels(alias, result)
-        self._cache_restores.labels(alias, "damaged")
-        for direction in ("saved", "restored"):
-            self._cache_bytes.labels(alias, direction)
+        for result in MoveResult:
+            self._cache_restores.labels(alias, result.value)
+            if result is not MoveResult.DAMAGED:
+                self._cache_saves.labels(alias, result.value)
+        for direction in MoveDirection:
+            self._cache_bytes.labels(alias, direction.value)
         self._restarts.labels(alias)
         self._replays.labels(alias)
         for figure in (self._load, self._ttft, self._speed):
@@ -129,8 +136,8 @@ class Metrics:
         if isinstance(event, RequestFinished):
             self._finished(event)
         elif isinstance(event, LoadFinished):
-            self._loads.labels(event.alias, event.result).inc()
-            if event.result == "success":
+            self._loads.labels(event.alias, event.result.value).inc()
+            if event.result is LoadResult.SUCCESS:
                 self._load.labels(event.alias).observe(event.seconds)
         elif isinstance(event, Evicted):
             self._evictions.labels(event.alias, event.reason.value).inc()
@@ -142,9 +149,9 @@ class Metrics:
             self._replays.labels(event.alias).inc()
 
     def _cache_moved(self, event: CacheMoved) -> None:
-        count = self._cache_saves if event.saved else self._cache_restores
-        direction = "saved" if event.saved else "restored"
-        count.labels(event.alias, event.result).inc()
+        direction = event.direction.value
+        saved = event.direction is MoveDirection.SAVED
+        (self._cache_saves if saved else self._cache_restores).labels(event.alias, event.result.value).inc()
         self._cache_bytes.labels(event.alias, direction).inc(event.size)
         self._cache_move.labels(event.alias, direction).observe(event.seconds)
 
@@ -198,7 +205,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
     yield gauge(
         "router_model_healthy",
         "Verdict on a loaded model",
-        [(m, v.health == "healthy") for m, v in shown if v.health is not None],
+        [(m, v.health is Health.HEALTHY) for m, v in shown if v.health is not None],
     )
     loaded = sum(view.status in (Status.READY, Status.DRAINING) for view in views)
     yield gauge("router_models_loaded", "Models that are loaded", [("", loaded)])

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from enum import Enum
 
 from app.domain.errors import QueueFull, RouterError
-from app.domain.status import Head, Priority
+from app.domain.priority import Priority
+from app.domain.views import Head
 
 SWEEP_OVER = 64
 
@@ -87,8 +88,9 @@ class Ticket:
 class RequestQueue:
     """The waiting tickets of one model, and the count of those in its slots.
 
-    Ordered by key, then arrival. A ticket that leaves is only marked; the heap is swept when more than half
-    of it is dead, so that leaving costs nothing and memory stays in proportion to who is really waiting.
+    Ordered by key, then arrival. A ticket that leaves is only marked, unless it stands on top: what is on top
+    waits. The heap is swept when more than half of it is dead, so that leaving costs nothing and memory stays
+    in proportion to who is really waiting.
     """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
@@ -106,7 +108,7 @@ class RequestQueue:
 
     @property
     def has_waiting(self) -> bool:
-        return bool(self._heap) and self.peek() is not None
+        return bool(self._heap)
 
     @property
     def in_flight(self) -> int:
@@ -128,8 +130,6 @@ class RequestQueue:
         self.waiting_by_level[ticket.priority] += 1
 
     def peek(self) -> Ticket | None:
-        while self._heap and self._heap[0].state is not TicketState.WAITING:
-            heapq.heappop(self._heap)
         return self._heap[0] if self._heap else None
 
     @property
@@ -139,12 +139,12 @@ class RequestQueue:
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
-        if len(self.running) >= self.slots or not self._heap or (ticket := self.peek()) is None:
+        if len(self.running) >= self.slots or (ticket := self.peek()) is None:
             return None
-        heapq.heappop(self._heap)
         self.waiting_by_level[ticket.priority] -= 1
         self.running.add(ticket)
         ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        self._clear_top()
         ticket._settle(None)
         return ticket
 
@@ -166,6 +166,7 @@ class RequestQueue:
         elif ticket.state is TicketState.WAITING:
             self.waiting_by_level[ticket.priority] -= 1
         ticket.state = TicketState.DONE
+        self._clear_top()
         if len(self._heap) > SWEEP_OVER:
             self._sweep()
         return held
@@ -191,6 +192,10 @@ class RequestQueue:
         """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
         expected = math.ceil((self.waiting + 1) * (self._service_s or 1.0) / self.slots)
         return float(min(max(expected, 1), 300))
+
+    def _clear_top(self) -> None:
+        while self._heap and self._heap[0].state is not TicketState.WAITING:
+            heapq.heappop(self._heap)
 
     def _sweep(self) -> None:
         if len(self._heap) > 2 * self.waiting:

@@ -5,62 +5,41 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import anyio
 
-from app.domain.status import DeviceView, Placement
+from app.domain.event_bus import EventBus
+from app.domain.events import ReadingTaken
+from app.domain.views import HOST, DeviceView, Placement
+from app.memory.ledger.holding import LONG_AGO, Holding, Settling
 from app.memory.probes.driver_thread import DriverThread
-from app.memory.probes.interface import HOST, GpuProbe, Reading, resolve
+from app.memory.probes.interface import GpuProbe, Reading, resolve
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
 SETTLE_MAX_S = 3.0
-PROBE_TIMEOUT_S = 5.0
+READING_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
-
-
-@dataclass
-class _Holding:
-    """What one process may use. It counts as pending until a reading shows it."""
-
-    placement: Placement
-    used_before: Placement
-    events_before: int
-    pid: int | None = None
-    settled_at: float = float("inf")
-    measured: dict[str, int] = field(default_factory=dict)
-    peak_mb: int = 0
-    undead: bool = False  # nobody can end its process: to us it is another program's
-
-
-@dataclass(frozen=True)
-class _Settling:
-    """Memory of a stopped process that the driver does not show as free yet."""
-
-    expected_free_mb: int
-    since: float
-    deadline: float
 
 
 class DeviceTracker:
     """Readings, refreshed in a thread, and the ledger. The smaller free memory of the two is believed."""
 
     def __init__(
-        self, probe: GpuProbe, *, min_free_mb: int, clock: Callable[[], float], on_change: Callable[[], None]
-    ):
+        self, probe: GpuProbe, *, min_free_mb: int, clock: Callable[[], float], bus: EventBus
+    ) -> None:
         self.probe = probe
-        self.on_reading: Callable[[], None] = lambda: None
         self._driver_error: str | None = None
         self._min_free_mb = min_free_mb
         self._clock = clock
-        self._on_change = on_change
+        self._bus = bus
         self._driver = DriverThread(probe, clock)
         self._readings: dict[str, Reading] = {}
         self._read_at: dict[str, float] = {}
-        self._holdings: dict[str, _Holding] = {}
-        self._settling: dict[str, _Settling] = {}
+        self._holdings: dict[str, Holding] = {}
+        self._settling: dict[str, Settling] = {}
         self._events = 0  # comings and goings: a change of use between two of them is one model's
         self._refreshed = asyncio.Event()
 
@@ -73,11 +52,12 @@ class DeviceTracker:
 
     async def refresh(self) -> None:
         """Ask the driver. A driver that fails or hangs is a state that is reported, not a crash."""
+        waited_for, error = bool(self._settling), self.error
         try:
-            with anyio.fail_after(PROBE_TIMEOUT_S):
+            with anyio.fail_after(READING_TIMEOUT_S):
                 asked_at, found = await self._driver.read()
         except TimeoutError:
-            self._report(f"the GPU driver did not answer within {PROBE_TIMEOUT_S:.0f} s")
+            self._report(f"the GPU driver did not answer within {READING_TIMEOUT_S:.0f} s")
         else:
             if isinstance(found, Exception):
                 self._report(f"the GPU driver failed: {found}")
@@ -85,7 +65,7 @@ class DeviceTracker:
                 self._report(None)
                 self._take(found, asked_at)
         self._forget_settled()
-        self.on_reading()
+        self._bus.publish(ReadingTaken(is_news=waited_for or error != self.error))
 
     async def run(self) -> None:
         """Keep the readings fresh: seldom, and often while freed memory is awaited."""
@@ -93,12 +73,9 @@ class DeviceTracker:
             with anyio.move_on_after(self.probe.poll_s if self._settling else REFRESH_S):
                 await self._refreshed.wait()
             self._refreshed = asyncio.Event()
-            waited_for, error = bool(self._settling), self.error
-            if waited_for:
+            if self._settling:
                 self.probe.expire()
             await self.refresh()
-            if waited_for or error != self.error:
-                self._on_change()
 
     async def close(self) -> None:
         """Let the driver go, unless it hangs."""
@@ -115,7 +92,8 @@ class DeviceTracker:
                 found[device] = replace(before, error=reading.error, lost=reading.lost, by_pid={})
         self._readings = found
         for holding in self._holdings.values():
-            self._measure(holding)
+            alone = holding.events_before == self._events
+            holding.measure(self._readings, self._read_at, alone)
 
     def _report(self, error: str | None) -> None:
         if error is not None and self._driver_error != error:
@@ -129,7 +107,7 @@ class DeviceTracker:
     def reserve(self, alias: str, placement: Placement) -> None:
         self._events += 1
         used = {d: self._readings[d].used_mb for d in placement if d in self._readings}
-        self._holdings[alias] = _Holding(dict(placement), used, self._events)
+        self._holdings[alias] = Holding(dict(placement), used, self._events)
 
     def adjust(self, alias: str, placement: Placement) -> None:
         """Promise it another amount, now that more is known about it."""
@@ -161,8 +139,8 @@ class DeviceTracker:
         for device, mb in holding.placement.items():
             reading = self._readings.get(device)
             if reading is not None and device != HOST:
-                coming = self._used_by(holding, reading, mb) * 9 // 10 + self._still_coming(reading)
-                self._settling[device] = _Settling(reading.free_mb + coming, now, deadline)
+                coming = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
+                self._settling[device] = Settling(reading.free_mb + coming, now, deadline)
         self.probe.expire()
         self._refreshed.set()
 
@@ -204,9 +182,7 @@ class DeviceTracker:
     def has_settled(self, alias: str) -> bool:
         """Its load is over, and read since."""
         holding = self._holdings.get(alias)
-        return holding is not None and all(
-            holding.settled_at <= self._read_at.get(d, float("-inf")) for d in holding.placement
-        )
+        return holding is not None and holding.is_shown(self._read_at)
 
     # --- views
 
@@ -236,18 +212,20 @@ class DeviceTracker:
         return max(totals, default=0) - self._min_free_mb
 
     def _view(self, reading: Reading) -> DeviceView:
-        held = {a: h.placement[reading.id] for a, h in self._holdings.items() if reading.id in h.placement}
-        pending = {a: max(mb - self._shown(a, reading), 0) for a, mb in held.items()}
-        free = min(reading.total_mb - sum(held.values()), reading.free_mb - sum(pending.values()))
+        read_at = self._read_at.get(reading.id, LONG_AGO)
+        here = [holding for holding in self._holdings.values() if reading.id in holding.placement]
+        held_mb = sum(holding.placement[reading.id] for holding in here)
+        pending = [(h, max(h.placement[reading.id] - h.shown_mb(reading, read_at), 0)) for h in here]
+        free = min(reading.total_mb - held_mb, reading.free_mb - sum(mb for _, mb in pending))
         others = max(reading.used_mb - self._ours_mb(reading) - self._still_coming(reading), 0)
-        others += sum(mb for alias, mb in pending.items() if self._holdings[alias].undead)
+        others += sum(mb for holding, mb in pending if holding.undead)
         return DeviceView(
             id=reading.id,
             name=reading.name,
             total_mb=reading.total_mb,
             used_mb=reading.used_mb,
             free_mb=0 if reading.lost else free,
-            reserved_mb=sum(held.values()),
+            reserved_mb=held_mb,
             min_free_mb=self._min_free_mb,
             others_mb=reading.total_mb if reading.lost else others,
             settling_mb=self._still_coming(reading),
@@ -255,42 +233,6 @@ class DeviceTracker:
             is_gpu=reading.id != HOST,
             error=self._driver_error or reading.error,
         )
-
-    def _measure(self, holding: _Holding) -> None:
-        """By process where the driver tells; else by the change of the device's use, if that was ours alone.
-
-        In a container the driver names processes by the host's numbers, which are not ours.
-        """
-        readings = [self._readings[d] for d in holding.placement if d in self._readings and d != HOST]
-        pid, alone = holding.pid, holding.events_before == self._events
-        shown = all(holding.settled_at <= self._read_at.get(r.id, float("-inf")) for r in readings)
-        if pid is not None and any(pid in r.by_pid for r in readings):
-            holding.measured = {r.id: r.by_pid[pid] for r in readings if pid in r.by_pid}
-        elif alone and shown and not holding.measured:
-            grown = {r.id: r.used_mb - holding.used_before.get(r.id, 0) for r in readings}
-            holding.measured = grown if min(grown.values(), default=0) > 0 else {}
-        holding.peak_mb = max(holding.peak_mb, sum(holding.measured.values()))
-
-    def _shown(self, alias: str, reading: Reading) -> int:
-        """How much of a promise the driver's figure contains already."""
-        holding = self._holdings[alias]
-        if holding.pid is not None and holding.pid in reading.by_pid:
-            return reading.by_pid[holding.pid]
-        read_at = self._read_at.get(reading.id, float("-inf"))
-        return holding.placement[reading.id] if holding.settled_at <= read_at else 0
-
-    @staticmethod
-    def _used_by(holding: _Holding, reading: Reading, promised_mb: int) -> int:
-        """What the last reading counts as used by that process.
-
-        Where it does not tell: once it is loaded the whole promise, before that what was taken since.
-        """
-        if holding.pid is not None and holding.pid in reading.by_pid:
-            return reading.by_pid[holding.pid]
-        if holding.settled_at < float("inf"):
-            return min(holding.measured.get(reading.id, promised_mb), reading.used_mb)
-        grown_mb = reading.used_mb - holding.used_before.get(reading.id, 0)
-        return min(max(grown_mb, 0), promised_mb)
 
     def _still_coming(self, reading: Reading) -> int:
         """What the driver does not show as free yet; never more than is used and by none of our models."""
@@ -303,8 +245,7 @@ class DeviceTracker:
     def _ours_mb(self, reading: Reading) -> int:
         """What our models use of this device, as far as the driver tells."""
         ours = [h for h in self._holdings.values() if reading.id in h.placement and not h.undead]
-        held = [(h, h.placement[reading.id]) for h in ours]
-        return sum(self._used_by(holding, reading, mb) for holding, mb in held)
+        return sum(holding.used_mb(reading, holding.placement[reading.id]) for holding in ours)
 
     def _forget_settled(self) -> None:
         now = self._clock()
@@ -314,7 +255,7 @@ class DeviceTracker:
                 del self._settling[device]
                 continue
             blind = self._driver_error is not None or reading.error is not None
-            fresh = blind or self._read_at.get(device, float("-inf")) >= settling.since
+            fresh = blind or self._read_at.get(device, LONG_AGO) >= settling.since
             shown = reading.free_mb >= settling.expected_free_mb
             if fresh and (shown or now >= settling.deadline):
                 del self._settling[device]

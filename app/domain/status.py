@@ -1,52 +1,23 @@
-"""The vocabulary: what a model can be, how urgent a request is, and the frozen pictures of both."""
+"""What a model can be, which states follow each other, and why a loaded one goes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum, IntEnum
-from typing import Any
-
-from pydantic_core import core_schema
-
-Placement = Mapping[str, int]
-"""MB by device: what a model holds, or would hold, there."""
-
-
-class Priority(IntEnum):
-    """Smaller is more urgent. The number is the level of the queue's key."""
-
-    HIGH = 0
-    NORMAL = 1
-    LOW = 2
-
-    @property
-    def label(self) -> str:
-        return self.name.lower()
-
-    @classmethod
-    def parse(cls, text: str) -> Priority | None:
-        """`high`, `normal`, `low` or `1`, `2`, `3`, in any case; None for anything else."""
-        return _PRIORITIES.get(text.strip().lower())
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        """In a configuration a priority is its name."""
-        names = core_schema.literal_schema([p.label for p in cls])
-        return core_schema.no_info_after_validator_function(
-            lambda name: cls[name.upper()],
-            names,
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda p: p.label),
-        )
-
-
-_PRIORITIES = {key: p for p in Priority for key in (p.label, str(p.value + 1))}
+from enum import Enum
 
 
 class ModelKind(str, Enum):
     CHAT = "chat"
     EMBEDDING = "embedding"
     RERANK = "rerank"
+
+
+class Health(str, Enum):
+    """What the health monitor thinks of a loaded model's process."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
 
 
 class Status(str, Enum):
@@ -103,116 +74,3 @@ class StopReason(str, Enum):
     def is_swap(self) -> bool:
         """The policy chose it, so the policy may take it back while the model drains."""
         return self in (StopReason.MEMORY, StopReason.COUNT)
-
-
-NEVER_USED = float("-inf")
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a load takes: `mb` on one device, or `mb` split over several with `overhead_mb` on each.
-
-    `estimate_mb` is what the header alone says, where more is known. `beside_mb` is the part that
-    llama-server does not announce. A `declared` need is the user's word, against which nothing else counts.
-    """
-
-    mb: int
-    devices: tuple[str, ...]
-    overhead_mb: int = 0
-    exact: bool = True
-    note: str = ""
-    estimate_mb: int | None = None
-    beside_mb: int = 0
-    declared: bool = False
-
-
-@dataclass(frozen=True)
-class DeviceView:
-    """A device's memory. `free_mb` is what a new reservation may take, before `min_free_mb` is kept back.
-
-    `others_mb` is what programs other than our models use: it stays taken whatever we stop. `settling_mb`
-    has been given back but the driver does not show it as free yet.
-    """
-
-    id: str
-    name: str
-    total_mb: int
-    used_mb: int
-    free_mb: int
-    reserved_mb: int
-    min_free_mb: int = 0
-    others_mb: int = 0
-    settling_mb: int = 0
-    utilization: float | None = None
-    is_gpu: bool = True
-    error: str | None = None
-
-    @property
-    def index(self) -> int | str:
-        return int(self.id) if self.id.isdigit() else self.id
-
-
-@dataclass(frozen=True)
-class Head:
-    """The waiting request that is served next. `order` breaks ties between equal keys by arrival."""
-
-    key: float
-    level: Priority
-    arrived: float
-    order: int = 0
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
-
-    `held` is what it holds of each device, in MB. `yielded_at` is when it last gave way to another model
-    with requests of its own still waiting: those compete as if they had arrived then. `vram_mb` is None
-    without a process, and 0 for a model that runs on the CPU.
-    """
-
-    alias: str
-    status: Status
-    kind: ModelKind = ModelKind.CHAT
-    slots: int = 1
-    in_flight: int = 0
-    waiting_by_level: tuple[int, int, int] = (0, 0, 0)
-    head: Head | None = None
-    best_in_flight: Priority | None = None
-    pinned: bool = False
-    idle_timeout_s: float | None = None
-    need: Need | None = None
-    held: Mapping[str, int] = field(default_factory=dict)
-    since: float = 0.0
-    ready_since: float = 0.0
-    last_used: float = NEVER_USED
-    served: int = 0
-    yielded_at: float = NEVER_USED
-    reload_s: float = 1.0
-    preload: bool = False
-    retry_at: float = 0.0
-    stop_reason: StopReason | None = None
-    stopped_for: str | None = None
-    reason: str = ""
-    error: str | None = None
-    health: str | None = None
-    port: int | None = None
-    pid: int | None = None
-    vram_mb: int | None = None
-    estimated_mb: int | None = None
-    measured_mb: int | None = None
-    keep_cache: str = "off"
-    kept_tokens: int | None = None
-    kept_bytes: int | None = None
-    load_started: float | None = None
-    expected_load_s: float | None = None
-    load_progress: float | None = None
-    load_stage: str | None = None
-
-    @property
-    def waiting(self) -> int:
-        return sum(self.waiting_by_level)
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.in_flight or self.head)

@@ -1,6 +1,6 @@
 """What the header of a GGUF file tells about its model; all parts of a split model count as one.
 
-Why not the `gguf` package: for a vocabulary of 262k tokens it took 11 s and 708 MB; see `gguf_reader`.
+Why not the `gguf` package: for a vocabulary of 262k tokens it took 11 s and 708 MB; see `reader`.
 All functions block on the disk: call them in a thread.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from app.domain.files import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
 
 __all__ = ["ENCODERS", "GgufError", "GgufHeader", "TensorInfo", "Value", "read_header", "split_parts"]
@@ -70,17 +71,16 @@ class GgufHeader:
         return "tokenizer.chat_template" in self.metadata
 
 
-class _Stamp(NamedTuple):
-    """One content of one file: a changed file has another stamp."""
+class _Part(NamedTuple):
+    """One content of one file."""
 
     path: Path
-    mtime_ns: int
-    size: int
+    identity: FileIdentity
 
 
 def read_header(path: Path) -> GgufHeader:
     """Raises GgufError for a file that is no usable model, OSError for one that cannot be read. Cached."""
-    return _read_model(tuple(_stamp(part, path) for part in split_parts(path)))
+    return _read_model(tuple(_part(part, path) for part in split_parts(path)))
 
 
 def split_parts(path: Path) -> tuple[Path, ...]:
@@ -95,7 +95,7 @@ def split_parts(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in numbers)
 
 
-def _stamp(part: Path, first: Path) -> _Stamp:
+def _part(part: Path, first: Path) -> _Part:
     try:
         status = part.stat()
     except FileNotFoundError as error:
@@ -104,13 +104,13 @@ def _stamp(part: Path, first: Path) -> _Stamp:
         raise GgufError(f"{first.name}: {part.name} is missing; put it beside the first part") from error
     if not stat.S_ISREG(status.st_mode):
         raise GgufError(f"{part.name} is not a regular file; use the path of a GGUF file")
-    return _Stamp(part, status.st_mtime_ns, status.st_size)
+    return _Part(part, FileIdentity.of(status))
 
 
 @lru_cache(maxsize=CACHED_HEADERS)
-def _read_model(stamps: tuple[_Stamp, ...]) -> GgufHeader:
-    parts = [read_part(stamp.path, stamp.size) for stamp in stamps]
-    file_name, metadata = stamps[0].path.name, parts[0].metadata
+def _read_model(files: tuple[_Part, ...]) -> GgufHeader:
+    parts = [read_part(file.path, file.identity.size) for file in files]
+    file_name, metadata = files[0].path.name, parts[0].metadata
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")
     if not isinstance(architecture, str):
         raise GgufError(f"{file_name} names no architecture: it is not a model; use another file")
@@ -119,10 +119,10 @@ def _read_model(stamps: tuple[_Stamp, ...]) -> GgufHeader:
         raise GgufError(f"{file_name} is one of {split_count} parts; name them ...-00001-of-... again")
     return GgufHeader(
         architecture=architecture,
-        name=name if isinstance(name, str) else stamps[0].path.stem,
+        name=name if isinstance(name, str) else files[0].path.stem,
         metadata=metadata,
         array_lengths=parts[0].array_lengths,
         tensors=MappingProxyType({tensor.name: tensor for part in parts for tensor in part.tensors}),
-        file_size=sum(stamp.size for stamp in stamps),
-        parts=tuple(stamp.path for stamp in stamps),
+        file_size=sum(file.identity.size for file in files),
+        parts=tuple(file.path for file in files),
     )

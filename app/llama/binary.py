@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from app.domain.files import FileIdentity
 from app.llama.command import BinaryInfo, parse_help, parse_switches, parse_version
 from app.llama.exit_reason import classify
 
@@ -48,21 +49,23 @@ def in_path(path: str | None = None) -> Path | None:
 def inspect_binary(path: Path) -> BinaryInfo:
     """Ask the binary what it is and which flags it knows. Blocking, remembered. Raises `BinaryNotFound`."""
     try:
-        found = path.stat()
+        identity = FileIdentity.of(path.stat())
     except OSError as error:
         raise BinaryNotFound(f"{path}: {error.strerror}. Check system.llama_server_path.") from error
-    return _inspect(path, found.st_mtime_ns, found.st_size)
+    return _inspect(path, identity)
 
 
 @functools.lru_cache(maxsize=8)
-def _inspect(path: Path, mtime_ns: int, size: int) -> BinaryInfo:
+def _inspect(path: Path, file: FileIdentity) -> BinaryInfo:
     with ThreadPoolExecutor(2) as pool:  # GPU libraries take their time to be loaded
         said, text = pool.map(functools.partial(_ask, path), ("--version", "--help"))
     version = parse_version(said)
     flags = parse_help(text)
     if not flags:
         raise BinaryNotFound(f"{path} --help lists no flags: it is no llama-server. It said: {text[-500:]}")
-    return BinaryInfo(path, version, flags, f"{version}; {size} bytes; {mtime_ns}", parse_switches(text))
+    return BinaryInfo(
+        path, version, flags, f"{version}; {file.size} bytes; {file.mtime_ns}", parse_switches(text)
+    )
 
 
 def _ask(path: Path, flag: str) -> str:

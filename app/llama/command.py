@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.config import ALL_LAYERS, ModelSpec
+from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
+from app.domain.views import HOST
 
-HOST = "host"
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
 SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
 SPARE_HTTP_THREADS = 8  # idle connections hold a thread each, and /health must still answer

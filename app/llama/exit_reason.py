@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from app.domain.units import MIB
+
 TAIL_LINES = 40  # kept for the user
 LOOK_BACK = 80  # a cause stands among the last lines; a usage text or a backtrace may follow it
 
@@ -208,7 +210,7 @@ def _look(lines: Sequence[str], rules: Sequence[_Rule]) -> tuple[FailureKind, st
 def _readable(groups: dict[str, str | None]) -> dict[str, str]:
     shown = {name: (value or "").strip() for name, value in groups.items()}
     if shown.get("size"):
-        shown["size"] = f" of {int(shown['size']) / 2**20:.0f} MiB"
+        shown["size"] = f" of {int(shown['size']) / MIB:.0f} MiB"
     return shown
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import anyio
 import httpx
 
-from app.core.config import ModelSpec
+from app.domain.spec import ModelSpec
 from app.gguf.header import split_parts
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.orphans import PidFile
 from app.llama.os_process import NO_FILES_LEFT, files_left
-from app.llama.output import LogServer
+from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead

@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from app.domain.units import MIB
+
 _STATE = "cmd_child_to_router:state:"
 _PROJECTED = re.compile(r"projected to use (\d+) MiB of (device|host) memory")
 _BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute|output) buffer size += +([\d.]+) MiB")
@@ -53,7 +55,7 @@ class LoadLog:
         if " MiB" in line:
             return self._memory(line)
         if found := _REFUSED.search(line):
-            self.refused = Buffer(found[1], "", int(found[2]) / 2**20)
+            self.refused = Buffer(found[1], "", int(found[2]) / MIB)
         elif found := _OFFLOADED.search(line):
             self.offloaded, self.n_layers = int(found[1]), int(found[2])
         return False

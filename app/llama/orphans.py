@@ -16,6 +16,7 @@ from queue import SimpleQueue
 
 import psutil
 
+from app.domain.files import write_whole
 from app.llama.os_process import WINDOWS, kill_group, start_mark
 
 logger = logging.getLogger(__name__)
@@ -150,12 +151,10 @@ def _known(fields: dict[str, object]) -> Known:
 
 
 def _write(path: Path, children: Iterable[Known]) -> None:
-    """Whole or not at all; no file when there are no children."""
+    """No file when there are no children."""
     listed = [asdict(child) for child in children]
     router = Known.of(os.getpid())
     if not listed or router is None:
         path.unlink(missing_ok=True)
         return
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps({"router": asdict(router), "children": listed}), encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps({"router": asdict(router), "children": listed}))

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,20 +21,20 @@ import httpx
 
 from app.domain.status import Status
 from app.llama.command import Command
-from app.llama.control_client import refused
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify
 from app.llama.load_output import LoadLog
+from app.llama.load_watch import LoadWatch
 from app.llama.os_process import (
     KILL,
     NO_FILES_LEFT,
     WINDOWS,
     cpu_seconds,
     out_of_files,
-    share_read,
     spawn_options,
-    usage,
 )
-from app.llama.output import ModelLog
+from app.llama.output.log import ModelLog
+from app.llama.pipe import Output, ProcessEvents
+from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.runner import Exit, LoadError, OnChange
 
@@ -43,21 +42,11 @@ logger = logging.getLogger(__name__)
 
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
-PROBE_TIMEOUT_S = 5.0
 SAMPLE_S = 1.0
-LOOK_S = 0.25
-LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
 WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
 LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
-PORT_CLOSED_S = 3.0  # a port that was open and refuses for this long has been closed
 KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
-RSS_STEP = 1 << 20
 MAX_LINE = 1 << 16
-BREATH_S = 0.05
-PIPE_BYTES = 1 << 18
-FULL_READ = 1 << 13  # after a read as large as this there is more
-
-_NO_ANSWER = (httpx.RequestError, TimeoutError)
 
 
 class LlamaRunner:
@@ -79,11 +68,11 @@ class LlamaRunner:
         self.phase = Status.STARTING
         self.undead = False
         self.load_log = LoadLog()
-        self._alias, self._http, self._on_change = alias, http, on_change
-        self._load_timeout_s, self._files = load_timeout_s, files
-        self._url = f"http://127.0.0.1:{port}"
+        self._alias, self._on_change = alias, on_change
+        self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log)
+        self._probe = PortProbe(port, api_key, http, lambda: self.load_log.state == "ready")
         self._begin = log.position
-        self._output = _Output(self)
+        self._output = Output(self)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
@@ -92,10 +81,6 @@ class LlamaRunner:
         self._partial = b""
         self._stopping = self._output_ended = False
         self._code: int | None = None
-        self._seen = (0, 0)
-        self._port_was_open = False
-        self._refused_since: float | None = None
-        self._last_sign = self._loop.time()
         self.last_output = time.monotonic()
 
     # --- life
@@ -106,9 +91,9 @@ class LlamaRunner:
         self._begin = self.log.position
         stdout = subprocess.PIPE
         try:
-            stdout = await self._open_output()
+            stdout = await self._output.open()
             self._transport, _ = await self._loop.subprocess_exec(
-                lambda: _Process(self, self._output),
+                lambda: ProcessEvents(self, self._output),
                 *command.argv,
                 env=command.env,
                 stdin=subprocess.PIPE,  # kept open: its end of file ends the child
@@ -131,18 +116,15 @@ class LlamaRunner:
 
     async def ready(self) -> None:
         """One caller at a time. See `Runner.ready`."""
-        self._last_sign = next_look = self._loop.time()
+        self._watch.sign()
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
-            if self._loop.time() >= next_look:
-                begun = self._loop.time()
-                await self._look()
-                took = self._loop.time() - begun
-                next_look = self._loop.time() + max(LOOK_S, took / LOOK_SHARE)
-            if self._loop.time() - self._last_sign > self._load_timeout_s:
+            if await self._watch.look(self.pid):
+                self._on_change(self)
+            if self._watch.silent_s > self._load_timeout_s:
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
-            if self._port_is_closed():
+            if self._probe.is_closed:
                 message = "llama-server closed its port while it loaded. It is started again."
                 raise LoadError(self._failure(FailureKind.TIMEOUT, message))
             with anyio.move_on_after(POLL_S):
@@ -155,10 +137,7 @@ class LlamaRunner:
         return await asyncio.shield(self._exit)
 
     async def healthy(self, timeout_s: float) -> bool:
-        try:
-            return await self._get("/health", timeout_s) == 200
-        except _NO_ANSWER as error:
-            return out_of_files(error)  # it could not even be asked
+        return await self._probe.healthy(timeout_s)
 
     async def working(self) -> bool:
         before = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
@@ -205,12 +184,13 @@ class LlamaRunner:
 
     # --- what the pipes tell
 
-    def took_output(self, data: bytes) -> None:
+    def took_output(self, data: bytes) -> bool:
         self.log.feed(data)
         self.last_output = time.monotonic()
         if self.phase is not Status.READY:  # afterwards every line is only on its way to the file
-            self._last_sign = self._loop.time()
+            self._watch.sign()
             self._read_lines(data)
+        return self.phase is Status.READY
 
     def process_exited(self, code: int) -> None:
         self._code = code
@@ -230,23 +210,6 @@ class LlamaRunner:
             self._closed.set_result(None)
 
     # --- inside
-
-    async def _open_output(self) -> int:
-        """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
-        270 lines, however short they are."""
-        if sys.platform == "win32":
-            return subprocess.PIPE
-        import fcntl
-
-        ours, childs = os.pipe()
-        with contextlib.suppress(OSError, AttributeError):  # Linux only, and not for everybody
-            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        try:
-            await self._loop.connect_read_pipe(lambda: self._output, os.fdopen(ours, "rb", 0))
-        except BaseException:
-            os.close(childs)
-            raise
-        return childs
 
     def _settle(self) -> None:
         """The process has gone and has said everything."""
@@ -279,36 +242,13 @@ class LlamaRunner:
             self._on_change(self)
 
     async def _serves(self) -> bool:
-        """Look once at the port: refused, loading, or serving and really ours."""
-        try:
-            status = await self._get("/health", PROBE_TIMEOUT_S)
-            if status == 503:
-                self._enter(Status.LOADING)
-                return False
-            # Only our process asks for our key. /health is public, /props is not.
-            ours = await self._get("/props", PROBE_TIMEOUT_S, key=False) == 401
-            ours = ours and await self._get("/props", PROBE_TIMEOUT_S) == 200
-        except _NO_ANSWER as error:
-            if refused(error):
-                self._note_port(is_open=False)
-            elif not isinstance(error, (httpx.ConnectError, TimeoutError)):  # these tell nothing of the port
-                self._note_port(is_open=True)
-            return False
-        if not (status == 200 and ours):
+        """Look once at the port."""
+        answer = await self._probe.look()
+        if answer is PortAnswer.LOADING:
+            self._enter(Status.LOADING)
+        elif answer is PortAnswer.NOT_OURS:
             await self._refuse_stranger()
-        return status == 200 and ours
-
-    def _note_port(self, *, is_open: bool) -> None:
-        """A refusal counts only after the port was open, or after the process said that it is ready: until
-        then the process is starting, and a large build on a cold disk starts for a long time."""
-        if is_open:
-            self._port_was_open, self._refused_since = True, None
-        elif self._refused_since is None and (self._port_was_open or self.load_log.state == "ready"):
-            self._refused_since = self._loop.time()
-
-    def _port_is_closed(self) -> bool:
-        since = self._refused_since
-        return since is not None and self._loop.time() - since > PORT_CLOSED_S
+        return answer is PortAnswer.SERVES
 
     async def _refuse_stranger(self) -> None:
         # Our process could not bind the port and is about to say so itself, which is the better message.
@@ -316,28 +256,6 @@ class LlamaRunner:
         if not self._exit.done():
             message = f"Port {self.port} is served by another program. Another port is tried."
             raise LoadError(self._failure(FailureKind.PORT_TAKEN, message))
-
-    async def _get(self, path: str, timeout_s: float, *, key: bool = True) -> int:
-        # One connection each: an idle one holds a thread of the server, and dies after 5 s anyway.
-        headers = {"Connection": "close"}
-        if key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        with anyio.fail_after(timeout_s):
-            async with self._http.stream("GET", self._url + path, headers=headers) as answer:
-                status: int = answer.status_code
-        self._note_port(is_open=True)
-        return status
-
-    async def _look(self) -> None:
-        """Reading the file or growing is a sign of progress, also where the log says nothing."""
-        read, resident = await anyio.to_thread.run_sync(usage, self.pid)
-        if read > self._seen[0] or resident >= self._seen[1] + RSS_STEP:
-            self._seen = (max(read, self._seen[0]), max(resident, self._seen[1]))
-            self._last_sign = self._loop.time()
-        if self.load_log.state is None:  # it does not speak the protocol, or not yet
-            share = await anyio.to_thread.run_sync(share_read, self.pid, self._files)
-            if share is not None and self.load_log.measured(share):
-                self._on_change(self)
 
     def _enter(self, phase: Status) -> None:
         if phase is not self.phase:
@@ -369,79 +287,3 @@ class LlamaRunner:
                 self._transport.kill()
             else:
                 os.killpg(self.pid, number)
-
-
-class _Output(asyncio.Protocol):
-    """What the process says.
-
-    A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
-    than the request itself, mostly for waking up; so after each read the pipe is left alone for `BREATH_S`.
-    """
-
-    def __init__(self, runner: LlamaRunner) -> None:
-        self._runner = runner
-        self._transport: asyncio.ReadTransport | None = None
-        self._breath: asyncio.TimerHandle | None = None
-        self._has_exited = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.ReadTransport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._runner.took_output(data)
-        may_wait = self._runner.phase is Status.READY and not self._has_exited and self._breath is None
-        if may_wait and len(data) < FULL_READ and self._transport is not None:
-            self._transport.pause_reading()
-            self._breath = asyncio.get_running_loop().call_later(BREATH_S, self._read_on)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._runner.output_ended()
-
-    def process_exited(self) -> None:
-        """Its last words wait for nobody."""
-        self._has_exited = True
-        self._read_on()
-
-    def close(self) -> None:
-        if self._breath is not None:
-            self._breath.cancel()
-            self._breath = None
-        if self._transport is not None:
-            self._transport.close()
-
-    def _read_on(self) -> None:
-        if self._breath is not None:
-            self._breath.cancel()
-            self._breath = None
-            if self._transport is not None and not self._transport.is_closing():
-                self._transport.resume_reading()
-
-
-class _Process(asyncio.SubprocessProtocol):
-    """Hands everything on."""
-
-    def __init__(self, runner: LlamaRunner, output: _Output) -> None:
-        self._runner, self._output = runner, output
-        self._transport: asyncio.SubprocessTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.SubprocessTransport, transport)
-        if (output := self._transport.get_pipe_transport(1)) is not None:
-            self._output.connection_made(output)
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self._output.data_received(data)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 1:
-            self._output.connection_lost(exc)
-
-    def process_exited(self) -> None:
-        assert self._transport is not None
-        code = self._transport.get_returncode()
-        assert code is not None
-        self._output.process_exited()
-        self._runner.process_exited(code)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._runner.connection_lost()

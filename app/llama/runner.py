@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.core.config import ModelSpec
+from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.llama.exit_reason import Failure
 from app.llama.load_output import LoadLog
-from app.llama.output import ModelLog
+from app.llama.output.log import ModelLog
 
 
 class LoadError(Exception):

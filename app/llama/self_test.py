@@ -20,7 +20,8 @@ from typing import IO
 
 import psutil
 
-from app.core.config import CPU_ONLY, Config, ModelSpec
+from app.core.config import Config
+from app.domain.spec import CPU_ONLY, ModelSpec
 from app.llama import probe_model
 from app.llama.binary import inspect_binary
 from app.llama.command import CHILD_OF_A_ROUTER, BinaryInfo, build_command

@@ -11,6 +11,8 @@ from typing import Any
 
 import anyio.to_thread
 
+from app.domain.files import write_whole
+
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "footprints.json"
@@ -107,12 +109,9 @@ class LearnedFootprints:
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
-    """As a whole or not at all."""
-    fresh = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(tree, indent=1), "utf-8")
-        fresh.replace(path)
+        write_whole(path, json.dumps(tree, indent=1))
     except OSError as error:
         logger.warning("%s cannot be written, what was learned is lost at the end: %s", path, error)
 

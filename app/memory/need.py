@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.core.config import ModelSpec
-from app.domain.status import ModelKind, Need
+from app.domain.files import FileIdentity
+from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
+from app.domain.units import MIB
+from app.domain.views import HOST, Need
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
@@ -17,7 +20,6 @@ from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
 from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryParams, estimate
 from app.memory.history import Learned
-from app.memory.probes.interface import HOST, MIB
 
 NOTHING_LEARNED = Learned()
 
@@ -27,7 +29,7 @@ class Footprint:
     """A model file as far as scheduling needs it. Memory figures are before the safety factor."""
 
     file_mb: int
-    identity: tuple[int, int]  # mtime in ns, size in bytes
+    identity: FileIdentity
     header: GgufHeader
     with_gpu: MemoryEstimate
     on_host: MemoryEstimate
@@ -38,19 +40,10 @@ class Footprint:
         return self.header.context_length
 
 
-def identity(path: Path) -> tuple[int, int] | None:
-    """Changes when the file does; None without a file. Blocking."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
-
-
 def inspect(spec: ModelSpec) -> Footprint:
     """Read the header and estimate. Blocking. Raises `LoadError` for what no load could heal."""
     try:
-        found = identity(spec.path)
+        found = FileIdentity.at(spec.path)
         header = read_header(spec.path)
         projector = Path(spec.params.mmproj).stat().st_size if spec.params.mmproj else 0
     except FileNotFoundError as error:
@@ -66,7 +59,7 @@ def inspect(spec: ModelSpec) -> Footprint:
     layers = 0 if spec.cpu_only else spec.params.n_gpu_layers
     return Footprint(
         file_mb=header.file_size // MIB,
-        identity=found or (0, 0),
+        identity=found or FileIdentity(0, 0),
         header=header,
         with_gpu=estimate(header, _params(spec, layers, projector)),
         on_host=estimate(header, _params(spec, 0, projector)),

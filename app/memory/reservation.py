@@ -6,13 +6,12 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from app.core.config import ModelSpec
 from app.core.vram_tracker import DeviceTracker
-from app.domain.status import Need, Placement
+from app.domain.spec import ModelSpec
+from app.domain.views import HOST, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
 from app.memory.history import LearnedFootprints
-from app.memory.probes.interface import HOST
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +90,11 @@ class ModelMemory:
     @property
     def may_plan_again(self) -> bool:
         """Once in a row: a second surprise is a failure like any other."""
-        again, self._stopped_for_more = not self._stopped_for_more, True
-        return again
+        return not self._stopped_for_more
+
+    def plan_again(self) -> None:
+        """The load is stopped for a plan that knows more."""
+        self._stopped_for_more = True
 
     def loaded(self, log: LoadLog, took_s: float) -> None:
         """Remember the buffers that it logged, and the time."""

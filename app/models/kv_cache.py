@@ -13,12 +13,14 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from app.core.config import Config, ModelSpec
+from app.core.config import Config
+from app.domain.events import MoveResult
+from app.domain.files import FileIdentity
+from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.gguf.header import GgufError, split_parts
 from app.llama.command import BinaryInfo
 from app.llama.runner import Runner
-from app.memory.need import identity
 from app.models.kv_store import Kept, KvStore, file_of
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,9 @@ _TROUBLE = (Refused, httpx.HTTPError, OSError, ValueError, KeyError, TypeError)
 
 @dataclass(frozen=True)
 class Moved:
-    """How saving or restoring went: `success`, `failed`, `timeout`, and `damaged` for a restore."""
+    """How saving or restoring went, in tokens, bytes and seconds."""
 
-    result: str
+    result: MoveResult
     tokens: int
     size: int
     seconds: float
@@ -103,12 +105,13 @@ class KvCache:
         if spec.alias not in self._live:
             return None
         folder, key = self._live[spec.alias]
-        begun, done, result = time.monotonic(), list[Kept](), "timeout"
+        begun, done = time.monotonic(), list[Kept]()
+        result: MoveResult | None = MoveResult.TIMEOUT
         with anyio.move_on_after(self._timeout_s):
             result = await self._restore(spec, runner, folder, key, done)
-        if result == "nothing":
+        if result is None:
             return None
-        if result in ("timeout", "failed"):
+        if result in (MoveResult.TIMEOUT, MoveResult.FAILED):
             await anyio.to_thread.run_sync(self._forget, spec, folder)
         return self._report(spec, "restored", result, done, begun)
 
@@ -117,7 +120,7 @@ class KvCache:
         if spec.alias not in self._live:
             return None
         folder, key = self._live[spec.alias]
-        begun, done, result = time.monotonic(), list[Kept](), "timeout"
+        begun, done, result = time.monotonic(), list[Kept](), MoveResult.TIMEOUT
         with anyio.move_on_after(self._timeout_s):
             result = await self._save(spec, runner, folder, key, done)
         await anyio.to_thread.run_sync(self._store.tidy, folder)
@@ -136,11 +139,12 @@ class KvCache:
 
     async def _restore(
         self, spec: ModelSpec, runner: Runner, folder: Path, key: str, done: list[Kept]
-    ) -> str:
+    ) -> MoveResult | None:
+        """None: there is nothing."""
         try:
             if await anyio.to_thread.run_sync(validity, spec, self._binary.identity) != key:
                 self._live.pop(spec.alias)  # its file changed while it was being read
-                return "nothing"
+                return None
             kept, damaged = await anyio.to_thread.run_sync(self._store.read, folder, abandon_on_cancel=True)
             if damaged:
                 logger.warning("%s: %d kept conversations were damaged and are dropped", spec.alias, damaged)
@@ -150,10 +154,14 @@ class KvCache:
             await anyio.to_thread.run_sync(self._store.touch, folder)
         except _TROUBLE as error:
             logger.warning("%s: kept conversations are dropped: %s", spec.alias, error or repr(error))
-            return "failed"
-        return "damaged" if damaged else "success" if kept else "nothing"
+            return MoveResult.FAILED
+        if damaged:
+            return MoveResult.DAMAGED
+        return MoveResult.SUCCESS if kept else None
 
-    async def _save(self, spec: ModelSpec, runner: Runner, folder: Path, key: str, done: list[Kept]) -> str:
+    async def _save(
+        self, spec: ModelSpec, runner: Runner, folder: Path, key: str, done: list[Kept]
+    ) -> MoveResult:
         try:
             for slot in range(spec.slots):
                 await anyio.to_thread.run_sync(self._store.drop, folder, slot)
@@ -166,8 +174,8 @@ class KvCache:
             if isinstance(error, Refused) and error.status == NOT_SUPPORTED:
                 self._refused.add(key)
                 self._live.pop(spec.alias, None)
-            return "failed"
-        return "success"
+            return MoveResult.FAILED
+        return MoveResult.SUCCESS
 
     async def _publish(self, folder: Path, slot: int, tokens: int, written: int) -> Kept:
         publish = self._store.publish
@@ -202,13 +210,17 @@ class KvCache:
         for slot in range(spec.slots):
             self._store.drop(folder, slot)
 
-    def _report(self, spec: ModelSpec, what: str, result: str, done: list[Kept], begun: float) -> Moved:
+    def _report(
+        self, spec: ModelSpec, what: str, result: MoveResult, done: list[Kept], begun: float
+    ) -> Moved:
         moved = Moved(
             result, sum(k.tokens for k in done), sum(k.size for k in done), time.monotonic() - begun
         )
-        level = {"timeout": logging.WARNING, "failed": logging.DEBUG}.get(result, logging.INFO)
+        level = {MoveResult.TIMEOUT: logging.WARNING, MoveResult.FAILED: logging.DEBUG}.get(
+            result, logging.INFO
+        )
         text = "%s: %d tokens of conversation %s in %.2f s (%.1f MB)%s"
-        late = ", the rest took too long" if result == "timeout" else ""
+        late = ", the rest took too long" if result is MoveResult.TIMEOUT else ""
         logger.log(level, text, spec.alias, moved.tokens, what, moved.seconds, moved.size / 1e6, late)
         return moved
 
@@ -219,7 +231,7 @@ def validity(spec: ModelSpec, build: str) -> str:
     files = [*split_parts(spec.path), *(Path(v) for v in values if "/" in v or v.endswith(".gguf"))]
     tree = {
         "build": build,
-        "files": {str(file): identity(file) for file in files},
+        "files": {str(file): FileIdentity.at(file) for file in files},
         "params": spec.params.model_dump(mode="json"),
         "slots": spec.slots,
         "flash_attention": spec.flash_attention,

@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from app.domain.files import write_whole
+
 FOLDER = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\Z")
-FILE = re.compile(r"slot-\d{1,3}\.(kv|json)\Z")
+FILE = re.compile(r"slot-\d{1,3}\.(kv|json|new)\Z")
 TMPFS = Path("/dev/shm")
 VERSION = 1
 BLOCK = 1 << 20
@@ -69,9 +71,7 @@ class KvStore:
         file.chmod(0o600)
         size, checksum = _checksum(file)
         kept = Kept(slot, tokens, size, checksum)
-        note = file.with_suffix(".json")
-        note.touch(mode=0o600)
-        note.write_text(json.dumps({"version": VERSION, **asdict(kept)}), "utf-8")
+        write_whole(file.with_suffix(".json"), json.dumps({"version": VERSION, **asdict(kept)}), mode=0o600)
         return kept
 
     def touch(self, folder: Path) -> None:
@@ -85,7 +85,8 @@ class KvStore:
         _remove(file.with_suffix(".json"), file)
 
     def tidy(self, folder: Path) -> None:
-        """Remove files without a note."""
+        """Remove files without a note, and notes that were never finished."""
+        _remove(*folder.glob("slot-*.new"))
         for file in folder.glob("slot-*.kv"):
             if not file.with_suffix(".json").exists():
                 _remove(file)

@@ -12,31 +12,34 @@ from typing import Any
 
 import anyio
 
-from app.core.config import ModelSpec
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import LoadFailed, ModelFailed, RouterError
-from app.domain.events import CacheMoved, EventBus, Evicted, LoadFinished, Restarted, StatusChanged, Touched
-from app.domain.status import (
-    MOVES,
-    NEVER_USED,
-    InvalidMove,
-    ModelView,
-    Need,
-    Placement,
-    Status,
-    StopReason,
+from app.domain.event_bus import EventBus
+from app.domain.events import (
+    CacheMoved,
+    Evicted,
+    LoadFinished,
+    LoadResult,
+    MoveDirection,
+    MoveResult,
+    Restarted,
+    StatusChanged,
+    Touched,
 )
+from app.domain.files import FileIdentity
+from app.domain.spec import ModelSpec
+from app.domain.status import MOVES, Health, InvalidMove, Status, StopReason
+from app.domain.views import HOST, NEVER_USED, ModelView, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import Launcher, LoadError, Runner
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
-from app.memory.probes.interface import HOST
 from app.memory.reservation import ModelMemory
 from app.models.kv_cache import KvCache, Moved
-from app.scheduling.policy import backoff_s
+from app.models.restarts import backoff_s
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +74,7 @@ class ModelInstance:
         self.status = Status.OFF
         self.runner: Runner | None = None
         self.footprint: Footprint | None = None
-        self.file_identity: tuple[int, int] | None = None
+        self.file_identity: FileIdentity | None = None
         self.need: Need | None = None
         self.preload = False
         self.failure: Failure | None = None
@@ -95,7 +98,7 @@ class ModelInstance:
         self._retry_at = 0.0
         self._crashes: list[float] = []
         self._hung: str | None = None
-        self._health: str | None = None
+        self._health: Health | None = None
         self._too_big: Failure | None = None
         self._life: anyio.CancelScope | None = None
         self._task: asyncio.Task[None] | None = None
@@ -157,7 +160,9 @@ class ModelInstance:
             if reason is not StopReason.SHUTDOWN:
                 self._bus.publish(Evicted(self.alias, reason))
         else:
-            self._bus.publish(LoadFinished(self.alias, "abandoned", self._clock() - self.load_started))
+            self._bus.publish(
+                LoadFinished(self.alias, LoadResult.ABANDONED, self._clock() - self.load_started)
+            )
         self._set(Status.STOPPING, _why(reason, target))
         if self._life is not None:
             self._life.cancel()
@@ -174,7 +179,7 @@ class ModelInstance:
             await runner.stop(grace_s=0)
         await self.without(runner)
 
-    def judged(self, health: str) -> None:
+    def judged(self, health: Health) -> None:
         """What the health monitor thinks of the process."""
         if health != self._health:
             self._health = health
@@ -374,12 +379,12 @@ class ModelInstance:
             if self._kv_cache is not None and self.status is Status.STOPPING and self._is_worth_keeping():
                 with anyio.CancelScope(shield=True):
                     moved = await self._kv_cache.save(self.spec, runner)
-                self._cache_moved(moved, saved=True)
+                self._cache_moved(moved, MoveDirection.SAVED)
 
     async def _restore(self, kv_cache: KvCache, runner: Runner) -> None:
         moved = await kv_cache.restore(self.spec, runner)
-        self._cache_moved(moved, saved=False)
-        if moved is not None and moved.result != "success":
+        self._cache_moved(moved, MoveDirection.RESTORED)
+        if moved is not None and moved.result is not MoveResult.SUCCESS:
             await runner.ready()  # a load that a bad file has killed is tried again, without the file
 
     def _is_worth_keeping(self) -> bool:
@@ -387,14 +392,14 @@ class ModelInstance:
         wanted = not self.removed and self._next_spec.keep_cache == self.spec.keep_cache
         return wanted and self._served > 0 and self._hung is None
 
-    def _cache_moved(self, moved: Moved | None, *, saved: bool) -> None:
+    def _cache_moved(self, moved: Moved | None, direction: MoveDirection) -> None:
         if moved is None:
             return
         self._kept = moved
-        if saved:
+        if direction is MoveDirection.SAVED:
             self._save_s = moved.seconds
         self._bus.publish(
-            CacheMoved(self.alias, saved, moved.result, moved.tokens, moved.size, moved.seconds)
+            CacheMoved(self.alias, direction, moved.result, moved.tokens, moved.size, moved.seconds)
         )
 
     def _on_progress(self, life: anyio.CancelScope, runner: Runner) -> None:
@@ -433,6 +438,7 @@ class ModelInstance:
             return
         logger.info("%s: load stopped: %s", self.alias, failure.message)
         if self.memory.may_plan_again:
+            self.memory.plan_again()
             self.preload = not self.queue.waiting
             self.stop(StopReason.MEMORY)
         elif self._life is not None:
@@ -445,7 +451,7 @@ class ModelInstance:
         self.ready_since = self.last_used = now
         self.attempts, self.failure = 0, None
         self.memory.loaded(runner.load_log, took_s)
-        self._bus.publish(LoadFinished(self.alias, "success", took_s))
+        self._bus.publish(LoadFinished(self.alias, LoadResult.SUCCESS, took_s))
         self._set(Status.READY, f"loaded in {took_s:.1f} s")
         self.grant()
 
@@ -489,7 +495,7 @@ class ModelInstance:
 
     def _load_ended(self, failure: Failure) -> None:
         self.attempts += 1
-        self._bus.publish(LoadFinished(self.alias, "failed", self._clock() - self.load_started))
+        self._bus.publish(LoadFinished(self.alias, LoadResult.FAILED, self._clock() - self.load_started))
         if failure.kind is FailureKind.OUT_OF_FILES:
             self._set(Status.CRASHED, failure.message)
             self.turn_away(failure)

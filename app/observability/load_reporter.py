@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from app.domain.events import Event, EventBus, StatusChanged, Touched
-from app.domain.status import ModelView, Status
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, StatusChanged, Touched
+from app.domain.status import Status
+from app.domain.views import ModelView
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.domain.events import Event, EventBus, Outcome, RequestFinished, Settled
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, Outcome, RequestFinished, Settled
 
 access_log = logging.getLogger("app.access")
 
@@ -27,7 +28,10 @@ class ModelTotals:
 
 
 class Telemetry:
-    """Listens to the bus; memory is bounded whatever the traffic."""
+    """Listens to the bus; memory is bounded whatever the traffic.
+
+    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    """
 
     def __init__(self, bus: EventBus) -> None:
         self.by_model: dict[str, ModelTotals] = {}
@@ -36,22 +40,18 @@ class Telemetry:
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
         self._prompt = self._generated = 0
-        self._settle = bus.settle
         self._lines: list[dict[str, Any]] = []
         bus.subscribe(self._on_event, RequestFinished)
         bus.subscribe(self._write, Settled)
 
     def totals(self, alias: str) -> ModelTotals:
-        self._settle()
         return self.by_model.get(alias) or ModelTotals()
 
     def outcome(self, outcome: Outcome) -> int:
-        self._settle()
         return self._outcomes[outcome]
 
     def summary(self) -> dict[str, Any]:
         """Milliseconds; averages and percentiles over the last requests that succeeded."""
-        self._settle()
         latencies = sorted(self._latencies)
         total = sum(self._outcomes.values())
         return {

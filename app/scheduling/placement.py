@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.domain.status import Need, Placement
+from app.domain.views import Need, Placement
 
 
 @dataclass(frozen=True)

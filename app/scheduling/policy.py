@@ -6,103 +6,21 @@ decision never has to be remembered: what should still happen is decided again.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from app.domain.status import NEVER_USED, DeviceView, Head, ModelView, Placement, Priority, Status, StopReason
+from app.domain.priority import Priority
+from app.domain.status import Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Placement
 from app.scheduling.placement import Room, fit
-
-NEVER = math.inf
-
-
-@dataclass(frozen=True)
-class Limits:
-    max_models: int
-    max_swap_wait_s: float
-    aging_s: float
-
-
-@dataclass(frozen=True)
-class Load:
-    """Start it, on this much of these devices."""
-
-    alias: str
-    placement: Placement
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Let running requests finish, then stop the process. `target` is the model that gets the room."""
-
-    alias: str
-    reason: StopReason
-    target: str | None = None
-
-
-@dataclass(frozen=True)
-class Keep:
-    """It drains for nobody any more: serve again."""
-
-    alias: str
-
-
-@dataclass(frozen=True)
-class Forget:
-    """Nobody waits for it and there is no room: a crashed model stays off, one to be preloaded is not."""
-
-    alias: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """No room even if all that may be stopped were stopped. `ever`: it may fit at another time."""
-
-    alias: str
-    by_count: bool
-    need_mb: int
-    available_mb: int
-    ever: bool
-
-
-Action = Load | Stop | Keep | Forget | Refuse
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Why a model with waiting requests is not loaded yet: for the room of these models, which may be stopped
-    at `at`. None of them: it waits for room that is being given back, or for the turn of others.
-    """
-
-    victims: tuple[str, ...] = ()
-    at: float = NEVER
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`waits` decides nothing: it is what people are told."""
-
-    actions: tuple[Action, ...]
-    wake_at: float = NEVER
-    waits: Mapping[str, Wait] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a load asked for now would do. `wait_s` is how long busy victims may still hold it back."""
-
-    fits: bool
-    placement: Placement
-    victims: tuple[str, ...] = ()
-    wait_s: float = 0.0
-    refusal: Refuse | None = None
+from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Preview, Refuse, Stop, Wait
+from app.scheduling.turns import cost, effective, may_be_taken_at, serves_first, turn
 
 
 def plan(models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float) -> Plan:
     """What to do next, and when to look again if nothing else happens before."""
     step = _Step(models, devices, limits, now)
-    for candidate in sorted((m for m in models if _wants_to_be_loaded(m)), key=lambda m: _turn(m, limits)):
+    for candidate in sorted((m for m in models if _wants_to_be_loaded(m)), key=lambda m: turn(m, limits)):
         step.serve(candidate)
     step.resume_what_nobody_claims()
     step.restart_or_forget_crashed()
@@ -123,88 +41,11 @@ def preview(
     return step.preview(asked)
 
 
-def backoff_s(crashes: int) -> float:
-    """Wait before the n-th restart in a row: 0.5 s, doubled each time, at most 30 s."""
-    return float(min(0.5 * 2 ** max(crashes - 1, 0), 30.0))
-
-
-def may_be_taken_at(victim: ModelView, head: Head, limits: Limits, now: float) -> float:
-    """When `victim` may be stopped for a request `head` of another model: now, later, or never as things are.
-
-    Only a model without requests of its own goes at once. Else affinity holds the newcomer back, for at most
-    `max_swap_wait_s` if it is as urgent or its turn has come, and not at all if it is strictly more urgent.
-    """
-    if victim.pinned or victim.status not in _TAKEABLE:
-        return NEVER
-    if not victim.busy:
-        return now
-    if victim.head and not victim.served:
-        return NEVER  # it loads, or has just loaded, for somebody
-    rival_level, rival_key = _rival(victim, limits, now)
-    hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s
-    if head.key < rival_key:
-        return now if head.level < rival_level else max(now, hold_end)
-    if head.level <= rival_level:
-        return max(now, hold_end)
-    if victim.head:
-        return NEVER  # until its head is another one: every grant leads to a new step
-    return max(now, hold_end, head.key - rival_level * limits.aging_s)
-
-
-def _serves_first(victim: ModelView, head: Head, limits: Limits, now: float) -> bool:
-    """It loads, or has loaded, for a request that it has not served yet; after that, `head` may have it."""
-    if victim.head is None or victim.served:
-        return False
-    ready = replace(victim, status=Status.READY, served=1, ready_since=now)
-    return may_be_taken_at(ready, head, limits, now) < NEVER
-
-
-_TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
 _UNLOADED = frozenset({Status.OFF, Status.CRASHED, Status.STOPPING})
 
 
 def _wants_to_be_loaded(model: ModelView) -> bool:
     return model.head is not None and model.status in _UNLOADED and model.need is not None
-
-
-def _turn(model: ModelView, limits: Limits) -> tuple[float, int]:
-    head = _effective(model, limits)
-    assert head is not None
-    return head.key, head.order
-
-
-def _effective(model: ModelView, limits: Limits) -> Head | None:
-    """The head as other models see it: a model that gave way queues behind those that waited meanwhile.
-
-    Without this a long backlog would win its memory back the moment it had left it.
-    """
-    head = model.head
-    if head is None or model.yielded_at <= head.arrived:
-        return head
-    return replace(head, arrived=model.yielded_at, key=model.yielded_at + head.level * limits.aging_s)
-
-
-def _rival(victim: ModelView, limits: Limits, now: float) -> tuple[Priority, float]:
-    """Level and key of what the victim would serve next; its in-flight traffic is taken to go on."""
-    if head := victim.head:
-        return head.level, head.key
-    level = victim.best_in_flight or Priority.HIGH
-    return level, now + level * limits.aging_s
-
-
-def _cost(victim: ModelView) -> tuple[object, ...]:
-    """Cheapest first: already leaving, idle, few and unimportant requests, long unused, quick to load."""
-    importance = -victim.head.level if victim.head else -int(Priority.LOW)
-    leaving = victim.status is Status.DRAINING
-    return (
-        not leaving,
-        victim.busy,
-        victim.waiting,
-        importance,
-        victim.last_used,
-        victim.reload_s,
-        victim.alias,
-    )
 
 
 @dataclass(frozen=True)
@@ -226,7 +67,7 @@ class _Step:
         self.waits: dict[str, Wait] = {}
         self.wake_at = NEVER
         self._models, self._devices, self._limits, self._now = models, devices, limits, now
-        self._live = live = sorted((m for m in models if m.status.has_process), key=_cost)
+        self._live = live = sorted((m for m in models if m.status.has_process), key=cost)
         self._stay = [m for m in live if m.pinned and not _is_leaving(m)]
         self._unclaimed = [m for m in live if not m.pinned and not _is_leaving(m)]
         self._room = Room(
@@ -319,7 +160,7 @@ class _Step:
         Failing these, also those that first have to serve a request: nothing is stopped yet (`at` is NEVER),
         but nobody whose turn is later takes them. Else small models that load in turns keep a large one out.
         """
-        head = _effective(model, self._limits)
+        head = effective(model, self._limits)
         assert head is not None
         assert model.need is not None
         if fit(model.need, self._empty) is None:
@@ -334,7 +175,7 @@ class _Step:
             by_time = sorted(
                 (v for v in self._unclaimed if when[v.alias] < NEVER), key=lambda v: when[v.alias]
             )
-            serve_first = [v for v in self._unclaimed if _serves_first(v, head, self._limits, now)]
+            serve_first = [v for v in self._unclaimed if serves_first(v, head, self._limits, now)]
             victims = self._fewest(model, by_time) or self._fewest(model, by_time + serve_first)
         return self._swap(model, victims, max(when[v.alias] for v in victims)) if victims else None
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from app.domain.spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
 from app.memory.estimate.compute import F32_BYTES, Batch, compute_bytes, host_compute_bytes, input_bytes
 from app.memory.estimate.shape import KNOWN, Layer, ModelShape, UnknownShape, shape_of
 
-ALL_LAYERS = 99
 CELL_STEP = 256  # the cache grows by this many tokens (`llama_kv_cache`: n_pad)
 ALIGNMENT_BYTES = 128  # of tensors in device memory
 # The CUDA context of a process took 107 to 555 MiB, by GPU and driver; a middle value until it is learned.
@@ -26,7 +26,6 @@ CACHE_LAYOUTS: Mapping[str, BlockLayout] = MappingProxyType({
     "q8_0": BlockLayout(32, 34), "q4_0": BlockLayout(32, 18), "q4_1": BlockLayout(32, 20),
     "iq4_nl": BlockLayout(32, 18), "q5_0": BlockLayout(32, 22), "q5_1": BlockLayout(32, 24),
 })  # fmt: skip
-QUANTISED = frozenset(name for name, layout in CACHE_LAYOUTS.items() if layout.elements > 1)
 
 BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.")
 INPUT_TENSOR = re.compile(r"(token_embd|position_embd|token_types|per_layer_token_embd)\.")

@@ -11,6 +11,7 @@ from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from app.memory.probes.nvml import NvmlProbe
 
+DRIVER_TIMEOUT_S = 5.0  # for what is only shown
 START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every GPU first
 
 T = TypeVar("T")

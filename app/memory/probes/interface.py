@@ -8,8 +8,8 @@ from typing import Protocol
 
 import psutil
 
-HOST = "host"
-MIB = 2**20
+from app.domain.units import MIB
+from app.domain.views import HOST
 
 
 class GpuError(Exception):

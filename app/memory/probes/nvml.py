@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from app.memory.probes.interface import MIB, GpuError, Reading
+from app.domain.units import MIB
+from app.memory.probes.interface import GpuError, Reading
 
 
 class NvmlProbe:

@@ -1,0 +1,3 @@
+"""Units that several folders count in."""
+
+MIB = 2**20

@@ -1,0 +1,57 @@
+"""Whether a load goes on: output, bytes read and memory that grows are signs of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anyio.to_thread
+
+from app.domain.units import MIB
+from app.llama.load_output import LoadLog
+from app.llama.os_process import share_read, usage
+
+LOOK_S = 0.25
+LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
+RSS_STEP = MIB
+
+
+class LoadWatch:
+    """The progress of one load, also where its log says nothing."""
+
+    def __init__(
+        self, files: Sequence[Path], log: LoadLog, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._files, self._log, self._clock = files, log, clock
+        self._read = self._resident = 0
+        self._last_sign = self._next_look = clock()
+
+    def sign(self) -> None:
+        """It has shown that it goes on."""
+        self._last_sign = self._clock()
+
+    @property
+    def silent_s(self) -> float:
+        return self._clock() - self._last_sign
+
+    async def look(self, pid: int) -> bool:
+        """At the process, where that is due. True if more of its file was seen to be read."""
+        begun = self._clock()
+        if begun < self._next_look:
+            return False
+        changed = await self._look(pid)
+        now = self._clock()
+        self._next_look = now + max(LOOK_S, (now - begun) / LOOK_SHARE)
+        return changed
+
+    async def _look(self, pid: int) -> bool:
+        read, resident = await anyio.to_thread.run_sync(usage, pid)
+        if read > self._read or resident >= self._resident + RSS_STEP:
+            self._read, self._resident = max(read, self._read), max(resident, self._resident)
+            self.sign()
+        if self._log.state is not None:
+            return False
+        # it does not speak the protocol, or not yet
+        share = await anyio.to_thread.run_sync(share_read, pid, self._files)
+        return share is not None and self._log.measured(share)

@@ -1,0 +1,121 @@
+"""What a process says, as it comes through its pipe; and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from typing import Protocol, cast
+
+from app.domain.alarm import Alarm
+
+BREATH_S = 0.05
+PIPE_BYTES = 1 << 18
+FULL_READ = 1 << 13  # after a read as large as this there is more
+
+
+class Listener(Protocol):
+    """Who is told, on the event loop."""
+
+    def took_output(self, data: bytes) -> bool:
+        """True where the rest may wait a little."""
+        ...
+
+    def output_ended(self) -> None: ...
+
+    def process_exited(self, code: int) -> None: ...
+
+    def connection_lost(self) -> None:
+        """All its pipes are closed."""
+
+
+class Output(asyncio.Protocol):
+    """What the process says.
+
+    A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
+    than the request itself, mostly for waking up; so after each read the pipe is left alone for `BREATH_S`.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._transport: asyncio.ReadTransport | None = None
+        self._breath = Alarm(self._read_on)
+        self._has_exited = False
+
+    async def open(self) -> int:
+        """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
+        270 lines, however short they are."""
+        if sys.platform == "win32":
+            return subprocess.PIPE
+        import fcntl
+
+        ours, childs = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):  # Linux only, and not for everybody
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.connect_read_pipe(lambda: self, os.fdopen(ours, "rb", 0))
+        except BaseException:
+            os.close(childs)
+            raise
+        return childs
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.ReadTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        may_wait = self._listener.took_output(data) and not self._has_exited and self._breath.at is None
+        if may_wait and len(data) < FULL_READ and self._transport is not None:
+            self._transport.pause_reading()
+            self._breath.set_within(BREATH_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.output_ended()
+
+    def process_exited(self) -> None:
+        """Its last words wait for nobody."""
+        self._has_exited = True
+        if self._breath.at is not None:
+            self._breath.cancel()
+            self._read_on()
+
+    def close(self) -> None:
+        self._breath.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+
+class ProcessEvents(asyncio.SubprocessProtocol):
+    """Hands everything on."""
+
+    def __init__(self, listener: Listener, output: Output) -> None:
+        self._listener, self._output = listener, output
+        self._transport: asyncio.SubprocessTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        if (output := self._transport.get_pipe_transport(1)) is not None:
+            self._output.connection_made(output)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._output.data_received(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self._output.connection_lost(exc)
+
+    def process_exited(self) -> None:
+        assert self._transport is not None
+        code = self._transport.get_returncode()
+        assert code is not None
+        self._output.process_exited()
+        self._listener.process_exited(code)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connection_lost()

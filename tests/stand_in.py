@@ -1,0 +1,48 @@
+"""What stands for llama-server where a test wants to see the bytes that reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+KEPT = 1000
+
+
+class StandIn:
+    """Gives every request the same answer, on connections that it keeps."""
+
+    def __init__(self, body: bytes, status: bytes) -> None:
+        self.requests: deque[bytes] = deque(maxlen=KEPT)
+        """The last ones, byte for byte."""
+        self.port = 0
+        self._body = body
+        self._head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
+            status,
+            len(body),
+        )
+
+    @property
+    def targets(self) -> list[str]:
+        return [request.split(b" ")[1].decode() for request in self.requests]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head, re.I)
+                self.requests.append(head + await reader.readexactly(int(length[1]) if length else 0))
+                writer.write(self._head + (b"" if head.startswith(b"HEAD") else self._body))
+        writer.close()
+
+
+@asynccontextmanager
+async def llama_server_stand_in(body: bytes = b"{}", status: bytes = b"200 OK") -> AsyncIterator[StandIn]:
+    """One that listens."""
+    made = StandIn(body, status)
+    async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as server:
+        made.port = server.sockets[0].getsockname()[1]
+        yield made

@@ -1,0 +1,59 @@
+"""What file is this, and files that are written as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.domain.files import FileIdentity, write_whole
+
+
+def test_another_content_is_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    assert FileIdentity.at(path) is None
+    path.write_text("one")
+    first = FileIdentity.at(path)
+    assert first == FileIdentity.at(path)
+    path.write_text("three")
+    assert first != FileIdentity.at(path)
+
+
+def test_a_file_written_again_in_the_same_size_is_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_text("one")
+    first = FileIdentity.at(path)
+    os.utime(path, ns=(1, 1))
+    assert first != FileIdentity.at(path)
+
+
+def test_it_is_two_numbers_in_json() -> None:
+    """Keys of what was learned of a model are made of it, and outlive a release."""
+    assert json.dumps(FileIdentity(12, 34)) == "[12, 34]"
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    path.write_text("old")
+    write_whole(path, "new")
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_what_cannot_be_written_leaves_the_old_text_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    path.mkdir()  # nothing can take its place
+    with pytest.raises(OSError, match=r"note"):
+        write_whole(path, "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["note.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no modes")
+def test_a_private_file_is_never_open_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    write_whole(path, "secret", mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
