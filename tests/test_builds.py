@@ -174,7 +174,7 @@ def test_one_that_cannot_compute_is_named_and_passed_over(
 
 def test_a_configured_one_stands_alone() -> None:
     (candidate,) = server_choice.candidates_here("/nowhere/llama-server")
-    with pytest.raises(BinaryNotFound, match="system.llama_server_path"):
+    with pytest.raises(BinaryNotFound, match="llama_server_path"):
         candidate.get()
 
 
