@@ -40,6 +40,14 @@ def linux(features: frozenset[str] | None, glibc: tuple[int, ...] | None = (2, 3
     return Machine("linux", "x86_64", glibc, features)
 
 
+def named(value: object) -> str:
+    """The same in every process: sets have no order."""
+    if not isinstance(value, Machine):
+        return str(value)
+    features = "unknown" if value.features is None else len(value.features)
+    return f"{value.system}-{value.processor}-{value.library}-features={features}"
+
+
 # --- which build a machine gets
 
 
@@ -61,7 +69,7 @@ def fitting(machine: Machine) -> list[str]:
         (Machine("win32", "x86_64", None, None), "86a2835-windows"),
         (Machine("win32", "aarch64", None, None), "86a2835-windows"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_each_machine_gets_the_first_build_that_fits(machine: Machine, first: str) -> None:
     assert fitting(machine)[0] == first
@@ -77,7 +85,7 @@ def test_each_machine_gets_the_first_build_that_fits(machine: Machine, first: st
         Machine("linux", "riscv64", (2, 36), None),
         Machine("freebsd14", "x86_64", None, None),
     ],
-    ids=str,
+    ids=named,
 )
 def test_where_nothing_fits_every_build_says_why(machine: Machine) -> None:
     reasons = [obstacle(machine, build.kinds) for build in BUILDS]
