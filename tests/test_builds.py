@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import server_choice
-from app.cli.server_choice import Candidate
+from app.cli.server_choice import Candidate, NothingComputes, candidates_here, choose, in_order
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
 from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_symbolic
@@ -28,7 +27,7 @@ from app.llama.builds.provide import BuildUnavailable, of_role, provide, select
 from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
 from tests import llama_build
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "llama-server.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "builds.md").read_text(encoding="utf-8")
 
 OLDEST_X86 = frozenset({"sse2"})
 NEHALEM = OLDEST_X86 | {"sse4_2", "popcnt"}
@@ -147,12 +146,12 @@ def test_a_llama_server_in_path_comes_first_where_it_can_use_a_gpu_else_last() -
     builds = [build.name for build in BUILDS]
 
     def names(found: Path | None, has_gpu: bool) -> list[str]:
-        return [candidate.name for candidate in server_choice.in_order(here, found, has_gpu)]
+        return [candidate.name for candidate in in_order(here, found, has_gpu)]
 
     assert names(own, True) == [f"{own} (in PATH)", *builds]
     assert names(own, False) == [*builds, f"{own} (in PATH)"]
     assert names(None, False) == builds
-    assert server_choice.in_order(here, own, True)[0].get() == own
+    assert in_order(here, own, True)[0].get() == own
 
 
 def test_one_that_cannot_compute_is_named_and_passed_over(
@@ -170,24 +169,24 @@ def test_one_that_cannot_compute_is_named_and_passed_over(
     crashing = Candidate("crashing", partial(llama_build.acting, tmp_path, "kill -ILL $$"))
     first = [Candidate("unfit", never, "this processor has no avx2"), Candidate("away", gone), crashing]
     right = Candidate("right", lambda: llama_server)
-    assert server_choice.choose([*first, right, Candidate("later", never)], spec, said.append) == llama_server
+    assert choose([*first, right, Candidate("later", never)], spec, said.append) == llama_server
     assert said[0] == "llama-server unfit: not used, this processor has no avx2"
     assert said[1] == "llama-server away: not used, the index does not answer"
     assert said[2].startswith("llama-server crashing: not used, ") and "SIGILL" in said[2]
     assert said[3].startswith("llama-server right: computes on this machine")
     assert len(said) == 4
-    with pytest.raises(server_choice.NothingComputes, match="ROUTER_SYSTEM__LLAMA_SERVER_PATH"):
-        server_choice.choose(first, spec, said.append)
+    with pytest.raises(NothingComputes, match="ROUTER_SYSTEM__LLAMA_SERVER_PATH"):
+        choose(first, spec, said.append)
 
 
 def test_a_configured_one_stands_alone() -> None:
-    (candidate,) = server_choice.candidates_here("/nowhere/llama-server")
+    (candidate,) = candidates_here("/nowhere/llama-server")
     with pytest.raises(BinaryNotFound, match="llama_server_path"):
         candidate.get()
 
 
 def test_what_does_not_fit_is_never_installed() -> None:
-    for candidate in server_choice.in_order(linux(HASWELL, (2, 31)), None, False):
+    for candidate in in_order(linux(HASWELL, (2, 31)), None, False):
         fits = candidate.name in fitting(linux(HASWELL, (2, 31)))
         assert (candidate.obstacle is None) == fits
 

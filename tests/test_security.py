@@ -425,7 +425,7 @@ async def test_a_preflight_is_no_way_around_the_keys(locked: Browser, upstream: 
 
 async def test_the_log_of_a_failed_model_is_for_admins(locked: Browser) -> None:
     instance = locked.way.app.state.services.manager.instances["org/tiny"]
-    locked.way.app.state.services.manager.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
+    locked.way.app.state.services.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
     await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=BOSS)
     assert instance.status.public == "failed"
     (mine,) = (await locked.get("/v1/models/failed", headers=BOSS)).json()["failed_models"]
@@ -460,13 +460,36 @@ async def test_no_secret_is_in_any_answer_or_log(locked: Browser, caplog: pytest
 
 
 async def test_a_clients_key_is_not_passed_on_to_llama_server(locked: Browser, upstream: StandIn) -> None:
-    personal = {"Cookie": "session=mine", "X-Api-Key": "boss-secret", "X-Forwarded-For": "1.2.3.4"}
+    personal = {"Cookie": "session=mine", "X-Api-Key": "boss-secret"}
     await locked.post(CHAT, json={"model": "tiny"}, headers=personal)
     await locked.get("/upstream/tiny/props", headers=BOSS | personal)
     assert len(upstream.requests) == 2
     for request in upstream.requests:
+        assert request.lower().count(b"authorization:") == 1
         assert b"authorization: Bearer key\r\n" in request
-        assert not re.search(rb"secret|mine|1\.2\.3\.4", request)
+        assert not re.search(rb"secret|mine", request)
+
+
+async def test_the_tunnel_passes_what_is_meant_for_the_far_end(opened: Browser, upstream: StandIn) -> None:
+    sent = {"X-Llama-Server-Proxy-Header-Authorization": "Bearer of-the-far-end", "Mcp-Session-Id": "7"}
+    await opened.post("/upstream/tiny/mcp", json={}, headers=sent)
+    await opened.post(CHAT, json={"model": "tiny"}, headers=sent)
+    tunnelled, routed = upstream.requests
+    for name, value in sent.items():
+        assert f"{name.lower()}: {value}\r\n".encode() in tunnelled
+    assert b"far-end" not in routed
+    assert tunnelled.lower().count(b"\r\nhost:") == tunnelled.lower().count(b"\r\ncontent-length:") == 1
+
+
+async def test_a_conversation_id_never_reaches_llama_server(opened: Browser, upstream: StandIn) -> None:
+    """With it llama-server goes on computing when its client has left, and ignores SIGTERM."""
+    sent = {"X-Conversation-Id": "mine"}
+    for path in (CHAT, "/v1/messages", "/v1/responses", "/tokenize"):
+        await opened.post(path, json={"model": "tiny"}, headers=sent)
+    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"):
+        await opened.request(method, "/upstream/tiny/v1/chat/completions", headers=sent)
+    assert len(upstream.requests) == 10
+    assert not [request for request in upstream.requests if b"conversation" in request.lower()]
 
 
 # --- sessions: the cookie of the page -----------------------------------------------------------------
@@ -594,7 +617,7 @@ async def test_a_reload_without_the_key_ends_its_sessions_and_streams(
         demoted = [{"key": "boss-secret", "admin": False}]
         for keys, status, admin in ((KEYS[:1], 200, True), (demoted, 200, False), (KEYS[1:], 401, False)):
             path.write_text(json.dumps({"api": {"api_keys": keys}, "models": models}))
-            assert await reload(app, path)
+            await reload(app.state.configuration, path)
             assert (await client.get("/v1/models")).status_code == status
             assert (await client.get("/session")).json()["admin"] == admin
         assert [event async for event in stream] == []

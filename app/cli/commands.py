@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.cli import check as config_check
-from app.cli import demo_models, server_choice
 from app.cli import init as config_init
+from app.cli.demo_models import CHAT, ModelMissing, demo_configuration, demo_hints
+from app.cli.server_choice import NothingComputes, candidates_here, choose
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
@@ -21,7 +22,7 @@ from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
-from app.observability import router_log as logs
+from app.observability import router_log
 
 SHOWN_NAMES = 8
 
@@ -51,17 +52,17 @@ def init(options: argparse.Namespace) -> int:
 def demo(_options: argparse.Namespace) -> int:
     """A chat and an embedding alias of one small real model, on loopback."""
     try:
-        config = demo_models.configuration(os.environ)
-        candidates = server_choice.candidates_here(config.system.llama_server_path)
-        path = server_choice.choose(candidates, config.spec(demo_models.CHAT), _say)
-        return _serve(config, path, hints=demo_models.hints(config.api.port))
-    except (ConfigError, demo_models.ModelMissing, server_choice.NothingComputes) as error:
+        config = demo_configuration(os.environ)
+        candidates = candidates_here(config.system.llama_server_path)
+        path = choose(candidates, config.spec(CHAT), _say)
+        return _serve(config, path, hints=demo_hints(config.api.port))
+    except (ConfigError, ModelMissing, NothingComputes) as error:
         return _complain(str(error))
 
 
 def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
     """Raises `BinaryNotFound`."""
-    logs.configure(config.system.log_level, config.system.log_format)
+    router_log.apply(config)
     if problem := _cannot_listen(config.api.host, config.api.port):
         return _complain(problem)
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
@@ -73,6 +74,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     if hints:
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
+    app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
     return server.run(app, config.api.host, config.api.port, path)
 
 

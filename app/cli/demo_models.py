@@ -18,7 +18,7 @@ class ModelMissing(Exception):
     """The demo's model is not installed. The message says what to do."""
 
 
-def configuration(environ: Mapping[str, str]) -> Config:
+def demo_configuration(environ: Mapping[str, str]) -> Config:
     """Raises `ConfigError`, `ModelMissing`."""
     model = _model()
     if model is None:
@@ -47,7 +47,7 @@ def _tree(model: Path) -> dict[str, object]:
     }
 
 
-def hints(port: int) -> str:
+def demo_hints(port: int) -> str:
     """What to try."""
     url, header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
     question = '[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]'
