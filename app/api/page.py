@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
@@ -24,6 +25,8 @@ router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
 FOLDER = Path(__file__).parent / "ui"
 _INDEX = FOLDER / "index.html"
+_TITLE = "RouterModelCustom"
+_DOCUMENT = "openapi.json"  # relative, for a page behind a proxy's prefix
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -58,6 +61,16 @@ def _without_range(scope: Scope) -> Scope:
 @router.get("/", response_model=None)
 async def dashboard() -> Response:
     return WholeFile(_INDEX, headers=_HEADERS)
+
+
+@router.get("/docs", include_in_schema=False)
+async def swagger() -> Response:
+    return get_swagger_ui_html(openapi_url=_DOCUMENT, title=_TITLE)
+
+
+@router.get("/redoc", include_in_schema=False)
+async def redoc() -> Response:
+    return get_redoc_html(openapi_url=_DOCUMENT, title=_TITLE)
 
 
 @router.get("/favicon.ico", include_in_schema=False)
