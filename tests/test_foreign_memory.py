@@ -185,3 +185,21 @@ async def test_out_of_memory_without_another_program_still_raises_the_need(make_
     assert world.manager.instances["a"].attempts == 1
     await world.pass_time(1)
     assert request.granted.is_set() and world.held("a") == {"0": 6600}
+
+
+async def test_a_failed_attempt_is_forgotten_with_the_model(make_world: MakeWorld) -> None:
+    """Else the next want of memory, days later, would be the last one."""
+    world = await make_world({"a": 6000})
+    for _ in range(2):
+        world.launcher.fail_next = [NO_MEMORY]
+        request = world.request("a")
+        await world.settle()
+        assert world.status("a") is Status.CRASHED
+        world.probe.others_mb[0] = 7000
+        await world.pass_time(1)
+        with pytest.raises(VramExhausted):
+            await request.task
+        await world.settle()
+        assert world.status("a") is Status.OFF
+        world.probe.others_mb[0] = 0
+        await world.settle()

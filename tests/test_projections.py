@@ -20,6 +20,7 @@ from app.domain.units import MIB
 from app.gguf.header import GgufHeader
 from app.gguf.reader import TensorInfo
 from app.memory.estimate.estimate import MemoryParams, estimate
+from app.memory.estimate.shape import shape_of
 
 DATA = Path(__file__).parent / "data" / "projections.json"
 MODELS: dict[str, Any] = json.loads(DATA.read_text())["models"]
@@ -75,3 +76,12 @@ def test_the_estimate_is_never_far_under_what_llama_server_projects(name: str) -
 def test_on_average_it_is_within_half_a_percent() -> None:
     errors = [abs(error(name, case)) for name in MODELS for case in MODELS[name]["projected_mib"]]
     assert sum(errors) / len(errors) < 0.005
+
+
+def test_windows_that_no_header_tells() -> None:
+    """llama.cpp knows them by the architecture, or by how many layers the model has."""
+    assert [layer.window for layer in shape_of(header_of("llama4")).layers] == [8192, 8192, 8192, 0]
+    small = header_of("exaone4")
+    assert not any(layer.window for layer in shape_of(small).layers)
+    large = replace(small, metadata={**small.metadata, "exaone4.block_count": 64})
+    assert [layer.window for layer in shape_of(large).layers] == [4096, 4096, 4096, 0] * 16
