@@ -49,6 +49,7 @@ from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
+from app.proxy.body_reader import BodyReader
 from app.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ async def _build(
         manager=manager,
         tracker=tracker,
         upstream=upstream,
+        bodies=BodyReader(),
         http=http,
         bus=bus,
         logs=logs,

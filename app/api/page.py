@@ -68,6 +68,8 @@ async def favicon() -> Response:
 # --- the session: EventSource and links cannot send a header, a cookie goes by itself
 
 
+LOGIN_BYTES = 4096
+
 _KEY_BODY = json_body({"key": "secret"}, "key")
 
 
@@ -80,7 +82,7 @@ async def session(request: Request) -> dict[str, Any]:
 @router.post("/session", responses=FOR_LOGIN, openapi_extra=_KEY_BODY)
 async def log_in(request: Request) -> Response:
     """Exchange a key for a cookie, which opens on the router's own page what the key opens."""
-    rules, key = rules_of(request), json_object(request.headers, await request.body()).get("key")
+    rules, key = rules_of(request), (await json_object(request, LOGIN_BYTES)).get("key")
     if not isinstance(key, str):
         raise BadRequest("send the API key as text in the field 'key'", param="key")
     if not rules.has_keys:

@@ -18,6 +18,7 @@ from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.observability.telemetry import Telemetry
+from app.proxy.body_reader import BodyReader
 from app.proxy.upstream import Upstream
 
 
@@ -29,6 +30,7 @@ class Services:
     manager: ModelManager
     tracker: DeviceTracker
     upstream: Upstream
+    bodies: BodyReader
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

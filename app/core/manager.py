@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from app.domain.errors import (
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ReadingTaken, Touched
 from app.domain.files import FileIdentity
+from app.domain.names import MAX_NAME, nearest_first
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
@@ -41,6 +41,7 @@ from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Previ
 
 logger = logging.getLogger(__name__)
 
+SHOWN_NAMES = 20
 RETRY_WHEN_FULL_S = 10.0
 RETRY_AFTER_BUG_S = 1.0
 
@@ -478,8 +479,5 @@ def _may_be_loaded_soon(instance: ModelInstance) -> bool:
 
 def _not_found(name: str, instances: Mapping[str, ModelInstance]) -> str:
     names = [n for alias, i in instances.items() for n in (alias, *i.spec.aliases)]
-    near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.3)
-    known = (
-        ", ".join([*near, *(n for n in names if n not in near)][:20]) or "none: add one to the configuration"
-    )
-    return f"there is no model {name[:128]!r}; known models: {known}"
+    known = ", ".join(nearest_first(name, names)[:SHOWN_NAMES]) or "none: add one to the configuration"
+    return f"there is no model {name[:MAX_NAME]!r}; known models: {known}"
