@@ -77,6 +77,12 @@ if mode == "binds late":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     while not os.path.exists(os.environ["FAKE_MAY_BIND"]):
         time.sleep(0.01)
+if mode == "dies when asked":
+    ask = Handler.do_GET
+    def die():
+        print(os.environ["FAKE_SAYS"], flush=True)
+        os._exit(1)
+    Handler.do_GET = lambda self: die() if self.path == "/die" else ask(self)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "flood":
@@ -338,6 +344,30 @@ async def test_the_cause_is_not_looked_for_in_an_earlier_run(
         failure = (await runner.exited()).failure
     assert failure.kind is FailureKind.UNKNOWN
     assert not any("/nowhere" in line for line in failure.log_tail)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tensor 'x' data is not within the file bounds",
+        "failed to allocate CPU buffer of size 99999999999",
+        "error: invalid argument: --model",
+        "exiting due to HTTP server error",
+    ],
+)
+async def test_once_it_has_served_nothing_that_it_says_is_a_cause(
+    fake: Callable[..., LlamaLauncher], http: httpx.AsyncClient, said: str
+) -> None:
+    """A client can make it say anything, by a grammar or a name that it repeats."""
+    async with fake().launch(acting("dies when asked", FAKE_SAYS=said), {}, nobody) as runner:
+        await runner.ready()
+        with contextlib.suppress(httpx.RequestError):
+            await http.get(f"http://127.0.0.1:{runner.port}/die")
+        failure = (await runner.exited()).failure
+    assert (failure.kind, failure.exit_code, failure.served) == (FailureKind.UNKNOWN, 1, True)
+    assert said not in failure.message
+    assert said in failure.log_tail, "for admins"
+    assert runner.load_log.refused is None
 
 
 async def test_a_binary_that_cannot_be_executed_is_a_load_error(launcher: LlamaLauncher, tiny: Path) -> None:

@@ -60,6 +60,12 @@ async def dashboard() -> Response:
     return WholeFile(_INDEX, headers=_HEADERS)
 
 
+@router.get("/docs", response_model=None, include_in_schema=False)
+async def documentation() -> Response:
+    """From our own files: what another server sends could use the key of whoever looks at it."""
+    return WholeFile(FOLDER / "docs.html", headers=_HEADERS)
+
+
 @router.get("/favicon.ico", include_in_schema=False)
 async def favicon() -> Response:
     return Response(status_code=204)
@@ -87,10 +93,11 @@ async def log_in(request: Request) -> Response:
         raise BadRequest("send the API key as text in the field 'key'", param="key")
     if not rules.has_keys:
         raise BadRequest("this router has no api_keys: nobody has to log in")
+    address = request.client.host if request.client else "?"
     try:
-        token, client = rules.log_in(key)
+        token, client = rules.log_in(key, address)
     except InvalidApiKey:
-        logger.warning("login with a wrong key from %s", request.client.host if request.client else "?")
+        logger.warning("login with a wrong key from %s", address)
         raise
     logger.info("%s logged in", client.name or "a key without a name")
     answer = JSONResponse(_session(rules, client))

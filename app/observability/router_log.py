@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from app.domain.text import one_line
+
 Lines = Sequence[Mapping[str, object]]
 """A record of the access log brings several, each the fields of a request."""
 
@@ -74,10 +76,3 @@ def _text(line: Mapping[str, object]) -> str:
 
 def _json(fields: Mapping[str, object]) -> str:
     return json.dumps(fields, default=str)
-
-
-def one_line(text: str) -> str:
-    """Line breaks and terminal sequences made visible."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
