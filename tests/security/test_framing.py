@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.configuration.file import parse
-from app.main import create_app
-from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, loops, serving
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.security.conftest import Connect, Serve
+from tests.serving import Reply, loops
+from tests.stand_in import StandIn
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -31,36 +26,19 @@ def event_loop_policy(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
-
-
-@pytest.fixture
-async def port(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIterator[int]:
-    tree = {
-        "api": {"max_body_mb": 1},
-        "system": {"log_dir": str(tmp_path / "logs")},
-        "models": {"m": {"model_path": str(tiny_gguf)}},
-    }
-    launcher = FakeLauncher(upstream.port)
-    app = create_app(parse(json.dumps(tree), tmp_path, {}), launcher=launcher, probe=FakeProbe(10_000))
-    async with serving(app) as found:
-        yield found
+async def connect(serve: Serve) -> Connect:
+    return await serve(max_body_mb=1)
 
 
 def head(target: str, *lines: str) -> bytes:
     return "\r\n".join([f"POST {target} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode("latin-1")
 
 
-async def said(port: int, data: bytes) -> bytes:
+async def said(connect: Connect, data: bytes) -> bytes:
     """All that comes back, until the router closes the connection."""
-    client = await Client.connect(port)
+    client = await connect()
     client.say(data)
-    try:
-        return await client.rest()
-    finally:
-        client.leave()
+    return await client.rest()
 
 
 AMBIGUOUS = {
@@ -94,10 +72,10 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("lines", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 async def test_what_two_parsers_could_read_in_two_ways_is_refused_and_the_rest_is_not_read(
-    port: int, upstream: StandIn, lines: tuple[str, ...]
+    connect: Connect, upstream: StandIn, lines: tuple[str, ...]
 ) -> None:
     for target in TARGETS:
-        answer = await said(port, head(target, *lines) + MODEL + SMUGGLED)
+        answer = await said(connect, head(target, *lines) + MODEL + SMUGGLED)
         assert answer.startswith(b"HTTP/1.1 400 "), (target, answer[:100])
         assert answer.count(b"HTTP/1.1 ") == 1, (target, answer)
     assert not [asked for asked in upstream.targets if "smuggled" in asked]
@@ -118,87 +96,83 @@ CHUNKS = {
 
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
 async def test_a_chunk_that_could_be_read_in_two_ways_is_refused(
-    port: int, upstream: StandIn, chunks: bytes
+    connect: Connect, upstream: StandIn, chunks: bytes
 ) -> None:
     for target in TARGETS:
-        answer = await said(port, head(target, "Transfer-Encoding: chunked") + chunks + SMUGGLED)
+        answer = await said(connect, head(target, "Transfer-Encoding: chunked") + chunks + SMUGGLED)
         assert answer.startswith(b"HTTP/1.1 400 "), (target, answer[:100])
         assert answer.count(b"HTTP/1.1 ") == 1, (target, answer)
     assert not [asked for asked in upstream.targets if "smuggled" in asked]
 
 
 async def test_chunks_with_extensions_and_trailers_reach_llama_server_as_one_body(
-    port: int, upstream: StandIn
+    connect: Connect, upstream: StandIn
 ) -> None:
     chunks = b'7;a=b\r\n{"model\r\n7\r\n": "m"}\r\n0\r\nX-Trailer: a\r\n\r\n'
-    client = await Client.connect(port)
+    client = await connect()
     reply = await client.ask(head("/v1/chat/completions", "Transfer-Encoding: chunked") + chunks)
     assert reply.status == 200
     (asked,) = upstream.requests
     assert asked.endswith(b"\r\n\r\n" + MODEL)
     assert b"chunked" not in asked.lower()
     assert b"trailer" not in asked.lower()
-    client.leave()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1)], ids=str)
 async def test_pipelined_requests_to_different_parts_are_answered_in_their_order(
-    port: int, order: tuple[int, ...]
+    connect: Connect, order: tuple[int, ...]
 ) -> None:
-    client = await Client.connect(port)
+    client = await connect()
     for number in order:
         lines = (f"X-Request-ID: {number}", f"Content-Length: {len(MODEL)}")
         client.say(head(TARGETS[number], *lines) + MODEL)
     replies = [await client.reply() for _ in order]
     assert [reply[b"x-request-id"] for reply in replies] == [b"%d" % number for number in order]
     assert {reply.status for reply in replies} <= {200, 202}
-    client.leave()
 
 
-async def test_an_answer_that_comes_before_the_body_leaves_no_rest_behind(port: int) -> None:
+async def test_an_answer_that_comes_before_the_body_leaves_no_rest_behind(connect: Connect) -> None:
     """The body of a refused request is not the next request."""
-    client = await Client.connect(port)
+    client = await connect()
     lines = ("Host: evil.example", f"Content-Length: {len(SMUGGLED)}")
     client.say(b"POST / HTTP/1.1\r\n" + "\r\n".join([*lines, "", ""]).encode())
     first: Reply = await client.reply()
     assert first.status == 403
     client.say(SMUGGLED + head("/v1/models/load", "X-Request-ID: next", "Content-Length: 14") + MODEL)
     assert (await client.reply())[b"x-request-id"] == b"next"
-    client.leave()
 
 
 @pytest.mark.parametrize(
     "value", ["a\r\nX-Injected: 1", "a\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", "\u00e9", "a b", "<b>"]
 )
-async def test_nothing_that_a_client_sends_makes_a_header_or_an_answer_of_ours(port: int, value: str) -> None:
+async def test_nothing_that_a_client_sends_makes_a_header_or_an_answer_of_ours(
+    connect: Connect, value: str
+) -> None:
     for target in TARGETS:
         lines = (f"Content-Length: {len(MODEL)}", "Connection: close", f"X-Request-ID: {value}")
-        answer = await said(port, head(target, *lines) + MODEL)
+        answer = await said(connect, head(target, *lines) + MODEL)
         assert answer.count(b"HTTP/1.1 ") <= 1
         assert b"injected" not in answer.lower()
 
 
-async def test_thousands_of_half_heads_keep_nobody_waiting(port: int) -> None:
-    halves = [await Client.connect(port) for _ in range(300)]
+async def test_thousands_of_half_heads_keep_nobody_waiting(connect: Connect) -> None:
+    halves = [await connect() for _ in range(300)]
     for number, client in enumerate(halves):
         client.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX: "[: 5 + number % 60])
-    whole = await Client.connect(port)
+    whole = await connect()
     reply = await whole.ask(head("/v1/chat/completions", f"Content-Length: {len(MODEL)}") + MODEL)
     assert reply.status == 200
-    for client in (*halves, whole):
-        client.leave()
 
 
 async def test_who_pipelines_without_end_and_does_not_read_is_cut_off_without_a_traceback(
-    port: int, caplog: pytest.LogCaptureFixture
+    connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A large answer fills what the kernel takes; more than a thousand requests behind it are too many."""
-    client = await Client.connect(port, buffer=4096)
+    client = await connect(4096)
     client.say(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 6000)
-    other = await Client.connect(port)
+    other = await connect()
     for _ in range(50):
         await other.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", method="GET")
     client.writer.transport.abort()
-    other.leave()
     await asyncio.sleep(0)
     assert not [record for record in caplog.records if record.exc_info]
