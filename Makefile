@@ -17,7 +17,9 @@ RUNTIME := $(VENV)/.runtime-installed
 DEMO    := $(VENV)/.demo-installed
 DEV     := $(VENV)/.dev-installed
 
-.PHONY: help demo run test fuzz lint format clean chaos soak bench FORCE
+PAGE    := node_modules/.installed
+
+.PHONY: help demo run test fuzz lint lint-page format clean chaos soak bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -25,12 +27,12 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
 	@echo "make chaos   kill, freeze, starve and confuse everything under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with a thousand faults (SOAK_MINUTES=30)"
 	@echo "make bench   what the router costs, beside llama-server itself"
-	@echo "make format  let ruff format the code"
-	@echo "make clean   remove .venv"
+	@echo "make format  let ruff format the code, and prettier the page"
+	@echo "make clean   remove .venv and node_modules"
 	@echo
 	@echo "PYTHON=python3.12 picks the Python that .venv is made with (3.10 or newer)."
 
@@ -40,7 +42,7 @@ demo: $(DEMO)
 run: $(RUNTIME)
 	@$(BIN)/python run.py $(ARGS)
 
-test: $(DEV) $(DEMO)
+test: $(DEV) $(DEMO) $(PAGE)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 chaos: $(DEV) $(DEMO)
@@ -56,17 +58,22 @@ bench: $(DEV) $(DEMO)
 fuzz: $(DEV)
 	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)
 
-lint: $(DEV)
+lint: $(DEV) lint-page
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 
-format: $(DEV)
+# Only these checks need Node, the page itself has no build step: without it they are left out, but not on CI.
+lint-page: $(PAGE)
+	@if [ -e $(PAGE) ]; then npm run --silent lint; else [ "$$CI" != true ]; fi
+
+format: $(DEV) $(PAGE)
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
+	@if [ -e $(PAGE) ]; then npm run --silent format; fi
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules
 
 # The version of the Python that .venv was made with. The file is only written when that changes, so a call
 # with the same Python rebuilds nothing.
@@ -106,3 +113,11 @@ $(DEV): requirements-dev.txt $(RUNTIME)
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
+
+$(PAGE): package.json package-lock.json
+	@if command -v npm >/dev/null 2>&1; then \
+		echo "Installing what checks the page ..."; \
+		npm ci --silent && touch $@; \
+	else \
+		echo "There is no npm: the page's scripts are not checked." >&2; \
+	fi

@@ -338,7 +338,7 @@ async def test_every_answer_forbids_sniffing_and_framing(opened: Browser) -> Non
 
 
 async def test_no_part_of_the_page_is_older_than_the_router(opened: Browser) -> None:
-    for path in ("/", "/ui/app.js", "/ui/style.css"):
+    for path in ("/", "/ui/app.js", "/ui/base.css"):
         answer = await opened.get(path)
         assert answer.headers["cache-control"] == "no-cache"
         again = await opened.get(path, headers={"If-None-Match": answer.headers["etag"]})
@@ -490,7 +490,7 @@ async def test_a_login_opens_what_its_key_opens(locked: Browser, upstream: Stand
     assert before == {"key_needed": True, "logged_in": False, "name": "", "admin": False}
     answer = await log_in(locked)
     cookie = answer.headers["set-cookie"]
-    assert re.fullmatch(rf"{COOKIE}=[\w-]{{43}}; HttpOnly; Path=/; SameSite=strict", cookie)
+    assert re.fullmatch(rf"{COOKIE}=[\w-]{{43}}; HttpOnly; SameSite=strict", cookie)
     for path in ("/v1/models", "/docs", "/v1/models/tiny/logs", "/upstream/tiny/props"):
         assert (await locked.get(path)).status_code == 200, path
     load = await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=OUR_PAGE)

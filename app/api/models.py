@@ -175,6 +175,7 @@ def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[s
     )
     return {
         "model": instance.alias,
+        "status": instance.status.public,
         "fits": found.fits,
         "devices": [
             {"index": devices[d].index, "need_mb": mb, "free_mb": max(devices[d].free_mb, 0)}

@@ -76,6 +76,10 @@ async def favicon() -> Response:
 
 LOGIN_BYTES = 4096
 
+_COOKIE: dict[str, Any] = {"path": None, "httponly": True, "samesite": "strict"}
+"""Without a path it belongs to the folder that the browser asked in: behind a proxy's prefix other programs
+of that name do not get it."""
+
 _KEY_BODY = json_body({"key": "secret"}, "key")
 
 
@@ -104,7 +108,7 @@ async def log_in(request: Request) -> Response:
     # No time of its own: it ends with the browser. The router speaks plain HTTP, but the page's own address
     # tells whether a proxy speaks TLS for it.
     secure = urlsplit(request.headers.get("origin", "")).scheme == "https"
-    answer.set_cookie(rules.cookie, token, httponly=True, samesite="strict", secure=secure)
+    answer.set_cookie(rules.cookie, token, **_COOKIE, secure=secure)
     return answer
 
 
@@ -114,7 +118,7 @@ async def log_out(request: Request) -> Response:
     rules = rules_of(request)
     rules.sessions.close(rules.token_of(request.headers))
     answer = JSONResponse(_session(rules, Client(admin=False, known=not rules.has_keys)))
-    answer.delete_cookie(rules.cookie, httponly=True, samesite="strict")
+    answer.set_cookie(rules.cookie, "", **_COOKIE, max_age=0)
     return answer
 
 

@@ -58,10 +58,13 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
     }
 
 
+_NO_PROCESS: dict[str, Any] = {"port": None, "pid": None, "vram_mb": None, "devices": [], "health": None}
+
+
 def whole_status(services: Services, view: ModelView) -> dict[str, Any]:
     """The same with every field, null without a process: for those who keep one model's last picture."""
     wait = services.manager.waits.get(view.alias)
-    return {"port": None, "pid": None, "vram_mb": None, **model_status(view, wait)}
+    return {**_NO_PROCESS, **model_status(view, wait)}
 
 
 def model_update(services: Services, alias: str) -> dict[str, Any] | None:
@@ -138,6 +141,7 @@ def device(view: DeviceView) -> dict[str, Any]:
         "used_mb": view.used_mb,
         "free_mb": max(view.free_mb, 0),
         "reserved_mb": view.reserved_mb,
+        "others_mb": view.others_mb,
     }
 
 

@@ -74,7 +74,7 @@ async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -
     await page.shows("\u2013", f"{row('big')} [data-label=Waiting]", 3)
     await page.size(1500, 950, dark=True)
     await page.shows("big", "#events")
-    await page.shows("3 served", "#queue", 5)
+    await page.shows("3\u00a0served", "#queue", 5)
     await page.shot("after")
     assert page.complaints == []
 

@@ -1,133 +1,212 @@
 // Who waits, which models were in memory, and what happened.
 
-import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
+import { Children, h, setAttribute, setChildren, setText, setVars, the } from "./dom.js";
+import { clock, duration, number } from "./format.js";
 import { colour } from "./models.js";
+import { LEVELS, labelOf } from "./status.js";
 import { HISTORY_S } from "./store.js";
-import { clock, duration, statusOf } from "./words.js";
 
-const LEVELS = ["high", "normal", "low"];
+/** @import { Level, Status } from "./shapes.js" */
+/** @import { Entry, Event, Seen, Store } from "./store.js" */
 
 export class QueueView {
+  /** @param {Element} root @param {Store} store */
   constructor(root, store) {
-    Object.assign(this, { store, list: root.querySelector(".waiting"), sums: root.querySelector(".sums") });
+    this.store = store;
+    this.sums = the(root, ".sums");
+    const nobody = h("p", { class: "muted" }, "Nobody is waiting.");
+    /** @type {Children<Seen, ReturnType<typeof queued>>} */
+    this.rows = new Children(the(root, ".waiting"), (model) => model.alias, queued, nobody);
   }
 
+  /** @param {number} now */
   render(now) {
     const waiting = this.store.list().filter((model) => model.queue_depth);
     const most = Math.max(1, ...waiting.map((model) => model.queue_depth));
-    if (waiting.length) sync(this.list, waiting, (model) => model.alias, () => this.#make(), (row, model) => this.#update(row, model, most, now));
-    else sync(this.list, [0], () => " none", () => h("p", { class: "muted" }, "Nobody is waiting."), () => {});
+    this.rows.show(waiting, (row, model) => this.#update(row, model, most, now));
     setText(this.sums, this.#summary());
   }
 
-  #make() {
-    const row = h("div", { class: "queued" });
-    row.parts = { name: h("span", { class: "who" }), since: h("span", { class: "since" }), bar: h("div", { class: "mixbar", role: "img" }) };
-    row.append(row.parts.name, row.parts.since, row.parts.bar);
-    return row;
-  }
-
-  #update(row, model, most, now) {
-    const { name, since, bar } = row.parts;
+  /** @param {ReturnType<typeof queued>} row @param {Seen} model @param {number} most @param {number} now */
+  #update({ name, since, bar }, model, most, now) {
     const { oldest } = this.store.view(model, now);
-    const by = model.by_priority ?? { normal: model.queue_depth };
-    const levels = LEVELS.filter((level) => by[level]);
-    setChildren(name, h("span", { class: "swatch", vars: { "--c": colour(this.store, model.alias) } }), model.alias);
+    const levels = LEVELS.filter((level) => model.by_priority[level]);
+    /** @param {Level} level */
+    const text = (level) => `${model.by_priority[level]} ${level}`;
+    setChildren(
+      name,
+      h("span", { class: "swatch", vars: { "--c": colour(this.store, model.alias) } }),
+      model.alias,
+    );
     setText(since, oldest == null ? "" : `longest ${duration(oldest)}`);
-    setAttribute(bar, "aria-label", levels.map((level) => `${by[level]} ${level}`).join(", "));
-    setChildren(bar, levels.map((level) => h("span", { class: level, vars: { "--share": by[level] / most } }, `${by[level]} ${level}`)));
+    setAttribute(bar, "aria-label", levels.map(text).join(", "));
+    setChildren(
+      bar,
+      levels.map((level) =>
+        h("span", { class: level, vars: { "--share": model.by_priority[level] / most } }, text(level)),
+      ),
+    );
   }
 
   #summary() {
-    const sum = this.store.queue?.summary;
-    if (!sum) return "";
-    const parts = [["total_processed", "served"], ["total_rejected", "rejected"], ["total_timeouts", "timed out"], ["total_cancelled", "cancelled"]];
-    return `Since the start: ${parts.filter(([key]) => sum[key] != null).map(([key, word]) => `${sum[key].toLocaleString("en")} ${word}`).join(", ")}`;
+    const sums = this.store.queue?.summary;
+    if (!sums) return "";
+    return [
+      `Since the start: ${number(sums.total_processed)}\u00a0served`,
+      `${number(sums.total_rejected)}\u00a0rejected`,
+      `${number(sums.total_timeouts)}\u00a0timed\u00a0out`,
+      `${number(sums.total_cancelled)}\u00a0cancelled`,
+    ].join(", ");
   }
 }
+
+function queued() {
+  const name = h("span", { class: "who" });
+  const since = h("span", { class: "since" });
+  const bar = h("div", { class: "mixbar", role: "img" });
+  return { root: h("div", { class: "queued" }, name, since, bar), name, since, bar };
+}
+
+// --- in memory ------------------------------------------------------------------------------------
 
 const WINDOWS = [180, 300, 600, HISTORY_S];
 
-/** The shortest window that shows everything this page has seen, so that a first visit is no empty strip. */
-function windowFor(trails, now) {
-  const earliest = Math.min(now, ...trails.flat().filter((entry) => entry.status).map((entry) => entry.t));
+/**
+ * The shortest window that shows everything this page has seen, so that a first visit is no empty strip.
+ * @param {Entry[][]} trails @param {number} now
+ */
+export function windowFor(trails, now) {
+  const seen = trails.flat().filter((entry) => entry.status);
+  const earliest = Math.min(now, ...seen.map((entry) => entry.t));
   return WINDOWS.find((seconds) => now - earliest < seconds) ?? HISTORY_S;
 }
 
-/** The states of one model inside the window: [{status, from, to}]. */
+/** @typedef {{ status: Status, from: number, to: number }} Span */
+
+/**
+ * The states of one model inside the window.
+ * @param {Entry[]} trail @param {number} from @param {number} now
+ * @returns {Span[]}
+ */
 export function spans(trail, from, now) {
-  return trail
-    .map((entry, i) => ({ status: entry.status, from: Math.max(from, entry.t), to: trail[i + 1]?.t ?? now }))
-    .filter((span) => span.status && span.status !== "off" && span.to > span.from);
+  return trail.flatMap(({ t, status }, i) => {
+    const span = { from: Math.max(from, t), to: trail[i + 1]?.t ?? now };
+    return status && status !== "off" && span.to > span.from ? [{ status, ...span }] : [];
+  });
 }
 
+/** @param {Span} span */
+const spanText = (span) =>
+  `${labelOf(span.status).toLowerCase()} for ${duration(span.to - span.from)}, from ${clock(span.from)}`;
+
+/** @typedef {{ alias: string, spans: Span[] }} Trail */
+
 export class TimelineView {
+  /** @param {Element} root @param {Store} store */
   constructor(root, store) {
-    Object.assign(this, { store, trails: root.querySelector(".trails"), legend: root.querySelector(".legend") });
-    const look = (name, word) => [h("span", { class: `sample ${name}` }), word];
-    setChildren(this.legend, ...look("starting", "loading"), ...look("ready", "ready"), ...look("stopping", "stopping"), ...look("failed", "crashed or failed"));
+    this.store = store;
+    const trails = the(root, ".trails");
+    const none = h("p", { class: "muted" }, "No model was in memory since this page was opened.");
+    /** @type {Children<Trail, ReturnType<typeof strip>>} */
+    this.rows = new Children(trails, (row) => row.alias, strip, none);
     this.axis = h("div", { class: "axis", "aria-hidden": "true" });
-    this.trails.after(this.axis);
+    trails.after(this.axis);
+    /** @param {Status} name @param {string} word */
+    const sample = (name, word) => [h("span", { class: `sample ${name}` }), word];
+    setChildren(
+      the(root, ".legend"),
+      sample("starting", "loading"),
+      sample("ready", "ready"),
+      sample("stopping", "stopping"),
+      sample("failed", "crashed or failed"),
+    );
   }
 
+  /** @param {number} now */
   render(now) {
-    const seconds = windowFor([...this.store.history.values()], now);
+    const { history } = this.store;
+    const seconds = windowFor([...history.values()], now);
     const from = now - seconds;
-    const rows = this.store.list()
-      .map((model) => ({ alias: model.alias, spans: spans(this.store.history.get(model.alias) ?? [], from, now) }))
+    const rows = this.store
+      .list()
+      .map(({ alias }) => ({ alias, spans: spans(history.get(alias) ?? [], from, now) }))
       .filter((row) => row.spans.length);
-    if (rows.length) sync(this.trails, rows, (row) => row.alias, () => this.#make(), (element, row) => this.#update(element, row, from, now));
-    else sync(this.trails, [0], () => " none", () => h("p", { class: "muted" }, "No model was in memory since this page was opened."), () => {});
-    const marks = [...Array(4).keys()].map((i) => Math.round((seconds / 3) * (3 - i)));
-    setChildren(this.axis, marks.map((ago) => h("span", {}, ago ? `${duration(ago).replace(/ 0 s$/, "")} ago` : "now")));
+    this.rows.show(rows, (parts, row) => this.#update(parts, row, from, now));
+    this.axis.hidden = !rows.length;
+    const marks = [3, 2, 1, 0].map((thirds) => Math.round((seconds * thirds) / 3));
+    setChildren(
+      this.axis,
+      marks.map((ago) => h("span", {}, ago ? `${duration(ago)} ago` : "now")),
+    );
   }
 
-  #make() {
-    const row = h("div", { class: "trail" });
-    row.parts = { name: h("span", { class: "who" }), strip: h("div", { class: "strip", role: "img" }) };
-    row.append(row.parts.name, row.parts.strip);
-    return row;
-  }
-
-  #update(element, row, from, now) {
-    const { name, strip } = element.parts;
-    const label = (span) => `${statusOf(span).label.toLowerCase()} for ${duration(span.to - span.from)}, from ${clock(span.from)}`;
+  /** @param {ReturnType<typeof strip>} parts @param {Trail} row @param {number} from @param {number} now */
+  #update({ root, name, bar, pieces }, row, from, now) {
     setText(name, row.alias);
-    setVars(element, { "--c": colour(this.store, row.alias) });
-    setAttribute(strip, "aria-label", row.spans.map(label).join("; "));
-    sync(strip, row.spans, (span) => `${span.to === now ? "now" : span.to} ${span.status}`, () => h("span", {}), (piece, span) => {
-      setAttribute(piece, "class", span.status);
-      setAttribute(piece, "title", label(span));
-      setVars(piece, { "--from": (span.from - from) / (now - from), "--to": (span.to - from) / (now - from) });
+    setVars(root, { "--c": colour(this.store, row.alias) });
+    setAttribute(bar, "aria-label", row.spans.map(spanText).join("; "));
+    const keyed = row.spans.map((span) => ({
+      ...span,
+      key: `${span.to === now ? "now" : span.to} ${span.status}`,
+    }));
+    pieces.show(keyed, (piece, span) => {
+      setAttribute(piece.root, "class", span.status);
+      setAttribute(piece.root, "title", spanText(span));
+      setVars(piece.root, {
+        "--from": (span.from - from) / (now - from),
+        "--to": (span.to - from) / (now - from),
+      });
     });
   }
 }
 
+function strip() {
+  const name = h("span", { class: "who" });
+  const bar = h("div", { class: "strip", role: "img" });
+  /** @type {Children<Span & { key: string }, { root: HTMLElement }>} */
+  const pieces = new Children(
+    bar,
+    (span) => span.key,
+    () => ({ root: h("span") }),
+  );
+  return { root: h("div", { class: "trail" }, name, bar), name, bar, pieces };
+}
+
+// --- what happened --------------------------------------------------------------------------------
+
 export class EventsView {
   #spoken = 0;
 
+  /** @param {Element} root @param {Store} store @param {Element} voice */
   constructor(root, store, voice) {
-    Object.assign(this, { store, voice, list: root.querySelector("ol") });
+    this.store = store;
+    this.voice = voice;
+    const nothing = h("li", { class: "muted" }, "Nothing yet. Changes appear here as they happen.");
+    /** @type {Children<Event, ReturnType<typeof item>>} */
+    this.items = new Children(the(root, "ol"), (event) => event.id, item, nothing);
   }
 
   render() {
-    const events = this.store.events;
-    if (!events.length) return sync(this.list, [0], () => " none", () => h("li", { class: "muted" }, "Nothing yet. Changes appear here as they happen."), () => {});
-    sync(this.list, events, (event) => event.id, (event) => this.#make(event), (item, event) => setText(item.text, event.text));
-    this.#speak(events[0]);
+    const { events } = this.store;
+    this.items.show(events, ({ text }, event) => setText(text, event.text));
+    if (events.length) this.#speak(events[0]);
   }
 
-  #make(event) {
-    const item = h("li", { class: event.tone });
-    item.text = h("span", { class: "what" });
-    item.append(h("time", {}, clock(event.t)), h("span", { class: "dot" }), h("p", {}, event.alias && h("strong", {}, event.alias), " ", item.text));
-    return item;
-  }
-
-  /** Changes are read out once; the ticking percentage is not. */
+  /**
+   * Changes are read out once; the ticking percentage is not.
+   * @param {Event} event
+   */
   #speak(event) {
     if (event.id <= this.#spoken) return;
     this.#spoken = event.id;
     setText(this.voice, `${event.alias} ${event.live ? "loading" : event.text}`);
   }
+}
+
+/** @param {Event} event */
+function item(event) {
+  const text = h("span", { class: "what" });
+  const said = h("p", {}, event.alias && h("strong", {}, event.alias), " ", text);
+  const time = h("time", {}, clock(event.t));
+  return { root: h("li", { class: event.tone }, time, h("span", { class: "dot" }), said), text };
 }

@@ -1,102 +1,178 @@
 // The table of models: one row each, in the configuration's order, never re-ordered under the reader's hand.
 
-import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
-import { count, duration, isComing, isResident, kept, memory, percent, progressOf, speed, statusNote, statusOf } from "./words.js";
+import { Children, h, setAttribute, setChildren, setText, setVars, the } from "./dom.js";
+import { count, duration, memory, number, percent, speed } from "./format.js";
+import { LEVELS, isComing, isResident, kept, labelOf, progressOf, statusNote, toneOf } from "./status.js";
+
+/** @import { Child } from "./dom.js" */
+/** @import { Seen, Store, View } from "./store.js" */
+
+/**
+ * What can be done with a model.
+ * @typedef {Record<"load" | "eject" | "reset" | "details", (alias: string) => Promise<void>>} Actions
+ */
+
+/** @typedef {ReturnType<ModelsView["make"]>} Row */
 
 const FILTER_FROM = 12;
-const LEVELS = ["high", "normal", "low"];
+const BLANK = "–";
 
-/** A model's colour, the same in the table, the memory bar and the timeline. */
+/**
+ * A model's colour, the same in the table, the memory bar and the timeline.
+ * @param {Store} store
+ * @param {string} alias
+ */
 export const colour = (store, alias) => `var(--m${[...store.models.keys()].indexOf(alias) % 8})`;
 
-/** The one thing that can be done with a model in this state. */
-function actionFor(model) {
-  if (model.status === "failed") return { name: "Reset", call: "reset" };
-  if (model.status === "off" || model.status === "crashed") return { name: "Load", call: "load" };
-  return { name: "Eject", call: "eject", disabled: model.status === "stopping" };
+/**
+ * The one thing that can be done with a model in this state.
+ * @param {Seen} model
+ * @returns {{ name: string, call: "load" | "eject" | "reset", disabled?: boolean }}
+ */
+function actionFor({ status }) {
+  if (status === "failed") return { name: "Reset", call: "reset" };
+  if (status === "off" || status === "crashed") return { name: "Load", call: "load" };
+  return { name: "Eject", call: "eject", disabled: status === "stopping" };
 }
 
 export class ModelsView {
+  /** @param {Element} root @param {Store} store @param {Actions} actions */
   constructor(root, store, actions) {
-    Object.assign(this, { store, actions, rows: root.querySelector(".rows"), filter: root.querySelector("#filter") });
+    this.store = store;
+    this.actions = actions;
+    /** @type {HTMLInputElement} */
+    this.filter = the(root, "#filter");
     this.filter.addEventListener("input", () => this.render(store.now()));
+    /** @type {Children<Seen, Row>} */
+    this.rows = new Children(
+      the(root, ".rows"),
+      (model) => model.alias,
+      (model) => this.make(model),
+    );
   }
 
+  /** @param {number} now */
   render(now) {
     const models = this.store.list();
     this.filter.hidden = models.length < FILTER_FROM;
     const wanted = this.filter.value.trim().toLowerCase();
     const shown = models.filter((model) => model.alias.toLowerCase().includes(wanted));
-    sync(this.rows, shown, (model) => model.alias, (model) => this.#make(model), (row, model) => this.#update(row, model, now));
+    this.rows.show(shown, (row, model) => this.#update(row, model, now));
   }
 
-  #make({ alias }) {
-    const cell = (name, label, ...children) => h("div", { role: "cell", class: name, "data-label": label }, ...children);
-    const part = (tag, name) => h(tag, { class: name });
-    const row = h("div", { role: "row", class: "row" });
-    const p = (row.parts = {
-      swatch: part("span", "swatch"), tags: part("span", "tags"), pill: part("span", "pill"), note: part("span", "note"), bar: part("span", "progress small"),
-      memory: part("span", "value"), estimate: part("span", "sub"), queue: part("span", "value"), mix: part("span", "mix"),
-      flight: part("span", "value"), slots: part("span", "sub"), speed: part("span", "value"),
-      act: h("button", { type: "button", class: "act", onclick: () => this.actions[p.act.dataset.call](alias) }),
-    });
-    p.bar.append(part("span", "fill"));
-    row.append(
-      cell("name", null, p.swatch, h("span", { class: "label" }, h("button", { type: "button", class: "open", onclick: () => this.actions.details(alias), "aria-haspopup": "dialog", title: `${alias}: details, plan and log` }, h("span", {}, alias)), p.tags)),
-      cell("status", null, p.pill, p.note, p.bar),
-      cell("num", "Memory", p.memory, p.estimate),
-      cell("num", "Waiting", p.queue, p.mix),
-      cell("num", "In flight", p.flight, p.slots),
-      cell("num", "Tokens/s", p.speed),
-      cell("acts", null, p.act),
+  /** @param {Seen} model */
+  make({ alias }) {
+    const part = (/** @type {string} */ name) => h("span", { class: name });
+    const [swatch, tags, pill, note, bar] = ["swatch", "tags", "pill", "note", "progress small"].map(part);
+    const [memory, queue, flight, speed] = Array.from({ length: 4 }, () => part("value"));
+    const [estimate, slots, mix] = ["sub", "sub", "mix"].map(part);
+    bar.append(part("fill"));
+    const act = h("button", { type: "button", class: "act" });
+    const name = h("span", { class: "label" }, this.#opener(alias), tags);
+    const root = h(
+      "div",
+      { role: "row", class: "row" },
+      cell("name", null, swatch, name),
+      cell("status", null, pill, note, bar),
+      cell("num", "Memory", memory, estimate),
+      cell("num", "Waiting", queue, mix),
+      cell("num", "In flight", flight, slots),
+      cell("num", "Tokens/s", speed),
+      cell("acts", null, act),
     );
-    return row;
+    return { root, swatch, tags, pill, note, bar, memory, estimate, queue, mix, flight, slots, speed, act };
   }
 
+  /** @param {string} alias */
+  #opener(alias) {
+    const onclick = () => this.actions.details(alias);
+    const title = `${alias}: details, plan and log`;
+    const props = { type: "button", class: "open", onclick, "aria-haspopup": "dialog", title };
+    return h("button", props, h("span", {}, alias));
+  }
+
+  /** @param {Row} row @param {Seen} model @param {number} now */
   #update(row, model, now) {
-    const p = row.parts;
-    const status = statusOf(model);
+    const tone = toneOf(model.status);
+    const label = labelOf(model.status);
+    const progress = progressOf(model);
     const view = this.store.view(model, now);
     const note = statusNote(model, view);
-    setAttribute(row, "class", `row ${status.tone} is-${model.status}`);
-    setVars(p.swatch, { "--c": colour(this.store, model.alias) });
-    setChildren(p.tags, model.kind && model.kind !== "chat" && h("i", {}, model.kind), model.pinned && h("i", { title: "Never evicted, never unloaded when idle" }, "pinned"),
-      kept(model) && h("i", { title: `Conversations are kept over swaps: ${kept(model)}` }, model.kept_tokens ? `keeps ${model.kept_tokens.toLocaleString("en")} tokens` : "keeps chats"));
-    setText(p.pill, progressOf(model) != null ? `${status.label} ${percent(progressOf(model))}` : status.label);
-    setAttribute(p.pill, "class", `pill ${status.tone}`);
-    setText(p.note, note || "");
-    setAttribute(p.note, "title", note);
-    p.bar.hidden = !isComing(model);
-    p.bar.classList.toggle("unknown", progressOf(model) == null);
-    setVars(p.bar, { "--done": progressOf(model) ?? 0 });
-    this.#numbers(p, model, view);
-    this.#action(p.act, model);
+    setAttribute(row.root, "class", `row ${tone} is-${model.status}`);
+    setVars(row.swatch, { "--c": colour(this.store, model.alias) });
+    setChildren(row.tags, tags(model));
+    setText(row.pill, progress == null ? label : `${label} ${percent(progress)}`);
+    setAttribute(row.pill, "class", `pill ${tone}`);
+    setText(row.note, note);
+    setAttribute(row.note, "title", note);
+    row.bar.hidden = !isComing(model);
+    row.bar.classList.toggle("unknown", progress == null);
+    setVars(row.bar, { "--done": progress ?? 0 });
+    this.#memory(row, model);
+    this.#waiting(row, model, view);
+    this.#serving(row, model);
+    this.#action(row.act, model);
+    for (const value of [row.memory, row.queue, row.flight, row.speed]) {
+      value.classList.toggle("blank", value.textContent === BLANK);
+    }
   }
 
-  #numbers(p, model, view) {
-    const blank = "–";
+  /** @param {Row} row @param {Seen} model */
+  #memory(row, model) {
     const estimate = model.estimated_mb ? `≈ ${memory(model.estimated_mb)}` : null;
-    setText(p.memory, model.vram_mb ? memory(model.vram_mb) : model.vram_mb === 0 ? "CPU" : estimate ?? blank);
-    p.memory.classList.toggle("guess", !model.vram_mb && Boolean(estimate));
-    setText(p.estimate, model.vram_mb && estimate ? estimate : "");
-    setAttribute(p.memory.parentElement, "title", estimate && `estimated need ${estimate}`);
-    setText(p.queue, model.queue_depth ? String(model.queue_depth) : blank);
-    const mix = LEVELS.filter((level) => model.by_priority?.[level]);
-    setChildren(p.mix, mix.map((level) => h("i", { class: level, title: `${model.by_priority[level]} of ${level} priority` }, `${model.by_priority[level]} ${level}`)));
-    setAttribute(p.queue.parentElement, "title", view.oldest != null && `${count(model.queue_depth, "request")}, the longest for ${duration(view.oldest)}`);
-    setText(p.flight, model.in_flight ? String(model.in_flight) : blank);
-    setText(p.slots, model.slots && model.in_flight ? `of ${model.slots}` : "");
-    setText(p.speed, model.tokens_per_second && isResident(model) ? speed(model.tokens_per_second) : blank);
-    setAttribute(p.speed, "title", model.in_flight ? null : "of its last answer");
-    for (const value of [p.memory, p.queue, p.flight, p.speed]) value.classList.toggle("blank", value.textContent === blank);
+    const used = model.vram_mb ? memory(model.vram_mb) : null;
+    setText(row.memory, used ?? (model.vram_mb === 0 ? "CPU" : (estimate ?? BLANK)));
+    row.memory.classList.toggle("guess", !used && Boolean(estimate));
+    setText(row.estimate, (used && estimate) ?? "");
+    setAttribute(row.memory.parentElement, "title", estimate && `estimated need ${estimate}`);
   }
 
-  #action(button, model) {
-    const action = actionFor(model);
-    button.dataset.call = action.call;
-    button.disabled = Boolean(action.disabled) || !this.store.admin;
-    setAttribute(button, "title", !this.store.admin && "Needs a key with admin");
-    setText(button, action.name);
-    setAttribute(button, "aria-label", `${action.name} ${model.alias}`);
+  /** @param {Row} row @param {Seen} model @param {View} view */
+  #waiting(row, { queue_depth, by_priority }, view) {
+    const longest = view.oldest != null && `, the longest for ${duration(view.oldest)}`;
+    setText(row.queue, queue_depth ? String(queue_depth) : BLANK);
+    setAttribute(row.queue.parentElement, "title", longest && count(queue_depth, "request") + longest);
+    setChildren(
+      row.mix,
+      LEVELS.filter((level) => by_priority[level]).map((level) => {
+        const title = `${by_priority[level]} of ${level} priority`;
+        return h("i", { class: level, title }, `${by_priority[level]} ${level}`);
+      }),
+    );
   }
+
+  /** @param {Row} row @param {Seen} model */
+  #serving(row, model) {
+    const { in_flight, slots, tokens_per_second } = model;
+    setText(row.flight, in_flight ? String(in_flight) : BLANK);
+    setText(row.slots, in_flight ? `of ${slots}` : "");
+    setText(row.speed, tokens_per_second && isResident(model) ? speed(tokens_per_second) : BLANK);
+    setAttribute(row.speed, "title", in_flight ? null : "of its last answer");
+  }
+
+  /** @param {HTMLButtonElement} button @param {Seen} model */
+  #action(button, model) {
+    const { name, call, disabled } = actionFor(model);
+    button.onclick = () => this.actions[call](model.alias);
+    button.disabled = Boolean(disabled) || !this.store.admin;
+    setAttribute(button, "title", !this.store.admin && "Needs a key with admin");
+    setText(button, name);
+    setAttribute(button, "aria-label", `${name} ${model.alias}`);
+  }
+}
+
+/** @param {string} name @param {string | null} label @param {HTMLElement[]} children */
+function cell(name, label, ...children) {
+  return h("div", { role: "cell", class: name, "data-label": label }, ...children);
+}
+
+/** @param {Seen} model @returns {Child[]} */
+function tags(model) {
+  const conversations = kept(model);
+  const keeps = model.kept_tokens ? `keeps ${number(model.kept_tokens)} tokens` : "keeps chats";
+  return [
+    model.kind !== "chat" && h("i", {}, model.kind),
+    model.pinned && h("i", { title: "Never evicted, never unloaded when idle" }, "pinned"),
+    conversations && h("i", { title: `Conversations are kept over swaps: ${conversations}` }, keeps),
+  ];
 }

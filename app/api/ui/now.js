@@ -1,48 +1,65 @@
 // The headline: what is happening, why, and for how long.
 
-import { h, setAttribute, setChildren, setText, setVars, sync } from "./dom.js";
-import { percent, story } from "./words.js";
+import { Children, h, setAttribute, setChildren, setText, setVars, the } from "./dom.js";
+import { percent } from "./format.js";
+import { story } from "./topics.js";
+
+/** @import { Actions } from "./models.js" */
+/** @import { Connection, Store } from "./store.js" */
+/** @import { Step } from "./room.js" */
+/** @import { Topic } from "./topics.js" */
+
+/** @typedef {ReturnType<NowView["make"]>} Card */
 
 export class NowView {
+  /** @param {Element} root @param {Store} store @param {Actions} actions */
   constructor(root, store, actions) {
-    Object.assign(this, { root, store, actions });
-  }
-
-  render(now) {
-    sync(this.root, story(this.store, now), (topic) => topic.key, (topic) => this.#make(topic), (card, topic) => this.#update(card, topic));
-  }
-
-  #make(topic) {
-    const part = (name, tag = "div") => h(tag, { class: name });
-    const card = h("article", {});
-    card.parts = {
-      title: part("title", "h2"), facts: part("facts", "dl"), steps: part("steps", "ol"),
-      bar: h("div", { class: "progress", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": `Loading ${topic.alias}` }, part("fill")),
-      lines: part("lines"), buttons: part("buttons"),
-    };
-    card.parts.buttons.append(
-      h("button", { type: "button", class: "primary", onclick: () => this.actions.reset(topic.alias) }, "Reset"),
-      h("button", { type: "button", onclick: () => this.actions.details(topic.alias) }, "Show log"),
+    this.store = store;
+    this.actions = actions;
+    /** @type {Children<Topic, Card>} */
+    this.cards = new Children(
+      root,
+      (topic) => topic.key,
+      (topic) => this.make(topic),
     );
-    card.append(...Object.values(card.parts));
-    return card;
   }
 
-  #update(card, topic) {
-    const { title, facts, steps, bar, lines, buttons } = card.parts;
-    setAttribute(card, "class", `now ${topic.tone}`);
-    setChildren(title, `${topic.verb} `, topic.alias && h("strong", {}, topic.alias), topic.tail && ` ${topic.tail}`);
-    setChildren(facts, topic.facts.map((fact) => h("div", {}, h("dd", {}, fact.value), h("dt", {}, fact.label))));
-    this.#bar(bar, topic.progress);
+  /** @param {number} now */
+  render(now) {
+    this.cards.show(story(this.store, now), (card, topic) => this.#update(card, topic));
+  }
+
+  /** @param {Topic} topic */
+  make({ alias = "" }) {
+    const title = h("h2", { class: "title" });
+    const facts = h("dl", { class: "facts" });
+    const steps = h("ol", { class: "steps" });
+    const bar = progressBar(`Loading ${alias}`);
+    const lines = h("div", { class: "lines" });
+    const reset = { type: "button", class: "primary", onclick: () => this.actions.reset(alias) };
+    const details = { type: "button", onclick: () => this.actions.details(alias) };
+    const offers = [h("button", reset, "Reset"), h("button", details, "Show log")];
+    const buttons = h("div", { class: "buttons" }, offers);
+    const root = h("article", {}, title, facts, steps, bar, lines, buttons);
+    return { root, title, facts, steps, bar, lines, buttons };
+  }
+
+  /** @param {Card} card @param {Topic} topic */
+  #update({ root, title, facts, steps, bar, lines, buttons }, topic) {
+    const { verb, alias, tail, progress } = topic;
+    setAttribute(root, "class", `now ${topic.tone}`);
+    setChildren(title, verb && `${verb} `, alias && h("strong", {}, alias), tail && ` ${tail}`);
+    setChildren(
+      facts,
+      topic.facts.map((fact) => h("div", {}, h("dd", {}, fact.value), h("dt", {}, fact.label))),
+    );
     steps.hidden = !topic.steps;
-    setChildren(steps, (topic.steps ?? []).map((step) => h(
-      "li", { class: step.state, "aria-current": step.state === "current" && "step" }, h("b", {}, step.name), " ", h("span", {}, step.detail),
-    )));
-    setChildren(lines, topic.lines.map((line) => h("p", {}, line)));
+    setChildren(steps, topic.steps?.map(stepItem));
+    setChildren(
+      lines,
+      topic.lines.map((line) => h("p", {}, line)),
+    );
     buttons.hidden = !topic.broken || !this.store.admin;
-  }
-
-  #bar(bar, progress) {
     bar.hidden = progress === undefined;
     bar.classList.toggle("unknown", progress === null);
     setAttribute(bar, "aria-valuenow", progress == null ? null : Math.round(progress * 100));
@@ -51,16 +68,38 @@ export class NowView {
   }
 }
 
-/** The line in the page's head: is the picture live, and is the router well. */
+/** @param {string} label */
+function progressBar(label) {
+  const role = { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": label };
+  return h("div", { class: "progress", ...role }, h("div", { class: "fill" }));
+}
+
+/** @param {Step} step */
+function stepItem({ name, detail, state }) {
+  const props = { class: state, "aria-current": state === "current" && "step" };
+  return h("li", props, h("b", {}, name), " ", h("span", {}, detail));
+}
+
+// --- the line in the page's head: is the picture live, and is the router well ----------------------
+
+/** @param {HTMLElement} root @param {Store} store */
 export function renderConnection(root, store) {
-  const { state, since, retryAt, error } = store.connection;
-  const text = root.querySelector(".text");
-  const stopping = store.server.status === "stopping";
-  setAttribute(root, "class", `link ${state === "open" ? (stopping ? "wait" : "ok") : state === "closed" ? "bad" : ""}`);
-  if (state === "open") return setText(text, stopping ? "Router is shutting down" : "Live");
-  if (state !== "closed") return setText(text, "Connecting…");
-  const at = new Date(since * 1000).toLocaleTimeString([], { hour12: false });
-  const wait = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
-  root.title = error?.message ?? "";
-  setText(text, `Disconnected since ${at}, ${wait ? `next try in ${wait} s` : "trying now"}`);
+  const { connection } = store;
+  const stopping = store.server?.status === "stopping";
+  const tones = { connecting: "", open: stopping ? "wait" : "ok", closed: "bad" };
+  const words = {
+    connecting: () => "Connecting…",
+    open: () => (stopping ? "Router is shutting down" : "Live"),
+    closed: () => lost(connection),
+  };
+  setAttribute(root, "class", `link ${tones[connection.state]}`);
+  setAttribute(root, "title", connection.state === "closed" && (connection.error?.message ?? ""));
+  setText(the(root, ".text"), words[connection.state]());
+}
+
+/** @param {Connection} connection */
+function lost({ since, retryAt }) {
+  const at = new Date((since ?? 0) * 1000).toLocaleTimeString([], { hour12: false });
+  const wait = Math.max(0, Math.ceil(((retryAt ?? 0) - Date.now()) / 1000));
+  return `Disconnected since ${at}, ${wait ? `next try in ${wait} s` : "trying now"}`;
 }

@@ -1,35 +1,85 @@
 // What the page knows: the router's latest picture, and the history that only this page keeps. No DOM.
 
-import { isComing, isResident, loadingText, progressOf, transition } from "./words.js";
+import { Loads } from "./loads.js";
+import { isResident, loadingText, transition } from "./status.js";
+
+/** @import { Device, Figures, FullStatus, Metrics, Model, ModelUpdate, Process } from "./shapes.js" */
+/** @import { Queues, Server, Status } from "./shapes.js" */
+/** @import { Tone } from "./status.js" */
+
+/**
+ * A model as this page knows it: the router's latest fields, and the latest figures.
+ * @typedef {Model & Partial<Process> & Partial<Figures> & { alias: string }} Seen
+ */
+
+/** @typedef {{ t: number, status: Status | null }} Entry from `t` on; null: not watched */
+/** @typedef {{ id: number, t: number, alias: string, tone: Tone, text: string, live: boolean }} Event */
+
+/**
+ * @typedef {object} Connection
+ * @property {"connecting" | "open" | "closed"} state
+ * @property {number | null} since
+ * @property {number | null} retryAt in ms, of this browser's clock
+ * @property {Error | null} error
+ */
+
+/**
+ * Times of one model, in seconds: how long in this state, how long to go, its longest waiter.
+ * @typedef {object} View
+ * @property {number} now
+ * @property {number} age
+ * @property {number} loadStart
+ * @property {number | null} eta
+ * @property {number | null} oldest
+ */
 
 export const HISTORY_S = 15 * 60;
 const MAX_EVENTS = 200;
 const SAVED = "router.history";
 
 export class Store {
-  models = new Map(); // alias -> the router's fields, as they came
-  server = {};
+  /** @type {Map<string, Seen>} in the configuration's order */
+  models = new Map();
+  /** @type {Server | null} */
+  server = null;
+  serverSince = 0;
+  /** @type {Device[]} */
   devices = [];
-  host = null; // its memory, for models that run there
-  noGpu = null; // why there is none
+  /** @type {Device | null} its memory, for models that run there */
+  host = null;
+  /** @type {string | null} why there is none */
+  noGpu = null;
+  /** @type {Queues | null} */
   queue = null;
-  history = new Map(); // alias -> [{t, status}], status null: not watched
-  events = []; // newest first: {id, t, alias, tone, text, live}
-  lastLoad = new Map(); // alias -> seconds
-  admin = true; // false: may look, not touch
+  /** @type {Map<string, Entry[]>} by alias */
+  history = new Map();
+  /** @type {Event[]} newest first */
+  events = [];
+  /** False: may look, not touch. */
+  admin = true;
+  /** @type {Connection} */
   connection = { state: "connecting", since: null, retryAt: null, error: null };
-  #loads = new Map(); // alias -> {start, samples: [{t, p}]}
-  #queueAt = 0;
+
+  #loads = new Loads();
+  #clock;
   #offset = 0; // the router's clock minus this browser's
+  #queueAt = 0;
   #eventId = 0;
+  /** @type {(() => void)[]} */
   #listeners = [];
 
+  /** @param {() => number} [clock] Unix seconds */
+  constructor(clock = () => Date.now() / 1000) {
+    this.#clock = clock;
+  }
+
+  /** @param {() => void} listener */
   onChange(listener) {
     this.#listeners.push(listener);
   }
 
-  #changed(...topics) {
-    for (const listener of this.#listeners) listener(topics);
+  #changed() {
+    for (const listener of this.#listeners) listener();
   }
 
   get connected() {
@@ -40,73 +90,78 @@ export class Store {
     return [...this.models.values()];
   }
 
-  /** Seconds on the router's clock; a phone's may be minutes off. */
-  now() {
-    return Date.now() / 1000 + this.#offset;
+  residents() {
+    return this.list().filter(isResident);
   }
 
+  /** Seconds on the router's clock; a phone's may be minutes off. */
+  now() {
+    return this.#clock() + this.#offset;
+  }
+
+  /** @param {number} timestamp */
   setClock(timestamp) {
-    const unix = typeof timestamp === "number" ? timestamp : Date.parse(timestamp) / 1000;
-    if (!Number.isFinite(unix)) return;
-    const offset = unix - Date.now() / 1000;
+    const offset = timestamp - this.#clock();
     this.#offset = Math.abs(offset) < 2 ? 0 : offset;
   }
 
-  // --- what the router says -------------------------------------------------------------------
+  // --- what the router says -----------------------------------------------------------------------
 
-  fullStatus(body) {
-    this.server = body.server ?? {};
-    this.serverSince = this.now() - (this.server.uptime_seconds ?? 0);
-    const known = body.models ?? {};
-    for (const alias of this.models.keys()) if (!(alias in known)) this.models.delete(alias);
-    const ordered = new Map();
-    for (const [alias, fields] of Object.entries(known)) {
-      this.#apply(alias, fields, true);
-      ordered.set(alias, this.models.get(alias));
-    }
-    this.models = ordered; // the configuration's order
-    this.#changed("models");
+  /** @param {FullStatus} body */
+  fullStatus({ server, models }) {
+    this.server = server;
+    this.serverSince = this.now() - server.uptime_seconds;
+    const before = this.models;
+    this.models = new Map();
+    for (const [alias, fields] of Object.entries(models)) this.#apply(alias, before.get(alias), fields);
+    this.#changed();
   }
 
+  /** @param {ModelUpdate} body */
   modelUpdate({ alias, ...fields }) {
-    if (!alias) return;
-    this.#apply(alias, fields, false);
-    this.#changed("models");
+    this.#apply(alias, this.models.get(alias), fields);
+    this.#changed();
   }
 
-  serverUpdate(body) {
-    const before = this.server.status;
-    this.server = { ...this.server, ...body };
-    if (body.status === "stopping" && before !== "stopping") this.addEvent("", "wait", "the router is shutting down");
-    this.#changed("server");
+  /** @param {Server} server */
+  serverUpdate(server) {
+    const stops = server.status === "stopping" && this.server?.status !== "stopping";
+    this.server = server;
+    if (stops) this.addEvent("", "wait", "the router is shutting down");
+    this.#changed();
   }
 
+  /** @param {Metrics} body */
   metrics(body) {
     this.setClock(body.timestamp);
-    this.devices = body.devices ?? [];
-    this.host = body.host ?? null;
-    this.noGpu = body.reason ?? null;
-    for (const [alias, fields] of Object.entries(body.models ?? {})) {
-      const model = this.models.get(alias);
-      // state comes from the status stream; a sample must not overwrite a newer event
-      if (model) Object.assign(model, { tokens_per_second: fields.tokens_per_second, requests_total: fields.requests_total, errors_total: fields.errors_total });
-    }
-    if (body.queues) this.setQueue(body.queues);
-    this.#changed("metrics");
-  }
-
-  setQueue(body) {
-    this.queue = body;
+    this.devices = body.devices;
+    this.host = body.host;
+    this.noGpu = body.reason;
+    this.queue = body.queues;
     this.#queueAt = this.now();
-    this.#changed("queue");
+    for (const [alias, figures] of Object.entries(body.models)) this.#count(alias, figures);
+    this.#changed();
   }
 
+  /**
+   * Only what is counted: the state comes from the status stream, and a sample may be older than an event.
+   * @param {string} alias
+   * @param {Figures} figures
+   */
+  #count(alias, { requests_total, errors_total, tokens_per_second }) {
+    const model = this.models.get(alias);
+    if (model) Object.assign(model, { requests_total, errors_total, tokens_per_second });
+  }
+
+  /** @param {Partial<Connection> & Pick<Connection, "state">} next */
   setConnection(next) {
     const before = this.connection;
-    this.connection = { ...before, ...next, since: next.state === before.state ? before.since : this.now() };
+    const since = next.state === before.state ? before.since : this.now();
+    this.connection = { ...before, ...next, since };
     if (next.state === "closed" && before.state === "open") this.#lost();
-    if (next.state === "open" && before.since && before.state === "closed") this.addEvent("", "ok", "connected to the router again");
-    this.#changed("connection");
+    if (next.state === "open" && before.state === "closed")
+      this.addEvent("", "ok", "connected to the router again");
+    this.#changed();
   }
 
   #lost() {
@@ -114,23 +169,25 @@ export class Store {
     for (const trail of this.history.values()) trail.push({ t: this.now(), status: null });
   }
 
-  // --- one model's change ---------------------------------------------------------------------
+  // --- one model's change -------------------------------------------------------------------------
 
-  #apply(alias, fields, full) {
-    const old = this.models.get(alias);
-    const model = full
-      ? { tokens_per_second: old?.tokens_per_second, requests_total: old?.requests_total, errors_total: old?.errors_total, ...fields, alias }
-      : { ...old, ...fields, alias };
-    const moved = old !== undefined && old.status !== model.status;
-    const since = moved && fields.status_since === old.status_since ? null : fields.status_since;
-    model.status_since = since ?? (moved ? this.now() : model.status_since);
+  /**
+   * @param {string} alias
+   * @param {Seen | undefined} old
+   * @param {Model & Partial<Process>} fields
+   */
+  #apply(alias, old, fields) {
+    const { requests_total, errors_total, tokens_per_second } = old ?? {};
+    /** @type {Seen} */
+    const model = { requests_total, errors_total, tokens_per_second, ...fields, alias };
     this.models.set(alias, model);
     this.#remember(model);
-    this.#follow(model);
-    if (moved) this.#announce(old.status, model);
+    this.#loads.follow(model, this.now());
+    if (old && old.status !== model.status) this.#announce(old.status, model);
     else if (model.status === "loading") this.#progress(model);
   }
 
+  /** @param {Seen} model */
   #remember(model) {
     const trail = this.history.get(model.alias) ?? [];
     this.history.set(model.alias, trail);
@@ -142,85 +199,77 @@ export class Store {
     while (trail.length > 1 && trail[1].t < horizon) trail.shift();
   }
 
-  #follow(model) {
-    const load = this.#loads.get(model.alias);
-    if (!isComing(model)) {
-      if (load && model.status === "ready") this.lastLoad.set(model.alias, Math.max(0, (model.status_since ?? this.now()) - load.start));
-      this.#loads.delete(model.alias);
-      return;
-    }
-    const mine = load ?? { start: model.load_started ?? model.status_since ?? this.now(), samples: [] };
-    this.#loads.set(model.alias, mine);
-    const p = model.load_progress;
-    if (p == null || p === mine.samples.at(-1)?.p) return;
-    if (p < mine.samples.at(-1)?.p) mine.samples = []; // the next stage counts from zero again
-    mine.samples.push({ t: this.now(), p });
-  }
-
+  /** @param {Status} before @param {Seen} model */
   #announce(before, model) {
     for (const event of this.events) if (event.alias === model.alias) event.live = false;
-    const line = transition(before, model, { waiting: model.queue_depth ?? 0, loadSeconds: this.lastLoad.get(model.alias) });
-    if (line) this.addEvent(model.alias, line.tone, line.text, line.live);
+    const line = transition(before, model, this.lastLoad(model.alias));
+    this.addEvent(model.alias, line.tone, line.text, line.live);
   }
 
+  /** @param {Seen} model */
   #progress(model) {
     const event = this.events.find((candidate) => candidate.live && candidate.alias === model.alias);
     if (event) event.text = loadingText(model);
   }
 
+  /** @param {string} alias @param {Tone} tone @param {string} text */
   addEvent(alias, tone, text, live = false) {
     this.events.unshift({ id: ++this.#eventId, t: this.now(), alias, tone, text, live });
     this.events.length = Math.min(this.events.length, MAX_EVENTS);
   }
 
-  // --- what follows from it -------------------------------------------------------------------
+  // --- what follows from it -----------------------------------------------------------------------
 
-  /** Times of one model, in seconds: how long in this state, how long to go, its longest waiter. */
+  /** @param {Seen} model @returns {View} */
   view(model, now = this.now()) {
-    const since = model.status_since ?? this.history.get(model.alias)?.at(-1)?.t ?? now;
-    const stats = this.queue?.per_model?.[model.alias];
-    const waited = model.queue_depth ? stats?.oldest_wait_sec : null;
+    const since = model.status_since ?? now;
+    const waited = model.queue_depth ? this.queue?.per_model[model.alias]?.oldest_wait_sec : null;
     return {
-      now, since, age: now - since, loadStart: this.#loads.get(model.alias)?.start ?? since, eta: this.#eta(model, now),
+      now,
+      age: now - since,
+      loadStart: this.#loads.startOf(model.alias) ?? since,
+      eta: this.#loads.eta(model, now),
       oldest: waited == null ? null : waited + Math.max(0, now - this.#queueAt),
     };
   }
 
-  /** Time left at the speed seen so far; until there is a speed to speak of, by the time of the last load. */
-  #eta(model, now) {
-    const bySpeed = this.#etaBySpeed(model, now);
-    if (bySpeed != null || !model.expected_load_sec || !isComing(model)) return bySpeed;
-    return Math.max(0, model.expected_load_sec - (now - (this.#loads.get(model.alias)?.start ?? now)));
+  /**
+   * Seconds that its last load took, if this page saw it.
+   * @param {string} alias
+   */
+  lastLoad(alias) {
+    return this.#loads.lasted.get(alias);
   }
 
-  #etaBySpeed(model, now) {
-    const samples = this.#loads.get(model.alias)?.samples ?? [];
-    const [first, last] = [samples[0], samples.at(-1)];
-    if (progressOf(model) == null || samples.length < 3 || last.t - first.t < 1.5 || last.p - first.p < 0.03) return null;
-    const speed = (last.p - first.p) / (last.t - first.t);
-    return Math.max(0, (1 - last.p) / speed - (now - last.t));
-  }
-
+  /** @param {Seen} model @param {number} now */
   justLoaded(model, now) {
-    return model.status === "ready" && this.lastLoad.has(model.alias) && now - (model.status_since ?? 0) < 8;
+    return (
+      model.status === "ready" && this.lastLoad(model.alias) != null && now - (model.status_since ?? 0) < 8
+    );
   }
 
-  residents() {
-    return this.list().filter(isResident);
+  // --- surviving a reload of the page -------------------------------------------------------------
+
+  /** @param {Pick<Storage, "setItem">} storage */
+  save(storage) {
+    const { history, events } = this;
+    const kept = {
+      at: this.now(),
+      history: [...history],
+      events: events.slice(0, 50),
+      loads: [...this.#loads.lasted],
+    };
+    storage.setItem(SAVED, JSON.stringify(kept));
   }
 
-  // --- surviving a reload of the page ---------------------------------------------------------
-
-  save() {
-    const kept = { at: this.now(), history: [...this.history], events: this.events.slice(0, 50), lastLoad: [...this.lastLoad] };
-    sessionStorage.setItem(SAVED, JSON.stringify(kept));
-  }
-
-  restore() {
-    const kept = JSON.parse(sessionStorage.getItem(SAVED) ?? "null");
+  /** @param {Pick<Storage, "getItem">} storage */
+  restore(storage) {
+    const kept = JSON.parse(storage.getItem(SAVED) ?? "null");
     if (!kept || this.now() - kept.at > HISTORY_S) return;
-    this.history = new Map(kept.history.map(([alias, trail]) => [alias, [...trail, { t: kept.at, status: null }]]));
-    this.events = kept.events.map((event) => ({ ...event, id: ++this.#eventId, live: false }));
-    this.lastLoad = new Map(kept.lastLoad);
+    this.history = new Map(kept.history);
+    for (const trail of this.history.values()) trail.push({ t: kept.at, status: null });
+    this.events = kept.events;
+    for (const event of this.events) Object.assign(event, { id: ++this.#eventId, live: false });
+    this.#loads.lasted = new Map(kept.loads);
   }
 }

@@ -1,0 +1,70 @@
+"""A real nginx in front of the router, with what docs/deployment.md tells to write."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.node import ROOT
+from tests.router_process import free_port, until_now
+
+FOLDERS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+
+
+def nginx() -> str:
+    """Its path; without one the test is skipped aloud, on CI it fails."""
+    found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if found is None:
+        text = "nginx is not installed (apt-get install nginx-light): the prefix was NOT tested"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        warnings.warn(text, stacklevel=2)
+        pytest.skip(text)
+    return found
+
+
+@contextmanager
+def in_front(folder: Path, router_url: str) -> Iterator[str]:
+    """The address of an nginx with the documented block for a prefix."""
+    port, config = free_port(), folder / "nginx.conf"
+    config.write_text(_config(folder, port, router_url))
+    command = [nginx(), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until_now(lambda: _serves(url))
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _serves(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/llm/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _config(folder: Path, port: int, router_url: str) -> str:
+    document = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```nginx\n(    location /llm/ .*?)^```", document, re.M | re.S)
+    assert "http://127.0.0.1:8000/;" in block
+    temporary = "\n".join(f"{name}_temp_path {folder / name};" for name in FOLDERS)
+    return f"""
+        daemon off; master_process off; pid {folder / "nginx.pid"};
+        events {{}}
+        http {{
+            access_log off; {temporary}
+            server {{ listen 127.0.0.1:{port}; {block.replace("http://127.0.0.1:8000", router_url)} }}
+        }}
+    """

@@ -1,0 +1,51 @@
+"""The page at https://nas/llm/, behind a real nginx, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.browser import browser, chromium
+from tests.e2e.nginx import in_front
+from tests.e2e.test_page import KEY, row, talk_on
+from tests.router_process import MakeRouter, RouterProcess
+
+
+@pytest.fixture
+def router(make_router: MakeRouter, tiny_gguf: Path) -> RouterProcess:
+    return make_router({"quick": {"model_path": tiny_gguf}}, api={"api_keys": [KEY]}, key=KEY)
+
+
+@pytest.fixture
+def address(router: RouterProcess, tmp_path: Path) -> Iterator[str]:
+    with in_front(tmp_path, router.url) as url:
+        yield f"{url}/llm"
+
+
+async def test_login_streams_buttons_log_and_chat_work_there(address: str) -> None:
+    async with browser(chromium()) as page:
+        await page.open(address)  # nginx adds the slash
+        await page.type_into("dialog input[type=password]", KEY)
+        await page.click("Log in", "dialog")
+        await page.shows("Live", "#connection")
+        await page.shows("Host memory", "#memory")  # the other stream
+        await page.click("Load quick")
+        await page.shows("Ready", row("quick"))
+        await page.click("quick", row("quick"))
+        await page.shows("starting quick on port", "dialog pre")
+        await page.shows("It is ready already", "dialog")
+        assert page.complaints == []
+        (cookie,) = (await page.command("Network.getAllCookies"))["cookies"]
+        assert (cookie["path"], cookie["httpOnly"], cookie["sameSite"]) == ("/llm", True, "Strict")
+        chat_page = await page.js("document.querySelector('dialog a').href")
+        assert chat_page == f"{address}/upstream/quick/"
+        await page.click("Close", "dialog")
+        await page.click("Log out")
+        await page.shows("wants an API key", "dialog")
+        assert (await page.command("Network.getAllCookies"))["cookies"] == []
+        await page.type_into("dialog input[type=password]", KEY)
+        await page.click("Log in", "dialog")
+        await page.shows("Ready", row("quick"))
+        await talk_on(page, chat_page)
