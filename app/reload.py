@@ -5,77 +5,55 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from app.access.rules import Rules
-from app.api.services import Services
 from app.configuration import file as config_file
+from app.configuration.current import Configuration
 from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.domain.files import FileIdentity
 
-if TYPE_CHECKING:
-    from app.main import RouterApp
-
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 2.0
-NEEDS_RESTART = {
-    "api": ("host", "port", "cors_allow_origins"),
-    "system": (
-        "llama_server_path", "first_port", "cache_dir", "log_dir", "log_level", "log_format",
-        "load_timeout_sec", "health_check_interval_sec", "min_free_vram_mb", "watch_config",
-    ),
-}  # fmt: skip
-"""Keys that are read once, at start."""
+TAKES = ("system.watch_config",)
 
 
-async def reload(app: RouterApp, path: Path) -> bool:
+async def reload(configuration: Configuration, path: Path) -> None:
     """Apply the file by difference. A file with mistakes changes nothing; they are logged."""
-    services: Services = app.state.services
     try:
         new = await anyio.to_thread.run_sync(config_file.load, path)
     except ConfigError as error:
         logger.error("the configuration stays as it was; %s", error)
-        return False
-    old = services.config
-    if services.manager.closing or new == old:
-        return False
-    services.config = new
-    app.take_rules(Rules(new.api, app.state.rules.sessions))
-    services.manager.apply(new)
-    services.metrics.start_at_zero(new.models)
-    if new.api.api_keys != old.api.api_keys:
-        _hang_up(services)
-    logger.info("configuration reloaded: %s", _summary(old, new))
-    for key in _unchangeable(old, new):
+        return
+    old = configuration.current
+    if new == old:
+        return
+    left = configuration.change(new)
+    if configuration.current != old:
+        logger.info("configuration reloaded: %s", _summary(old, configuration.current))
+    for key in left:
         logger.warning("%s has changed: restart the router for it to take effect", key)
-    return True
 
 
-def _hang_up(services: Services) -> None:
-    """Streams were let in with a key of before; with one that still counts they come again by themselves."""
-    services.feed.hang_up()
-    services.metrics_feed.hang_up()
-    services.logs.end_followers()
+async def watch(configuration: Configuration, path: Path) -> None:
+    """Reload when the file, or one that it takes a key from, is another one, while that is asked for.
 
-
-async def watch(app: RouterApp, path: Path) -> None:
-    """Reload when the file, or one that it takes a key from, is another one. Never returns."""
-    seen = await anyio.to_thread.run_sync(_identities, _files(app, path))
+    Never returns.
+    """
+    seen = await anyio.to_thread.run_sync(_identities, _files(configuration.current, path))
     while True:
         await asyncio.sleep(WATCH_EVERY_S)
-        found = await anyio.to_thread.run_sync(_identities, _files(app, path))
-        if any(found[file] != seen.get(file) for file in found):
-            seen.update(found)
-            await reload(app, path)
+        found = await anyio.to_thread.run_sync(_identities, _files(configuration.current, path))
+        changed = any(found[file] != seen.get(file) for file in found)
+        seen.update(found)
+        if changed and configuration.current.system.watch_config:
+            await reload(configuration, path)
 
 
-def _files(app: RouterApp, path: Path) -> list[Path]:
-    services: Services = app.state.services
-    names = [key.key_file for key in services.config.api.api_keys if key.key_file]
+def _files(config: Config, path: Path) -> list[Path]:
+    names = [key.key_file for key in config.api.api_keys if key.key_file]
     return [path, *(path.resolve().parent / Path(name).expanduser() for name in names)]
 
 
@@ -93,12 +71,3 @@ def _summary(old: Config, new: Config) -> str:
     }
     found = [f"{what} {', '.join(aliases)}" for what, aliases in changes.items() if aliases]
     return "; ".join(found) or "no model is concerned"
-
-
-def _unchangeable(old: Config, new: Config) -> list[str]:
-    return [
-        f"{section}.{key}"
-        for section, keys in NEEDS_RESTART.items()
-        for key in keys
-        if getattr(getattr(old, section), key) != getattr(getattr(new, section), key)
-    ]

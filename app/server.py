@@ -21,7 +21,6 @@ import uvicorn
 
 from app.api.http_protocol import RouterProtocol
 from app.api.services import Services
-from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, drain
 from app.reload import reload
 
@@ -113,7 +112,7 @@ class RouterServer(uvicorn.Server):
         """Once more if the signal came while the file was read: what was read may be the old one."""
         while self._reload_wanted and self._config_path is not None:
             self._reload_wanted = False
-            await reload(self._app, self._config_path)
+            await reload(self._app.state.configuration, self._config_path)
 
     def _exit_without_fail(self, timeout_s: float) -> None:
         """A thread that hangs in a driver or on a disk must not keep the router from ending."""
@@ -128,8 +127,8 @@ class RouterServer(uvicorn.Server):
 
     def _kill_children(self) -> None:
         services = getattr(self._app.state, "services", None)
-        if services is not None and isinstance(services.manager.launcher, LlamaLauncher):
-            services.manager.launcher.kill_all()
+        if services is not None:
+            services.launcher.kill_all()
 
 
 def raise_file_limit() -> None:

@@ -14,7 +14,6 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.api import render
 from app.api.services import Services
 from app.configuration.file import parse
 from app.core.queue import RequestQueue, Ticket
@@ -53,7 +52,7 @@ def median_ms(do: Callable[[], object]) -> float:
 async def step_ms(loaded: int) -> tuple[float, float]:
     world = await make_world(loaded)
     manager = world.manager
-    figures = median_ms(manager._look), median_ms(manager.views)
+    figures = median_ms(manager.scheduler._look), median_ms(manager.views)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
@@ -79,8 +78,8 @@ async def whole_router_ms() -> tuple[float, float, float]:
                 await asyncio.sleep(0.01)
                 loaded = sum(i.status is Status.READY for i in services.manager.instances.values())
             figures = (
-                median_ms(services.manager._look),
-                median_ms(lambda: json.dumps(render.full_status(services))),
+                median_ms(services.manager.scheduler._look),
+                median_ms(lambda: json.dumps(services.status.full())),
                 median_ms(services.metrics.text),
             )
             for task in waiting:

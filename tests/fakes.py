@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -113,7 +114,6 @@ class FakeLauncher:
         self.preparing: list[str] = []
         self.logs: dict[str, Sequence[str]] = {}
         self.takes: dict[str, int] = {}
-        self.kv_cache: KvCache | None = None
 
     async def check(self, spec: ModelSpec) -> None:
         if spec.alias in self.unfit:
@@ -128,10 +128,12 @@ class FakeLauncher:
 
     @asynccontextmanager
     async def launch(
-        self, spec: ModelSpec, placement: Mapping[str, int], on_change: Callable[[Any], None]
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        on_change: Callable[[Any], None],
+        slot_folder: Path | None = None,
     ) -> AsyncIterator[FakeRunner]:
-        if self.kv_cache is not None:
-            await self.kv_cache.open(spec)
         runner = FakeRunner(spec, placement, self.port)
         runner.on_change = on_change
         if spec.alias in self.takes:
@@ -148,8 +150,10 @@ class FakeLauncher:
                     await runner.exited()
             self.live.discard(runner)
             runner.stopped = True
-            if self.kv_cache is not None:
-                self.kv_cache.close(spec)
+
+    def kill_all(self) -> None:
+        for runner in tuple(self.live):
+            runner.die()
 
     def _begin(self, runner: FakeRunner) -> None:
         runner.say(*self.logs.get(runner.spec.alias, ()))
@@ -199,6 +203,39 @@ class FakeProbe:
         return Reading(str(index), f"GPU-{index}", f"Fake {index}", total, used, total - used, by_pid=by_pid)
 
 
+class _Timer:
+    def __init__(self, when: float, callback: Callable[[], object]) -> None:
+        self.when, self.callback = when, callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class ManualTimers:
+    """An event loop's timers; time passes when `advance` says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.made: list[_Timer] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> _Timer:
+        self.made.append(_Timer(when, callback))
+        return self.made[-1]
+
+    def advance(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [timer for timer in self.made if not timer.cancelled and timer.when <= end]:
+            first = min(due, key=lambda timer: timer.when)
+            self.now = max(self.now, first.when)
+            first.cancelled = True
+            first.callback()
+        self.now = end
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -238,7 +275,6 @@ class World:
         self.footprints: dict[str, Footprint] = {}
         self.clock = Clock()
         self.launcher = FakeLauncher()
-        self.launcher.kv_cache = kv_cache(self.config) if kv_cache is not None else None
         self.probe = FakeProbe(*gpu_mb)
         self.probe.launcher = self.launcher
         self.bus = EventBus()
@@ -253,8 +289,8 @@ class World:
             tracker=self.tracker,
             bus=self.bus,
             clock=self.clock,
-            inspect=self._inspect,
-            kv_cache=self.launcher.kv_cache,
+            inspect_file=self._inspect,
+            kv_cache=kv_cache(self.config) if kv_cache is not None else None,
         )
 
     def _inspect(self, spec: ModelSpec) -> Footprint:
@@ -280,14 +316,14 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.manager.look_again()
+        self.manager.scheduler.look_again()
         await self.settle()
 
     async def settle(self) -> None:
         """Until nothing moves any more: threads have answered, and every callback has run."""
         for _ in range(3):
             await self.tracker.refresh()
-            self.manager.look_again()
+            self.manager.scheduler.look_again()
             for _ in range(20):
                 await asyncio.sleep(0)
             inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
 from app.domain.alarm import Alarm
-
-
-class Timer:
-    def __init__(self, when: float, callback: Callable[[], object]) -> None:
-        self.when, self.callback = when, callback
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Clock:
-    """An event loop's timers; time passes when `advance` says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.made: list[Timer] = []
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer:
-        self.made.append(Timer(when, callback))
-        return self.made[-1]
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        while due := [timer for timer in self.made if not timer.cancelled and timer.when <= end]:
-            first = min(due, key=lambda timer: timer.when)
-            self.now = max(self.now, first.when)
-            first.cancelled = True
-            first.callback()
-        self.now = end
+from tests.fakes import ManualTimers
 
 
 class Rung:
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = ManualTimers()
         self.times: list[float] = []
         self.alarm = Alarm(lambda: self.times.append(self.clock.now), self.clock)
 

@@ -17,14 +17,12 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.access.rules import MAX_HEADER_BYTES, Rules
-from app.access.sessions import Sessions
+from app.access.rules import MAX_HEADER_BYTES
 from app.api import errand, openai
 from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
 from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 from app.api.services import Services
 from app.configuration.file import parse
-from app.domain import event_bus
 from app.domain.events import Outcome, RequestFinished
 from app.domain.status import StopReason
 from app.main import RouterApp, create_app
@@ -191,7 +189,7 @@ async def make_router(
 ) -> AsyncIterator[MakeRouter]:
     monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
     monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
-    monkeypatch.setattr(event_bus, "BATCH_S", 0.0)
+    monkeypatch.setattr("app.composition.BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:
@@ -401,8 +399,10 @@ async def test_a_key_that_a_reload_takes_away_is_refused_at_once(make_router: Ma
     client.say(request(None, both))
     await line.answer()
     assert (await client.reply()).status == 200
-    api = parse(json.dumps({"api": {"api_keys": ["both", "new"]}}), Path(), {}).api
-    router.app.take_rules(Rules(api, Sessions()))
+    now = router.services.config
+    keys = parse(json.dumps({"api": {"api_keys": ["both", "new"]}}), Path(), {}).api.api_keys
+    changed = now.model_copy(update={"api": now.api.model_copy(update={"api_keys": keys})})
+    assert router.services.configuration.change(changed) == []
     assert (await client.ask(request(None, old))).status == 401
     router.tasks.started = 0
     for key in (both, "X-Api-Key: new"):

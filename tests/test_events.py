@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, RequestFinished, Settled, Touched
+from tests.fakes import ManualTimers
 from tests.test_telemetry import finished
 
 
@@ -16,8 +16,8 @@ class World:
     """A bus whose timers go off when the test says so."""
 
     def __init__(self) -> None:
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.bus = EventBus(lambda delay_s, call: self.timers.append((delay_s, call)))
+        self.timers = ManualTimers()
+        self.bus = EventBus(BATCH_S, self.timers)
         self.seen: list[str] = []
         self.bus.subscribe(self._see, RequestFinished)
 
@@ -30,9 +30,7 @@ class World:
             self.bus.finished(lambda name=name: finished(request_id=name))  # type: ignore[misc]
 
     def ring(self) -> None:
-        timers, self.timers = self.timers, []
-        for _, call in timers:
-            call()
+        self.timers.advance(BATCH_S)
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def test_accounts_wait_for_their_batch_and_keep_their_order(world: World) -> Non
 def test_a_batch_has_one_timer(world: World) -> None:
     for batch in range(3):
         world.finish("1", "2", "3")
-        assert [delay_s for delay_s, _ in world.timers] == [BATCH_S], batch
+        assert len(world.timers.made) == batch + 1, "one timer for all of a batch"
         world.ring()
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from app.core.health_monitor import HealthMonitor, Record, Verdict, judge
+from app.core.health_monitor import HealthMonitor, Record, judge
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
-from app.domain.status import Status
+from app.domain.status import Health, Status
 from app.llama.exit_reason import FailureKind
 from tests.fakes import FakeRunner, World
 
@@ -93,7 +93,7 @@ async def ward(make_ward: Callable[..., Awaitable[Ward]]) -> Ward:
 
 
 def test_no_news_is_good_news() -> None:
-    assert judge(SOUND) is Verdict.HEALTHY
+    assert judge(SOUND) is Health.HEALTHY
 
 
 @pytest.mark.parametrize(("failures", "verdict"), [(1, "degraded"), (2, "degraded"), (3, "unhealthy")])
@@ -109,12 +109,12 @@ def test_silent_time_outs_are_a_hang_although_the_probes_are_answered(timeouts: 
 
 def test_one_good_probe_clears_the_missed_ones() -> None:
     record = SOUND.after(False, 0, 1).after(False, 0, 2).after(True, 4.0, 3)
-    assert judge(record) is Verdict.HEALTHY
+    assert judge(record) is Health.HEALTHY
     assert (record.checks, record.failures, record.last_check) == (3, 2, 3)
 
 
 def test_an_answer_clears_the_time_outs() -> None:
-    assert judge(SOUND.after_silence().after_answer()) is Verdict.HEALTHY
+    assert judge(SOUND.after_silence().after_answer()) is Health.HEALTHY
 
 
 # --- what is done

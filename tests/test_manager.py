@@ -11,7 +11,7 @@ import pytest
 from app.core.config import Config
 from app.core.queue import Ticket, TicketState
 from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
-from app.domain.events import Evicted, LoadFinished
+from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.llama.exit_reason import Failure, FailureKind
@@ -98,7 +98,7 @@ async def test_a_load_nobody_waits_for_is_abandoned_when_its_memory_is_wanted(ma
     await world.settle()
     assert other.granted.is_set()
     assert world.status("a") is Status.OFF
-    assert LoadFinished("a", "abandoned", 0.0) in world.events
+    assert LoadFinished("a", LoadResult.ABANDONED, 0.0) in world.events
 
 
 async def test_a_swap_waits_for_the_running_request(make_world: MakeWorld) -> None:
@@ -311,7 +311,7 @@ async def test_a_crashed_model_comes_back_by_itself(make_world: MakeWorld) -> No
     assert world.status("a") is Status.CRASHED
     await world.pass_time(1)
     assert world.status("a") is Status.READY
-    assert world.manager.instances["a"].restarts == 1
+    assert [event for event in world.events if isinstance(event, Restarted)] == [Restarted("a")]
 
 
 async def test_a_model_that_crashes_too_often_has_failed(make_world: MakeWorld) -> None:
@@ -548,7 +548,7 @@ async def test_nothing_is_granted_at_once_while_another_model_waits_for_room(mak
     world = await make_world({"a": 6000, "b": 6000}, parallel_requests=2, max_swap_wait_sec=0)
     running = world.request("a")
     await world.settle()
-    world.manager._contended = True
+    world.manager.scheduler.contended = True
     late = _entered(world, "a")
     assert not _has_slot(late)
     await world.settle()  # nobody waits for room after all

@@ -38,7 +38,7 @@ async def test_a_bug_in_the_policy_is_logged_once_and_shown(
 ) -> None:
     world.request("a")
     await world.settle()
-    assert world.manager.error == "KeyError: 'a bug'"
+    assert world.manager.scheduler.error == "KeyError: 'a bug'"
     assert caplog.text.count("scheduling failed") == 1
 
 
@@ -56,11 +56,11 @@ async def test_models_that_serve_go_on_serving_meanwhile(
 async def test_it_is_tried_again_by_itself_and_heals(world: World, broken_policy: pytest.MonkeyPatch) -> None:
     request = world.request("a")
     await world.settle()
-    assert world.manager._alarm is not None, "nobody else may ever ask for another look"
+    assert world.manager.scheduler._alarm.at is not None, "nobody else may ever ask for another look"
     broken_policy.undo()
     await world.settle()
     assert request.granted.is_set()
-    assert world.manager.error is None
+    assert world.manager.scheduler.error is None
 
 
 async def test_an_action_that_fails_does_not_stop_the_next_look(
@@ -70,10 +70,10 @@ async def test_an_action_that_fails_does_not_stop_the_next_look(
         broken.setattr(ModelInstance, "start", lambda *_: 1 / 0)
         request = world.request("a")
         await world.settle()
-        assert world.manager.error is not None
+        assert world.manager.scheduler.error is not None
     await world.settle()
     assert request.granted.is_set()
-    assert world.manager.error is None
+    assert world.manager.scheduler.error is None
 
 
 async def test_a_file_that_trips_the_estimate_fails_its_model_instead_of_letting_everybody_wait(

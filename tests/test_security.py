@@ -430,7 +430,7 @@ async def test_a_preflight_is_no_way_around_the_keys(locked: Browser, upstream: 
 
 async def test_the_log_of_a_failed_model_is_for_admins(locked: Browser) -> None:
     instance = locked.way.app.state.services.manager.instances["org/tiny"]
-    locked.way.app.state.services.manager.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
+    locked.way.app.state.services.launcher.fail_next = [RuntimeError("it said: PROMPT")] * 9
     await locked.post("/v1/models/load?wait=true", json={"model": "tiny"}, headers=BOSS)
     assert instance.status.public == "failed"
     (mine,) = (await locked.get("/v1/models/failed", headers=BOSS)).json()["failed_models"]
@@ -642,7 +642,7 @@ async def test_a_reload_without_the_key_ends_its_sessions_and_streams(
         demoted = [{"key": "boss-secret", "admin": False}]
         for keys, status, admin in ((KEYS[:1], 200, True), (demoted, 200, False), (KEYS[1:], 401, False)):
             path.write_text(json.dumps({"api": {"api_keys": keys}, "models": models}))
-            assert await reload(app, path)
+            await reload(app.state.configuration, path)
             assert (await client.get("/v1/models")).status_code == status
             assert (await client.get("/session")).json()["admin"] == admin
         assert [event async for event in stream] == []

@@ -72,10 +72,12 @@ class World:
         self.models: dict[str, dict[str, Any]] = {"m": {"depth": 0}}
         self.server = "ready"
         self.bus = EventBus()
-        self.feed = StatusFeed(self.bus)
-        self.feed.full_status = lambda: {"models": {a: dict(m) for a, m in self.models.items()}}
-        self.feed.model_status = lambda a: {"alias": a, **self.models[a]} if a in self.models else None
-        self.feed.server_status = lambda: {"status": self.server}
+        self.feed = StatusFeed(
+            self.bus,
+            full_status=lambda: {"models": {a: dict(m) for a, m in self.models.items()}},
+            model_status=lambda a: {"alias": a, **self.models[a]} if a in self.models else None,
+            server_status=lambda: {"status": self.server},
+        )
         self.feed.server_update()
 
     async def reader(self) -> Reader:
@@ -223,13 +225,13 @@ async def test_heartbeats_go_to_everybody() -> None:
 
 
 async def test_figures_are_made_once_for_everybody() -> None:
-    feed, made = MetricsFeed(), []
+    made = []
 
     def snapshot() -> dict[str, Any]:
         made.append(1)
         return {"made": len(made)}
 
-    feed.snapshot = snapshot
+    feed = MetricsFeed(snapshot)
     readers = [Reader(feed.stream()) for _ in range(3)]
     for reader in readers:
         await reader.next()

@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 
 from app.api.event_channel import HEARTBEAT_S
 from app.api.services import Services
+from app.api.status_feed import StatusFeed
 from app.configuration.file import parse
 from app.domain.events import StatusChanged
 from app.domain.status import Status
@@ -35,10 +37,16 @@ MIB = 1 << 20
 class Router:
     def __init__(self, app: FastAPI, port: int) -> None:
         self.port = port
-        self.services: Services = app.state.services
         self._told = 0
-        self.services.feed.model_status = self._large
-        self.services.feed.full_status = lambda: {"number": self._told}
+        services: Services = app.state.services
+        feed = StatusFeed(
+            services.bus,
+            full_status=lambda: {"number": self._told},
+            model_status=self._large,
+            server_status=services.status.server,
+            heartbeat_s=BEAT_S,
+        )
+        self.services = app.state.services = replace(services, feed=feed)
 
     def tell(self) -> None:
         """One more event, a large one."""

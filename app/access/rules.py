@@ -46,6 +46,14 @@ ANYBODY = Client()
 class Rules:
     """Who may do what, from one configuration; a reload puts another one in its place."""
 
+    TAKES = (
+        "api.allowed_hosts",
+        "api.api_keys",
+        "api.cors_allow_origins",
+        "api.max_body_mb",
+        "api.public_metrics",
+    )
+
     def __init__(self, api: ApiConfig, sessions: Sessions) -> None:
         self.max_body_bytes = int(api.max_body_mb * MIB)
         self.sessions = sessions

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from app.domain.alarm import Alarm
+
 BACKLOG = 256
 HEARTBEAT_S = 30.0
 
@@ -60,7 +62,7 @@ class Channel:
         self._picture, self._heartbeat_s = picture, heartbeat_s
         self._readers: set[_Reader] = set()
         self._ids = itertools.count(1)
-        self._heartbeat: asyncio.TimerHandle | None = None
+        self._heartbeat = Alarm(self.beat)
 
     @property
     def readers(self) -> int:
@@ -71,7 +73,7 @@ class Channel:
         reader = _Reader()
         reader.over = self.closed
         self._readers.add(reader)
-        self._keep_beating()
+        self._heartbeat.set_within(self._heartbeat_s)
         try:
             while not reader.over or reader.backlog or reader.needs_picture:
                 for event in self._take(reader):
@@ -93,27 +95,21 @@ class Channel:
 
     def beat(self) -> None:
         """A sign of life. Goes on by itself while somebody reads."""
-        self._heartbeat = None
         if self._readers and not self.closed:
             self.tell("heartbeat", json.dumps({"timestamp": time.time()}))
-            self._keep_beating()
+            self._heartbeat.set_within(self._heartbeat_s)
 
     def close(self) -> None:
         """End every stream after what it still has to send, also those that begin later."""
         self.closed = True
         self.hang_up()
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
+        self._heartbeat.cancel()
 
     def hang_up(self) -> None:
         """End the streams of now. Who is still welcome comes again by itself."""
         for reader in self._readers:
             reader.over = True
             reader.wake()
-
-    def _keep_beating(self) -> None:
-        if self._heartbeat is None:
-            self._heartbeat = asyncio.get_running_loop().call_later(self._heartbeat_s, self.beat)
 
     def _take(self, reader: _Reader) -> list[bytes]:
         if reader.needs_picture:

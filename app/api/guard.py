@@ -15,6 +15,7 @@ from app.access.headers import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
 from app.access.rules import Client, Rules
 from app.api import errors
+from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError, TargetTooLong
 
 
@@ -84,6 +85,33 @@ class Cors(CORSMiddleware):
             "this origin, method or header may not be used; see api.cors_allow_origins"
         )
         return errors.response(refused, "")
+
+
+class CorsGate:
+    """Lets pages of other origins read answers, where the configuration names any."""
+
+    TAKES = ("api.cors_allow_origins",)
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        self._app = self._gate = app
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        origins = config.api.cors_allow_origins
+        self._gate = (
+            self._app
+            if not origins
+            else Cors(
+                self._app,
+                allow_origins=list(origins),
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
+            )
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._gate(scope, receive, send)
 
 
 def _counted(receive: Receive, rules: Rules) -> Receive:

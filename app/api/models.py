@@ -74,7 +74,7 @@ async def failed(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/status")
 async def status_of_all(request: Request) -> dict[str, Any]:
-    return render.full_status(services_of(request))
+    return services_of(request).status.full()
 
 
 @router.get("/v1/models/status/stream")
@@ -153,7 +153,7 @@ async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator
 
 
 def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
-    return {"model": instance.alias, **render.whole_status(services, instance.view())}
+    return {"model": instance.alias, **services.status.whole(instance.view())}
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _plan_reason(services: Services, instance: ModelInstance, found: Preview) ->
     if instance.status.has_process:
         return f"it is {instance.status.public} already"
     if found.refusal is not None:
-        return services.manager.refusal_error(instance, found.refusal).message
+        return services.manager.scheduler.refusal_error(found.refusal).message
     if found.victims:
         return f"after stopping {', '.join(found.victims)}"
     return "there is room" if found.placement or found.wait_s == 0 else "other models have to be waited for"

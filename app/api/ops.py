@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,8 +13,6 @@ from app.api.documentation import FOR_MONITORING
 from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
-from app.domain.events import Outcome
-from app.domain.views import ModelView
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
@@ -45,7 +42,8 @@ async def metrics_stream(request: Request) -> Response:
 
 @router.get("/vram")
 async def vram(request: Request) -> dict[str, Any]:
-    return render.vram(services_of(request))
+    services = services_of(request)
+    return render.vram(services.manager.views(), services.tracker, services.config.system)
 
 
 def _settled(request: Request) -> Services:
@@ -57,24 +55,7 @@ def _settled(request: Request) -> Services:
 
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
-    return _queues(_settled(request))
-
-
-def _queues(services: Services) -> dict[str, Any]:
-    now = time.monotonic()
-    per_model = {view.alias: _queue(services, view, now) for view in services.manager.views()}
-    outcome = services.telemetry.outcome
-    return {
-        "summary": {
-            "total_queued": sum(q["queue_length"] for q in per_model.values()),
-            "total_processing": sum(q["current_processing"] for q in per_model.values()),
-            "total_processed": outcome(Outcome.SUCCESS) + outcome(Outcome.ERROR),
-            "total_rejected": outcome(Outcome.REJECTED),
-            "total_cancelled": outcome(Outcome.CANCELLED),
-            "total_timeouts": outcome(Outcome.TIMEOUT),
-        },
-        "per_model": per_model,
-    }
+    return services_of(request).figures.queues()
 
 
 @router.get("/v1/telemetry/summary")
@@ -90,8 +71,8 @@ async def models_health(request: Request) -> dict[str, Any]:
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     tracker = services.tracker
     tasks = {name: task.error for name, task in services.background.health.items() if task.error}
-    if services.manager.error:
-        tasks["scheduling"] = services.manager.error
+    if services.manager.scheduler.error:
+        tasks["scheduling"] = services.manager.scheduler.error
     missing = _missing_devices(services)
     gpu = {"status": "degraded" if tracker.error or missing else "ok", "available": tracker.has_gpu}
     if detail := tracker.error or missing or (None if tracker.has_gpu else tracker.probe.reason):
@@ -116,46 +97,3 @@ def _missing_devices(services: Services) -> str | None:
     wanted = services.config.system.gpu_devices
     missing = [d for d in wanted if not services.tracker.resolve([d])]
     return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None
-
-
-def snapshot(services: Services) -> dict[str, Any]:
-    """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
-    services.bus.settle()
-    devices = services.tracker.devices()
-    return {
-        "timestamp": time.time(),
-        "devices": [{**render.device(d), "utilization": d.utilization} for d in devices if d.is_gpu],
-        "host": render.host(devices),
-        "reason": render.gpu_trouble(services.tracker),
-        "models": {view.alias: _model_metrics(services, view) for view in services.manager.views()},
-        "queues": _queues(services),
-    }
-
-
-def _model_metrics(services: Services, view: ModelView) -> dict[str, Any]:
-    totals = services.telemetry.totals(view.alias)
-    return {
-        "requests_total": totals.requests,
-        "errors_total": totals.errors,
-        "queue_depth": view.waiting,
-        "in_flight": view.in_flight,
-        "tokens_per_second": totals.last_tps,
-        "tokens_generated": totals.tokens_generated,
-        "vram_mb": view.vram_mb,
-    }
-
-
-def _queue(services: Services, view: ModelView, now: float) -> dict[str, Any]:
-    outcomes = services.telemetry.totals(view.alias).outcomes
-    oldest = services.manager.instances[view.alias].queue.oldest_arrival()
-    return {
-        "queue_length": view.waiting,
-        "by_priority": render.by_priority(view),
-        "current_processing": view.in_flight,
-        "slots": view.slots,
-        "oldest_wait_sec": 0.0 if oldest is None else round(now - oldest, 3),
-        "total_processed": outcomes[Outcome.SUCCESS] + outcomes[Outcome.ERROR],
-        "total_rejected": outcomes[Outcome.REJECTED],
-        "total_cancelled": outcomes[Outcome.CANCELLED],
-        "total_timeouts": outcomes[Outcome.TIMEOUT],
-    }

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from app.core.config import SystemConfig
 from app.core.vram_tracker import DeviceTracker
 from app.domain.priority import Priority
 from app.domain.status import Status
-from app.domain.views import HOST, NEVER_USED, DeviceView, ModelView
+from app.domain.views import HOST, DeviceView, ModelView
 from app.models.supervisor import ModelInstance
 from app.scheduling.plan import NEVER, Wait
 
-if TYPE_CHECKING:
-    from app.api.services import Services
+
+class Started(Protocol):
+    """What knows when the router was started, on the monotonic clock."""
+
+    @property
+    def started_at(self) -> float: ...
 
 
 def by_priority(view: ModelView) -> dict[str, int]:
@@ -58,60 +63,16 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
     }
 
 
-_NO_PROCESS: dict[str, Any] = {"port": None, "pid": None, "vram_mb": None, "devices": [], "health": None}
-
-
-def whole_status(services: Services, view: ModelView) -> dict[str, Any]:
-    """The same with every field, null without a process: for those who keep one model's last picture."""
-    wait = services.manager.waits.get(view.alias)
-    return {**_NO_PROCESS, **model_status(view, wait)}
-
-
-def model_update(services: Services, alias: str) -> dict[str, Any] | None:
-    """One model in the status stream; None when it is not configured any more."""
-    instance = services.manager.instances.get(alias)
-    return None if instance is None else {"alias": alias, **whole_status(services, instance.view())}
-
-
-def full_status(services: Services) -> dict[str, Any]:
-    views, waits = services.manager.views(), services.manager.waits
-    summary: dict[str, int] = {}
-    for view in views:
-        summary[view.status.public] = summary.get(view.status.public, 0) + 1
-    return {
-        "server": server_status(services),
-        "models": {view.alias: model_status(view, waits.get(view.alias)) for view in views},
-        "summary": summary,
-    }
-
-
-def server_status(services: Services) -> dict[str, Any]:
-    state = "stopping" if services.manager.closing else "ready"
-    if state == "ready" and any(map(_preloads, _to_preload(services))):
-        state = "starting"
-    return {"status": state, "uptime_seconds": round(time.monotonic() - services.started_at, 1)}
-
-
 _COMING = (Status.STARTING, Status.LOADING)
 
 
-def _to_preload(services: Services) -> Iterable[ModelInstance]:
-    instances = services.manager.instances
-    return [instances[alias] for alias in services.config.preload() if alias in instances]
-
-
-def _preloads(instance: ModelInstance) -> bool:
-    """It waits for its first load, or is in it."""
-    return instance.preload or (instance.status in _COMING and instance.last_used == NEVER_USED)
-
-
-def openai_model(instance: ModelInstance, services: Services) -> dict[str, Any]:
+def openai_model(instance: ModelInstance, router: Started) -> dict[str, Any]:
     """One entry of `/v1/models`; `status` is that of llama-server's router mode."""
     view, spec = instance.view(), instance.spec
     found: dict[str, Any] = {
         "id": spec.alias,
         "object": "model",
-        "created": int(time.time() - (time.monotonic() - services.started_at)),
+        "created": int(time.time() - (time.monotonic() - router.started_at)),
         "owned_by": "user",
         "n_ctx": spec.params.n_ctx,
         "aliases": list(spec.aliases),
@@ -145,24 +106,6 @@ def device(view: DeviceView) -> dict[str, Any]:
     }
 
 
-def vram(services: Services) -> dict[str, Any]:
-    tracker, views = services.tracker, services.manager.views()
-    devices = tracker.devices()
-    gpus = [d for d in devices if d.is_gpu]
-    loaded = [v for v in views if v.status.has_process]
-    body: dict[str, Any] = {
-        "status": _vram_status(gpus, services.config.system.min_free_vram_mb),
-        "devices": [device(d) for d in gpus],
-        "host": host(devices),
-        "models": [_vram_of(v) for v in loaded],
-        "loaded_models_count": len(loaded),
-        "can_load_more": len(loaded) < services.config.system.max_concurrent_models,
-    }
-    if reason := gpu_trouble(tracker):
-        body["reason"] = reason
-    return body
-
-
 def host(devices: Iterable[DeviceView]) -> dict[str, Any] | None:
     return next((device(d) for d in devices if d.id == HOST), None)
 
@@ -170,6 +113,23 @@ def host(devices: Iterable[DeviceView]) -> dict[str, Any] | None:
 def gpu_trouble(tracker: DeviceTracker) -> str | None:
     """Why there is no GPU, or why it cannot be read."""
     return tracker.error or (None if tracker.has_gpu else tracker.probe.reason)
+
+
+def vram(views: Iterable[ModelView], tracker: DeviceTracker, system: SystemConfig) -> dict[str, Any]:
+    devices = tracker.devices()
+    gpus = [d for d in devices if d.is_gpu]
+    loaded = [v for v in views if v.status.has_process]
+    body: dict[str, Any] = {
+        "status": _vram_status(gpus, system.min_free_vram_mb),
+        "devices": [device(d) for d in gpus],
+        "host": host(devices),
+        "models": [_vram_of(v) for v in loaded],
+        "loaded_models_count": len(loaded),
+        "can_load_more": len(loaded) < system.max_concurrent_models,
+    }
+    if reason := gpu_trouble(tracker):
+        body["reason"] = reason
+    return body
 
 
 def _vram_of(view: ModelView) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the routes work with, made once by `app/main.py`."""
+"""What the routes work with, made once by `app/composition.py`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import httpx
 from starlette.requests import Request
 
+from app.api.figures import Figures
 from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
+from app.api.status_view import StatusView
+from app.configuration.current import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
@@ -17,16 +20,19 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
+from app.llama.runner import Launcher
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
 from app.proxy.upstream import Upstream
 
+READ_AT_USE = ("system.drain_timeout_sec", "system.queue_timeout_sec", "system.request_timeout_sec")
+"""Keys that routes and requests read from `config` each time."""
 
-@dataclass
+
+@dataclass(frozen=True)
 class Services:
-    """A reload replaces `config`; everything else stays as long as the router runs."""
-
-    config: Config
+    configuration: Configuration
+    launcher: Launcher
     manager: ModelManager
     tracker: DeviceTracker
     upstream: Upstream
@@ -38,9 +44,16 @@ class Services:
     health: HealthMonitor
     metrics: Metrics
     telemetry: Telemetry
+    status: StatusView
+    figures: Figures
     feed: StatusFeed
     metrics_feed: MetricsFeed
     started_at: float
+
+    @property
+    def config(self) -> Config:
+        """The one that counts now."""
+        return self.configuration.current
 
 
 def services_of(request: Request) -> Services:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from app.api.event_channel import HEARTBEAT_S, Channel
+from app.domain.alarm import Alarm
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, StatusChanged, Touched
 
@@ -21,13 +21,21 @@ SETTLED_S = 0.05
 class StatusFeed:
     """Listens to the bus and serves `/v1/models/status/stream`."""
 
-    def __init__(self, bus: EventBus, heartbeat_s: float = HEARTBEAT_S) -> None:
-        self.full_status: Callable[[], dict[str, Any]] = dict
-        self.model_status: Callable[[str], dict[str, Any] | None] = lambda alias: {"alias": alias}
-        self.server_status: Callable[[], dict[str, Any]] = lambda: {"status": "ready"}
+    def __init__(
+        self,
+        bus: EventBus,
+        *,
+        full_status: Callable[[], dict[str, Any]],
+        model_status: Callable[[str], dict[str, Any] | None],
+        server_status: Callable[[], dict[str, Any]],
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
+        """`model_status` of an alias is None when it is not configured any more."""
+        self._full_status, self._model_status = full_status, model_status
+        self._server_status = server_status
         self._channel = Channel(self._picture, heartbeat_s)
         self._touched: set[str] = set()
-        self._flush: asyncio.TimerHandle | None = None
+        self._flush = Alarm(self.flush)
         self._shown: dict[str, str] = {}
         self._server_shown = ""
         bus.subscribe(self._on_event, StatusChanged, Touched)
@@ -41,7 +49,7 @@ class StatusFeed:
 
     def server_update(self) -> None:
         """Tell the server's status, if it is another one than last time."""
-        body = self.server_status()
+        body = self._server_status()
         if body["status"] != self._server_shown:
             self._server_shown = body["status"]
             self._channel.tell("server_update", json.dumps(body))
@@ -51,14 +59,11 @@ class StatusFeed:
 
     def close(self) -> None:
         self._channel.close()
-        if self._flush is not None:
-            self._flush.cancel()
+        self._flush.cancel()
 
     def flush(self) -> None:
         """Tell what was touched. Comes by itself."""
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
+        self._flush.cancel()
         touched, self._touched = self._touched, set()
         for alias in touched:
             self._update(alias)
@@ -66,7 +71,7 @@ class StatusFeed:
 
     def _picture(self) -> tuple[str, dict[str, Any]]:
         self._shown.clear()  # whoever gets the picture has not seen what others were shown before
-        return "full_status", self.full_status()
+        return "full_status", self._full_status()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StatusChanged):
@@ -77,20 +82,14 @@ class StatusFeed:
             self._flush_within(TOUCH_S, event.alias)
 
     def _flush_within(self, delay_s: float, alias: str) -> None:
-        if not self.subscribers:
-            return
-        self._touched.add(alias)
-        loop = asyncio.get_running_loop()
-        if self._flush is not None and self._flush.when() <= loop.time() + delay_s:
-            return
-        if self._flush is not None:
-            self._flush.cancel()
-        self._flush = loop.call_later(delay_s, self.flush)
+        if self.subscribers:
+            self._touched.add(alias)
+            self._flush.set_within(delay_s)
 
     def _update(self, alias: str) -> None:
         if not self.subscribers:
             return
-        body = self.model_status(alias)
+        body = self._model_status(alias)
         if body is None:  # it was removed from the configuration
             self._channel.start_over()
             return

@@ -70,7 +70,7 @@ def demo(_options: argparse.Namespace) -> int:
 
 def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
     """Raises `BinaryNotFound`."""
-    logs.configure(config.system.log_level, config.system.log_format)
+    logs.apply(config)
     if problem := _cannot_listen(config.api.host, config.api.port):
         return _complain(problem)
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
@@ -82,6 +82,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     if hints:
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
+    app.state.configuration.subscribe(logs.TAKES, logs.apply)
     return server.run(app, config.api.host, config.api.port, path)
 
 

@@ -143,6 +143,21 @@ class ModelConfig(Section):
     )
 
 
+SPEC_KEYS = (
+    "models",
+    "system.base_models_path",
+    "system.cpu_threads",
+    "system.enable_idle_timeout",
+    "system.flash_attention",
+    "system.gpu_devices",
+    "system.idle_timeout_sec",
+    "system.keep_cache",
+    "system.parallel_requests",
+    "system.prompt_cache_mb",
+)
+"""Those that end in a model's spec."""
+
+
 class Config(Section):
     """The whole file. Made by `load` or `parse`: these also check names, and make paths absolute."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import anyio
 
+from app.core.config import Config
 from app.domain.errors import UpstreamTimeout
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, RequestFinished
@@ -72,6 +73,8 @@ def judge(record: Record) -> Health:
 
 
 class HealthMonitor:
+    TAKES = ("system.health_check_interval_sec", "system.request_timeout_sec")
+
     def __init__(
         self,
         instances: Callable[[], Iterable[ModelInstance]],
@@ -85,6 +88,11 @@ class HealthMonitor:
         self._records: dict[str, Record] = {}
         self._hurry = asyncio.Event()
         bus.subscribe(self._on_event, RequestFinished)
+
+    def apply(self, config: Config) -> None:
+        self._interval_s = config.system.health_check_interval_sec
+        self._silence_s = SILENT_SHARE * config.system.request_timeout_sec
+        self._hurry.set()  # the next round may be due
 
     async def run(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import anyio
 
+from app.core.config import Config
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Placement
@@ -27,6 +28,8 @@ CLOSE_TIMEOUT_S = 1.0
 class DeviceTracker:
     """Readings, refreshed in a thread, and the ledger. The smaller free memory of the two is believed."""
 
+    TAKES = ("system.min_free_vram_mb",)
+
     def __init__(
         self, probe: GpuProbe, *, min_free_mb: int, clock: Callable[[], float], bus: EventBus
     ) -> None:
@@ -42,6 +45,10 @@ class DeviceTracker:
         self._settling: dict[str, Settling] = {}
         self._events = 0  # comings and goings: a change of use between two of them is one model's
         self._refreshed = asyncio.Event()
+
+    def apply(self, config: Config) -> None:
+        self._min_free_mb = config.system.min_free_vram_mb
+        self._bus.publish(ReadingTaken(is_news=True))
 
     # --- readings
 

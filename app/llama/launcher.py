@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 import httpx
 
+from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import split_parts
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
@@ -21,13 +22,15 @@ from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
-from app.llama.runner import LoadError, OnChange, Runner, SlotFolders
+from app.llama.runner import LoadError, OnChange, Runner
 
 CHECK_TIMEOUT_S = 2.0
 
 
 class LlamaLauncher:
     """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+
+    TAKES = ("system.first_port", "system.load_timeout_sec")
 
     def __init__(
         self,
@@ -40,14 +43,16 @@ class LlamaLauncher:
         env: Mapping[str, str] = os.environ,
         default_pooling: Callable[[ModelSpec], str | None] = lambda spec: None,
         pid_file: PidFile | None = None,
-        slot_folders: SlotFolders | None = None,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
         self._log_server, self._http, self._env = log_server, http, env
         self._default_pooling, self._pid_file = default_pooling, pid_file
-        self._slot_folders = slot_folders
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
+
+    def apply(self, config: Config) -> None:
+        """For the starts to come."""
+        self._ports.first, self.load_timeout_s = config.system.first_port, config.system.load_timeout_sec
 
     async def check(self, spec: ModelSpec) -> None:
         if unknown := unknown_flags(self.binary, spec):
@@ -68,11 +73,14 @@ class LlamaLauncher:
 
     @asynccontextmanager
     async def launch(
-        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        on_change: OnChange,
+        slot_folder: Path | None = None,
     ) -> AsyncIterator[Runner]:
         with self._ports.claim() as port:
             key = secrets.token_hex(24)
-            slot_folder = await self._slot_folders.open(spec) if self._slot_folders is not None else None
             command = self._command(spec, placement, port, key, slot_folder)
             log = self._log_server.open(spec.alias)
             files = split_parts(spec.path)
@@ -93,8 +101,6 @@ class LlamaLauncher:
                 finally:
                     runner.kill()  # a second cancellation of the task passes through the shield
                     self._live.discard(runner)
-                    if self._slot_folders is not None and not runner.undead:  # which has long been followed
-                        self._slot_folders.close(spec)
                     if self._pid_file is not None:
                         self._pid_file.forget(runner.pid)
 

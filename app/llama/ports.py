@@ -18,7 +18,7 @@ class Ports:
     """The lowest free ports from `first` up; then, as a last resort, those below it."""
 
     def __init__(self, first: int) -> None:
-        self._first = first
+        self.first = first
         self._claimed: set[int] = set()
 
     @contextmanager
@@ -31,7 +31,7 @@ class Ports:
             self._claimed.discard(port)
 
     def _free(self) -> int:
-        for port in itertools.chain(range(self._first, MAX_PORT + 1), range(1024, self._first)):
+        for port in itertools.chain(range(self.first, MAX_PORT + 1), range(1024, self.first)):
             if port not in self._claimed and can_bind(port):
                 return port
         message = "There is no free port on 127.0.0.1."

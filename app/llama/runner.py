@@ -61,16 +61,6 @@ class Runner(Protocol):
 OnChange = Callable[[Runner], None]
 
 
-class SlotFolders(Protocol):
-    """Where processes may save what their slots hold."""
-
-    async def open(self, spec: ModelSpec) -> Path | None:
-        """For the process that is about to start; None: it runs without."""
-
-    def close(self, spec: ModelSpec) -> None:
-        """Its process is gone."""
-
-
 class Launcher(Protocol):
     async def check(self, spec: ModelSpec) -> None:
         """Before anybody is stopped for it: raises `LoadError` for what no room could help."""
@@ -79,10 +69,18 @@ class Launcher(Protocol):
         """While room is made for it: what makes its load quicker. Cancelled when the load begins."""
 
     def launch(
-        self, spec: ModelSpec, placement: Mapping[str, int], on_change: OnChange
+        self,
+        spec: ModelSpec,
+        placement: Mapping[str, int],
+        on_change: OnChange,
+        slot_folder: Path | None = None,
     ) -> AbstractAsyncContextManager[Runner]:
         """The process lives as long as the block: an undead one keeps it from ending.
 
-        `on_change` hears of every news of its load, and when it does not die.
+        `on_change` hears of every news of its load, and when it does not die. In `slot_folder` it may save
+        what its slots hold.
         """
         ...
+
+    def kill_all(self) -> None:
+        """At once and without waiting, also from a signal's handler or at the end of the program."""

@@ -54,6 +54,8 @@ class Moved:
 class KvCache:
     """The kept conversations of all models. Whatever goes wrong here is a log line, never an error."""
 
+    TAKES = ("system.cache_max_gb", "system.keep_cache_timeout_sec")
+
     def __init__(self, store: KvStore, http: httpx.AsyncClient, binary: BinaryInfo, config: Config) -> None:
         self._store, self._http, self._binary = store, http, binary
         self._live: dict[str, tuple[Path, str]] = {}
@@ -216,13 +218,14 @@ class KvCache:
         moved = Moved(
             result, sum(k.tokens for k in done), sum(k.size for k in done), time.monotonic() - begun
         )
-        level = {MoveResult.TIMEOUT: logging.WARNING, MoveResult.FAILED: logging.DEBUG}.get(
-            result, logging.INFO
-        )
+        level = _LEVELS.get(result, logging.INFO)
         text = "%s: %d tokens of conversation %s in %.2f s (%.1f MB)%s"
         late = ", the rest took too long" if result is MoveResult.TIMEOUT else ""
         logger.log(level, text, spec.alias, moved.tokens, what, moved.seconds, moved.size / 1e6, late)
         return moved
+
+
+_LEVELS = {MoveResult.TIMEOUT: logging.WARNING, MoveResult.FAILED: logging.DEBUG}
 
 
 def validity(spec: ModelSpec, build: str) -> str:

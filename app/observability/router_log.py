@@ -8,7 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from app.core.config import Config
 from app.domain.text import one_line
+
+TAKES = ("system.log_format", "system.log_level")
 
 Lines = Sequence[Mapping[str, object]]
 """A record of the access log brings several, each the fields of a request."""
@@ -56,6 +59,10 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return _json(fields)
+
+
+def apply(config: Config) -> None:
+    configure(config.system.log_level, config.system.log_format)
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:

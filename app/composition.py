@@ -1,0 +1,229 @@
+"""Builds every object of the router, in order, each with its undo."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+import anyio.to_thread
+import httpx
+
+from app.api.figures import Figures
+from app.api.metrics_feed import MetricsFeed
+from app.api.services import READ_AT_USE, Services
+from app.api.status_feed import StatusFeed
+from app.api.status_view import StatusView
+from app.configuration.current import Configuration
+from app.core.config import Config
+from app.core.health_monitor import HealthMonitor
+from app.core.manager import ModelManager
+from app.core.prometheus_metrics import Metrics
+from app.core.vram_tracker import DeviceTracker
+from app.core.warmup import Preload, warm_up
+from app.domain.background import Background
+from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
+from app.llama.binary import find_binary, inspect_binary
+from app.llama.command import BinaryInfo
+from app.llama.control_client import open_client
+from app.llama.launcher import LlamaLauncher
+from app.llama.orphans import PidFile, reap_orphans
+from app.llama.output.writer import LogServer
+from app.llama.runner import Launcher
+from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.probes.choice import find_gpus
+from app.memory.probes.interface import GpuProbe
+from app.models.kv_cache import KvCache
+from app.models.kv_store import KvStore
+from app.observability.load_reporter import LoadReporter
+from app.observability.telemetry import Telemetry
+from app.proxy.body_reader import BodyReader
+from app.proxy.upstream import Upstream
+
+logger = logging.getLogger(__name__)
+
+
+async def build(
+    configuration: Configuration,
+    stack: AsyncExitStack,
+    launcher: Launcher | None,
+    probe: GpuProbe | None,
+    binary: BinaryInfo | None,
+    heartbeat_s: float,
+) -> Services:
+    config, started_at = configuration.current, time.monotonic()
+    bus = EventBus(BATCH_S)
+    http = await stack.enter_async_context(open_client())
+    logs = _logs(config.system.log_dir, stack)
+    kv_cache = None
+    if launcher is None:
+        binary = binary or await _find_binary(config)
+        kv_cache = KvCache(KvStore(Path(config.system.cache_dir)), http, binary, config)
+        launcher = await _launcher(configuration, logs, http, stack, binary)
+    else:
+        binary = None  # nothing is known of other processes than llama-server's
+    tracker = await _tracker(configuration, probe, binary, stack, bus)
+    manager = ModelManager(
+        config,
+        launcher=launcher,
+        tracker=tracker,
+        bus=bus,
+        clock=time.monotonic,
+        learned=await _learned(config.system.log_dir, binary),
+        kv_cache=kv_cache,
+    )
+    stack.push_async_callback(manager.stop_all)
+    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    stack.push_async_callback(services.upstream.close)
+    stack.callback(bus.settle)
+    stack.callback(services.feed.close)
+    stack.callback(services.metrics_feed.close)
+    stack.push_async_callback(services.background.stop)
+    _subscribe(services)
+    _start(services)
+    return services
+
+
+def _services(
+    configuration: Configuration,
+    launcher: Launcher,
+    manager: ModelManager,
+    tracker: DeviceTracker,
+    http: httpx.AsyncClient,
+    bus: EventBus,
+    logs: LogServer,
+    started_at: float,
+    heartbeat_s: float,
+) -> Services:
+    system, telemetry = configuration.current.system, Telemetry(bus)
+    status = StatusView(manager, configuration, started_at)
+    figures = Figures(manager, tracker, telemetry, bus)
+    return Services(
+        configuration=configuration,
+        launcher=launcher,
+        manager=manager,
+        tracker=tracker,
+        upstream=Upstream(),
+        bodies=BodyReader(),
+        http=http,
+        bus=bus,
+        logs=logs,
+        background=Background(),
+        health=HealthMonitor(
+            manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
+        ),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        telemetry=telemetry,
+        status=status,
+        figures=figures,
+        feed=StatusFeed(
+            bus,
+            full_status=status.full,
+            model_status=status.model,
+            server_status=status.server,
+            heartbeat_s=heartbeat_s,
+        ),
+        metrics_feed=MetricsFeed(figures.snapshot, heartbeat_s),
+        started_at=started_at,
+    )
+
+
+def _subscribe(services: Services) -> None:
+    """Who takes which keys of a changed configuration, in this order."""
+    configuration = services.configuration
+    configuration.subscribe(READ_AT_USE)
+    configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
+    configuration.subscribe(ModelManager.TAKES, services.manager.apply)
+    configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
+    configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
+    configuration.subscribe(("api.api_keys",), lambda _: _hang_up(services))
+
+
+def _hang_up(services: Services) -> None:
+    """Streams were let in with a key of before; with one that still counts they come again by themselves."""
+    services.feed.hang_up()
+    services.metrics_feed.hang_up()
+    services.logs.end_followers()
+
+
+def _start(services: Services) -> None:
+    """What runs by itself."""
+    manager = services.manager
+    LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
+    services.background.start("gpu readings", services.tracker.run)
+    services.background.start("health monitor", services.health.run)
+    services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
+
+
+def _logs(folder: str, stack: AsyncExitStack) -> LogServer:
+    logs = LogServer(folder)
+    if error := logs.start():
+        logger.warning("%s", error)
+    stack.callback(logs.close)
+    return logs
+
+
+async def _find_binary(config: Config) -> BinaryInfo:
+    path = find_binary(config.system.llama_server_path)
+    return await anyio.to_thread.run_sync(inspect_binary, path)
+
+
+async def _launcher(
+    configuration: Configuration,
+    logs: LogServer,
+    http: httpx.AsyncClient,
+    stack: AsyncExitStack,
+    binary: BinaryInfo,
+) -> LlamaLauncher:
+    system = configuration.current.system
+    log_dir = Path(system.log_dir)
+    await anyio.to_thread.run_sync(reap_orphans, log_dir)
+    pid_file = PidFile(log_dir)
+    stack.callback(pid_file.close)
+    launcher = LlamaLauncher(
+        binary,
+        logs,
+        http,
+        system.first_port,
+        system.load_timeout_sec,
+        default_pooling=_default_pooling,
+        pid_file=pid_file,
+    )
+    configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
+    stack.callback(launcher.kill_all)
+    return launcher
+
+
+def _default_pooling(spec: ModelSpec) -> str | None:
+    """llama-server refuses embeddings of a model without pooling metadata unless it is told how to pool."""
+    return "mean" if spec.kind is ModelKind.EMBEDDING else None
+
+
+async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:
+    """What a real llama-server taught earlier routers."""
+    if binary is None:
+        return LearnedFootprints()
+    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, binary.identity)
+    await anyio.to_thread.run_sync(learned.load)
+    return learned
+
+
+async def _tracker(
+    configuration: Configuration,
+    probe: GpuProbe | None,
+    binary: BinaryInfo | None,
+    stack: AsyncExitStack,
+    bus: EventBus,
+) -> DeviceTracker:
+    if probe is None:
+        probe = await anyio.to_thread.run_sync(find_gpus, binary.path if binary is not None else None)
+    min_free_mb = configuration.current.system.min_free_vram_mb
+    tracker = DeviceTracker(probe, min_free_mb=min_free_mb, clock=time.monotonic, bus=bus)
+    configuration.subscribe(DeviceTracker.TAKES, tracker.apply)
+    stack.push_async_callback(tracker.close)
+    await tracker.refresh()
+    return tracker

@@ -1,0 +1,87 @@
+"""Looking at a model before it is loaded: its file, its flags, and what it would take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import anyio.to_thread
+
+from app.core.vram_tracker import DeviceTracker
+from app.domain.files import FileIdentity
+from app.domain.spec import ModelSpec
+from app.domain.status import Status
+from app.domain.views import Need
+from app.llama.exit_reason import Failure, FailureKind
+from app.llama.runner import Launcher, LoadError
+from app.memory.history import LearnedFootprints
+from app.memory.need import Footprint, key, need
+from app.models.supervisor import ModelInstance
+
+logger = logging.getLogger(__name__)
+
+
+class Inspection:
+    """What is wrong is told before anybody is asked to make room."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        tracker: DeviceTracker,
+        learned: LearnedFootprints,
+        inspect_file: Callable[[ModelSpec], Footprint],
+        vram_multiplier: float,
+    ) -> None:
+        self.vram_multiplier = vram_multiplier
+        self._launcher, self._tracker, self._learned = launcher, tracker, learned
+        self._inspect_file = inspect_file
+
+    async def read(self, instance: ModelInstance) -> None:
+        """Look at the model's file. Raises `LoadError` for one that cannot be loaded."""
+        instance.file_identity = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
+        instance.footprint = await anyio.to_thread.run_sync(self._inspect_file, instance.spec)
+
+    async def is_another_file(self, instance: ModelInstance) -> bool:
+        """Than the one that was looked at last."""
+        found = await anyio.to_thread.run_sync(FileIdentity.at, instance.spec.path)
+        return found is not None and found != instance.file_identity
+
+    async def run(self, instance: ModelInstance) -> None:
+        """Check all that can be known, and set its need; else the model fails."""
+        try:
+            await self.read(instance)
+            await self._launcher.check(instance.spec)
+            instance.need = self.need_of(instance)
+        except LoadError as error:
+            _unfit(instance, error.failure)
+        except Exception as error:  # a bug of ours, or a file stranger than any we know
+            logger.exception("%s: looking at its file failed", instance.alias)
+            message = f"The router could not make sense of its file ({type(error).__name__}: {error})."
+            _unfit(instance, Failure(FailureKind.UNKNOWN, message, None, ()))
+
+    def need_of(self, instance: ModelInstance) -> Need:
+        """By the header of its file, and by what was learned of it and of the GPUs."""
+        spec, found, tracker, learned = instance.spec, instance.footprint, self._tracker, self._learned
+        assert found is not None
+        gpus = tracker.resolve(spec.gpu_devices)
+        name = key(spec, found, learned.build, tracker.has_gpu)
+        takes = need(
+            spec,
+            found,
+            gpus,
+            tracker.has_gpu,
+            self.vram_multiplier,
+            learned.model(name),
+            learned.overhead_mb(tracker.kinds(gpus)),
+        )
+        instance.memory.expect(spec, name, takes)
+        return takes
+
+
+def _unfit(instance: ModelInstance, failure: Failure) -> None:
+    if instance.status not in (Status.OFF, Status.CRASHED):
+        return
+    if failure.kind is FailureKind.OUT_OF_FILES:
+        instance.turn_away(failure)
+    else:
+        instance.fail(failure)

@@ -1,0 +1,171 @@
+"""The loop that looks at everything and carries out what the policy says."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from app.core.vram_tracker import DeviceTracker
+from app.domain.alarm import Alarm
+from app.domain.errors import RouterError
+from app.domain.event_bus import EventBus
+from app.domain.events import Event, ReadingTaken, Touched
+from app.domain.jobs import Jobs
+from app.domain.status import Status
+from app.llama.runner import Launcher
+from app.models.fleet import Fleet
+from app.models.inspection import Inspection
+from app.models.supervisor import ModelInstance
+from app.scheduling import policy
+from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Preview, Refuse, Stop, Wait
+from app.scheduling.refusals import refusal_error
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_BUG_S = 1.0
+
+
+class Scheduler:
+    """Every event only says "look again"; a lost or doubled one harms nothing."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        limits: Limits,
+        *,
+        launcher: Launcher,
+        inspection: Inspection,
+        tracker: DeviceTracker,
+        bus: EventBus,
+        jobs: Jobs,
+        clock: Callable[[], float],
+    ) -> None:
+        self.limits = limits
+        self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last look
+        self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
+        self.contended = False  # somebody waits for room: a free slot may not be given past the policy
+        self._fleet, self._launcher, self._inspection = fleet, launcher, inspection
+        self._tracker, self._bus, self._jobs, self._clock = tracker, bus, jobs, clock
+        self._prepared: str | None = None
+        self._is_stopped = False
+        self._next_look: asyncio.Handle | None = None
+        self._alarm = Alarm(self.look_again)
+        bus.subscribe(self._on_reading, ReadingTaken)
+
+    def look_again(self) -> None:
+        """Something changed. Any number of changes in one turn of the event loop lead to one look."""
+        if self._next_look is None and not self._is_stopped:
+            self._next_look = asyncio.get_running_loop().call_soon(self._look)
+
+    def stop(self) -> None:
+        self._is_stopped = True
+        self._alarm.cancel()
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+
+    def preview(self, alias: str) -> Preview:
+        """What a load would do now."""
+        return policy.preview(self._fleet.views(), self._tracker.devices(), self.limits, self._clock(), alias)
+
+    def refusal_error(self, refusal: Refuse) -> RouterError:
+        """`no_capacity` or `vram_exhausted`, with the numbers."""
+        loaded = [i.alias for i in self._fleet.instances.values() if i.status.has_process]
+        return refusal_error(refusal, self.limits.max_models, loaded)
+
+    async def inspect(self, instance: ModelInstance) -> None:
+        await self._inspection.run(instance)
+        self.look_again()
+
+    def forget_removed(self) -> None:
+        for alias in self._fleet.forget_removed():
+            self._bus.publish(Touched(alias))
+
+    # --- one look
+
+    def _look(self) -> None:
+        self._next_look = None
+        if self._is_stopped:
+            return
+        try:
+            self._set_alarm(self._decide())
+            self.error = None
+        except Exception as error:  # a bug of ours must not wedge the models that serve
+            self._report(f"{type(error).__name__}: {error}")
+            self._set_alarm(self._clock() + RETRY_AFTER_BUG_S)
+        self._grant_all()
+
+    def _decide(self) -> float:
+        """Carry out what the policy says; when to look again."""
+        self.forget_removed()
+        plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, self._clock())
+        self.waits = plan.waits
+        self._prepare(next((alias for alias, wait in plan.waits.items() if wait.victims), None))
+        for action in plan.actions:
+            self._carry_out(action)
+        return plan.wake_at
+
+    def _prepare(self, alias: str | None) -> None:
+        """Whose turn is next, of those for whom others have to go: one at a time, and once."""
+        if alias == self._prepared:
+            return
+        self._jobs.cancel(f"prepare {self._prepared}")
+        self._prepared = alias
+        if alias is not None:
+            spec = self._fleet.instances[alias].spec
+            self._jobs.start(f"prepare {alias}", partial(self._launcher.prepare, spec))
+
+    def _report(self, error: str) -> None:
+        if error != self.error:
+            logger.exception("scheduling failed; trying again every %.0f s", RETRY_AFTER_BUG_S)
+        self.error = error
+
+    def _grant_all(self) -> None:
+        self.contended = False
+        for instance in self._fleet.instances.values():
+            if instance.queue.waiting:
+                instance.grant()
+                self._bus.publish(Touched(instance.alias))
+                self.contended |= instance.queue.waiting > 0 and instance.status not in _HAS_ITS_ROOM
+            if instance.need is None and _may_be_loaded_soon(instance):
+                self._jobs.start(f"inspect {instance.alias}", partial(self.inspect, instance))
+
+    def _carry_out(self, action: Action) -> None:
+        instance = self._fleet.instances[action.alias]
+        if isinstance(action, Load):
+            instance.start(action.placement)
+        elif isinstance(action, Stop):
+            instance.drain(action.reason, action.target)
+        elif isinstance(action, Keep):
+            instance.keep()
+        elif isinstance(action, Forget):
+            instance.forget(action.reason)
+        else:
+            self._refuse(instance, action)
+
+    def _refuse(self, instance: ModelInstance, refusal: Refuse) -> None:
+        error = self.refusal_error(refusal)
+        logger.info("%s: refused: %s", instance.alias, error.message)
+        instance.queue.fail_waiting(error)
+        self._bus.publish(Touched(instance.alias))
+
+    def _set_alarm(self, when: float) -> None:
+        self._alarm.cancel()
+        if when < NEVER:
+            self._alarm.set_within(max(when - self._clock(), 0.0))
+
+    def _on_reading(self, event: Event) -> None:
+        changed = [instance.memory.look() for instance in self._fleet.instances.values()]
+        if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
+            self.look_again()
+
+
+_HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})
+
+
+def _may_be_loaded_soon(instance: ModelInstance) -> bool:
+    if instance.status is Status.CRASHED:
+        return True
+    return instance.status is Status.OFF and (instance.preload or instance.queue.waiting > 0)
