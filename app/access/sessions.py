@@ -39,7 +39,7 @@ class Sessions:
         now = self._clock()
         self._sessions = {name: s for name, s in self._sessions.items() if s.expires > now}
         of_key = [name for name, session in self._sessions.items() if session.key == key]
-        for name in of_key[: len(of_key) - MAX_OF_ONE_KEY + 1]:
+        for name in of_key[: max(len(of_key) + 1 - MAX_OF_ONE_KEY, 0)]:
             del self._sessions[name]
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
