@@ -25,8 +25,6 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
-from app.domain.spec import ModelSpec
-from app.domain.status import ModelKind
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -190,17 +188,11 @@ async def _launcher(
         http,
         system.first_port,
         system.load_timeout_sec,
-        default_pooling=_default_pooling,
         pid_file=pid_file,
     )
     configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
     stack.callback(launcher.kill_all)
     return launcher
-
-
-def _default_pooling(spec: ModelSpec) -> str | None:
-    """llama-server refuses embeddings of a model without pooling metadata unless it is told how to pool."""
-    return "mean" if spec.kind is ModelKind.EMBEDDING else None
 
 
 async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,14 @@ def make_tiny(
     name: str = "tiny-random",
     chat_template: str | None = CHAT_TEMPLATE,
     seed: int = 1,
+    marks: Iterable[str] = (),
     **metadata: int | float | str | bool,
 ) -> Path:
-    """A llama that writes printable nonsense, quickly, until max_tokens: special tokens are never sampled."""
-    vocabulary = _pieces()
+    """A llama that writes printable nonsense, quickly, until max_tokens: special tokens are never sampled.
+
+    `marks` are more special tokens.
+    """
+    vocabulary = _pieces() + [(mark, TokenType.CONTROL) for mark in marks]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
     writer.add_context_length(context)

@@ -100,16 +100,16 @@ def gpu(index: int, total_mb: int, used_mb: int, mig: int = -1) -> str:
 
 
 def _serve(commands: Iterator[str]) -> None:
-    from app.memory.probes import choice as gpus
+    from app.memory.probes import choice
     from app.memory.probes.interface import GpuError
 
-    gpus.START_TIMEOUT_S = 0.5
-    probe = gpus.find_gpus()
+    choice.START_TIMEOUT_S = 0.5
+    probe = choice.find_gpus()
     for command in commands:
         answer: dict[str, Any] = {"reason": probe.reason, "kind": type(probe).__name__}
         if command.strip() == "read":
             try:
-                answer["devices"] = [asdict(r) for r in gpus.in_time(probe.read, 1.0)]
+                answer["devices"] = [asdict(r) for r in choice.in_time(probe.read, 1.0)]
             except (GpuError, TimeoutError) as error:
                 answer["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)

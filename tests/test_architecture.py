@@ -46,6 +46,7 @@ PURE = (
     "app.llama.environment",
     "app.llama.exit_reason",
     "app.llama.load_output",
+    "app.llama.pooling",
     "app.memory.estimate",
     "app.memory.ledger",
     "app.proxy.body",

@@ -164,6 +164,28 @@ def test_check_of_a_good_configuration_prints_a_table(config: Path) -> None:
     assert done.stdout.endswith("all is well\n")
 
 
+def test_check_tells_how_embedding_models_pool_and_who_says_so(models: Path, tmp_path: Path) -> None:
+    chosen = {"embedding": True, "pooling": "cls"}
+    tree = {
+        "api": {"host": "127.0.0.1"},
+        "models": {
+            "chat": {"model_path": str(models / "Tiny Chat.Q4_K_M.gguf"), "params": {"n_ctx": 256}},
+            "silent": {"model_path": str(models / "Tiny Chat.Q4_K_M.gguf"), "params": {"embedding": True}},
+            "says": {"model_path": str(models / "pooled.gguf"), "params": {"embedding": True}},
+            "told": {"model_path": str(models / "pooled.gguf"), "params": chosen},
+            "ranks": {"model_path": str(models / "reranker.gguf"), "params": {"rerank": True}},
+        },
+    }
+    done = run("check", "-c", write(tmp_path / "c.json", tree))
+    lines = [line.strip() for line in done.stdout.splitlines() if ": pooling " in line]
+    assert lines == [
+        "silent: pooling mean (the router's default: the file says nothing)",
+        "says: pooling mean (the file says so)",
+        "told: pooling cls (params.pooling)",
+        "ranks: pooling rank (params.rerank)",
+    ]
+
+
 def test_check_of_a_bad_configuration_tells_every_mistake(tmp_path: Path) -> None:
     path = write(tmp_path / "c.json", {"api": {"prt": 1}, "models": {"status": {"model_path": "x"}}})
     done = run("check", "-c", path)

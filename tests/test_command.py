@@ -41,11 +41,9 @@ def build(
     *,
     using: BinaryInfo | None = None,
     env: Mapping[str, str] | None = None,
-    default_pooling: str | None = None,
+    pooling: str | None = None,
 ) -> Command:
-    return build_command(
-        using or binary(), model or spec(), placement, 8085, "the-key", env or {}, default_pooling
-    )
+    return build_command(using or binary(), model or spec(), placement, 8085, "the-key", env or {}, pooling)
 
 
 def value(command: Command, flag: str) -> str:
@@ -178,13 +176,10 @@ def test_chat_batches_are_left_alone() -> None:
     assert "-b" not in command.argv and "-ub" not in command.argv
 
 
-def test_pooling_is_what_the_model_says_unless_told_otherwise() -> None:
+def test_llama_server_is_told_how_to_pool_only_where_that_was_chosen() -> None:
     model = spec({"embedding": True})
     assert "--pooling" not in build(model).argv
-    assert value(build(model, default_pooling="mean"), "--pooling") == "mean"
-    told = spec({"embedding": True, "pooling": "cls"})
-    assert value(build(told, default_pooling="mean"), "--pooling") == "cls"
-    assert "--pooling" not in build(spec(), default_pooling="mean").argv
+    assert value(build(model, pooling="mean"), "--pooling") == "mean"
 
 
 def test_rerank_projector_and_template_are_passed() -> None:

@@ -20,8 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.gguf import header as gguf_utils
-from app.gguf import reader as gguf_reader
+from app.gguf import header, reader
 from app.gguf.header import GgufError, read_header
 from app.server import SWITCH_INTERVAL_S
 from tests.ggufs import make_architecture, make_tiny, make_vocab_header
@@ -36,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cache() -> Iterator[None]:
-    gguf_utils._read_model.cache_clear()
+    header._read_model.cache_clear()
     yield
 
 
@@ -78,7 +77,7 @@ def test_tensor_sizes_agree_with_the_gguf_package(name: str, tmp_path: Path) -> 
 
 def test_the_layouts_of_all_types_agree_with_the_gguf_package() -> None:
     theirs = {int(number): layout for number, layout in gguf.GGML_QUANT_SIZES.items()}
-    ours = {number: tuple(layout) for number, layout in gguf_reader.TENSOR_LAYOUTS.items()}
+    ours = {number: tuple(layout) for number, layout in reader.TENSOR_LAYOUTS.items()}
     assert {number: ours[number] for number in ours if number in theirs} == theirs
 
 
@@ -180,7 +179,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_bounded() -> None:
-    assert gguf_utils._read_model.cache_parameters()["maxsize"] == gguf_utils.CACHED_HEADERS
+    assert header._read_model.cache_parameters()["maxsize"] == header.CACHED_HEADERS
 
 
 # What it refuses
@@ -255,7 +254,7 @@ def test_a_truncated_download_is_called_that(tiny: Path, tmp_path: Path) -> None
 
 
 def test_a_header_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_reader, "MAX_HEADER_BYTES", 2 * MIB)
+    monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 2 * MIB)
     path = tmp_path / "endless.gguf"
     path.write_bytes(preamble(keys=1) + text("k") + struct.pack("<IIQ", 9, 8, 2**40))
     os.truncate(path, 1 << 40)  # sparse: empty words without end
@@ -275,7 +274,7 @@ def test_damage_anywhere_gives_a_header_or_a_gguf_error(
     path = tmp_path / "damaged.gguf"
     path.write_bytes(content)
     try:
-        gguf_utils._read_model.__wrapped__((gguf_utils._part(path, path),))
+        header._read_model.__wrapped__((header._part(path, path),))
     except GgufError as error:
         assert path.name in str(error)
 
@@ -287,14 +286,14 @@ def test_a_large_vocabulary_is_read_quickly_and_in_little_memory(tmp_path: Path)
     path = make_vocab_header(tmp_path / "vocabulary.gguf", 262_144)
     times_s = []
     for _ in range(5):
-        gguf_utils._read_model.cache_clear()
+        header._read_model.cache_clear()
         start = time.perf_counter()
-        header = read_header(path)
+        found = read_header(path)
         times_s.append(time.perf_counter() - start)
-    assert header.array_lengths["tokenizer.ggml.tokens"] == 262_144
+    assert found.array_lengths["tokenizer.ggml.tokens"] == 262_144
     assert min(times_s) < 0.15  # 0.03 s on an idle machine; the gguf package takes seconds
 
-    gguf_utils._read_model.cache_clear()
+    header._read_model.cache_clear()
     tracemalloc.start()
     try:
         read_header(path)
@@ -318,7 +317,7 @@ def test_the_event_loop_is_not_held_up_by_a_large_vocabulary(tmp_path: Path) -> 
 
 
 def read_anew(path: Path) -> None:
-    gguf_utils._read_model.cache_clear()
+    header._read_model.cache_clear()
     read_header(path)
 
 

@@ -14,6 +14,7 @@ import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
+from app.gguf.header import Pooling
 from app.llama import pipe as llama_pipe
 from app.llama import process as llama_process
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
@@ -236,6 +238,17 @@ async def test_the_key_is_not_written_to_the_log(launcher: LlamaLauncher, tiny: 
         await runner.ready()
     assert runner.log.tail(10)
     assert runner.api_key not in "\n".join(runner.log.tail(10_000))
+
+
+async def test_an_embedding_model_is_pooled_as_its_file_says(launcher: LlamaLauncher, tmp_path: Path) -> None:
+    """With `--pooling mean` on the line, llama-server would not do what the file says, and say nothing."""
+    says_last = make_tiny(tmp_path / "last.gguf", pooling_type=Pooling.LAST.value)
+    says_nothing = make_tiny(tmp_path / "silent.gguf")
+    params = {"n_ctx": 512, "n_gpu_layers": -1, "embedding": True}
+    for path, expected in ((says_last, []), (says_nothing, ["mean"])):
+        async with launcher.launch(spec(path, params=params), {}, nobody) as runner:
+            line = psutil.Process(runner.pid).cmdline()
+        assert [value for name, value in pairwise(line) if name == "--pooling"] == expected
 
 
 async def test_models_get_ports_of_their_own(launcher: LlamaLauncher, tiny: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from app.observability import router_log as logs
+from app.observability import router_log
 
 NASTY = "model\n12:00:00 INFO    admin logged in\r\x1b[31m\u2028\x00"
 
@@ -32,20 +32,20 @@ def root() -> Iterator[logging.Logger]:
 
 
 def test_text_has_a_time_a_level_and_the_message() -> None:
-    time, level, message = logs.TextFormatter().format(record("%s: ready", "qwen")).split(maxsplit=2)
+    time, level, message = router_log.TextFormatter().format(record("%s: ready", "qwen")).split(maxsplit=2)
     assert len(time) == len("12:00:00")
     assert (level, message) == ("WARNING", "qwen: ready")
 
 
 def test_what_a_client_sent_starts_no_line_of_its_own() -> None:
-    line = logs.TextFormatter().format(record("no model %s", NASTY))
+    line = router_log.TextFormatter().format(record("no model %s", NASTY))
     assert line.isprintable()
     assert r"\n12:00:00" in line
     assert r"\x1b[31m" in line
 
 
 def test_a_traceback_is_indented_so_that_it_forges_no_line() -> None:
-    first, *rest = logs.TextFormatter().format(record("failed", error=ValueError(NASTY))).splitlines()
+    first, *rest = router_log.TextFormatter().format(record("failed", error=ValueError(NASTY))).splitlines()
     assert first.endswith("failed")
     assert rest
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
@@ -54,13 +54,13 @@ def test_a_traceback_is_indented_so_that_it_forges_no_line() -> None:
 def test_a_traceback_that_uvicorn_logs_as_a_message_stays_readable() -> None:
     made = record("Traceback\n  File x\nValueError: %s", "\r\x1b")
     made.name = "uvicorn.error"
-    first, *rest = logs.TextFormatter().format(made).splitlines()
+    first, *rest = router_log.TextFormatter().format(made).splitlines()
     assert first.endswith("Traceback")
     assert rest == ["      File x", "    ValueError: ", r"    \x1b"]
 
 
 def test_json_is_one_object_a_line() -> None:
-    line = logs.JsonFormatter().format(record("no model %s", NASTY))
+    line = router_log.JsonFormatter().format(record("no model %s", NASTY))
     assert "\n" not in line
     found = json.loads(line)
     assert found["message"] == f"no model {NASTY}"
@@ -69,25 +69,27 @@ def test_json_is_one_object_a_line() -> None:
 
 
 def test_a_record_of_several_lines_is_one_for_each() -> None:
-    several = record("requests", lines=[{"model": NASTY, "path": logs}, {"model": "m"}])
-    first, second = logs.TextFormatter().format(several).split("\n")
+    several = record("requests", lines=[{"model": NASTY, "path": router_log}, {"model": "m"}])
+    first, second = router_log.TextFormatter().format(several).split("\n")
     assert (first.isprintable(), second.endswith(" WARNING model=m")) == (True, True)
-    found = [json.loads(line) for line in logs.JsonFormatter().format(several).split("\n")]
+    found = [json.loads(line) for line in router_log.JsonFormatter().format(several).split("\n")]
     assert [line["model"] for line in found] == [NASTY, "m"]
     assert found[1]["message"] == "model=m"
 
 
 def test_json_carries_a_traceback() -> None:
-    line = logs.JsonFormatter().format(record("failed", error=ValueError("why")))
+    line = router_log.JsonFormatter().format(record("failed", error=ValueError("why")))
     assert "ValueError: why" in json.loads(line)["traceback"]
 
 
-@pytest.mark.parametrize(("style", "kind"), [("text", logs.TextFormatter), ("json", logs.JsonFormatter)])
+@pytest.mark.parametrize(
+    ("style", "kind"), [("text", router_log.TextFormatter), ("json", router_log.JsonFormatter)]
+)
 def test_configure_leaves_one_handler_on_stderr(
     root: logging.Logger, style: Literal["text", "json"], kind: type
 ) -> None:
-    logs.configure("debug", style)
-    logs.configure("warning", style)
+    router_log.configure("debug", style)
+    router_log.configure("warning", style)
     (handler,) = root.handlers
     assert isinstance(handler, logging.StreamHandler)
     assert handler.stream is sys.stderr
@@ -96,6 +98,6 @@ def test_configure_leaves_one_handler_on_stderr(
 
 
 def test_libraries_do_not_chatter(root: logging.Logger) -> None:
-    logs.configure("info", "text")
+    router_log.configure("info", "text")
     assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
     assert logging.getLogger("app.core.manager").isEnabledFor(logging.INFO)

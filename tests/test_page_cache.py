@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from app.llama import readahead as page_cache
+from app.llama import readahead
 from app.llama.readahead import CHUNK, cached_share, read_ahead
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has cached")
@@ -45,13 +45,13 @@ async def test_a_file_is_in_the_cache_afterwards(cold: Path) -> None:
 async def test_what_is_cached_is_not_read_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await read_ahead([cold])
     asked: list[None] = []
-    monkeypatch.setattr(page_cache, "_room", lambda: asked.append(None) or 2 * SIZE)
+    monkeypatch.setattr(readahead, "_room", lambda: asked.append(None) or 2 * SIZE)
     await read_ahead([cold])
     assert asked == []
 
 
 async def test_nobody_loses_memory_to_it(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_cache, "_room", lambda: SIZE - 1)
+    monkeypatch.setattr(readahead, "_room", lambda: SIZE - 1)
     await read_ahead([cold])
     assert share(cold) < 0.5
 
@@ -61,10 +61,10 @@ def test_mapped_files_are_not_room(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     told = tmp_path / "meminfo"
     figures = {"MemTotal": 9, "MemFree": 3000000, "Cached": 5000000, "Mapped": 4000000, "Shmem": 7}
     told.write_text("".join(f"{name}: {kib} kB\n" for name, kib in figures.items()))
-    monkeypatch.setattr(page_cache, "_MEMINFO", told)
-    assert page_cache._room() == (3000000 + 5000000 - 4000000 - 7) * 1024 - page_cache.SPARE_BYTES
-    monkeypatch.setattr(page_cache, "_MEMINFO", tmp_path / "missing")
-    assert page_cache._room() == 0
+    monkeypatch.setattr(readahead, "_MEMINFO", told)
+    assert readahead._room() == (3000000 + 5000000 - 4000000 - 7) * 1024 - readahead.SPARE_BYTES
+    monkeypatch.setattr(readahead, "_MEMINFO", tmp_path / "missing")
+    assert readahead._room() == 0
 
 
 async def test_a_missing_file_does_not_keep_the_others_from_being_read(cold: Path) -> None:
@@ -81,7 +81,7 @@ async def test_cancelling_it_ends_the_reading(cold: Path, monkeypatch: pytest.Mo
         begun.set()
         may_go_on.wait(10)
 
-    monkeypatch.setattr(page_cache, "_read", read)
+    monkeypatch.setattr(readahead, "_read", read)
     async with anyio.create_task_group() as group:
         group.start_soon(read_ahead, [cold])
         assert await anyio.to_thread.run_sync(begun.wait, 10)
@@ -93,5 +93,5 @@ async def test_cancelling_it_ends_the_reading(cold: Path, monkeypatch: pytest.Mo
 def test_a_stopped_reading_reads_no_further(cold: Path) -> None:
     stop = threading.Event()
     stop.set()
-    page_cache._read([cold], stop)
+    readahead._read([cold], stop)
     assert share(cold) < 0.5

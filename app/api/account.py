@@ -11,8 +11,7 @@ from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.models.supervisor import ModelInstance
-
-Headers = list[tuple[bytes, bytes]]
+from app.proxy.headers import Headers
 
 
 class Call(NamedTuple):

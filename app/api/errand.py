@@ -22,13 +22,14 @@ from app.api import openai
 from app.api.account import Account, Call
 from app.api.http_protocol import RouterProtocol
 from app.api.openai import Endpoint, Sender
-from app.api.relay import EVENT_STREAM, HEARTBEAT_S, Relay, passed_back, request_to
+from app.api.relay import EVENT_STREAM, HEARTBEAT_S, Relay, request_to
 from app.api.services import Services
 from app.core.manager import Stay
 from app.core.queue import TicketState
 from app.domain.errors import RouterError
 from app.models.supervisor import ModelInstance
 from app.proxy.body import fields_of
+from app.proxy.headers import passed_back
 from app.proxy.upstream import Answer
 from app.proxy.usage import usage_in
 

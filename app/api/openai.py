@@ -35,6 +35,7 @@ from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
 from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.headers import as_lines, through_tunnel, to_model
 
 router = APIRouter(responses=FOR_MODELS)
 
@@ -111,7 +112,7 @@ class Sender(NamedTuple):
     def of(cls, headers: Headers, client: Client) -> Sender:
         """Raises what the client is to be told instead."""
         _check_media_type(headers)
-        return cls(client, _priority(headers), _passed_on(headers))
+        return cls(client, _priority(headers), as_lines(to_model(headers.raw)))
 
 
 def read(
@@ -191,7 +192,8 @@ async def upstream(request: Request, target: str) -> Response:
     query = quote(request.scope["query_string"], safe=_KEPT_IN_QUERY)
     body = await request.body()
     where = f"/{path}" + (f"?{query}" if query else "")
-    sender = Sender(client_of(request), _priority(request.headers), _passed_on(request.headers))
+    headers = request.headers
+    sender = Sender(client_of(request), _priority(headers), as_lines(through_tunnel(headers.raw)))
     request_id = request.scope["router.request_id"]
     call = _call(sender, instance, "/upstream", request.method, where, request_id, stream=False, fresh=True)
     return Relay(services, instance, call, body)
@@ -271,17 +273,6 @@ def _call(
     return Call(
         endpoint, method, path, passed_on, stream, fresh, granted, granted != wish, request_id, client.name
     )
-
-
-_PASSED_ON = frozenset(
-    {b"accept", b"accept-encoding", b"content-type", b"range", b"if-none-match", b"anthropic-version"}
-)
-
-
-def _passed_on(headers: Headers) -> bytes:
-    """The last of several of one name; nothing that could end a line."""
-    passed = {k: v for k, v in headers.raw if k in _PASSED_ON and v.decode("latin-1").isprintable()}
-    return b"".join([b"%b: %b\r\n" % pair for pair in passed.items()])
 
 
 def _priority(headers: Headers) -> Priority | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import cast
 
@@ -14,8 +14,7 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.access.request_id import OURS
-from app.api.account import Account, Call, Headers
+from app.api.account import Account, Call
 from app.api.errors import error_body, error_event
 from app.api.http_protocol import CHECKED, Cycle, Head, RouterProtocol
 from app.api.services import Services
@@ -26,6 +25,7 @@ from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance
+from app.proxy.headers import passed_back
 from app.proxy.upstream import Answer, Request, UpstreamGone
 from app.proxy.usage import UsageScanner
 
@@ -42,13 +42,6 @@ LAST_WORD_S = 5.0
 
 MAX_ERROR_BYTES = 65536
 EVENT_STREAM = b"text/event-stream"
-
-_NOT_PASSED_BACK = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
-    b"upgrade", b"transfer-encoding", b"server", b"date",
-    b"access-control-allow-origin", b"access-control-allow-credentials", *OURS,
-})  # fmt: skip
-_SET_FOR_STREAMS = frozenset({b"cache-control", b"x-accel-buffering"})
 
 
 class _End(Enum):
@@ -337,15 +330,6 @@ def request_to(runner: Runner, call: Call, body: bytes) -> Request:
     """The call with the key of this process."""
     headers = b"%bauthorization: Bearer %b\r\n" % (call.headers, runner.api_key.encode())
     return Request(call.method, call.path, headers, body, call.fresh)
-
-
-def passed_back(upstream: Iterable[tuple[bytes, bytes]], event_stream: bool) -> Headers:
-    """Of llama-server's headers, those that are the client's business."""
-    headers = [header for header in upstream if header[0] not in _NOT_PASSED_BACK]
-    if event_stream:
-        headers = [header for header in headers if header[0] not in _SET_FOR_STREAMS]
-        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    return headers
 
 
 class _Interruption:

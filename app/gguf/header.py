@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,16 @@ from typing import NamedTuple
 from app.domain.files import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
 
-__all__ = ["ENCODERS", "GgufError", "GgufHeader", "TensorInfo", "Value", "read_header", "split_parts"]
+__all__ = [
+    "ENCODERS",
+    "GgufError",
+    "GgufHeader",
+    "Pooling",
+    "TensorInfo",
+    "Value",
+    "read_header",
+    "split_parts",
+]
 
 # Encoders see their whole input at once: they make embeddings and keep no KV cache.
 ENCODERS = frozenset({
@@ -27,6 +37,21 @@ ENCODERS = frozenset({
 })  # fmt: skip
 CACHED_HEADERS = 64
 SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+
+class Pooling(Enum):
+    """How the vectors of the tokens become one: the values of the metadata key `pooling_type`."""
+
+    NONE = 0
+    MEAN = 1
+    CLS = 2
+    LAST = 3
+    RANK = 4
+
+    @property
+    def flag(self) -> str:
+        """As llama-server's `--pooling` calls it."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +83,7 @@ class GgufHeader:
 
     @property
     def pooling_type(self) -> int | None:
-        """0 none, 1 mean, 2 cls, 3 last, 4 rank; None if the file does not say."""
+        """A value of `Pooling`, or one that is not known yet; None if the file does not say."""
         value = self.value("pooling_type")
         return value if isinstance(value, int) else None
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST
+from app.llama import flags
 from app.llama.environment import passed_on
+from app.llama.flags import Flag
 
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
 SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
@@ -93,86 +95,87 @@ def build_command(
     port: int,
     api_key: str,
     base_env: Mapping[str, str],
-    default_pooling: str | None = None,
+    pooling: str | None = None,
     slot_folder: Path | None = None,
 ) -> Command:
     """How to run `spec` where `placement` (MB by device) says. Raises `CommandError`.
 
-    The key travels in the environment only: other users of the machine can read command lines.
+    `pooling` is the `flag` of `choose_pooling`. The key travels in the environment only: other users of the
+    machine can read command lines.
     """
     devices = {} if spec.cpu_only else {d: mb for d, mb in placement.items() if d != HOST}
-    line = _Line(binary)
-    line.essential(("--api-key",))
+    line = _Line(binary, spec)
+    line.essential("--api-key")
     _address(line, spec, port)
-    _model(line, spec, default_pooling)
+    _model(line, spec, pooling)
     _size(line, spec)
     _devices(line, spec, devices)
     if slot_folder is not None:
-        line.add(("--slot-save-path",), slot_folder)
+        line.add(flags.SLOT_FOLDER, slot_folder)
     argv = (str(binary.path), *line.args, *spec.extra_args)
     return Command(argv, _environment(spec, devices, api_key, base_env))
 
 
 def _address(line: _Line, spec: ModelSpec, port: int) -> None:
-    line.need(("--host",), "127.0.0.1")
-    line.need(("--port",), port)
-    line.add(("--alias", "-a"), spec.alias)
-    line.add(("--threads-http",), spec.slots + SPARE_HTTP_THREADS)
-    line.add(("--sse-ping-interval",), SSE_PING_S)
-    line.add(("-lv", "--verbosity", "--log-verbosity"), 4)  # below 4 no memory line is printed
-    line.add(("--log-colors",), "off")
-    line.switch("--offline")
+    line.need(flags.ADDRESS, "127.0.0.1")
+    line.need(flags.PORT, port)
+    line.add(flags.ALIAS, spec.alias)
+    line.add(flags.HTTP_THREADS, spec.slots + SPARE_HTTP_THREADS)
+    line.add(flags.SSE_PING, SSE_PING_S)
+    line.add(flags.VERBOSITY, 4)  # below 4 no memory line is printed
+    line.add(flags.LOG_COLORS, "off")
+    line.switch(flags.OFFLINE)
 
 
-def _model(line: _Line, spec: ModelSpec, default_pooling: str | None) -> None:
+def _model(line: _Line, spec: ModelSpec, pooling: str | None) -> None:
     params = spec.params
-    line.need(("-m", "--model"), spec.path)
+    line.need(flags.MODEL, spec.path)
     if params.mmproj:
-        line.need(("--mmproj",), params.mmproj)
+        line.need(flags.PROJECTOR, params.mmproj)
     if spec.kind is ModelKind.EMBEDDING:
-        line.must("--embeddings", "--embedding")
+        line.must(flags.EMBEDDINGS)
     if spec.kind is ModelKind.RERANK:
-        line.must("--rerank", "--reranking")
-    pooling = params.pooling or (default_pooling if spec.kind is ModelKind.EMBEDDING else None)
-    if pooling:
-        line.need(("--pooling",), pooling)
-    line.switch("--jinja")  # before the template: without it only the built-in ones are accepted
+        line.must(flags.RERANK)
+    if pooling is not None:
+        line.need(flags.POOLING, pooling)
+    line.switch(flags.JINJA)  # before the template: without it only the built-in ones are accepted
     if params.chat_template:
-        line.need(("--chat-template",), params.chat_template)
+        line.need(flags.CHAT_TEMPLATE, params.chat_template)
 
 
 def _size(line: _Line, spec: ModelSpec) -> None:
     params = spec.params
-    line.need(("-c", "--ctx-size"), params.n_ctx * spec.slots)
-    line.need(("-np", "--parallel"), spec.slots)
+    line.need(flags.CONTEXT, params.n_ctx * spec.slots)
+    line.need(flags.SLOTS, spec.slots)
     batch, ubatch = batch_sizes(spec)
     if batch is not None:
-        line.need(("-b", "--batch-size"), batch)
+        line.need(flags.BATCH, batch)
     if ubatch is not None:
-        line.need(("-ub", "--ubatch-size"), ubatch)
-    line.add(("-t", "--threads"), spec.cpu_threads)
-    line.add(("-tb", "--threads-batch"), spec.cpu_threads)
-    line.add(("--cache-ram", "-cram"), spec.prompt_cache_mb)
-    line.add(("-ctk", "--cache-type-k"), params.type_k)
-    line.add(("-ctv", "--cache-type-v"), params.type_v)
-    if not line.takes_no_value("-fa"):
-        line.add(("-fa", "--flash-attn"), spec.flash_attention)
-    elif spec.flash_attention == "on":
-        line.switch("-fa")
+        line.need(flags.UBATCH, ubatch)
+    line.add(flags.THREADS, spec.cpu_threads)
+    line.add(flags.BATCH_THREADS, spec.cpu_threads)
+    line.add(flags.PROMPT_CACHE, spec.prompt_cache_mb)
+    line.add(flags.CACHE_TYPE_K, params.type_k)
+    line.add(flags.CACHE_TYPE_V, params.type_v)
+    if line.is_switch(flags.FLASH_ATTENTION):
+        if spec.flash_attention == "on":
+            line.switch(flags.FLASH_ATTENTION)
+    else:
+        line.add(flags.FLASH_ATTENTION, spec.flash_attention)
 
 
 def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int]) -> None:
     if not devices:
-        line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 0)
-        line.add(("--device", "-dev"), "none")
+        line.need(flags.GPU_LAYERS, 0)
+        line.add(flags.DEVICE, "none")
         return
     layers = spec.params.n_gpu_layers
-    line.need(("-ngl", "--gpu-layers", "--n-gpu-layers"), 999 if layers >= ALL_LAYERS else layers)
+    line.need(flags.GPU_LAYERS, 999 if layers >= ALL_LAYERS else layers)
     if not _are_cuda(devices):
-        line.need(("--device", "-dev"), ",".join(devices))
+        line.need(flags.DEVICE, ",".join(devices))
     if len(devices) > 1:
-        line.need(("--split-mode", "-sm"), "layer")
-        line.need(("--tensor-split", "-ts"), ",".join(str(mb) for mb in devices.values()))
+        line.need(flags.SPLIT_MODE, "layer")
+        line.need(flags.TENSOR_SPLIT, ",".join(str(mb) for mb in devices.values()))
 
 
 def _environment(
@@ -212,43 +215,53 @@ def _entries(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 class _Line:
-    """Collects arguments that the binary knows."""
+    """Collects the flags that the binary knows and the user has not chosen in the model's `env`."""
 
-    def __init__(self, binary: BinaryInfo) -> None:
+    def __init__(self, binary: BinaryInfo, spec: ModelSpec) -> None:
         self.args: list[str] = []
         self._binary = binary
+        self._variables = {name for name, _ in spec.env}
+        self._chosen = {f"params.{name}" for name in spec.params.model_fields_set}
 
-    def add(self, names: tuple[str, ...], value: object) -> bool:
+    def add(self, flag: Flag, value: object) -> bool:
         """The first known spelling with its value; False where there is none that takes a value."""
-        known = next((n for n in names if n in self._binary.flags and not self.takes_no_value(n)), None)
+        if self._is_chosen_otherwise(flag):
+            return True
+        takes_value = self._binary.flags - self._binary.switches
+        known = next((name for name in flag.names if name in takes_value), None)
         if known is not None:
             self.args += [known, str(value)]
         return known is not None
 
-    def need(self, names: tuple[str, ...], value: object) -> None:
-        if not self.add(names, value):
-            self._refuse(names)
+    def need(self, flag: Flag, value: object) -> None:
+        if not self.add(flag, value):
+            self._refuse(flag.names[0])
 
-    def switch(self, *names: str) -> bool:
-        known = next((n for n in names if n in self._binary.flags), None)
+    def switch(self, flag: Flag) -> bool:
+        if self._is_chosen_otherwise(flag):
+            return True
+        known = next((name for name in flag.names if name in self._binary.flags), None)
         if known is not None:
             self.args.append(known)
         return known is not None
 
-    def must(self, *names: str) -> None:
-        if not self.switch(*names):
-            self._refuse(names)
+    def must(self, flag: Flag) -> None:
+        if not self.switch(flag):
+            self._refuse(flag.names[0])
 
-    def essential(self, names: tuple[str, ...]) -> None:
+    def essential(self, name: str) -> None:
         """Known, though it is not written on the command line."""
-        if not self._binary.flags.intersection(names):
-            self._refuse(names)
+        if name not in self._binary.flags:
+            self._refuse(name)
 
-    def takes_no_value(self, name: str) -> bool:
-        return name in self._binary.switches
+    def is_switch(self, flag: Flag) -> bool:
+        return flag.names[0] in self._binary.switches
 
-    def _refuse(self, names: tuple[str, ...]) -> None:
+    def _is_chosen_otherwise(self, flag: Flag) -> bool:
+        return flag.variable in self._variables and flag.setting not in self._chosen
+
+    def _refuse(self, name: str) -> None:
         raise CommandError(
-            f"{self._binary.path} (version {self._binary.version}) does not know {names[0]}, which this "
+            f"{self._binary.path} (version {self._binary.version}) does not know {name}, which this "
             "model needs: install a newer llama-server"
         )

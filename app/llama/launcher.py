@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import httpx
 
 from app.core.config import Config
 from app.domain.spec import ModelSpec
-from app.gguf.header import split_parts
+from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.orphans import PidFile
 from app.llama.os_process import NO_FILES_LEFT, files_left
 from app.llama.output.writer import LogServer
+from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
@@ -41,12 +42,11 @@ class LlamaLauncher:
         load_timeout_s: float,
         *,
         env: Mapping[str, str] = os.environ,
-        default_pooling: Callable[[ModelSpec], str | None] = lambda spec: None,
         pid_file: PidFile | None = None,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
         self._log_server, self._http, self._env = log_server, http, env
-        self._default_pooling, self._pid_file = default_pooling, pid_file
+        self._pid_file = pid_file
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
 
@@ -61,11 +61,11 @@ class LlamaLauncher:
                 "update llama-server and restart the router."
             )
             raise LoadError(Failure(FailureKind.BAD_FLAG, message, None, ()))
-        self._command(spec, {}, 0, "", None)
         with anyio.move_on_after(CHECK_TIMEOUT_S):  # a disk that hangs is not waited for
             failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
             if failure is not None:
                 raise LoadError(failure)
+            self._command(spec, {}, 0, "", await _pooling_flag(spec), None)
 
     async def prepare(self, spec: ModelSpec) -> None:
         projector = [Path(spec.params.mmproj)] if spec.params.mmproj else []
@@ -79,9 +79,10 @@ class LlamaLauncher:
         on_change: OnChange,
         slot_folder: Path | None = None,
     ) -> AsyncIterator[Runner]:
+        pooling = await _pooling_flag(spec)
         with self._ports.claim() as port:
             key = secrets.token_hex(24)
-            command = self._command(spec, placement, port, key, slot_folder)
+            command = self._command(spec, placement, port, key, pooling, slot_folder)
             log = self._log_server.open(spec.alias)
             files = split_parts(spec.path)
             runner = LlamaRunner(
@@ -129,10 +130,24 @@ class LlamaLauncher:
         placement: Mapping[str, int],
         port: int,
         key: str,
+        pooling: str | None,
         slot_folder: Path | None,
     ) -> Command:
-        pooling = self._default_pooling(spec)
         try:
             return build_command(self.binary, spec, placement, port, key, self._env, pooling, slot_folder)
         except CommandError as error:
             raise LoadError(Failure(FailureKind.BAD_BINARY, str(error), None, ())) from error
+
+
+async def _pooling_flag(spec: ModelSpec) -> str | None:
+    """By the file's header, which was read for the estimate and is kept."""
+    header = await anyio.to_thread.run_sync(_header, spec.path, abandon_on_cancel=True)
+    return choose_pooling(spec, header).flag
+
+
+def _header(path: Path) -> GgufHeader | None:
+    """Blocking. None where llama-server has to see for itself."""
+    try:
+        return read_header(path)
+    except (GgufError, OSError):
+        return None

@@ -148,10 +148,16 @@ async def test_many_streams_over_two_slots_all_arrive_whole(
 # --- clients that leave ------------------------------------------------------------------------------
 
 
-async def test_leaving_a_stream_ends_the_generation(router: RouterProcess, http: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("path", [ASK, f"/upstream/long{ASK}"])
+@pytest.mark.parametrize("headers", [{}, {"X-Conversation-Id": "mine"}], ids=["plain", "conversation"])
+async def test_leaving_a_stream_ends_the_generation(
+    router: RouterProcess, http: httpx.AsyncClient, path: str, headers: dict[str, str]
+) -> None:
+    """Also where llama-server would go on for the sake of a header."""
     router.load("long")
     cancelled = router.metric("router_requests_total", model="long", status="cancelled")
-    async with http.stream("POST", ASK, json=chat("long", max_tokens=ENDLESS, stream=True)) as answer:
+    body = chat("long", max_tokens=ENDLESS, stream=True)
+    async with http.stream("POST", path, json=body, headers=headers) as answer:
         assert await anext_of(answer.aiter_bytes())
         assert router.status("long")["in_flight"] == 1
 
