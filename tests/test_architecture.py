@@ -18,6 +18,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/access",
     "app/llama/output",
     "app/llama",
+    "app/llama/builds",
     "app/memory/probes",
     "app/memory/estimate",
     "app/memory/ledger",

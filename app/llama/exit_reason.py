@@ -159,6 +159,11 @@ _CAUSES = (
     ),
     _rule(
         _K.BAD_BINARY,
+        r"(?P<why>no CPU backend found)",
+        "llama-server has no code for this processor ({why}). Install a build that was made for it.",
+    ),
+    _rule(
+        _K.BAD_BINARY,
         r"(?P<why>version `\w+_[\d.]+' not found|cannot execute[\w ]*|Exec format error"
         r"|CUDA driver version is insufficient[\w ]*|no kernel image is available[\w ]*)",
         "llama-server cannot run on this machine ({why}). Install a build that was made for it.",
@@ -243,7 +248,11 @@ _FROM_OUTSIDE = {
     1: "llama-server was ended by SIGHUP from outside the router.",
 }
 _OWN_FAULT = {
-    4: (FailureKind.BAD_BINARY, "it was built for another processor (SIGILL). Install a build for this one."),
+    4: (
+        FailureKind.BAD_BINARY,
+        "it was built for another processor, and this one lacks some of its instructions (SIGILL). Install a "
+        "build for this one: `make demo` finds one, or build llama.cpp here.",
+    ),
     7: (FailureKind.BAD_MODEL, "the model file shrank while it was read, or its disk failed (SIGBUS)."),
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 
 from tests.e2e.browser import browser, chromium
@@ -22,6 +25,15 @@ def router(make_router: MakeRouter, tiny_gguf: Path) -> RouterProcess:
 def address(router: RouterProcess, tmp_path: Path) -> Iterator[str]:
     with in_front(tmp_path, router.url) as url:
         yield f"{url}/llm"
+
+
+def test_the_interactive_documentation_finds_its_document_there(address: str) -> None:
+    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as client:
+        page = client.get(f"{address}/docs").raise_for_status()
+        (document,) = re.findall('href="([^"]+json)">OpenAPI', page.text)
+        found = client.get(urljoin(str(page.url), document)).raise_for_status().json()
+        (server,) = found["servers"]
+        assert urljoin(f"{address}/openapi.json", server["url"]) == f"{address}/"
 
 
 async def test_login_streams_buttons_log_and_chat_work_there(address: str) -> None:
