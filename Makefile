@@ -32,6 +32,7 @@ help:
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
 	@echo "make chaos   kill, freeze, starve and confuse everything under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with a thousand faults (SOAK_MINUTES=30)"
+	@echo "make facts   whether both tested builds of llama-server are still what the router relies on"
 	@echo "make bench   what the router costs, beside llama-server itself"
 	@echo "make format  let ruff format the code, and prettier the page"
 	@echo "make clean   remove .venv and node_modules"
@@ -61,6 +62,13 @@ soak: $(DEV) $(MODEL)
 bench: $(DEV) $(MODEL)
 	@$(BIN)/python -m bench.report $(ARGS)
 	@$(BIN)/python -m bench.scheduling
+
+.PHONY: facts
+facts: $(DEV)
+	@set -e; for build in current oldest; do \
+		binary=$$($(BIN)/python -m app.llama.builds $$build); \
+		$(BIN)/python -m tools.llama_facts "$$binary"; \
+	done
 
 fuzz: $(DEV)
 	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)

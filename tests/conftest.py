@@ -12,7 +12,7 @@ import pytest
 
 from app.llama.builds.table import Role
 from app.llama.command import BinaryInfo
-from tests import llama_build
+from tests import llama_build, real_parts
 from tests.ggufs import make_tiny
 from tests.router_process import LIVE, MakeRouter, RouterProcess, gated, until
 
@@ -36,7 +36,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     found = config.stash.get(LLAMA_SERVER, None)
-    return [f"llama-server: {llama_build.CHOICE}, {found.version}, {found.path}"] if found else []
+    said = [f"llama-server: {llama_build.CHOICE}, {found.version}, {found.path}"] if found else []
+    return said + real_parts.header()
 
 
 @pytest.fixture(scope="session")

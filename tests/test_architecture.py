@@ -44,11 +44,13 @@ PURE = (
     "app.gguf",
     "app.configuration",
     "app.llama.command",
+    "app.llama.environment",
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.llama.pooling",
     "app.memory.estimate",
     "app.memory.ledger",
+    "app.proxy.body",
     "app.proxy.usage",
     "app.scheduling",
 )

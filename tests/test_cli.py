@@ -22,6 +22,7 @@ from app.cli import commands as cli
 from app.configuration.file import json_schema, load
 from tests import llama_build
 from tests.ggufs import make_architecture, make_tiny
+from tests.ports import Ports
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = ("ROUTER_", "CONFIG_PATH", "LLAMA_")
@@ -384,10 +385,11 @@ def test_the_demo_tells_a_binary_that_cannot_compute_here_and_serves_nothing(
 
 @pytest.fixture
 def serving(config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    ports = Ports()
     process = subprocess.Popen(
         [sys.executable, "run.py", "-c", str(config)],
         cwd=ROOT,
-        env=environment(ROUTER_SYSTEM__PRELOAD_MODELS='["chat"]', ROUTER_SYSTEM__FIRST_PORT="22500"),
+        env=environment(ROUTER_SYSTEM__PRELOAD_MODELS='["chat"]', ROUTER_SYSTEM__FIRST_PORT=str(ports.first)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

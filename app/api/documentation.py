@@ -64,6 +64,7 @@ AT_THE_DOOR = (
     errors.BadRequest,
     errors.InvalidApiKey,
     errors.HostNotAllowed,
+    errors.TargetTooLong,
     errors.HeadersTooLarge,
     errors.InternalError,
 )
@@ -99,6 +100,7 @@ FOR_LOGIN = answers(
     errors.InvalidJson,
     errors.OriginNotAllowed,
     errors.RequestTooLarge,
+    errors.TooManyLogins,
     errors.UnsupportedMediaType,
 )
 

@@ -8,7 +8,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
@@ -25,8 +24,6 @@ router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
 FOLDER = Path(__file__).parent / "ui"
 _INDEX = FOLDER / "index.html"
-_TITLE = "RouterModelCustom"
-_DOCUMENT = "openapi.json"  # relative, for a page behind a proxy's prefix
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -63,14 +60,10 @@ async def dashboard() -> Response:
     return WholeFile(_INDEX, headers=_HEADERS)
 
 
-@router.get("/docs", include_in_schema=False)
-async def swagger() -> Response:
-    return get_swagger_ui_html(openapi_url=_DOCUMENT, title=_TITLE)
-
-
-@router.get("/redoc", include_in_schema=False)
-async def redoc() -> Response:
-    return get_redoc_html(openapi_url=_DOCUMENT, title=_TITLE)
+@router.get("/docs", response_model=None, include_in_schema=False)
+async def documentation() -> Response:
+    """From our own files: what another server sends could use the key of whoever looks at it."""
+    return WholeFile(FOLDER / "docs.html", headers=_HEADERS)
 
 
 @router.get("/favicon.ico", include_in_schema=False)
@@ -80,6 +73,8 @@ async def favicon() -> Response:
 
 # --- the session: EventSource and links cannot send a header, a cookie goes by itself
 
+
+LOGIN_BYTES = 4096
 
 _COOKIE: dict[str, Any] = {"path": None, "httponly": True, "samesite": "strict"}
 """Without a path it belongs to the folder that the browser asked in: behind a proxy's prefix other programs
@@ -97,15 +92,16 @@ async def session(request: Request) -> dict[str, Any]:
 @router.post("/session", responses=FOR_LOGIN, openapi_extra=_KEY_BODY)
 async def log_in(request: Request) -> Response:
     """Exchange a key for a cookie, which opens on the router's own page what the key opens."""
-    rules, key = rules_of(request), json_object(request.headers, await request.body()).get("key")
+    rules, key = rules_of(request), (await json_object(request, LOGIN_BYTES)).get("key")
     if not isinstance(key, str):
         raise BadRequest("send the API key as text in the field 'key'", param="key")
     if not rules.has_keys:
         raise BadRequest("this router has no api_keys: nobody has to log in")
+    address = request.client.host if request.client else "?"
     try:
-        token, client = rules.log_in(key)
+        token, client = rules.log_in(key, address)
     except InvalidApiKey:
-        logger.warning("login with a wrong key from %s", request.client.host if request.client else "?")
+        logger.warning("login with a wrong key from %s", address)
         raise
     logger.info("%s logged in", client.name or "a key without a name")
     answer = JSONResponse(_session(rules, client))

@@ -21,6 +21,7 @@ from app.domain.fields import (
     not_owned_flag,
     not_owned_variable,
 )
+from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
@@ -28,7 +29,7 @@ ENV_PREFIX = "ROUTER_"
 
 RESERVED_ALIASES = frozenset({"status", "failed", "load", "eject"})
 RESERVED_LAST_PARTS = RESERVED_ALIASES | {"logs", "plan", "reset", "stream"}
-ALIAS = re.compile(r"[A-Za-z0-9._\-:/@+]{1,128}\Z")
+ALIAS = re.compile(rf"[A-Za-z0-9._\-:/@+]{{1,{MAX_NAME}}}\Z")
 
 
 def _key_object(value: object) -> object:

@@ -90,6 +90,14 @@ class RequestTooLarge(RouterError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class TargetTooLong(RouterError):
+    status, type, code = 414, "invalid_request_error", "target_too_long"
+
+
+class TooManyLogins(RouterError):
+    status, type, code = 429, "rate_limit_error", "too_many_logins"
+
+
 class HeadersTooLarge(RouterError):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 

@@ -11,6 +11,7 @@ from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, Layout
 from app.llama import flags
+from app.llama.environment import passed_on
 from app.llama.flags import Flag
 
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
@@ -21,10 +22,6 @@ CHILD_OF_A_ROUTER = "LLAMA_SERVER_ROUTER_PORT"
 _ENTRY = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:,\s+-{1,2}[A-Za-z][\w-]*)*")
 _FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
 _REMOVED = "argument has been removed"
-_SECRET = re.compile(
-    r"(^|_)(API_?)?(KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?)(_|$)", re.I
-)
-_OURS = ("LLAMA_", "ROUTER_")
 _CUDA_ID = re.compile(r"\d+\Z|(GPU|MIG)-")
 
 
@@ -189,7 +186,7 @@ def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int], layers: t
 def _environment(
     spec: ModelSpec, devices: Mapping[str, int], api_key: str, base: Mapping[str, str]
 ) -> dict[str, str]:
-    env = {name: value for name, value in base.items() if not _is_private(name)}
+    env = passed_on(base)
     if _are_cuda(devices):
         # NVML counts in PCI bus order, CUDA by default the fastest first.
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
@@ -204,11 +201,6 @@ def _environment(
 def _are_cuda(devices: Mapping[str, int]) -> bool:
     """Also true of no device at all: then CUDA is shown none."""
     return all(_CUDA_ID.match(d) for d in devices)
-
-
-def _is_private(name: str) -> bool:
-    """`LLAMA_ARG_*` would be options of the child; secrets are none of its business."""
-    return name.upper().startswith(_OURS) or _SECRET.search(name) is not None
 
 
 def _entries(text: str) -> Iterator[tuple[str, str, str]]:
