@@ -20,6 +20,7 @@ import pytest
 
 from app.cli import commands as cli
 from app.configuration.file import json_schema, load
+from app.listening import urls
 from tests.ggufs import make_architecture, make_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -407,9 +408,10 @@ def test_many_models_do_not_fill_the_screen() -> None:
 
 
 def test_addresses_can_be_clicked() -> None:
-    assert cli._address("127.0.0.1", 8000) == "http://127.0.0.1:8000"
-    assert cli._address("::1", 1) == "http://[::1]:1"
-    assert cli._address("0.0.0.0", 1).startswith("http://127.0.0.1:1 ")
+    assert urls(["127.0.0.1", "::1"], 8000) == ["http://127.0.0.1:8000", "http://[::1]:8000"]
+    for everywhere in (["0.0.0.0"], ["::", "0.0.0.0"]):
+        (url,) = urls(everywhere, 1)
+        assert url.startswith("http://127.0.0.1:1 ")
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])

@@ -222,6 +222,11 @@ class Config(Section):
                 f"api.host is {self.api.host} and api.api_keys is empty: everyone on the network can use "
                 "this router. Set api.api_keys, or api.host to 127.0.0.1."
             )
+        if self.api.api_keys and not any(key.admin for key in self.api.api_keys):
+            found.append(
+                "no key in api.api_keys is an admin: nobody may load, eject or reset a model or read logs. "
+                'Give one of them "admin": true.'
+            )
         pinned, places = sum(m.pinned for m in self.models.values()), self.system.max_concurrent_models
         if places <= pinned < len(self.models):
             found.append(
