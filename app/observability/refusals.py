@@ -48,13 +48,14 @@ class RefusalLog:
     def tell(self, refusal: Refusal) -> None:
         """On the event loop."""
         if not self._counts:
-            asyncio.get_running_loop().call_later(self._window_s, self._close_window)
+            asyncio.get_running_loop().call_later(self._window_s, self.close_window)
         error = refusal.error
         self._counts[error.code] += 1
         if self._counts[error.code] <= MAX_LINES:
             logger.log(logging.WARNING if error.status in _LOUD else logging.INFO, "%s", refusal)
 
-    def _close_window(self) -> None:
+    def close_window(self) -> None:
+        """What comes from now on has lines again."""
         left_out = {code: n - MAX_LINES for code, n in self._counts.items() if n > MAX_LINES}
         self._counts.clear()
         if left_out:
