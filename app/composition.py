@@ -39,6 +39,7 @@ from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
+from app.proxy.body_reader import BodyReader
 from app.proxy.upstream import Upstream
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def _services(
         manager=manager,
         tracker=tracker,
         upstream=Upstream(),
+        bodies=BodyReader(),
         http=http,
         bus=bus,
         logs=logs,

@@ -92,7 +92,9 @@ def create_app(
                 services.background.start("configuration watch", watch)
             yield
 
-    router_app = app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False)
+    router_app = app = RouterApp(
+        title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
+    )
     for router in (openai.router, models.router, ops.router, page.router):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")

@@ -19,9 +19,9 @@ import aiohttp
 import httpx
 import psutil
 
-from app.llama.binary import find_binary
 from bench.peers import Direct
 from bench.stub import stub
+from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 
@@ -49,7 +49,7 @@ def _router(folder: Path, binary: Path, models: dict[str, dict[str, object]]) ->
 
 def start_and_idle(folder: Path) -> Iterator[Row]:
     path = make_tiny(folder / "idle.gguf")
-    with _router(folder / "idle", find_binary(None), {"a": {"model_path": path}}) as router:
+    with _router(folder / "idle", llama_build.of(), {"a": {"model_path": path}}) as router:
         began = time.perf_counter()
         router.start()
         router.wait_until_it_answers()
@@ -67,7 +67,7 @@ def start_and_idle(folder: Path) -> Iterator[Row]:
 
 
 def swaps(folder: Path) -> Iterator[Row]:
-    binary = find_binary(None)
+    binary = llama_build.of()
     paths = [make_tiny(folder / f"{name}.gguf") for name in "ab"]
     models: dict[str, dict[str, object]] = {
         name: {"model_path": p} for name, p in zip("ab", paths, strict=True)
@@ -101,7 +101,7 @@ def large_swaps(folder: Path) -> Iterator[Row]:
         "large": {"model_path": large},
     }
     times: dict[str, list[float]] = {"in the page cache": [], "not read yet": []}
-    with _router(folder / "large", find_binary(None), models) as router:
+    with _router(folder / "large", llama_build.of(), models) as router:
         router.start()
         router.wait_until_it_answers().load("large")
         for where, samples in [*times.items()] * LARGE_SWAPS:
@@ -172,7 +172,7 @@ def long_streams(folder: Path) -> Iterator[Row]:
         "params": {"n_ctx": 64},
         "env": {"EVENTS_PER_S": str(EVENTS_PER_S)},
     }
-    with _router(folder / "streams", stub(folder, find_binary(None)), {"a": model}) as router:
+    with _router(folder / "streams", stub(folder, llama_build.of()), {"a": model}) as router:
         router.start()
         router.wait_until_it_answers().load("a")
         yield from asyncio.run(_many_streams(router))

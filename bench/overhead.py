@@ -19,9 +19,9 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from app.llama.binary import find_binary
 from bench.peers import Direct, Peer, RouterMode
 from bench.stub import stub
+from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 
@@ -159,7 +159,7 @@ async def _ask(session: aiohttp.ClientSession, target: Target, body: dict[str, o
 @contextmanager
 def targets() -> Iterator[tuple[list[Target], list[Target]]]:
     """Over the real llama-server: it alone, the router, its router mode. Over the stub: alone, the router."""
-    binary = find_binary(None)
+    binary = llama_build.of()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = folder / "models"

@@ -11,9 +11,10 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
-from app.llama.binary import find_binary, inspect_binary
+from app.llama.binary import inspect_binary
 from bench import control_path, lifecycle, overhead
 from bench.overhead import Target
+from tests import llama_build
 
 DOCS = Path(__file__).parents[1] / "docs"
 PLOT = Path("images/benchmarks.svg")
@@ -83,7 +84,7 @@ def machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
         f"Machine: {os.cpu_count()} cores ({cpu}), {platform.system()} {platform.machine()}, no GPU. "
-        f"Python {platform.python_version()}, {packages}; {inspect_binary(find_binary(None)).version}.\n\n"
+        f"Python {platform.python_version()}, {packages}; {inspect_binary(llama_build.of()).version}.\n\n"
     )
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import aiohttp
 
-from app.llama.binary import find_binary
 from bench.peers import RouterMode
+from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat, until
 
@@ -56,7 +56,7 @@ async def ask(session: aiohttp.ClientSession, url: str, body: dict[str, Any], **
 def router(names: Sequence[str], folder: Path, **system: Any) -> Iterator[RouterProcess]:
     models = {name: {"model_path": folder / f"{name}.gguf", "params": {"n_ctx": N_CTX}} for name in names}
     process = RouterProcess(
-        folder / "router", find_binary(None), models, system={"log_level": "info", **system}
+        folder / "router", llama_build.of(), models, system={"log_level": "info", **system}
     )
     process.start()
     try:
@@ -85,7 +85,7 @@ async def burst(names: str = "ab") -> None:
         bare_s = load_s + service_s
         print(f"               {took / bare_s:.2f} x (loads {load_s:.2f} s + service {service_s:.2f} s)")
         flags = ["-np", "1", "-c", str(N_CTX), "-t", "2"]
-        with RouterMode(find_binary(None), folder, flags, folder / "peer.log", max_models=1) as peer:
+        with RouterMode(llama_build.of(), folder, flags, folder / "peer.log", max_models=1) as peer:
             answers, took = await _burst(peer.url, names)
         print(f"  router mode: {_outcomes(answers)}, makespan {took:.2f} s")
 

@@ -23,7 +23,7 @@ from app.domain.events import Evicted, LoadFinished, LoadResult, Outcome, Reques
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView
-from app.llama.binary import find_binary
+from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 from tests.slow_server import slow
@@ -153,7 +153,7 @@ def _router() -> Iterator[RouterProcess]:
             alias: {"model_path": model, "env": {"LOAD_S": str(LOAD_S)}}
             for alias in ("a", "b", *(f"idle-{n}" for n in range(8)))
         }
-        binary = slow(path, find_binary(None))
+        binary = slow(path, llama_build.of())
         router = RouterProcess(path, binary, models, system={"max_concurrent_models": 1, "log_level": "info"})
         router.start()
         try:

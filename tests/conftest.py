@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.builds.table import Role
+from app.llama.command import BinaryInfo
+from tests import llama_build, real_parts
 from tests.ggufs import make_tiny
 from tests.router_process import LIVE, MakeRouter, RouterProcess, gated, until
 
@@ -19,13 +21,34 @@ __all__ = ["until"]
 LOG_LINES = 80
 
 
+LLAMA_SERVER = pytest.StashKey[BinaryInfo]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Without a llama-server that computes here the tests would prove nothing, and fail for one reason."""
+    if hasattr(session.config, "workerinput") or session.config.option.collectonly:
+        return
+    found = llama_build.that_computes()
+    if isinstance(found, str):
+        pytest.exit(f"Nothing is tested, llama-server cannot be used: {found}", returncode=1)
+    session.config.stash[LLAMA_SERVER] = found
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    found = config.stash.get(LLAMA_SERVER, None)
+    said = [f"llama-server: {llama_build.CHOICE}, {found.version}, {found.path}"] if found else []
+    return said + real_parts.header()
+
+
 @pytest.fixture(scope="session")
 def llama_server() -> Path:
-    """A suite without the binary would prove nothing: its absence is a failure, not a reason to skip."""
-    try:
-        return inspect_binary(find_binary(None)).path
-    except BinaryNotFound as error:
-        pytest.fail(f"the tests need a real llama-server. {error}", pytrace=False)
+    return llama_build.of()
+
+
+@pytest.fixture(scope="session")
+def oldest_llama_server() -> Path:
+    """It has `ggml-rpc-server`, and the estimates were fitted to it: the current takes 1 to 4 MiB more."""
+    return llama_build.of(Role.OLDEST.value)
 
 
 @pytest.fixture(scope="session")

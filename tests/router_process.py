@@ -21,6 +21,8 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.ports import Ports
+
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
@@ -81,7 +83,8 @@ class RouterProcess:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self._env = folder, dict(env or {})
-        self.port = free_port()
+        self._ports = Ports()
+        self.port = self._ports.first
         self.url = f"http://127.0.0.1:{self.port}"
         self.config_path = folder / "config.json"
         self.log_path = folder / "router.log"
@@ -104,7 +107,8 @@ class RouterProcess:
                 stderr=subprocess.STDOUT,
                 env={**env, "PYTHONUNBUFFERED": "1", **self._env},
             )
-        LIVE.append(self)
+        if self not in LIVE:  # a second start
+            LIVE.append(self)
 
     def wait_until_it_answers(self) -> RouterProcess:
         until_now(self._answers, START_TIMEOUT_S)
@@ -175,6 +179,11 @@ class RouterProcess:
     def child(self, alias: str) -> psutil.Process:
         """The llama-server of a loaded model."""
         return psutil.Process(self.status(alias)["pid"])
+
+    def past_the_router(self, alias: str) -> tuple[str, str]:
+        """Where the llama-server of a loaded model answers, and its key: only its environment holds that."""
+        key = self.child(alias).environ()["LLAMA_API_KEY"]
+        return f"http://127.0.0.1:{self.status(alias)['port']}", key
 
     def get(self, path: str) -> Any:
         return self.client.get(path).raise_for_status().json()
@@ -253,8 +262,8 @@ class RouterProcess:
     ) -> None:
         defaults = {
             "llama_server_path": str(llama_server),
-            "first_port": 24000 + self.port % 598 * 10,
-            "cpu_threads": 2,
+            "first_port": self.port + 1,
+            "cpu_threads": 1,  # two wait for each other at every step: for ever, where others want the cores
             "prompt_cache_mb": 0,
             "min_free_vram_mb": 0,
             "health_check_interval_sec": 600,  # a llama-server that a test freezes must not be taken for dead

@@ -139,12 +139,13 @@ class Client:
     @classmethod
     async def connect(cls, port: int, buffer: int | None = None) -> Client:
         """`buffer`: what the kernel takes for one that does not read."""
+        if buffer is None:
+            return cls(*await asyncio.open_connection("127.0.0.1", port))
         connection = socket.socket()
         connection.setblocking(False)
-        if buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
-        return cls(*await asyncio.open_connection(sock=connection, limit=buffer or 2**16))
+        return cls(*await asyncio.open_connection(sock=connection, limit=buffer))
 
     def say(self, data: bytes) -> None:
         self.writer.write(data)

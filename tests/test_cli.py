@@ -21,7 +21,9 @@ import pytest
 from app.cli import commands as cli
 from app.configuration.file import json_schema, load
 from app.listening import urls
+from tests import llama_build
 from tests.ggufs import make_architecture, make_tiny
+from tests.ports import Ports
 
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = ("ROUTER_", "CONFIG_PATH", "LLAMA_")
@@ -40,7 +42,8 @@ def run(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.Co
 
 
 def environment(**variables: str) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)} | variables
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
+    return outside | {"ROUTER_SYSTEM__LLAMA_SERVER_PATH": str(llama_build.of())} | variables
 
 
 def write(path: Path, tree: Mapping[str, Any]) -> Path:
@@ -156,7 +159,7 @@ def test_check_of_a_good_configuration_prints_a_table(config: Path) -> None:
     done = run("check", "-c", config)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{config}: valid, 1 model" in done.stdout
-    assert "llama-server: " in done.stdout
+    assert "llama-server: computes on this machine" in done.stdout
     header, row = done.stdout.split("\n\n")[1].splitlines()
     assert " ".join(header.split()) == "model file MB estimate MB measured MB reserves MB goes to"
     alias, file_mb, estimate_mb, measured_mb, reserves_mb, *_ = row.split()
@@ -211,6 +214,15 @@ def test_check_tells_a_binary_that_is_no_llama_server(config: Path) -> None:
     assert "not ready to serve" in done.stdout
 
 
+def test_check_tells_a_binary_that_cannot_compute_here_first(config: Path, tmp_path: Path) -> None:
+    binary = llama_build.acting(tmp_path, "kill -ILL $$")
+    done = run("check", "-c", config, ROUTER_SYSTEM__LLAMA_SERVER_PATH=str(binary))
+    assert done.returncode == 1
+    assert "SIGILL" in done.stdout.splitlines()[2]
+    assert "\n  chat " in done.stdout
+    assert done.stdout.endswith("not ready to serve\n")
+
+
 def test_check_tells_every_model_file_that_cannot_be_used(models: Path, tmp_path: Path) -> None:
     entries = {
         "gone": {"model_path": str(models / "gone.gguf")},
@@ -234,7 +246,7 @@ def test_check_tells_every_model_file_that_cannot_be_used(models: Path, tmp_path
 
 def test_check_tells_a_flag_that_the_binary_does_not_know(config: Path) -> None:
     tree = json.loads(config.read_text())
-    tree["models"]["chat"]["extra_args"] = ["--no-such-flag", "-1", "--no_warmup", "--mlock"]
+    tree["models"]["chat"]["extra_args"] = ["--no-such-flag", "-1", "--no_warmup", "--swa-full"]
     done = run("check", "-c", write(config, tree))
     assert done.returncode == 1
     assert "does not know --no-such-flag\n" in done.stdout
@@ -360,12 +372,25 @@ def test_a_missing_binary_is_told(config: Path) -> None:
     assert done.stderr.startswith("system.llama_server_path: /nowhere/llama-server")
 
 
+def test_the_demo_tells_a_binary_that_cannot_compute_here_and_serves_nothing(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    binary = llama_build.acting(tmp_path, "kill -ILL $$")
+    done = run("demo", ROUTER_SYSTEM__LLAMA_SERVER_PATH=str(binary), ROUTER_API__PORT=str(free_port()))
+    assert done.returncode == 1
+    assert "SIGILL" in done.stdout.splitlines()[0]
+    assert "another processor" in done.stdout.splitlines()[0]
+    assert "address" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def serving(config: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    ports = Ports()
     process = subprocess.Popen(
         [sys.executable, "run.py", "-c", str(config)],
         cwd=ROOT,
-        env=environment(ROUTER_SYSTEM__PRELOAD_MODELS='["chat"]', ROUTER_SYSTEM__FIRST_PORT="22500"),
+        env=environment(ROUTER_SYSTEM__PRELOAD_MODELS='["chat"]', ROUTER_SYSTEM__FIRST_PORT=str(ports.first)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",

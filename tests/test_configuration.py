@@ -158,10 +158,19 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.vram_multiplier": (3, lambda r: r.need_mb() >= 300),
     "system.min_free_vram_mb": (7, lambda r: r.services.tracker.devices()[0].min_free_mb == 7),
     "system.load_timeout_sec": (7, lambda r: r.launcher.load_timeout_s == 7),
-    "system.load_max_retries": (7, lambda r: r.services.manager.instances["a"]._limits.load_retries == 7),
+    "system.load_max_retries": (
+        7,
+        lambda r: r.services.manager.instances["a"]._restarts.limits.load_retries == 7,
+    ),
     "system.health_check_interval_sec": (7, lambda r: r.services.health._pause_s() == 7),
-    "system.max_restarts": (7, lambda r: r.services.manager.instances["a"]._limits.max_restarts == 7),
-    "system.restart_window_sec": (7, lambda r: r.services.manager.instances["a"]._limits.window_s == 7),
+    "system.max_restarts": (
+        7,
+        lambda r: r.services.manager.instances["a"]._restarts.limits.max_restarts == 7,
+    ),
+    "system.restart_window_sec": (
+        7,
+        lambda r: r.services.manager.instances["a"]._restarts.limits.window_s == 7,
+    ),
     "system.max_swap_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.max_swap_wait_s == 7),
     "system.aging_sec": (7, lambda r: _key_of_a_low_one(r) == pytest.approx(14)),
     "system.drain_timeout_sec": (7, lambda r: r.services.config.system.drain_timeout_sec == 7),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.llama.exit_reason import TAIL_LINES, FailureKind, classify
+from app.llama.exit_reason import TAIL_LINES, FailureKind, classify, of_exit_alone
 
 LOGS = Path(__file__).parent / "data" / "logs"
 
@@ -120,6 +120,24 @@ def test_without_a_word_the_code_decides(code: int, kind: FailureKind, words: st
     assert failure.kind is kind
     assert words in failure.message
     assert failure.exit_code == code
+
+
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_after_the_load_no_line_is_a_cause(name: str) -> None:
+    failure = of_exit_alone(1, lines_of(name))
+    assert (failure.kind, failure.message) == (
+        FailureKind.UNKNOWN,
+        "llama-server ended with exit code 1. Its log may tell why.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(-9, FailureKind.KILLED), (-4, FailureKind.BAD_BINARY), (-6, FailureKind.UNKNOWN)]
+)
+def test_after_the_load_the_signal_still_tells(code: int, kind: FailureKind) -> None:
+    failure = of_exit_alone(code, ["SECRET"])
+    assert failure.kind is kind
+    assert "SECRET" not in failure.message
 
 
 def test_a_failure_without_any_output_is_still_a_failure() -> None:

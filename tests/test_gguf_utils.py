@@ -282,16 +282,29 @@ def test_damage_anywhere_gives_a_header_or_a_gguf_error(
 # What it costs
 
 
+def cpu_s(call: Callable[[], object]) -> float:
+    """What others do on the machine meanwhile does not count."""
+    begun = time.thread_time()
+    call()
+    return time.thread_time() - begun
+
+
+def look_once_at_each_word(data: bytes, words: int) -> None:
+    """No reader in Python can do less."""
+    length_at = struct.Struct("<I").unpack_from
+    for position in range(words):
+        length_at(data, position)
+
+
 def test_a_large_vocabulary_is_read_quickly_and_in_little_memory(tmp_path: Path) -> None:
     path = make_vocab_header(tmp_path / "vocabulary.gguf", 262_144)
-    times_s = []
-    for _ in range(5):
+    cheapest_s, times_s = [], []
+    for _ in range(7):
+        cheapest_s.append(cpu_s(partial(look_once_at_each_word, path.read_bytes(), 262_144)))
         header._read_model.cache_clear()
-        start = time.perf_counter()
-        found = read_header(path)
-        times_s.append(time.perf_counter() - start)
-    assert found.array_lengths["tokenizer.ggml.tokens"] == 262_144
-    assert min(times_s) < 0.15  # 0.03 s on an idle machine; the gguf package takes seconds
+        times_s.append(cpu_s(lambda: read_header(path)))
+    assert read_header(path).array_lengths["tokenizer.ggml.tokens"] == 262_144
+    assert min(times_s) < 4 * min(cheapest_s)  # 1.4 times; with the gguf package hundreds of times
 
     header._read_model.cache_clear()
     tracemalloc.start()
@@ -309,11 +322,16 @@ def test_the_event_loop_is_not_held_up_by_a_large_vocabulary(tmp_path: Path) -> 
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        held_s = [asyncio.run(longest_hold_s(partial(read_anew, path))) for _ in range(10)]
-        busy_machine_s = [asyncio.run(longest_hold_s(spin)) for _ in range(10)]
+        # A busy machine lengthens many a look, but a reader that holds the loop up does so at every look.
+        for _ in range(100):
+            held_s = asyncio.run(longest_hold_s(partial(read_anew, path)))
+            busy_machine_s = asyncio.run(longest_hold_s(spin))
+            if held_s < max(0.005, 1.5 * busy_machine_s):
+                break
+        else:
+            pytest.fail(f"held up for {held_s} s, by anything on this machine for {busy_machine_s} s")
     finally:
         sys.setswitchinterval(before)
-    assert min(held_s) < max(0.005, 1.5 * min(busy_machine_s))
 
 
 def read_anew(path: Path) -> None:

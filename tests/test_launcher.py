@@ -36,10 +36,12 @@ from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
-from app.llama.ports import Ports
+from app.llama.ports import Ports as LlamaPorts
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
+from tests import llama_build
 from tests.ggufs import make_tiny
+from tests.ports import Ports
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="the tests send signals"),
@@ -47,9 +49,7 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture'),
 ]
 
-FIRST_PORT = 20000 + 50 * (
-    os.getpid() % 200
-)  # other runs on this machine have others; below the ephemeral ones
+PORTS = Ports()
 LOOPS = ["asyncio", "uvloop"]
 FAKE = """\
 #!{python} -S
@@ -79,6 +79,12 @@ if mode == "binds late":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     while not os.path.exists(os.environ["FAKE_MAY_BIND"]):
         time.sleep(0.01)
+if mode == "dies when asked":
+    ask = Handler.do_GET
+    def die():
+        print(os.environ["FAKE_SAYS"], flush=True)
+        os._exit(1)
+    Handler.do_GET = lambda self: die() if self.path == "/die" else ask(self)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "flood":
@@ -108,7 +114,7 @@ def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLo
 
 @pytest.fixture(scope="module")
 def binary() -> BinaryInfo:
-    return inspect_binary(find_binary(None))
+    return inspect_binary(llama_build.of())
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def launcher(binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient) -> LlamaLauncher:
-    return LlamaLauncher(binary, logs, http, FIRST_PORT, load_timeout_s=30)
+    return LlamaLauncher(binary, logs, http, PORTS.first, load_timeout_s=30)
 
 
 @pytest.fixture
@@ -143,7 +149,7 @@ def fake(
 ) -> Callable[..., LlamaLauncher]:
     def make(load_timeout_s: float = 30) -> LlamaLauncher:
         path = fake_binary(tmp_path)
-        return LlamaLauncher(replace(binary, path=path), logs, http, FIRST_PORT, load_timeout_s)
+        return LlamaLauncher(replace(binary, path=path), logs, http, PORTS.first, load_timeout_s)
 
     return make
 
@@ -164,7 +170,7 @@ def cut(path: Path, size: int, folder: Path) -> Path:
 def spec(path: Path | str = "/none.gguf", **model: Any) -> ModelSpec:
     params = {"n_ctx": 512, "n_gpu_layers": -1}
     entry = {"model_path": str(path), "params": params, **model}
-    return Config.model_validate({"system": {"cpu_threads": 2}, "models": {"m": entry}}).spec("m")
+    return Config.model_validate({"system": {"cpu_threads": 1}, "models": {"m": entry}}).spec("m")
 
 
 def acting(mode: str, **env: str) -> ModelSpec:
@@ -311,7 +317,7 @@ async def test_what_can_be_known_before_a_start_is_checked_without_one(
             await launcher.check(model)
         return caught.value.failure.kind is kind
 
-    await launcher.check(spec(tiny, extra_args=["--mlock", "--temp", "-1", "-r", "-User:"]))
+    await launcher.check(spec(tiny, extra_args=["--swa-full", "--temp", "-1", "-r", "-User:"]))
     assert await found(FailureKind.BAD_FLAG, "--nonsense", spec(tiny, extra_args=["--mlock", "--nonsense"]))
     whole = launcher.binary
     launcher.binary = replace(whole, flags=frozenset({"--api-key"}))
@@ -351,6 +357,30 @@ async def test_the_cause_is_not_looked_for_in_an_earlier_run(
         failure = (await runner.exited()).failure
     assert failure.kind is FailureKind.UNKNOWN
     assert not any("/nowhere" in line for line in failure.log_tail)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tensor 'x' data is not within the file bounds",
+        "failed to allocate CPU buffer of size 99999999999",
+        "error: invalid argument: --model",
+        "exiting due to HTTP server error",
+    ],
+)
+async def test_once_it_has_served_nothing_that_it_says_is_a_cause(
+    fake: Callable[..., LlamaLauncher], http: httpx.AsyncClient, said: str
+) -> None:
+    """A client can make it say anything, by a grammar or a name that it repeats."""
+    async with fake().launch(acting("dies when asked", FAKE_SAYS=said), {}, nobody) as runner:
+        await runner.ready()
+        with contextlib.suppress(httpx.RequestError):
+            await http.get(f"http://127.0.0.1:{runner.port}/die")
+        failure = (await runner.exited()).failure
+    assert (failure.kind, failure.exit_code, failure.served) == (FailureKind.UNKNOWN, 1, True)
+    assert said not in failure.message
+    assert said in failure.log_tail, "for admins"
+    assert runner.load_log.refused is None
 
 
 async def test_a_binary_that_cannot_be_executed_is_a_load_error(launcher: LlamaLauncher, tiny: Path) -> None:
@@ -453,12 +483,12 @@ async def test_a_port_in_use_is_passed_over(launcher: LlamaLauncher, tiny: Path)
 
 
 def _can_claim(port: int) -> bool:
-    with Ports(port).claim() as claimed:
+    with LlamaPorts(port).claim() as claimed:
         return claimed == port
 
 
 def test_claimed_ports_are_not_given_twice_and_never_exceed_the_last() -> None:
-    ports = Ports(65534)
+    ports = LlamaPorts(65534)
     with contextlib.ExitStack() as held:
         claimed = [held.enter_context(ports.claim()) for _ in range(4)]
     assert len(set(claimed)) == 4
@@ -680,11 +710,12 @@ from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
 from app.llama.output.writer import LogServer
 from app.llama.orphans import PidFile
-from tests.test_launcher import acting, binary, find_binary, nobody, replace
+from tests import llama_build
+from tests.test_launcher import acting, nobody, replace
 {before}
 async def main():
     async with httpx.AsyncClient(trust_env=False) as http:
-        info = replace(inspect_binary(find_binary(None)), path=Path(sys.argv[1]))
+        info = replace(inspect_binary(llama_build.of()), path=Path(sys.argv[1]))
         pids = PidFile(Path(sys.argv[2]))
         launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
         async with launcher.launch(acting("stubborn"), {{}}, nobody) as runner:
@@ -715,7 +746,7 @@ def test_without_a_parent_death_signal_the_next_start_ends_the_orphan(tmp_path: 
 def kill_a_router(folder: Path, before: str) -> int:
     """The pid of the child that it had."""
     (folder / "logs").mkdir()
-    script = textwrap.dedent(PARENT.format(before=before, port=FIRST_PORT))
+    script = textwrap.dedent(PARENT.format(before=before, port=PORTS.first))
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(fake_binary(folder)), str(folder / "logs")],
         stdout=subprocess.PIPE,
@@ -733,7 +764,7 @@ def kill_a_router(folder: Path, before: str) -> int:
 # --- the binary
 
 
-def test_the_wheels_binary_is_found_and_understood(binary: BinaryInfo) -> None:
+def test_the_binary_is_understood(binary: BinaryInfo) -> None:
     assert binary.path.name == "llama-server"
     assert "commit" in binary.version
     assert {"-ngl", "--api-key", "-np"} <= binary.flags
@@ -741,7 +772,7 @@ def test_the_wheels_binary_is_found_and_understood(binary: BinaryInfo) -> None:
     assert inspect_binary(binary.path) is inspect_binary(binary.path)
 
 
-def test_a_binary_in_path_comes_before_the_wheel(tmp_path: Path) -> None:
+def test_a_binary_in_path_comes_first(tmp_path: Path) -> None:
     found = tmp_path / "llama-server"
     found.write_text("#!/bin/sh\n")
     found.chmod(0o755)

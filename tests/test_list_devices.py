@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
-from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, until_now
+from tests.real_parts import VULKAN, lacks
+from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 
-PACKAGE = "mesa-vulkan-drivers"
-MANIFEST = ROOT / ".ci" / "run"
+SHOWN = "GGML_VK_VISIBLE_DEVICES"
 
 
 @pytest.fixture
-def vulkan(llama_server: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def vulkan(llama_server: Path, shaders: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A llama-server to which llvmpipe is a GPU: what it shows is real, only slow."""
-    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
-    if not any(r.id == "Vulkan0" for r in list_devices(llama_server)):
-        missing = f"these tests need a Vulkan device: apt-get install {PACKAGE}"
-        if os.environ.get("CI") == "true" and MANIFEST.exists() and PACKAGE in MANIFEST.read_text():
-            pytest.fail(missing, pytrace=False)
-        pytest.skip(missing)
+    monkeypatch.setenv(SHOWN, "0")
     return llama_server
+
+
+@pytest.fixture(scope="module")
+def shaders(llama_server: Path, tiny_gguf: Path) -> None:
+    """The first time all that a load computes is compiled, which takes half a minute of a processor, and far
+    longer where others want it too: before the tests, so that no request waits for it. Mesa remembers it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SHOWN, "0")
+        if not any(r.id == "Vulkan0" for r in list_devices(llama_server)):
+            lacks(VULKAN)
+        for cache in ("f16", "f32"):
+            load_once(llama_server, tiny_gguf, cache)
+
+
+def load_once(llama_server: Path, model: Path, cache: str) -> None:
+    command = [str(llama_server), "-m", str(model), "-c", "512", "-np", "1", "-ngl", "99", "--port", "0"]
+    command += ["--device", "Vulkan0", "-fa", "on", "-ctk", cache, "-ctv", cache]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert any("listening on" in line for line in process.stderr or ())
+        finally:
+            process.kill()
+
+
+def on_the_device(model: Path, *extra_args: str, **params: int) -> dict[str, Any]:
+    return {
+        "model_path": model,
+        "params": {"n_gpu_layers": 99, **params},
+        "extra_args": list(extra_args),
+    }
 
 
 def test_a_llama_server_without_devices_means_no_gpu(
     llama_server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(SHOWN, "")
     if list_devices(llama_server):
         pytest.skip("this machine has a GPU that cannot be hidden")
     probe = find_gpus(llama_server)
@@ -57,8 +85,7 @@ def test_a_vulkan_device_is_found_with_its_memory(vulkan: Path) -> None:
 def test_a_model_is_placed_on_the_vulkan_device(
     vulkan: Path, make_router: MakeRouter, tiny_gguf: Path
 ) -> None:
-    model = {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}}
-    router = make_router({"tiny": model}, binary=vulkan)
+    router = make_router({"tiny": on_the_device(tiny_gguf)}, binary=vulkan)
     (device,) = router.get("/vram")["devices"]
     assert (device["index"], device["reserved_mb"]) == ("Vulkan0", 0)
     answer = router.client.post("/v1/chat/completions", json=chat("tiny"))
@@ -66,12 +93,15 @@ def test_a_model_is_placed_on_the_vulkan_device(
     (loaded,) = router.get("/vram")["models"]
     assert [d["index"] for d in loaded["devices"]] == ["Vulkan0"]
     assert "Vulkan0" in router.child("tiny").cmdline()
+    said = router.client.get("/v1/models/tiny/logs").text
+    for kind in ("model", "KV", "compute"):
+        assert re.search(rf"Vulkan0 +{kind} buffer size", said), said
 
 
 def test_what_llama_server_logs_of_a_real_device_is_learned(
     vulkan: Path, make_router: MakeRouter, tiny_gguf: Path
 ) -> None:
-    router = make_router({"tiny": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}}}, binary=vulkan)
+    router = make_router({"tiny": on_the_device(tiny_gguf)}, binary=vulkan)
     estimated_mb = router.get("/v1/models/tiny/plan")["estimate_mb"]
     router.load("tiny")
     (entry,) = json.loads(until_now(lambda: written(router)))["models"].values()
@@ -91,11 +121,10 @@ def test_a_load_that_announces_too_much_is_stopped_and_planned_again(
     vulkan: Path, make_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path
 ) -> None:
     """The header cannot know that `extra_args` double the cache; llama-server says so before it loads."""
-    params = {"n_gpu_layers": 99, "n_ctx": 131072}
-    double = {"extra_args": ["-ctk", "f32", "-ctv", "f32"], "parallel_requests": 4}
+    long = on_the_device(tiny_long_gguf, "-ctk", "f32", "-ctv", "f32", n_ctx=131072)
     models = {
-        "other": {"model_path": tiny_gguf, "params": {"n_gpu_layers": 99}, "vram_mb": 1280},
-        "long": {"model_path": tiny_long_gguf, "params": params, **double},
+        "other": {**on_the_device(tiny_gguf), "vram_mb": 1280},
+        "long": {**long, "parallel_requests": 4},
     }
     router = make_router(models, binary=vulkan)
     plan = router.get("/v1/models/long/plan")

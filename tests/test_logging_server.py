@@ -115,7 +115,7 @@ def test_a_file_that_cannot_be_written_is_complained_about_once(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_survived(server: LogServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "logs" / "m.log").symlink_to("/dev/full")
+    (tmp_path / "logs" / "m.log").symlink_to("/dev/full")  # our own link: it is followed
     server.open("m").feed(b"x\n")
     server.close()
     assert "No space left" in caplog.text

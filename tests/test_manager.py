@@ -14,7 +14,7 @@ from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull,
 from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.llama.exit_reason import FailureKind
+from app.llama.exit_reason import Failure, FailureKind
 from tests.fakes import World, failure
 
 MakeWorld = Callable[..., Awaitable[World]]
@@ -277,6 +277,19 @@ async def test_a_load_that_keeps_failing_ends_every_wait(make_world: MakeWorld) 
         await request.task
     assert error.value.retryable
     assert error.value.details["log_tail"] == ["the last line"]
+
+
+async def test_what_a_model_said_while_it_served_is_in_no_answer(make_world: MakeWorld) -> None:
+    """Clients made it say that, and others would read it."""
+    world = await make_world({"a": 1000}, max_restarts=0)
+    request = world.request("a")
+    await world.settle()
+    crash = Failure(FailureKind.UNKNOWN, "it crashed.", 1, ("what another client asked",), served=True)
+    world.launcher.newest("a").die(crash)
+    await request.finish()
+    with pytest.raises(ModelFailed) as error:
+        await world.request("a").task
+    assert error.value.details == {"last_error": "it crashed.", "log_tail": []}
 
 
 async def test_a_bug_in_the_launcher_ends_in_failed_not_in_a_stuck_state(make_world: MakeWorld) -> None:

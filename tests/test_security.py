@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.access.failed_logins import MAX_ADDRESSES, MAX_FAILURES, WINDOW_S, FailedLogins
 from app.access.rules import MAX_HEADER_BYTES, MAX_HEADERS
-from app.access.sessions import LIFETIME_S, MAX_SESSIONS, Sessions
+from app.access.sessions import LIFETIME_S, MAX_OF_ONE_KEY, MAX_SESSIONS, Sessions
 from app.configuration.file import ConfigError, parse
-from app.domain.errors import RouterError
+from app.domain.errors import RouterError, TooManyLogins
 from app.main import create_app
 from app.reload import reload
 from tests.fakes import FakeLauncher, FakeProbe
@@ -327,9 +328,13 @@ async def test_every_answer_forbids_sniffing_and_framing(opened: Browser) -> Non
         answer = await opened.get(path)
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], path
         assert answer.headers.get_list("x-frame-options") == ["DENY"], path
-    page = (await opened.get("/")).headers["content-security-policy"]
-    assert "frame-ancestors 'none'" in page
-    assert "unsafe" not in page
+    for path in ("/", "/docs"):
+        page = await opened.get(path)
+        policy = page.headers["content-security-policy"]
+        assert policy == "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+        assert not re.search(r"https?:|<script>|<style|\son\w+=", page.text), (
+            "nothing inline, nothing from others"
+        )
 
 
 async def test_no_part_of_the_page_is_older_than_the_router(opened: Browser) -> None:
@@ -526,7 +531,7 @@ async def test_a_login_gives_no_more_than_its_key(locked: Browser) -> None:
         assert answer.status_code == 403, path
 
 
-@pytest.mark.parametrize("key", ["", "boss-secre", "BOSS-SECRET", "wrong-secret", "\u043a", "a" * 20_000])
+@pytest.mark.parametrize("key", ["", "boss-secre", "BOSS-SECRET", "wrong-secret", "\u043a", "a" * 4000])
 async def test_a_wrong_key_is_no_login(locked: Browser, caplog: pytest.LogCaptureFixture, key: str) -> None:
     caplog.set_level(logging.DEBUG)
     answer = await log_in(locked, key)
@@ -534,6 +539,49 @@ async def test_a_wrong_key_is_no_login(locked: Browser, caplog: pytest.LogCaptur
     assert "set-cookie" not in answer.headers
     assert "login with a wrong key from 127.0.0.1" in caplog.text
     assert not key or key not in caplog.text + answer.text
+
+
+async def test_a_login_that_is_too_large_is_refused_before_it_has_come(locked: Browser) -> None:
+    error_of(await log_in(locked, "a" * 4096), 413, "request_too_large")
+    error_of(
+        await locked.post("/session", content=chunked(20_000), headers=OUR_PAGE), 413, "request_too_large"
+    )
+
+
+async def test_wrong_keys_from_one_address_are_limited(locked: Browser) -> None:
+    for _ in range(MAX_FAILURES):
+        error_of(await log_in(locked, "wrong-secret"), 401, "invalid_api_key")
+    for key in ("wrong-secret", "boss-secret"):
+        answer = await log_in(locked, key)
+        error_of(answer, 429, "too_many_logins")
+        assert 0 < int(answer.headers["retry-after"]) <= WINDOW_S
+    assert (await locked.get("/v1/models", headers=BOSS)).status_code == 200
+
+
+def test_failed_logins_are_forgotten_in_time_and_by_number() -> None:
+    now = [0.0]
+    failed = FailedLogins(lambda: now[0])
+    for number in range(MAX_FAILURES):
+        failed.check("a")
+        failed.note("a")
+        now[0] = number
+    with pytest.raises(TooManyLogins):
+        failed.check("a")
+    failed.check("b")
+    now[0] = WINDOW_S
+    failed.check("a")
+    for number in range(2 * MAX_ADDRESSES):
+        failed.note(str(number))
+    assert len(failed._failures) == MAX_ADDRESSES
+
+
+def test_a_key_that_logs_in_without_end_ends_its_own_sessions_only() -> None:
+    sessions = Sessions(lambda: 0.0)
+    admins = sessions.open(b"admin")
+    tokens = [sessions.open(b"guest") for _ in range(MAX_SESSIONS)]
+    assert sessions.key_of(admins) == b"admin"
+    living = [token for token in tokens if sessions.key_of(token)]
+    assert living == tokens[-MAX_OF_ONE_KEY:]
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"key":7}', b'{"key":null}', b"[]", b"{"])
@@ -634,10 +682,11 @@ def test_sessions_end_by_themselves_and_are_bounded() -> None:
     sessions = Sessions(lambda: now[0])
     first, second = sessions.open(b"a"), sessions.open(b"b")
     now[0] = LIFETIME_S - 1
-    tokens = [sessions.open(b"c") for _ in range(MAX_SESSIONS - 1)]
+    keys = [b"%d" % number for number in range(MAX_SESSIONS - 1)]
+    tokens = [sessions.open(key) for key in keys]
     assert (sessions.key_of(first), sessions.key_of(second)) == (None, b"b")
     now[0] = LIFETIME_S
-    assert (sessions.key_of(second), sessions.key_of(tokens[0])) == (None, b"c")
+    assert (sessions.key_of(second), sessions.key_of(tokens[0])) == (None, b"0")
     assert len({first, second, *tokens}) == MAX_SESSIONS + 1
     for strange in ("", first[:-1], first + "=", "\xff"):
         assert sessions.key_of(strange) is None
@@ -893,6 +942,7 @@ def test_every_error_has_a_status_of_its_kind() -> None:
     kinds = {
         401: "authentication_error",
         403: "permission_error",
+        429: "rate_limit_error",
         503: "overloaded_error",
         504: "timeout_error",
     }

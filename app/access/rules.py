@@ -122,10 +122,12 @@ class Rules:
     def has_keys(self) -> bool:
         return bool(self._keys)
 
-    def log_in(self, given: str) -> tuple[str, Client]:
-        """A session for this key, and whose it is. Raises `InvalidApiKey`."""
+    def log_in(self, given: str, address: str) -> tuple[str, Client]:
+        """A session for this key, and whose it is. Raises `InvalidApiKey` and `TooManyLogins`."""
+        self.sessions.failed.check(address)
         client = self._owner_of(given.encode())
         if client is None:
+            self.sessions.failed.note(address)
             raise InvalidApiKey("this is none of the router's API keys")
         return self.sessions.open(given.encode()), client
 

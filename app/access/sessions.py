@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.access.failed_logins import FailedLogins
+
 LIFETIME_S = 7 * 24 * 3600.0
 MAX_SESSIONS = 1000
+MAX_OF_ONE_KEY = 20
+"""Browsers of one person; a key that logs in without end ends its own sessions, and nobody else's."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class Sessions:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.failed = FailedLogins(clock)
         self._sessions: dict[bytes, _Session] = {}
 
     def open(self, key: bytes) -> str:
-        """The id of a new one; with too many, the oldest ends."""
+        """The id of a new one; with too many of this key, or of all, the oldest of them ends."""
         now = self._clock()
         self._sessions = {name: s for name, s in self._sessions.items() if s.expires > now}
+        of_key = [name for name, session in self._sessions.items() if session.key == key]
+        for name in of_key[: max(len(of_key) + 1 - MAX_OF_ONE_KEY, 0)]:
+            del self._sessions[name]
         while len(self._sessions) >= MAX_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         token = secrets.token_urlsafe(32)

@@ -64,6 +64,7 @@ AT_THE_DOOR = (
     errors.BadRequest,
     errors.InvalidApiKey,
     errors.HostNotAllowed,
+    errors.TargetTooLong,
     errors.HeadersTooLarge,
     errors.InternalError,
 )
@@ -99,6 +100,7 @@ FOR_LOGIN = answers(
     errors.InvalidJson,
     errors.OriginNotAllowed,
     errors.RequestTooLarge,
+    errors.TooManyLogins,
     errors.UnsupportedMediaType,
 )
 
@@ -107,6 +109,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """The document, made once."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=_ABOUT, routes=app.routes)
+        document["servers"] = [{"url": "."}]  # beside this document, wherever a proxy shows it
         document["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

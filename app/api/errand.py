@@ -28,6 +28,7 @@ from app.core.manager import Stay
 from app.core.queue import TicketState
 from app.domain.errors import RouterError
 from app.models.supervisor import ModelInstance
+from app.proxy.body import fields_of
 from app.proxy.headers import passed_back
 from app.proxy.upstream import Answer
 from app.proxy.usage import usage_in
@@ -136,7 +137,7 @@ class Errands:
             connection.long_way(opening, body)
             return
         try:
-            instance, call = openai.read(services, sender, name, body, endpoint)
+            instance, call = openai.read(services, sender, name, fields_of(body), endpoint)
         except Exception:  # told on the long way
             connection.long_way(opening, body)
             return

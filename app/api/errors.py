@@ -120,7 +120,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     path = request.scope["path"]
     translated: RouterError
     if error.status_code == 404:
-        translated = NotFound(f"there is no {path[:200]}; the README lists the endpoints, /docs shows them")
+        translated = NotFound(f"there is no {path[:200]}; docs/api.md lists the endpoints, /docs shows them")
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
         translated = MethodNotAllowed(f"{path[:200]} does not take {request.method}; use {allowed}")

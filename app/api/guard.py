@@ -18,7 +18,7 @@ from app.access.request_id import OURS, own_headers, request_id
 from app.access.rules import Client, Rules
 from app.api import errors
 from app.core.config import Config
-from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
+from app.domain.errors import Forbidden, OriginNotAllowed, RouterError, TargetTooLong
 from app.domain.network import ANY_ORIGIN
 
 
@@ -68,10 +68,20 @@ class Guard:
         headers = RequestHeaders(scope["headers"])
         scope["router.headers"], scope["router.request_id"] = headers, request_id(headers.get("x-request-id"))
         try:
+            _check_target(scope)
             scope["router.client"] = self._rules().check(scope["method"], scope["path"], headers)
         except RouterError as error:
             return error
         return None
+
+
+MAX_TARGET_BYTES = 8192
+
+
+def _check_target(scope: Scope) -> None:
+    """Routes are regular expressions, and an alias may stand anywhere in a path."""
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
+        raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
 
 
 class Cors(CORSMiddleware):

@@ -140,7 +140,7 @@ def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:
     require_admin(request)
     services = services_of(request)
-    return services, find_model(services, json_object(request.headers, await request.body()))
+    return services, find_model(services, await json_object(request))
 
 
 async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Request
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -25,16 +23,18 @@ from app.api.relay import Relay
 from app.api.services import Services, services_of
 from app.domain.errors import (
     BadRequest,
-    InvalidJson,
     InvalidPriority,
     MissingModel,
+    RequestTooLarge,
     RouterError,
     UnsupportedMediaType,
     WrongModelKind,
 )
+from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
+from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.headers import as_lines, through_tunnel, to_model
 
 router = APIRouter(responses=FOR_MODELS)
@@ -87,15 +87,16 @@ ENDPOINTS = (
 
 def _handler(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def handle(request: Request) -> Response:
-        return relay(services_of(request), request.scope, await request.body(), endpoint)
+        return await relay(services_of(request), request.scope, await request.body(), endpoint)
 
     return handle
 
 
-def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
+async def relay(services: Services, scope: Scope, body: bytes, endpoint: Endpoint) -> Relay:
     """The answer to a model-routed request. Raises what the client is to be told instead."""
     sender = Sender.of(scope["router.headers"], scope["router.client"])
-    instance, call = read(services, sender, scope["router.request_id"], body, endpoint)
+    fields = await services.bodies.fields(body)
+    instance, call = read(services, sender, scope["router.request_id"], fields, endpoint)
     return Relay(services, instance, call, body)
 
 
@@ -115,10 +116,9 @@ class Sender(NamedTuple):
 
 
 def read(
-    services: Services, sender: Sender, request_id: str, body: bytes, endpoint: Endpoint
+    services: Services, sender: Sender, request_id: str, fields: dict[str, Any], endpoint: Endpoint
 ) -> tuple[ModelInstance, Call]:
     """Which model is asked for what. Raises what the client is to be told instead."""
-    fields = _json_object(body)
     instance = find_model(services, fields)
     if instance.spec.kind not in endpoint.kinds:
         raise _wrong_kind(instance, endpoint)
@@ -160,7 +160,7 @@ class Shortcut:
             return
         answer: Relay | None = scope.get("router.relay")
         try:
-            answer = answer or relay(self._services(), scope, await _body(receive), endpoint)
+            answer = answer or await relay(self._services(), scope, await _body(receive), endpoint)
             await answer(scope, receive, send)
         except RouterError as error:  # raised before the first byte
             await errors.response(error, scope["path"])(scope, receive, send)
@@ -218,10 +218,18 @@ async def list_models(request: Request) -> dict[str, Any]:
 # --- reading a request
 
 
-def json_object(headers: Headers, body: bytes) -> dict[str, Any]:
-    """The body as an object; llama-server would answer 500 to what is refused here."""
-    _check_media_type(headers)
-    return _json_object(body)
+MANAGEMENT_BYTES = SMALL_BYTES
+
+
+async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
+    """The body of a request that is not for a model; a larger one is refused before it has come."""
+    _check_media_type(request.headers)
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most_bytes:
+            raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
+    return fields_of(body)
 
 
 def _check_media_type(headers: Headers) -> None:
@@ -230,30 +238,6 @@ def _check_media_type(headers: Headers) -> None:
         raise UnsupportedMediaType(
             f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
         )
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    if _MAY_OVERFLOW.search(body) and _overflows(fields):
-        raise InvalidJson("the body is not valid JSON: a number in it is too large")
-    if not isinstance(fields, dict):
-        raise BadRequest("the body must be a JSON object")
-    return fields
-
-
-_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d\d|\d{300}")
-
-
-def _overflows(value: object) -> bool:
-    """True where a number is beyond a double. Nesting is limited by the parser."""
-    if isinstance(value, dict):
-        return any(map(_overflows, value.values()))
-    if isinstance(value, list):
-        return any(map(_overflows, value))
-    return isinstance(value, (int, float)) and abs(value) > sys.float_info.max
 
 
 def find_model(services: Services, fields: dict[str, Any]) -> ModelInstance:
@@ -326,10 +310,19 @@ def _raw_target(request: Request) -> str:
 def _split_target(services: Services, target: str) -> tuple[ModelInstance, str]:
     """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant."""
     parts = target.split("/")
-    for count in range(len(parts), 0, -1):
-        if (name := unquote("/".join(parts[:count]))) in services.manager.names:
-            path = "/".join(parts[count:])
-            if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
-                raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
-            return services.manager.find(name), path
-    return services.manager.find(unquote(parts[0])), ""
+    known = [count for count, name in enumerate(_beginnings(parts), 1) if name in services.manager.names]
+    count = known[-1] if known else 1
+    name, path = unquote("/".join(parts[:count])), "/".join(parts[count:])
+    if known and {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+        raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
+    return services.manager.find(name), path
+
+
+def _beginnings(parts: Iterable[str]) -> Iterator[str]:
+    """What the first part, the first two, and so on may name, up to the length of a name."""
+    name = ""
+    for part in parts:
+        name += f"/{unquote(part)}" if name else unquote(part)
+        if len(name) > MAX_NAME:
+            return
+        yield name

@@ -60,6 +60,12 @@ async def dashboard() -> Response:
     return WholeFile(_INDEX, headers=_HEADERS)
 
 
+@router.get("/docs", response_model=None, include_in_schema=False)
+async def documentation() -> Response:
+    """From our own files: what another server sends could use the key of whoever looks at it."""
+    return WholeFile(FOLDER / "docs.html", headers=_HEADERS)
+
+
 @router.get("/favicon.ico", include_in_schema=False)
 async def favicon() -> Response:
     return Response(status_code=204)
@@ -67,6 +73,8 @@ async def favicon() -> Response:
 
 # --- the session: EventSource and links cannot send a header, a cookie goes by itself
 
+
+LOGIN_BYTES = 4096
 
 _COOKIE: dict[str, Any] = {"path": None, "httponly": True, "samesite": "strict"}
 """Without a path it belongs to the folder that the browser asked in: behind a proxy's prefix other programs
@@ -84,15 +92,16 @@ async def session(request: Request) -> dict[str, Any]:
 @router.post("/session", responses=FOR_LOGIN, openapi_extra=_KEY_BODY)
 async def log_in(request: Request) -> Response:
     """Exchange a key for a cookie, which opens on the router's own page what the key opens."""
-    rules, key = rules_of(request), json_object(request.headers, await request.body()).get("key")
+    rules, key = rules_of(request), (await json_object(request, LOGIN_BYTES)).get("key")
     if not isinstance(key, str):
         raise BadRequest("send the API key as text in the field 'key'", param="key")
     if not rules.has_keys:
         raise BadRequest("this router has no api_keys: nobody has to log in")
+    address = request.client.host if request.client else "?"
     try:
-        token, client = rules.log_in(key)
+        token, client = rules.log_in(key, address)
     except InvalidApiKey:
-        logger.warning("login with a wrong key from %s", request.client.host if request.client else "?")
+        logger.warning("login with a wrong key from %s", address)
         raise
     logger.info("%s logged in", client.name or "a key without a name")
     answer = JSONResponse(_session(rules, client))

@@ -22,6 +22,7 @@ from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.observability.telemetry import Telemetry
+from app.proxy.body_reader import BodyReader
 from app.proxy.upstream import Upstream
 
 READ_AT_USE = ("system.drain_timeout_sec", "system.queue_timeout_sec", "system.request_timeout_sec")
@@ -35,6 +36,7 @@ class Services:
     manager: ModelManager
     tracker: DeviceTracker
     upstream: Upstream
+    bodies: BodyReader
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

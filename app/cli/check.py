@@ -19,6 +19,7 @@ from app.llama.command import BinaryInfo, CommandError, build_command, unknown_f
 from app.llama.output.folder import obstacle
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
+from app.llama.self_test import SelfTestFailed, check_binary
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
@@ -55,6 +56,7 @@ def run(path: Path) -> int:
             print(f"  warning: {warning}")
     listens = _can_listen(config)
     binary = _binary(config)
+    computes = binary is not None and _computes(binary)
     probe = find_gpus(binary.path if binary else None)
     readings = _devices(config, probe)
     no_logs = obstacle(Path(config.system.log_dir))
@@ -70,8 +72,7 @@ def run(path: Path) -> int:
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
-    healthy = binary is not None and readings is not None and not no_logs and not problems
-    healthy = healthy and is_valid and listens
+    healthy = is_valid and listens and computes and readings is not None and not no_logs and not problems
     print("\nall is well" if healthy else "\nnot ready to serve")
     return 0 if healthy else 1
 
@@ -99,6 +100,17 @@ def _binary(config: Config) -> BinaryInfo | None:
         return None
     print(f"llama-server: {binary.path}, {binary.version}, {len(binary.flags)} flags")
     return binary
+
+
+def _computes(binary: BinaryInfo) -> bool:
+    """Only a load shows it: what was built for another processor still tells its version and its flags."""
+    try:
+        check_binary(binary.path)
+    except (CommandError, SelfTestFailed) as error:
+        print(f"llama-server: {error}")
+        return False
+    print("llama-server: computes on this machine")
+    return True
 
 
 def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:

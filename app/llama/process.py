@@ -21,7 +21,7 @@ import httpx
 
 from app.domain.status import Status
 from app.llama.command import Command
-from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify
+from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog
 from app.llama.load_watch import LoadWatch
 from app.llama.os_process import (
@@ -222,7 +222,10 @@ class LlamaRunner:
     def _reason(self, code: int) -> Failure:
         if self._stopping:
             return self._failure(FailureKind.KILLED, "It was stopped by the router.", code)
-        failure = classify(code, self.log.tail(LOOK_BACK, since=self._begin))
+        lines = self.log.tail(LOOK_BACK, since=self._begin)
+        if self.phase is Status.READY:
+            return of_exit_alone(code, lines)
+        failure = classify(code, lines)
         if failure.kind is FailureKind.CUT_SHORT and not can_bind(self.port):
             message = f"Port {self.port} was taken by another program. Another port is tried."
             return replace(failure, kind=FailureKind.PORT_TAKEN, message=message)
@@ -269,7 +272,8 @@ class LlamaRunner:
         )
 
     def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
-        return Failure(kind, message, code, tuple(self.log.tail(TAIL_LINES, since=self._begin)))
+        tail = tuple(self.log.tail(TAIL_LINES, since=self._begin))
+        return Failure(kind, message, code, tail, served=self.phase is Status.READY)
 
     def _ask_to_exit(self) -> None:
         # With the child protocol on, a loaded server that only gets SIGTERM goes on waiting for stdin.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 from app.domain.errors import ModelNotFound
+from app.domain.names import MAX_NAME, nearest_first
 from app.domain.spec import ModelSpec
 from app.domain.views import ModelView
 from app.models.restarts import RestartLimits
 from app.models.supervisor import ModelInstance
+
+SHOWN_NAMES = 20
 
 
 class Fleet:
@@ -54,8 +56,5 @@ class Fleet:
 
     def _not_found(self, name: str) -> str:
         names = [n for alias, i in self.instances.items() for n in (alias, *i.spec.aliases)]
-        near = difflib.get_close_matches(name, names, n=len(names), cutoff=0.3)
-        known = ", ".join([*near, *(n for n in names if n not in near)][:20])
-        return (
-            f"there is no model {name[:128]!r}; known models: {known or 'none: add one to the configuration'}"
-        )
+        known = ", ".join(nearest_first(name, names)[:SHOWN_NAMES]) or "none: add one to the configuration"
+        return f"there is no model {name[:MAX_NAME]!r}; known models: {known}"

@@ -71,7 +71,7 @@ class KvStore:
         file.chmod(0o600)
         size, checksum = _checksum(file)
         kept = Kept(slot, tokens, size, checksum)
-        write_whole(file.with_suffix(".json"), json.dumps({"version": VERSION, **asdict(kept)}), mode=0o600)
+        write_whole(file.with_suffix(".json"), json.dumps({"version": VERSION, **asdict(kept)}))
         return kept
 
     def touch(self, folder: Path) -> None:

@@ -243,7 +243,7 @@ class ModelState:
     def _failure_details(self) -> dict[str, Any]:
         failure = self.failure
         heals = failure is not None and failure.kind.may_heal
-        tail = list(failure.log_tail[-20:]) if failure else []
+        tail = list(failure.log_tail[-20:]) if failure and not failure.served else []
         return {
             "retryable": heals,
             "retry_after_s": 30.0 if heals else None,

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from app.core.config import Config
+from app.domain.text import one_line
 
 TAKES = ("system.log_format", "system.log_level")
 
@@ -82,10 +83,3 @@ def _text(line: Mapping[str, object]) -> str:
 
 def _json(fields: Mapping[str, object]) -> str:
     return json.dumps(fields, default=str)
-
-
-def one_line(text: str) -> str:
-    """Line breaks and terminal sequences made visible."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from app.llama.binary import find_binary
+from tests import llama_build
 from tests.chaos.crowd import Counted, Crowd
 from tests.chaos.faults import Faults
 from tests.chaos.stage import MODELS, ROOM_FOR, Stage
@@ -116,7 +116,7 @@ async def soak(stage: Stage) -> list[str]:
 def main() -> int:
     print(f"soak: {MINUTES:g} minutes, seed {SEED}, {'with' if FAULTS else 'without'} faults", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    stage = Stage(folder, find_binary(None), **SYSTEM)
+    stage = Stage(folder, llama_build.of(), **SYSTEM)
     router = stage.router
     router.start()
     try:

@@ -6,36 +6,25 @@ import asyncio
 import base64
 import json
 import os
-import shutil
 import subprocess
 import tempfile
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 
+from tests.real_parts import CHROMIUM, need
 from tests.router_process import free_port, until
 
-NAMES = ("/usr/lib/chromium/chromium", "chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 COMPLAINTS = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
 
 
 def chromium() -> str:
-    """Its path; without one the test is skipped aloud, on CI it fails."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        text = "Chromium is not installed (apt-get install chromium): the page was NOT tested"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text, pytrace=False)
-        warnings.warn(text, stacklevel=2)
-        pytest.skip(text)
-    return found
+    return need(CHROMIUM)
 
 
 class Page:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.node import ROOT
+from tests.real_parts import NGINX, need
 from tests.router_process import free_port, until_now
 
 FOLDERS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def nginx() -> str:
-    """Its path; without one the test is skipped aloud, on CI it fails."""
-    found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        text = "nginx is not installed (apt-get install nginx-light): the prefix was NOT tested"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text, pytrace=False)
-        warnings.warn(text, stacklevel=2)
-        pytest.skip(text)
-    return found
+    """Its path."""
+    return need(NGINX)
 
 
 @contextmanager

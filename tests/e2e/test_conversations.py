@@ -20,7 +20,6 @@ from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 
 ASK = "/v1/chat/completions"
 NEW_TOKENS = 40  # the follow-up question with the template's words around it
-SLACK_S = 0.1  # of two times to first token of a few hundred ms on a machine that others use too
 
 Messages = list[dict[str, str]]
 
@@ -28,9 +27,8 @@ Messages = list[dict[str, str]]
 @dataclass(frozen=True)
 class Answer:
     text: str
-    cached: int
-    processed: int
-    first_token_s: float  # from the start on a slot, so without the load
+    cached: int  # tokens of the prompt that were there, ...
+    processed: int  # ... and those that had to be computed: all that a user waits for
 
 
 def long_question(seed: int = 7, sentences: int = 60) -> Messages:
@@ -45,24 +43,21 @@ def follow_up(messages: Messages, answer: Answer, question: str = "And which one
 
 
 def ask(router: RouterProcess, model: str, messages: Messages, **more: Any) -> Answer:
-    """Greedy, streamed: the time to the first token is the client's own."""
+    """Greedy, streamed."""
     body = {**chat(model, max_tokens=12, **more), "messages": messages, "stream": True}
     del body["ignore_eos"]
-    begun, first, text = time.monotonic(), 0.0, ""
-    timings: dict[str, Any] = {}
+    text, timings = "", dict[str, Any]()
     with router.client.stream("POST", ASK, json=body) as response:
         assert response.status_code == 200, response.read()
-        waited = int(response.headers.get("x-queue-wait-ms", 0)) / 1000  # absent after 5 s
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
             event = json.loads(line[6:])
             assert "error" not in event, event
             for choice in event["choices"]:
-                first = first or time.monotonic()
                 text += choice["delta"].get("content") or ""
             timings = event.get("timings") or timings
-    return Answer(text, timings["cache_n"], timings["prompt_n"], first - begun - waited)
+    return Answer(text, timings["cache_n"], timings["prompt_n"])
 
 
 Swapping = Callable[..., RouterProcess]
@@ -131,10 +126,9 @@ def test_a_conversation_survives_a_swap(swapping: Swapping, where: str) -> None:
     assert (again.text, again.processed) == (first.text, first.processed)
     assert first.processed > 600
     assert kept > first.processed
-    assert back.cached >= first.processed
-    assert back.processed <= NEW_TOKENS
-    assert back.text == stayed.text
-    assert back.first_token_s <= 1.5 * stayed.first_token_s + SLACK_S
+    assert stayed.cached >= first.processed
+    assert stayed.processed <= NEW_TOKENS
+    assert back == stayed  # word for word, and with not one token more to compute
     assert router.metric("router_kv_cache_saves_total", model="a", result="success") == 2
     assert router.metric("router_kv_cache_restores_total", model="a", result="success") == 1
     assert router.metric("router_kv_cache_saves_total", model="b") == 0

@@ -194,7 +194,9 @@ async def test_a_client_that_stops_reading_loses_its_slot(
         system={"request_timeout_sec": 2},
     )
     router.load("one")
-    body = json.dumps(chat("one", max_tokens=ENDLESS, stream=True, logprobs=True, top_logprobs=20)).encode()
+    # All sockets on the way are full after few tokens, however slowly they come.
+    every_word = {"logprobs": True, "top_logprobs": 400}
+    body = json.dumps(chat("one", max_tokens=ENDLESS, stream=True, **every_word)).encode()
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", router.port))

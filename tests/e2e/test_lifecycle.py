@@ -355,6 +355,7 @@ async def test_sigterm_lets_a_stream_finish_and_refuses_everybody_else(
             "never": {"model_path": tiny_gguf, "env": {"GATE": "/nonexistent/gate"}},
         },
         binary=gated_llama_server,
+        system={"drain_timeout_sec": 600},  # the stream ends before, however slow the machine is
     )
     router.load("long", "idle")
     async with router.open_client() as http:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.e2e.browser import Page, browser, chromium
@@ -52,6 +55,7 @@ def row(alias: str) -> str:
 
 async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -> None:
     router.load("quick")
+    served = router.get("/v1/queue/stats")["summary"]["total_processed"]
     await page.open(router.url)
     await page.shows("Ready", row("quick"))
     await page.shot("quiet")
@@ -74,7 +78,7 @@ async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -
     await page.shows("\u2013", f"{row('big')} [data-label=Waiting]", 3)
     await page.size(1500, 950, dark=True)
     await page.shows("big", "#events")
-    await page.shows("3\u00a0served", "#queue", 5)
+    await page.shows(f"{served + 3}\u00a0served", "#queue", 5)
     await page.shot("after")
     assert page.complaints == []
 
@@ -174,7 +178,7 @@ async def test_a_login_opens_streams_buttons_and_the_chat_page(
     make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
 ) -> None:
     router = make_router(
-        {"quick": {"model_path": tiny_gguf}},
+        {"quick": {"model_path": tiny_gguf, "params": {"n_ctx": 4096}}},  # the page's own prompt is long
         binary=slow_llama_server,
         api={"api_keys": [{"key": KEY, "admin": True}]},
         key=KEY,
@@ -206,23 +210,48 @@ async def test_a_login_opens_streams_buttons_and_the_chat_page(
     await page.type(KEY)
     await page.click("Log in", "dialog")
     await page.shows("Ready", row("quick"))
-    await talk_on(page, chat_page)
+    await talk_on(page, router, chat_page)
 
 
-async def talk_on(page: Page, chat_page: str) -> None:
-    """llama-server's own page, through the router, by the cookie."""
+async def talk_on(page: Page, router: RouterProcess, chat_page: str) -> None:
+    """As a page at that address talks, by the cookie; also on llama-server's own, where the build has one."""
     await page.go(chat_page)
+    await until(lambda: page.js(f"location.href === {json.dumps(chat_page)}"), 10)
+    body = json.dumps(json.dumps(chat("quick", stream=True)))
+    headers = "{'Content-Type': 'application/json'}"
+    told = await page.js(
+        f"fetch('v1/chat/completions', {{method: 'POST', headers: {headers}, body: {body}}})"
+        ".then((answer) => answer.text())"
+    )
+    assert told.startswith("data: {") and told.endswith("data: [DONE]\n\n"), told
+    if await has_a_page(router):
+        await talk_on_its_own(page, router, chat_page)
+
+
+async def has_a_page(router: RouterProcess) -> bool:
+    """What llama-server answers is passed on, whatever it is."""
+    url, key = router.past_the_router("quick")
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
+        own = await http.get(f"{url}/")
+    passed = router.client.get("/upstream/quick/")
+    assert (passed.status_code, passed.content) == (own.status_code, own.content)
+    return own.status_code == 200
+
+
+async def talk_on_its_own(page: Page, router: RouterProcess, chat_page: str) -> None:
+    generated = partial(router.metric, "router_tokens_total", model="quick", kind="generated")
+    before = generated()
 
     async def answered() -> bool:
         """It throws away what is sent before it has finished drawing itself."""
-        seen = await page.text()
-        if "Hello there" not in seen:
+        if "Hello there" not in await page.text():
             if not await page.js("document.querySelector('textarea')?.value"):
                 await page.type_into("textarea", "Hello there")
             await page.key("Enter")
-        return " t/s" in seen  # the speed of an answer
+        return generated() > before
 
-    await until(answered, 20)
+    await page.go(chat_page)
+    await until(answered)
     await page.shot("chat")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 
 from tests.e2e.browser import browser, chromium
@@ -15,7 +18,8 @@ from tests.router_process import MakeRouter, RouterProcess
 
 @pytest.fixture
 def router(make_router: MakeRouter, tiny_gguf: Path) -> RouterProcess:
-    return make_router({"quick": {"model_path": tiny_gguf}}, api={"api_keys": [KEY]}, key=KEY)
+    quick = {"model_path": tiny_gguf, "params": {"n_ctx": 4096}}  # llama-server's own page has a long prompt
+    return make_router({"quick": quick}, api={"api_keys": [KEY]}, key=KEY)
 
 
 @pytest.fixture
@@ -24,7 +28,16 @@ def address(router: RouterProcess, tmp_path: Path) -> Iterator[str]:
         yield f"{url}/llm"
 
 
-async def test_login_streams_buttons_log_and_chat_work_there(address: str) -> None:
+def test_the_interactive_documentation_finds_its_document_there(address: str) -> None:
+    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as client:
+        page = client.get(f"{address}/docs").raise_for_status()
+        (document,) = re.findall('href="([^"]+json)">OpenAPI', page.text)
+        found = client.get(urljoin(str(page.url), document)).raise_for_status().json()
+        (server,) = found["servers"]
+        assert urljoin(f"{address}/openapi.json", server["url"]) == f"{address}/"
+
+
+async def test_login_streams_buttons_log_and_chat_work_there(router: RouterProcess, address: str) -> None:
     async with browser(chromium()) as page:
         await page.open(address)  # nginx adds the slash
         await page.type_into("dialog input[type=password]", KEY)
@@ -48,4 +61,4 @@ async def test_login_streams_buttons_log_and_chat_work_there(address: str) -> No
         await page.type_into("dialog input[type=password]", KEY)
         await page.click("Log in", "dialog")
         await page.shows("Ready", row("quick"))
-        await talk_on(page, chat_page)
+        await talk_on(page, router, chat_page)

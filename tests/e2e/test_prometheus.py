@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
@@ -19,6 +16,7 @@ import yaml
 
 from tests.e2e.crowd import SYSTEM, Crowd, fleet, mixed_traffic
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
+from tests.real_parts import PROMETHEUS, need
 from tests.router_process import MakeRouter, RouterProcess, free_port, until, until_now
 from tests.test_monitoring_files import DASHBOARDS, MONITORING, load_json, load_yaml, queries, rules
 
@@ -86,14 +84,7 @@ class Prometheus:
 
 @pytest.fixture(scope="module")
 def binary() -> str:
-    found = shutil.which("prometheus")
-    if found is None or shutil.which("promtool") is None:
-        text = "prometheus is not installed (apt-get install prometheus): NO query was evaluated"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text, pytrace=False)
-        warnings.warn(text, stacklevel=2)
-        pytest.skip(text)
-    return found
+    return need(PROMETHEUS)
 
 
 @pytest.fixture(scope="module")

@@ -209,28 +209,30 @@ def test_native_completions_through_the_tunnel(chat: Pair) -> None:
 # --- what llama-server refuses
 
 REFUSED = [
-    (CHAT, {"messages": [{"role": "user", "content": MANY_TOKENS}]}, 400),
-    (CHAT, {"messages": TALK, "max_tokens": 12, "n": 2}, 400),
-    (CHAT, {"messages": TALK, "grammar": "root ::= ("}, 400),
-    (CHAT, {"messages": TALK, "response_format": {"type": "nonsense"}}, 400),
-    (CHAT, {"messages": [{"role": "user"}]}, 400),
-    (CHAT, {}, 400),
-    (COMPLETIONS, {"prompt": MANY_TOKENS}, 400),
-    (COMPLETIONS, {"prompt": {"a": 1}}, 400),
-    (MESSAGES, {"messages": [{"role": "user", "content": MANY_TOKENS}], "max_tokens": 12}, 400),
-    (RESPONSES, {"input": MANY_TOKENS}, 400),
-    ("/infill", {"input_prefix": "a", "input_suffix": "b"}, 501),
-    ("/detokenize", {"tokens": "the"}, 500),
+    (CHAT, {"messages": [{"role": "user", "content": MANY_TOKENS}]}, {400}),
+    (CHAT, {"messages": TALK, "max_tokens": 12, "n": 2}, {400}),
+    (CHAT, {"messages": TALK, "grammar": "root ::= ("}, {400}),
+    (CHAT, {"messages": TALK, "response_format": {"type": "nonsense"}}, {400}),
+    (CHAT, {"messages": [{"role": "user"}]}, {400}),
+    (CHAT, {}, {400}),
+    (COMPLETIONS, {"prompt": MANY_TOKENS}, {400}),
+    (COMPLETIONS, {"prompt": {"a": 1}}, {400}),
+    (MESSAGES, {"messages": [{"role": "user", "content": MANY_TOKENS}], "max_tokens": 12}, {400}),
+    (RESPONSES, {"input": MANY_TOKENS}, {400}),
+    ("/infill", {"input_prefix": "a", "input_suffix": "b"}, {501}),
+    ("/detokenize", {"tokens": "the"}, {400, 500}),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "status"), REFUSED, ids=lambda value: str(value)[:40])
-def test_errors_through_the_tunnel(chat: Pair, path: str, body: dict[str, Any], status: int) -> None:
-    assert chat.same_through_tunnel(path, body).status == status
+def test_errors_through_the_tunnel(chat: Pair, path: str, body: dict[str, Any], status: set[int]) -> None:
+    assert chat.same_through_tunnel(path, body).status in status
 
 
 @pytest.mark.parametrize(("path", "body", "status"), REFUSED, ids=lambda value: str(value)[:40])
-def test_errors_keep_what_llama_server_says(chat: Pair, path: str, body: dict[str, Any], status: int) -> None:
+def test_errors_keep_what_llama_server_says(
+    chat: Pair, path: str, body: dict[str, Any], status: set[int]
+) -> None:
     """The message and the fields that only llama-server has, whatever shape the API wants."""
     by_hand, routed = (answer.json()["error"] for answer in chat.ask_both(path, body))
     told = {name: value for name, value in by_hand.items() if name not in ("code", "type")}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from tests.router_process import MakeRouter, RouterProcess, chat, until
@@ -63,10 +62,9 @@ async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
 @asynccontextmanager
 async def llama_server_of(router: RouterProcess, alias: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client that talks to the model's own process, past the router."""
-    status = router.status(alias)
-    key = psutil.Process(status["pid"]).environ()["LLAMA_API_KEY"]
+    url, key = router.past_the_router(alias)
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{status['port']}",
+        base_url=url,
         headers={"Authorization": f"Bearer {key}"},
         limits=httpx.Limits(max_keepalive_connections=0),  # it closes kept ones without a word
         timeout=60,

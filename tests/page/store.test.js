@@ -72,6 +72,8 @@ test("the time that is left follows the speed, and until there is one the last l
   assert.equal(Math.round(at(3, 0.3) ?? 0), 7);
   assert.equal(Math.round(at(4, 0.6) ?? 0), 2);
   assert.equal(at(5, 0.05), 5, "the next stage counts from zero again");
+  at(6, 0.15);
+  assert.equal(Math.round(at(7, 0.25) ?? 0), 8);
 });
 
 test("the longest wait goes on between two samples", () => {

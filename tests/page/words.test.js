@@ -47,6 +47,8 @@ test("a model that had to go is named with the reason", () => {
   const [topic] = told({ a: gone, b: { status: "starting", status_since: T0 + 1 } });
   assert.match(topic.lines[0], /^a had to stop: only so many models may be loaded at once/);
   assert.equal(topic.steps?.[0].detail, "a");
+  const [later] = told({ a: { ...gone, status_since: T0 - 100 }, b: { status: "starting" } });
+  assert.deepEqual(later.lines, ["Nobody is waiting for it yet."], "an earlier story");
 });
 
 test("what a waiting model waits for is said", () => {

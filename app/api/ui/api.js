@@ -1,5 +1,5 @@
 // Everything that talks to the router: JSON calls, the login, event streams. Paths are relative to the page,
-// which may stand behind a prefix such as https://nas/llm/.
+// which may stand behind a prefix such as /llm/.
 
 /** @import { Refusal, Session } from "./shapes.js" */
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+from app.domain.files import private
+
 MAX_NAME = 150  # file systems allow 255 bytes, rotation and quoting need some
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # for what is a pipe without a reader
@@ -22,10 +24,6 @@ def file_name(alias: str) -> str:
     if len(name) > MAX_NAME or (_FOLDS_CASE and alias != alias.lower()):
         name = f"{name[:MAX_NAME]}-{hashlib.sha256(alias.encode()).hexdigest()[:12]}"
     return f"{name}.log"
-
-
-def private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def obstacle(folder: Path) -> str | None:
@@ -49,7 +47,7 @@ def prepare(folder: Path) -> str | None:
     probe = folder / ".writable"
     try:
         make(folder)
-        os.close(private(str(probe), os.O_WRONLY | os.O_CREAT))
+        os.close(private(probe, os.O_WRONLY | os.O_CREAT))
         probe.unlink()
     except OSError as error:
         full = error.errno in _FULL
@@ -65,7 +63,7 @@ def unwritable(folder: Path, file: Path) -> str | None:
     """
     try:
         make(folder)
-        os.close(private(str(file), os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT))
+        os.close(private(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_WAIT))
     except OSError as error:
         if error.errno not in _FULL:
             return f"{file} cannot be written: {error.strerror}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from app.domain.text import one_line
+
 
 def last_lines(data: bytes, n: int, *, cut: bool) -> list[str]:
     """`cut`: the beginning is missing, so the first line is not a whole one."""
@@ -14,4 +16,12 @@ def last_lines(data: bytes, n: int, *, cut: bool) -> list[str]:
 
 
 def text(line: bytes) -> str:
-    return line.rstrip(b"\r").decode("utf-8", "replace")
+    return one_line(line.rstrip(b"\r").decode("utf-8", "replace"))
+
+
+def harmless(data: bytes) -> bytes:
+    """For a terminal: llama-server repeats what clients sent, and an escape sequence can rewrite a screen."""
+    return data.translate(_HARMLESS)
+
+
+_HARMLESS = bytes(b if (b >= 32 and b != 127) or b in b"\t\n\r" else b"?"[0] for b in range(256))

@@ -6,7 +6,7 @@ from collections import deque
 from queue import SimpleQueue
 
 from app.llama.output.follower import Follower
-from app.llama.output.lines import last_lines
+from app.llama.output.lines import harmless, last_lines
 from app.llama.output.rotating import RotatingFile
 
 TAIL_BYTES = 64 * 1024
@@ -31,6 +31,7 @@ class ModelLog:
 
     def feed(self, data: bytes) -> None:
         """Take a chunk of output. Never blocks and never fails."""
+        data = harmless(data)
         self._keep(data)
         self._enqueue(data)
         for follower in tuple(self._followers):

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from app.llama.output.folder import private
+from app.domain.files import private
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from queue import SimpleQueue
 
+from app.domain.files import private
 from app.llama.output.folder import file_name, prepare, unwritable
 from app.llama.output.lines import last_lines
 from app.llama.output.log import TAIL_BYTES, Job, ModelLog
@@ -48,7 +49,7 @@ class LogServer:
     def read_tail(self, alias: str, lines: int) -> list[str]:
         """The end of the file, as after a restart. Blocking; reads no more than the end."""
         try:
-            with self._path(alias).open("rb") as file:
+            with open(self._path(alias), "rb", opener=private) as file:
                 size = file.seek(0, os.SEEK_END)
                 start = max(0, size - max(TAIL_BYTES, lines * 200))
                 file.seek(start)

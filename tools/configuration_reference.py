@@ -1,4 +1,4 @@
-"""Writes the README's configuration reference from the code: `python -m tools.readme_reference`."""
+"""Writes the reference in docs/configuration.md from the code: `python -m tools.configuration_reference`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from app.configuration.file import json_schema
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN = "<!-- configuration reference: python -m tools.readme_reference -->"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+BEGIN = "<!-- configuration reference: python -m tools.configuration_reference -->"
 END = "<!-- end of the configuration reference -->"
 
 SECTIONS = {
@@ -29,15 +29,15 @@ def reference() -> str:
     return "\n".join(_section(place, schema["$defs"][name]) for name, place in SECTIONS.items())
 
 
-def with_reference(readme: str) -> str:
+def with_reference(document: str) -> str:
     """The text with what stands between the marks made anew."""
-    before, rest = readme.split(BEGIN)
+    before, rest = document.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{reference()}\n{END}{after}"
 
 
 def _section(place: str, section: dict[str, Any]) -> str:
-    rows = [f"#### `{place}`", "", "| key | type | default | meaning |", "|---|---|---|---|"]
+    rows = [f"## `{place}`", "", "| key | type | default | meaning |", "|---|---|---|---|"]
     required = section.get("required", [])
     for key, spec in section["properties"].items():
         default = "**required**" if key in required else _default(spec)
@@ -73,8 +73,8 @@ def _types(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    README.write_text(with_reference(text), encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    DOCUMENT.write_text(with_reference(text), encoding="utf-8")
     return 0
 
 

@@ -1,0 +1,193 @@
+"""No request keeps the event loop from everybody else: every field, header and path at its largest, with the
+worst content, each while the loop's own turns are timed.
+
+What is timed is the processor time that the loop's thread uses between two of its turns: what other programs
+of a busy machine take does not count. The bound grows with a slow processor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.access.rules import MAX_HEADER_BYTES
+from app.api.guard import MAX_TARGET_BYTES
+from app.configuration.file import parse
+from app.main import create_app
+from tests.fakes import FakeLauncher, FakeProbe
+from tests.serving import Client, serving
+from tests.stand_in import llama_server_stand_in
+
+BODY_MB = 8
+CHAT = "/v1/chat/completions"
+TICK_S = 0.001
+LONGEST_S = 0.05
+
+
+class Loop:
+    """A router on a loop in a thread of its own, and the longest turn of that loop."""
+
+    def __init__(self, model: Path, folder: Path) -> None:
+        self._model, self._folder = model, folder
+        self.port = 0
+        self.longest_s = 0.0
+        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()])
+
+    async def _run(self) -> None:
+        names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
+        tree = {
+            "api": {"max_body_mb": BODY_MB, "api_keys": ["secret"], "allowed_hosts": ["router.example.com"]},
+            "system": {"log_dir": str(self._folder / "logs")},
+            "models": {"m": {"model_path": str(self._model)}, **names},
+        }
+        async with llama_server_stand_in() as upstream:
+            config = parse(json.dumps(tree), self._folder, {})
+            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
+            async with serving(app) as self.port:
+                ticking = asyncio.create_task(self._tick())
+                self._ready.set()
+                await self._stop.wait()
+                ticking.cancel()
+
+    async def _tick(self) -> None:
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.thread_time()
+            self.longest_s, before = max(self.longest_s, now - before), now
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(30)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        self._loop.close()
+
+    def longest_of(self, request: bytes) -> float:
+        """The longest turn while this request is answered, or cut off; seconds."""
+        self.longest_s = 0.0
+        asyncio.run(self._ask(request))
+        return self.longest_s
+
+    async def _ask(self, request: bytes) -> None:
+        client = await Client.connect(self.port)
+        client.say(request)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await asyncio.wait_for(client._head(), 60)
+        client.leave()
+        other = await Client.connect(self.port)
+        health = await other.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", method="GET")
+        assert health.status == 200
+        other.leave()
+
+
+@pytest.fixture(scope="module")
+def loop(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("stillness"))
+    made.start()
+    made.longest_of(post(CHAT, b'{"model": "m"}'))  # what is done once for all
+    made.longest_of(post(CHAT, b'{"model": "nobody"}'))
+    made.longest_of(b"GET /docs HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: secret\r\n\r\n")
+    yield made
+    made.stop()
+
+
+def post(target: str, body: bytes, *lines: str, key: bool = True) -> bytes:
+    known = ["X-Api-Key: secret"] if key else []
+    head = [f"POST {target} HTTP/1.1", "Host: localhost", *known, *lines, f"Content-Length: {len(body)}"]
+    return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+
+
+def unit_s() -> float:
+    """What this processor takes for a bit of work: 5 ms on an ordinary one."""
+
+    def once() -> float:
+        begun = time.thread_time()
+        sum(range(400_000))
+        return time.thread_time() - begun
+
+    return min(once() for _ in range(5))
+
+
+def assert_still(loop: Loop, request: bytes) -> None:
+    """A turn that was long by chance is not long three times."""
+    bound_s = max(LONGEST_S, 10 * unit_s())
+    turns = []
+    for _ in range(3):
+        turns.append(loop.longest_of(request))
+        if turns[-1] < bound_s:
+            return
+    raise AssertionError(f"the loop stood still for {min(turns):.3f} s, {bound_s:.3f} are allowed")
+
+
+SIZE = BODY_MB * 2**20 - 1000
+UNITS = {
+    "digits": b"9" * 299 + b" ",
+    "lists": b"[],",
+    "objects": b'{"a":0},',
+    "texts": b'"",',
+    "escapes": b'\\"',
+    "backslashes": b"\\\\",
+    "blanks": b" ",
+    "numbers": b"1e10,",
+    "letters": b"a",
+    "open": b"[",
+}
+AROUND = {
+    "bare": b"%b",
+    "field": b'{"model":"m","x":[%b0]}',
+    "model": b'{"model":"%b"}',
+    "members": b'{"model":"m","a":0,%b}',
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND.keys())
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS.keys())
+def test_no_body_for_a_model_does(loop: Loop, unit: bytes, around: bytes) -> None:
+    assert_still(loop, post(CHAT, around.replace(b"%b", unit * (SIZE // len(unit)))))
+
+
+@pytest.mark.parametrize("target", ["/session", "/v1/models/load", "/v1/models/eject"])
+@pytest.mark.parametrize("unit", [UNITS["digits"], UNITS["lists"]], ids=["digits", "lists"])
+def test_no_body_for_the_router_does(loop: Loop, target: str, unit: bytes) -> None:
+    for key in (True, False):
+        assert_still(loop, post(target, unit * (SIZE // len(unit)), key=key))
+
+
+@pytest.mark.parametrize("unit", ["a", "ab", "\u00e9", "%2F", "/", "../", "."], ids=str)
+def test_no_path_does(loop: Loop, unit: str) -> None:
+    for size in (MAX_TARGET_BYTES - 200, 60_000):
+        text = unit.encode() if not unit.isascii() else unit
+        filling = (str(text) if isinstance(text, str) else "%C3%A9") * (size // 6)
+        for path in ("/upstream/", "/upstream/m/", "/v1/models/", "/", "/ui/", "/v1/models?"):
+            request = f"GET {path}{filling[:size]} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: secret\r\n\r\n"
+            assert_still(loop, request.encode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "Origin", "Cookie", "Authorization", "X-Api-Key", "X-Request-ID", "X-Request-Priority",
+     "Content-Type", "Accept", "If-None-Match", "Range", "X-Anything"],
+)  # fmt: skip
+def test_no_header_does(loop: Loop, name: str) -> None:
+    for unit in ("a", "a.", "a=b; ", "http://", ":", "\u00e9", "9", "[::", "/"):
+        value = (unit * MAX_HEADER_BYTES)[: MAX_HEADER_BYTES - 500]
+        assert_still(loop, post(CHAT, b'{"model": "m"}', f"{name}: {value}"))
+
+
+def test_no_name_of_a_model_does(loop: Loop) -> None:
+    for unit in ("ab", "model-", "a"):
+        name = unit * (60_000 // len(unit))
+        assert_still(loop, post(CHAT, json.dumps({"model": name}).encode()))
+        assert_still(loop, post(CHAT, json.dumps({"model": name[:128]}).encode()))
