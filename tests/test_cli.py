@@ -193,7 +193,7 @@ def test_check_tells_how_embedding_models_pool_and_who_says_so(models: Path, tmp
 def test_check_of_a_bad_configuration_tells_every_mistake(tmp_path: Path) -> None:
     path = write(tmp_path / "c.json", {"api": {"prt": 1}, "models": {"status": {"model_path": "x"}}})
     done = run("check", "-c", path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1
     assert "api.prt" in done.stderr
     assert "models.status" in done.stderr
 

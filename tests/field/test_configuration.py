@@ -97,15 +97,8 @@ def test_a_variable_is_refused_as_the_flag_that_it_stands_for(llama_server: Path
 
 
 def test_whatever_downloads_or_ends_at_once_in_this_build_is_refused(llama_server: Path) -> None:
-    kinds = (
-        "and exit",
-        "show list of",
-        "can download weights",
-        "download url",
-        "for the router server",
-        "for router server",
-    )
-    kinds += ("SSL", "Hugging Face model", "Docker Hub model", "prefix path the server serves")
+    kinds = ("and exit", "show list of", "can download", "download url", "for the router server", "SSL")
+    kinds += ("for router server", "Hugging Face model", "Docker Hub model", "prefix path the server serves")
     owned = {flag for entry in OWNED for flag in entry.flags}
     concerned = [flags for flags, text in help_entries(llama_server) if any(kind in text for kind in kinds)]
     assert len(concerned) > 20
