@@ -240,7 +240,8 @@ async def test_a_flood_of_refusals_is_a_few_lines_and_a_sum(
     caplog.clear()
     log.close_window()
     await client.get("/v1/models")
-    assert len([record for record in caplog.records if record.name == refusals.__name__]) == 1
+    (again,) = (r.getMessage() for r in caplog.records if r.name == refusals.__name__)
+    assert again.startswith("refused GET /v1/models")
 
 
 # --- R14
