@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app.listening import places
 from tests.field.test_configuration import KEYS
-from tests.router_process import MakeRouter, RouterProcess, until_now
+from tests.router_process import MakeRouter, RouterProcess, free_port, until_now
 from tests.test_cli import ROOT, environment
 
 
@@ -77,6 +78,8 @@ def test_a_router_listens_on_several_addresses(make_router: MakeRouter) -> None:
 def test_an_address_that_is_named_twice_is_listened_on_once(make_router: MakeRouter) -> None:
     router = make_router({}, api={"host": "127.0.0.1,localhost,127.0.0.1"})
     assert all(map(answers, printed_urls(router)))
+    found = places(["127.0.0.1", "localhost", "127.0.0.1"], free_port())
+    assert len(found) == len(set(found)) <= 2
 
 
 def test_one_of_several_addresses_in_use_is_told_at_the_start(tmp_path: Path, llama_server: Path) -> None:
