@@ -27,7 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
     commands = {"serve": cli.serve, "check": cli.check, "init": cli.init, "demo": cli.demo}
-    return commands[options.command](options)
+    try:
+        code = commands[options.command](options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `run.py check | head`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 def _complain(message: str) -> int:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import reload
-from app.access.rules import Rules
+from app.access.rules import Client, Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page
 from app.api.errand import Errands
@@ -21,9 +21,11 @@ from app.api.services import Services
 from app.composition import build
 from app.configuration.current import Configuration
 from app.core.config import Config
+from app.domain.errors import Refused
 from app.llama.command import BinaryInfo
 from app.llama.runner import Launcher
 from app.memory.probes.interface import GpuProbe
+from app.observability.refusals import Refusal, RefusalLog
 
 
 class RouterApp(FastAPI):
@@ -34,6 +36,7 @@ class RouterApp(FastAPI):
     """`RouterProtocol` looks for it."""
 
     sessions: Sessions
+    refusals: RefusalLog
 
     def apply(self, config: Config) -> None:
         """Who may come in, from now on."""
@@ -44,11 +47,26 @@ class RouterApp(FastAPI):
         if scope["type"] == "http":
             scope["app"] = self
             await self.door(scope, receive, send)
+            if isinstance(error := scope.get(errors.ERROR), Refused):
+                self.refusals.tell(refusal(scope, error))
         else:
             await self.framework(scope, receive, send)
 
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(scope, receive, send)
+
+
+def refusal(scope: Scope, error: Refused) -> Refusal:
+    """What the log is to say of it; one of another site's preflights has no id."""
+    client: Client | None = scope.get("router.client")
+    return Refusal(
+        method=scope["method"],
+        path=scope["path"],
+        address=scope["client"][0] if scope.get("client") else "?",
+        client=client.name if client is not None else "",
+        request_id=scope.get("router.request_id", "-"),
+        error=error,
+    )
 
 
 def create_app(
@@ -82,7 +100,7 @@ def create_app(
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.errands, app.sessions = Errands(), Sessions()
+    app.errands, app.sessions, app.refusals = Errands(), Sessions(), RefusalLog()
     app.apply(config)
     shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
     app.door = cors = CorsGate(Guard(shortcut, rules=lambda: app.state.rules), config)

@@ -11,11 +11,11 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
@@ -36,8 +36,8 @@ STUCK_S = 25.0
 """More than the slowest orderly end takes after the drain: a process that outlives SIGKILL, open answers."""
 
 
-def server_config(app: RouterApp, host: str, port: int) -> uvicorn.Config:
-    """How uvicorn serves the router.
+def server_config(app: RouterApp, host: str | Sequence[str], port: int) -> uvicorn.Config:
+    """How uvicorn serves the router, on one address or on several.
 
     The protocol is told its errands here: uvicorn may wrap the application, and behind a wrapper it would
     find none, and answer everything the long way.
@@ -45,7 +45,7 @@ def server_config(app: RouterApp, host: str, port: int) -> uvicorn.Config:
     protocol: Any = partial(RouterProtocol, errands=app.errands)
     return uvicorn.Config(
         app,
-        host=host,
+        host=cast(str, host),  # uvicorn only hands it on to the event loop, which takes several
         port=port,
         http=protocol,
         ws="none",
@@ -62,7 +62,9 @@ def server_config(app: RouterApp, host: str, port: int) -> uvicorn.Config:
 class RouterServer(uvicorn.Server):
     """First signal: drain, then close. Second signal: end the children at once and exit."""
 
-    def __init__(self, app: RouterApp, host: str, port: int, config_path: Path | None = None) -> None:
+    def __init__(
+        self, app: RouterApp, host: str | Sequence[str], port: int, config_path: Path | None = None
+    ) -> None:
         super().__init__(server_config(app, host, port))
         self._app, self._config_path = app, config_path
         self._reloading: asyncio.Task[None] | None = None
@@ -144,7 +146,7 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def run(app: RouterApp, host: str, port: int, config_path: Path | None = None) -> int:
+def run(app: RouterApp, host: str | Sequence[str], port: int, config_path: Path | None = None) -> int:
     """Serve until told to stop; the exit code. SIGHUP reads `config_path` again."""
     raise_file_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

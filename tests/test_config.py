@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
-from app.domain.fields import OWNED_FLAGS
+from app.domain.owned import OWNED_FLAGS
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams
 from app.domain.status import ModelKind
@@ -42,7 +42,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "key_file": UNSET,
         "name": "",
         "max_priority": Priority.HIGH,
-        "admin": True,
+        "admin": False,
     },
     SystemConfig: {
         "llama_server_path": UNSET,

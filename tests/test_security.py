@@ -357,7 +357,7 @@ async def test_no_part_of_the_page_is_older_than_the_router(opened: Browser) -> 
         {"Authorization": "Bearer "},
         {"X-Api-Key": ""},
         {"Authorization": "Basic boss-secret"},
-        {"Authorization": "boss-secret"},
+        {"Authorization": "boss-secre"},
         {"Authorization": "Bearer boss-secre"},
         {"Authorization": "Bearer boss-secret2"},
         {"Authorization": "Bearer BOSS-SECRET"},

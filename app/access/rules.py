@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hmac
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from app.access.headers import Headers
 from app.access.hosts import host_name, is_ours, nobody_can_rebind
+from app.access.origins import Origins
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig
 from app.domain.errors import (
@@ -31,12 +32,17 @@ MAX_HOSTS = 1000
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks, and what they may. `known` is False where a key is needed and none was shown."""
+    """Who asks, and what they may. `known` is False where a key is needed and none was shown.
+
+    `showed_key`: a valid key stands in a header of the request itself. No page of another site can add one
+    without asking first, so what is there against such pages need not hold it up.
+    """
 
     name: str = ""
     max_priority: Priority = Priority.HIGH
     admin: bool = True
     known: bool = True
+    showed_key: bool = False
 
 
 ANYBODY = Client()
@@ -63,23 +69,25 @@ class Rules:
             (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
             for key in api.api_keys
         ]
+        self._origins = Origins(api.cors_allow_origins)
         self._good_hosts: set[str] = set()
         self._hosts = {host.lower() for host in api.allowed_hosts} | {socket.gethostname().lower()}
 
     def check(self, method: str, path: str, headers: Headers) -> Client:
         """Who asks. Raises what the client is to be told instead."""
         _check_size(headers)
-        self._check_host(headers)
+        client = self._by_key(headers)
+        self._check_host(headers, is_trusted=client is not None)
         if method not in _SAFE_METHODS or path.startswith("/upstream/"):
             self._check_origin(headers)  # a GET upstream loads its model, and may stop another
         if _content_length(headers) > self.max_body_bytes:
             raise self.too_large()
-        return self._client(method, path, headers)
+        return client or self._without_key(method, path, headers)
 
     def too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
 
-    def _check_host(self, headers: Headers) -> None:
+    def _check_host(self, headers: Headers, *, is_trusted: bool) -> None:
         """Against DNS rebinding: a page's own name must not reach us just because it resolves to us.
 
         Only old programs send no Host at all; every browser does.
@@ -87,11 +95,14 @@ class Rules:
         if [name for name, _ in headers.raw].count(b"host") > 1:
             raise BadRequest("send one Host header")
         given = headers.get("host")
-        if given is None or given in self._good_hosts or "*" in self._hosts:
+        if is_trusted or given is None or given in self._good_hosts or "*" in self._hosts:
             return
         name = host_name(given)
         if name is None or not (name in self._hosts or nobody_can_rebind(name)):
-            raise HostNotAllowed(f"the host {given[:100]!r} is not known; add it to api.allowed_hosts")
+            or_key = ", or send a valid API key" if self._keys else ""
+            raise HostNotAllowed(
+                f"the host {given[:100]!r} is not known; add it to api.allowed_hosts{or_key}"
+            )
         if len(self._good_hosts) < MAX_HOSTS:
             self._good_hosts.add(given)
 
@@ -99,10 +110,10 @@ class Rules:
         """A web page of another origin must not change anything, whether it can read our answer or not."""
         if is_ours(headers):
             return
-        origin, allowed = headers.get("origin"), self._api.cors_allow_origins
+        origin = headers.get("origin")
         if origin is None:
             raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
-        if "*" not in allowed and origin not in allowed:
+        if not self._origins.allow(origin):
             raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
 
     # --- keys
@@ -124,28 +135,31 @@ class Rules:
         """The session's id out of the cookies; empty without one."""
         return _cookie("; ".join(headers.getlist("cookie")), self.cookie)
 
-    def _client(self, method: str, path: str, headers: Headers) -> Client:
+    def _by_key(self, headers: Headers) -> Client | None:
+        """Whose key stands in the headers; None where there is none that counts."""
+        client = self._owner_of(shown_key(headers) or b"") if self._keys else None
+        return None if client is None else replace(client, showed_key=True)
+
+    def _without_key(self, method: str, path: str, headers: Headers) -> Client:
         if not self._keys:
             return ANYBODY
-        client = self._owner_of(self._given_key(headers))
+        client = self._by_session(headers)
         if client is not None:
             return client
         if self._is_open(path) or method == "OPTIONS":
             return Client(admin=False, known=False)
-        raise InvalidApiKey("send a valid API key as 'Authorization: Bearer KEY'")
+        wrong = "this is none of the router's API keys" if shown_key(headers) else "an API key is needed"
+        raise InvalidApiKey(f"{wrong}; send a valid one as 'Authorization: Bearer KEY'")
 
-    def _given_key(self, headers: Headers) -> bytes:
-        """The key that is shown, or for which the session of our own page stands.
+    def _by_session(self, headers: Headers) -> Client | None:
+        """Whose session on our own page it is.
 
         The browser adds the cookie to whatever any page of this machine's name asks for, on any port; so from
         other pages it counts for nothing, not even where `cors_allow_origins` lets them in.
         """
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return token.strip().encode()
-        if "x-api-key" in headers or not is_ours(headers):
-            return headers.get("x-api-key", "").encode()
-        return self.sessions.key_of(self.token_of(headers)) or b""
+        if shown_key(headers) is not None or not is_ours(headers):
+            return None
+        return self._owner_of(self.sessions.key_of(self.token_of(headers)) or b"")
 
     def _owner_of(self, given: bytes) -> Client | None:
         found = None
@@ -158,6 +172,20 @@ class Rules:
         if path == "/metrics":
             return self._api.public_metrics
         return path in _OPEN_PATHS or path.startswith("/ui/")
+
+
+def shown_key(headers: Headers) -> bytes | None:
+    """The key in a request's headers, right or wrong; as llama-server, also without `Bearer` before it.
+
+    None where no header is there for one: `Basic ...` belongs to a proxy in front of us.
+    """
+    given = headers.get("authorization", "").strip()
+    scheme, _, token = given.partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip().encode()
+    if given and not token:
+        return given.encode()
+    return headers.get("x-api-key", "").strip().encode() if "x-api-key" in headers else None
 
 
 def _check_size(headers: Headers) -> None:

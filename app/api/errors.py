@@ -17,6 +17,9 @@ from app.domain.errors import BadRequest, InternalError, MethodNotAllowed, NotFo
 
 logger = logging.getLogger(__name__)
 
+ERROR = "router.error"
+"""In the scope of a request that was answered with an error: that error."""
+
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -37,8 +40,20 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+class ErrorResponse(JSONResponse):
+    """Leaves its error in the scope, for the log."""
+
+    def __init__(self, error: RouterError, path: str) -> None:
+        super().__init__(_shaped(error, path), status_code=error.status, headers=_headers(error))
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ERROR] = self._error
+        await super().__call__(scope, receive, send)
+
+
 def response(error: RouterError, path: str) -> Response:
-    return JSONResponse(_shaped(error, path), status_code=error.status, headers=_headers(error))
+    return ErrorResponse(error, path)
 
 
 def bug(error: Exception, method: str, path: str) -> Response:

@@ -12,11 +12,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.headers import RequestHeaders
+from app.access.hosts import is_ours
+from app.access.origins import Origins
 from app.access.request_id import OURS, own_headers, request_id
 from app.access.rules import Client, Rules
 from app.api import errors
 from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError, TargetTooLong
+from app.domain.network import ANY_ORIGIN
 
 
 def client_of(request: Request) -> Client:
@@ -27,6 +30,13 @@ def client_of(request: Request) -> Client:
 def rules_of(request: Request) -> Rules:
     found: Rules = request.app.state.rules
     return found
+
+
+def unknown_origin(origin: str) -> OriginNotAllowed:
+    return OriginNotAllowed(
+        f"pages of {origin[:100] or 'other sites'} may not ask this router; add that origin to "
+        "api.cors_allow_origins"
+    )
 
 
 def require_admin(request: Request) -> None:
@@ -75,16 +85,33 @@ def _check_target(scope: Scope) -> None:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, but a preflight that it refuses is told so in the API's shape."""
+    """Starlette's, but it is told origins in our words, and what it refuses is told in the API's shape."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        super().__init__(
+            app,
+            allow_origins=[ANY_ORIGIN] if origins.any else [],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
+        )
+        self.allow_private_network = True  # not every Starlette can be told it above
+        self._origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        return self._origins.allow(origin)
 
     def preflight_response(self, request_headers: StarletteHeaders) -> Response:
+        origin = request_headers["origin"]
+        if not self.is_allowed_origin(origin):
+            return errors.response(unknown_origin(origin), "")
         answer = super().preflight_response(request_headers)
-        if answer.status_code < 400:
-            return answer
-        refused = OriginNotAllowed(
-            "this origin, method or header may not be used; see api.cors_allow_origins"
-        )
-        return errors.response(refused, "")
+        if answer.status_code >= 400:
+            method = request_headers["access-control-request-method"]
+            return errors.response(OriginNotAllowed(f"{method[:40]} may not be used by pages"), "")
+        if "access-control-request-private-network" in request_headers:
+            answer.headers["Access-Control-Allow-Private-Network"] = "true"
+        return answer
 
 
 class CorsGate:
@@ -93,22 +120,22 @@ class CorsGate:
     TAKES = ("api.cors_allow_origins",)
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
-        self._app = self._gate = app
+        self._app = app
         self.apply(config)
 
     def apply(self, config: Config) -> None:
-        origins = config.api.cors_allow_origins
-        self._gate = (
-            self._app
-            if not origins
-            else Cors(
-                self._app,
-                allow_origins=list(origins),
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
-            )
-        )
+        origins = Origins(config.api.cors_allow_origins)
+        self._gate: ASGIApp = Cors(self._app, origins) if origins else self._refuse_preflights
+
+    async def _refuse_preflights(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A browser shows nothing but the answer to its preflight: that has to say what is missing."""
+        if scope["type"] == "http" and scope["method"] == "OPTIONS":
+            headers = RequestHeaders(scope["headers"])
+            if "access-control-request-method" in headers and not is_ours(headers):
+                refused = unknown_origin(headers.get("origin", ""))
+                await errors.response(refused, scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._gate(scope, receive, send)

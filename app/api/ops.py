@@ -13,17 +13,23 @@ from app.api.documentation import FOR_MONITORING
 from app.api.models import event_stream
 from app.api.services import Services, services_of
 from app.core import prometheus_metrics
+from app.domain.status import Status
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 while the router itself is well; a model that failed does not make it ill."""
-    checks = _checks(services_of(request))
-    ok = all(check["status"] == "ok" for check in checks.values())
+    """200 while requests can be served; 503 only when the router itself cannot work, or is being stopped.
+
+    What restarts a router that does not answer with 200 must not end models that serve: a GPU that cannot be
+    read, or a preload that has failed, is `degraded` with 200. Other models that failed are no news.
+    """
+    services = services_of(request)
+    checks, works = _checks(services), _works(services)
+    ok = works and all(check["status"] == "ok" for check in checks.values())
     return JSONResponse(
-        {"status": "ok" if ok else "degraded", "checks": checks}, status_code=200 if ok else 503
+        {"status": "ok" if ok else "degraded", "checks": checks}, status_code=200 if works else 503
     )
 
 
@@ -68,6 +74,11 @@ async def models_health(request: Request) -> dict[str, Any]:
     return services_of(request).health.report()
 
 
+def _works(services: Services) -> bool:
+    manager = services.manager
+    return not (manager.closing or manager.scheduler.error or services.upstream.closed)
+
+
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
     tracker = services.tracker
     tasks = {name: task.error for name, task in services.background.health.items() if task.error}
@@ -87,7 +98,20 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     if tracker.undead:  # their memory is lost until they die
         manager["undead_processes"] = list(tracker.undead)
     closed = services.upstream.closed
-    return {"gpu": gpu, "manager": manager, "http_client": {"status": "degraded" if closed else "ok"}}
+    return {
+        "gpu": gpu,
+        "manager": manager,
+        "http_client": {"status": "degraded" if closed else "ok"},
+        "preload": _preload(services),
+    }
+
+
+def _preload(services: Services) -> dict[str, Any]:
+    """Models that are to be there from the start, and are not for good."""
+    instances = services.manager.instances
+    wanted = [instances[alias] for alias in services.config.preload() if alias in instances]
+    failed = [instance.alias for instance in wanted if instance.status is Status.FAILED]
+    return {"status": "degraded", "failed": failed} if failed else {"status": "ok"}
 
 
 def _missing_devices(services: Services) -> str | None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from app import listening
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
@@ -44,13 +45,18 @@ class Line:
 def run(path: Path) -> int:
     """Print what is right and what is wrong; 0 if the router could serve every model."""
     try:
-        config = config_file.load(path)
+        config, is_valid = config_file.load(path), True
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 1
-    print(f"{path}: valid, {counted(len(config.models))}")
-    for warning in config.warnings():
-        print(f"  warning: {warning}")
+        if error.usable is None:
+            return 1
+        config, is_valid = error.usable, False
+        print(f"{path}: what else there is to see, without what is wrong in it")
+    else:
+        print(f"{path}: valid, {counted(len(config.models))}")
+        for warning in config.warnings():
+            print(f"  warning: {warning}")
+    listens = _can_listen(config)
     binary = _binary(config)
     computes = binary is not None and _computes(binary)
     probe = find_gpus(binary.path if binary else None)
@@ -68,9 +74,20 @@ def run(path: Path) -> int:
     problems = [line for line in lines if line.problem]
     for line in problems:
         print(f"  {line.alias}: {line.problem}")
-    healthy = computes and readings is not None and not no_logs and not problems
+    healthy = is_valid and listens and computes and readings is not None and not no_logs and not problems
     print("\nall is well" if healthy else "\nnot ready to serve")
     return 0 if healthy else 1
+
+
+def _can_listen(config: Config) -> bool:
+    """A port in use is no mistake: the router itself may be running."""
+    try:
+        listening.places(config.api.addresses, config.api.port)
+    except listening.CannotListen as error:
+        if not error.is_in_use:
+            print(f"api.host: {error}")
+        return error.is_in_use
+    return True
 
 
 def counted(models: int) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
-import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from app import listening
 from app.cli import check as config_check
 from app.cli import init as config_init
+from app.cli import upgrade_notes
 from app.cli.demo_models import CHAT, ModelMissing, demo_configuration, demo_hints
 from app.cli.server_choice import NothingComputes, candidates_here, choose
 from app.configuration import file as config_file
@@ -63,8 +63,10 @@ def demo(_options: argparse.Namespace) -> int:
 def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: str = "") -> int:
     """Raises `BinaryNotFound`."""
     router_log.apply(config)
-    if problem := _cannot_listen(config.api.host, config.api.port):
-        return _complain(problem)
+    try:
+        places = listening.places(config.api.addresses, config.api.port)
+    except listening.CannotListen as error:
+        return _complain(str(error))
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
         found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
         from app import server
@@ -75,7 +77,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
     app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
-    return server.run(app, config.api.host, config.api.port, path)
+    return server.run(app, places, config.api.port, path)
 
 
 def _say(line: str) -> None:
@@ -87,41 +89,16 @@ def _complain(message: str) -> int:
     return 1
 
 
-def _cannot_listen(host: str, port: int) -> str | None:
-    """Looked at before any model is loaded; the server binds last of all."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                if os.name == "posix":  # forgives TIME_WAIT; on Windows it would take over a port in use
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-    except OSError as error:
-        return f"cannot listen on {host}:{port}: {_what_to_do(error)}"
-    return None
-
-
-def _what_to_do(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return (
-            "the port is in use, perhaps by another router. Stop that program, or choose another port: "
-            "api.port in the configuration, or the environment variable ROUTER_API__PORT"
-        )
-    if error.errno == errno.EACCES:
-        return "ports below 1024 need special rights; set api.port to a higher one"
-    return f"{error.strerror or error}; set api.host to an address of this machine"
-
-
 def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
     preload = _listed(config.preload())
     rows = [
-        ("address", _address(config.api.host, config.api.port)),
+        ("address", "\n".join(listening.urls(config.api.addresses, config.api.port))),
         ("llama-server", f"{binary.version}\n{binary.path}"),
         ("devices", _devices(probe)),
         ("models", _listed(tuple(config.models)) or "none: add some to the configuration"),
         ("preload", preload or "nothing; each model is loaded by its first request"),
+        ("admins", upgrade_notes.admins(config)),
+        *(("changed", note) for note in upgrade_notes.untold(config)),
         *(("missing here", note) for note in _missing_here(sys.platform)),
         *(("warning", text) for text in config.warnings()),
     ]
@@ -135,12 +112,6 @@ def _table(rows: list[tuple[str, str]]) -> str:
         for number, line in enumerate(value.splitlines()):
             lines.append(f"  {name if number == 0 else '':<13} {line}")
     return "\n".join(lines)
-
-
-def _address(host: str, port: int) -> str:
-    if host in ("0.0.0.0", "::"):
-        return f"http://127.0.0.1:{port} and every other address of this machine"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _devices(probe: GpuProbe) -> str:

@@ -20,14 +20,17 @@ from app.configuration.problems import (
     section_of,
     shown,
 )
+from app.configuration.usable import without_mistakes
 from app.core.config import ENV_PREFIX, ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.fields import Section
 
 
 class ConfigError(Exception):
-    """Every mistake of a configuration, each with its place."""
+    """Every mistake of a configuration, each with its place. `usable` is what is left without them, if that
+    can be told."""
 
-    def __init__(self, source: str, problems: list[str]) -> None:
+    def __init__(self, source: str, problems: list[str], usable: Config | None = None) -> None:
+        self.usable = usable
         self.source = source
         self.problems = problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -67,7 +70,8 @@ def parse(text: str, folder: Path, env: Mapping[str, str], *, source: str = "con
         problems += readable(error, origins)
     problems += contradictions(tree)
     if config is None or problems:
-        raise ConfigError(source, problems)
+        left = config or without_mistakes(tree)
+        raise ConfigError(source, problems, left and _with_absolute_paths(left, folder))
     return _with_absolute_paths(config, folder)
 
 

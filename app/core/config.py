@@ -18,10 +18,16 @@ from app.domain.fields import (
     Slots,
     Text,
     Whole,
-    not_owned_flag,
-    not_owned_variable,
 )
 from app.domain.names import MAX_NAME
+from app.domain.network import (
+    checked_host_name,
+    checked_listening,
+    checked_origin,
+    is_loopback,
+    listening_addresses,
+)
+from app.domain.owned import not_owned_flag, not_owned_variable
 from app.domain.priority import Priority
 from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
@@ -33,7 +39,8 @@ ALIAS = re.compile(rf"[A-Za-z0-9._\-:/@+]{{1,{MAX_NAME}}}\Z")
 
 
 def _key_object(value: object) -> object:
-    return {"key": value} if isinstance(value, str) else value
+    """A plain string is somebody's only key, and may do everything; an object says what it may."""
+    return {"key": value, "admin": True} if isinstance(value, str) else value
 
 
 def _can_be_sent(key: SecretStr) -> SecretStr:
@@ -49,23 +56,34 @@ class ApiKey(Section):
     key_file: PathText | None = Field(None, description="instead of `key`: a file that holds it")
     name: str = Field("", description="shown in the access log")
     max_priority: Priority = Field(Priority.HIGH, description="a higher wish is lowered to this")
-    admin: bool = Field(True, description="may use management endpoints and /upstream")
+    admin: bool = Field(False, description="may use management endpoints and /upstream")
 
 
 class ApiConfig(Section):
-    host: str = Field("0.0.0.0", description="listening address")
+    host: Annotated[str, AfterValidator(checked_listening)] = Field(
+        "0.0.0.0", description="listening address, or several with commas; `::`: IPv6 and IPv4"
+    )
     port: Whole = Field(8000, ge=1, le=65535, description="listening port")
     api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_object)], ...] = Field(
         (),
         description='each a string, or `{"key" or "key_file", "name", "max_priority", "admin"}`; '
         "empty: no authentication",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[Annotated[str, AfterValidator(checked_host_name)], ...] = Field(
         (), description='extra names accepted in `Host`; `["*"]` switches the guard off'
     )
     public_metrics: bool = Field(True, description="`/metrics` without a key")
-    cors_allow_origins: tuple[str, ...] = Field((), description="origins of web pages that may call the API")
+    cors_allow_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = Field(
+        (),
+        description="origins of web pages that may call the API; `localhost`: every page of this machine, on "
+        "any port",
+    )
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All that `host` stands for."""
+        return listening_addresses(self.host)
 
 
 class SystemConfig(Section):
@@ -207,10 +225,15 @@ class Config(Section):
     def warnings(self) -> list[str]:
         """What is allowed but probably not meant."""
         found = []
-        if not self.api.api_keys and not _is_loopback(self.api.host):
+        if not self.api.api_keys and not all(map(is_loopback, self.api.addresses)):
             found.append(
                 f"api.host is {self.api.host} and api.api_keys is empty: everyone on the network can use "
                 "this router. Set api.api_keys, or api.host to 127.0.0.1."
+            )
+        if self.api.api_keys and not any(key.admin for key in self.api.api_keys):
+            found.append(
+                "no key in api.api_keys is an admin: nobody may load, eject or reset a model or read logs. "
+                'Give one of them "admin": true.'
             )
         pinned, places = sum(m.pinned for m in self.models.values()), self.system.max_concurrent_models
         if places <= pinned < len(self.models):
@@ -224,7 +247,3 @@ class Config(Section):
                 "no place. For the CPU set params.n_gpu_layers to -1."
             )
         return found
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

@@ -15,6 +15,9 @@ class RouterError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    retryable = True
+    """Whether the same request can be answered otherwise without anybody changing anything; where it cannot,
+    clients are told so, which else ask for minutes."""
 
     def __init__(
         self,
@@ -22,14 +25,15 @@ class RouterError(Exception):
         *,
         param: str | None = None,
         retry_after_s: float | None = None,
-        retryable: bool = True,
+        retryable: bool | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
-        self.retryable = retryable
+        if retryable is not None:
+            self.retryable = retryable
         self.details = dict(details or {})
 
     def body(self) -> dict[str, Any]:
@@ -38,7 +42,13 @@ class RouterError(Exception):
         return {"error": {**fixed, **self.details}}
 
 
-class BadRequest(RouterError):
+class Refused(RouterError):
+    """What is wrong is in the request itself."""
+
+    retryable = False
+
+
+class BadRequest(Refused):
     status, type, code = 400, "invalid_request_error", "invalid_request"
 
 
@@ -58,11 +68,11 @@ class WrongModelKind(BadRequest):
     code = "wrong_model_kind"
 
 
-class InvalidApiKey(RouterError):
+class InvalidApiKey(Refused):
     status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
-class Forbidden(RouterError):
+class Forbidden(Refused):
     status, type, code = 403, "permission_error", "forbidden"
 
 
@@ -74,7 +84,7 @@ class OriginNotAllowed(Forbidden):
     code = "origin_not_allowed"
 
 
-class NotFound(RouterError):
+class NotFound(Refused):
     status, type, code = 404, "invalid_request_error", "not_found"
 
 
@@ -82,15 +92,15 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
-class MethodNotAllowed(RouterError):
+class MethodNotAllowed(Refused):
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
 
-class RequestTooLarge(RouterError):
+class RequestTooLarge(Refused):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
-class TargetTooLong(RouterError):
+class TargetTooLong(Refused):
     status, type, code = 414, "invalid_request_error", "target_too_long"
 
 
@@ -98,11 +108,11 @@ class TooManyLogins(RouterError):
     status, type, code = 429, "rate_limit_error", "too_many_logins"
 
 
-class HeadersTooLarge(RouterError):
+class HeadersTooLarge(Refused):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
-class UnsupportedMediaType(RouterError):
+class UnsupportedMediaType(Refused):
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 

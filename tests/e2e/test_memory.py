@@ -137,14 +137,14 @@ def test_a_driver_in_trouble_is_reported_and_requests_go_on(
     router = make_gpu_router({"a": MODEL_MB, "b": MODEL_MB})
     router.load("a")
     card.update(models_of(router), trouble)
-    until_now(lambda: router.client.get("/health").status_code == 503)
-    assert router.client.get("/health").json()["checks"]["gpu"]["status"] == "degraded"
+    until_now(lambda: router.get("/health")["status"] == "degraded")
+    assert router.get("/health")["checks"]["gpu"]["status"] == "degraded"
     assert router.get("/vram")["reason"]
     for alias in ("a", "b"):
         answer = router.client.post("/v1/chat/completions", json=chat(alias))
         assert answer.status_code == 200, answer.text
     card.update(models_of(router))
-    until_now(lambda: router.client.get("/health").status_code == 200)
+    until_now(lambda: router.get("/health")["status"] == "ok")
 
 
 def test_a_hanging_driver_does_not_keep_the_router_from_ending(
@@ -152,7 +152,7 @@ def test_a_hanging_driver_does_not_keep_the_router_from_ending(
 ) -> None:
     router = make_gpu_router({"a": MODEL_MB})
     card.update({}, "hang memory")
-    until_now(lambda: router.client.get("/health").status_code == 503)
+    until_now(lambda: router.get("/health")["status"] == "degraded")
     assert router.stop() == 0
 
 
