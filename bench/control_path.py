@@ -91,9 +91,13 @@ async def whole_router_ms() -> tuple[float, float, float]:
 async def _stay(services: Services, alias: str, number: int) -> None:
     """A request that is never over."""
     ticket = services.manager.ticket(Priority(number % 3))
-    with services.manager.admit(services.manager.instances[alias], ticket):
+    instance = services.manager.instances[alias]
+    services.manager.enter(instance, ticket)
+    try:
         await ticket.wait(600)
         await asyncio.Event().wait()
+    finally:
+        services.manager.leave(instance, ticket)
 
 
 def rows() -> Iterator[tuple[str, str]]:

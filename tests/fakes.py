@@ -14,6 +14,7 @@ import anyio
 from app.core.config import Config
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
+from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
 from app.domain.files import FileIdentity
@@ -360,6 +361,20 @@ class World:
             await asyncio.gather(*inspections)
 
 
+class _Runs:
+    """Owns the ticket of a request that runs."""
+
+    def __init__(self, cut: asyncio.Event) -> None:
+        self._cut = cut
+
+    def granted(self) -> None: ...
+
+    def refused(self, error: RouterError) -> None: ...
+
+    def cut(self) -> None:
+        self._cut.set()
+
+
 class Request:
     def __init__(self, world: World, alias: str, priority: Priority) -> None:
         self._world = world
@@ -371,11 +386,15 @@ class Request:
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        with self._world.manager.admit(self._instance, self.ticket):
+        manager = self._world.manager
+        manager.enter(self._instance, self.ticket)
+        try:
             assert await self.ticket.wait(3600)
-            self.ticket.on_cut = self.cut.set
+            self.ticket.owner = _Runs(self.cut)
             self.granted.set()
             await self._done.wait()
+        finally:
+            manager.leave(self._instance, self.ticket)
 
     async def finish(self) -> None:
         self._done.set()

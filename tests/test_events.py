@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.event_bus import BATCH_S, BATCH_SIZE, EventBus
 from app.domain.events import Event, RequestFinished, Settled, Touched
 from tests.fakes import ManualTimers
 from tests.test_telemetry import finished
@@ -118,3 +118,15 @@ def test_other_events_do_not_wait(world: World) -> None:
     world.finish("1")
     world.bus.publish(Touched("m"))
     assert (seen, world.seen) == ([Touched("m")], [])
+
+
+def test_a_full_batch_does_not_wait_for_its_time(world: World) -> None:
+    """What hundreds of requests leave behind must not hold the event loop in one piece."""
+    world.finish(*map(str, range(BATCH_SIZE - 1)))
+    world.timers.advance(0.0)
+    assert world.seen == []
+    world.finish("last", "one more")
+    world.timers.advance(0.0)
+    assert len(world.seen) == BATCH_SIZE + 1
+    world.ring()
+    assert len(world.seen) == BATCH_SIZE + 1

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
-from app.domain.errors import QueueFull, ShuttingDown
+from app.domain.errors import QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
 from app.domain.views import Head
 
@@ -318,25 +318,61 @@ async def test_an_error_for_those_who_wait_does_not_touch_those_who_run() -> Non
     assert waiting.waiting == 0
 
 
-def test_who_has_no_task_is_called_when_his_wait_ends() -> None:
+class Owner:
+    """Keeps what it is told, and the states that it saw."""
+
+    def __init__(self, held: Ticket) -> None:
+        self.ticket, self.told = held, list[object]()
+        held.owner = self
+
+    def granted(self) -> None:
+        self.told.append(self.ticket.state)
+
+    def refused(self, error: RouterError) -> None:
+        self.told.append((self.ticket.state, error))
+
+    def cut(self) -> None:
+        self.told.append("cut")
+
+
+def test_an_owner_is_told_once_what_becomes_of_its_ticket() -> None:
     waiting = queue(one := ticket(), other := ticket())
-    told: list[tuple[Ticket, TicketState]] = []
-    for each in (one, other):
-        each.on_settled = lambda each=each: told.append((each, each.state))
+    first, second, error = Owner(one), Owner(other), ShuttingDown("over")
     waiting.grant(0.0)
-    assert told == [(one, TicketState.GRANTED)]
-    waiting.fail_waiting(ShuttingDown("over"))
-    assert told[1:] == [(other, TicketState.DONE)]
+    assert (first.told, second.told) == ([TicketState.GRANTED], [])
+    waiting.fail_waiting(error)
+    assert second.told == [(TicketState.DONE, error)]
     waiting.finish(one, now=1.0)
     waiting.finish(other, now=1.0)
-    assert len(told) == 2
+    assert (len(first.told), len(second.told)) == (1, 1)
     assert (waiting.in_flight, waiting.waiting) == (0, 0)
 
 
-async def test_who_is_called_may_wait_as_well() -> None:
-    """A task takes over a ticket whose end was told to somebody else before."""
+def test_an_owner_that_leaves_when_it_is_refused_disturbs_nobody() -> None:
+    """Its slot of the heap is free at once; whoever is granted meanwhile is not refused after all."""
+    waiting = queue(one := ticket(), other := ticket(), slots=2)
+    second, error = Owner(other), ShuttingDown("over")
+
+    class Leaver(Owner):
+        def refused(self, error: RouterError) -> None:
+            waiting.finish(self.ticket, now=0.0)
+            assert waiting.grant(0.0) is None
+
+    Leaver(one)
+    assert waiting.fail_waiting(error) == 2
+    assert second.told == [(TicketState.DONE, error)]
+    assert (waiting.in_flight, waiting.waiting) == (0, 0)
+
+
+def test_a_ticket_that_is_seated_tells_its_owner_too() -> None:
+    waiting, one = queue(), ticket()
+    owner = Owner(one)
+    assert waiting.seat(one, 0.0)
+    assert owner.told == [TicketState.GRANTED]
+
+
+async def test_who_waits_is_told_the_error_however_late_it_asks() -> None:
     waiting = queue(one := ticket())
-    one.on_settled = lambda: None
     task = asyncio.create_task(one.wait(timeout_s=60))
     await asyncio.sleep(0)
     waiting.fail_waiting(ShuttingDown("over"))

@@ -35,26 +35,6 @@ from app.models.supervisor import ModelInstance
 from app.scheduling.plan import Limits, Preview
 
 
-class Stay:
-    """A ticket between `__enter__` and `__exit__`; a class, because a generator costs three times as much."""
-
-    __slots__ = ("_instance", "_is_inside", "_manager", "_ticket")
-
-    def __init__(
-        self, manager: ModelManager, instance: ModelInstance, ticket: Ticket, *, is_inside: bool = False
-    ) -> None:
-        self._manager, self._instance, self._ticket = manager, instance, ticket
-        self._is_inside = is_inside
-
-    def __enter__(self) -> Ticket:
-        if not self._is_inside:
-            self._manager.enter(self._instance, self._ticket)
-        return self._ticket
-
-    def __exit__(self, *_: object) -> None:
-        self._manager.leave(self._instance, self._ticket)
-
-
 class ModelManager:
     """All models. Bookkeeping is synchronous: on one event loop it needs no lock."""
 
@@ -139,15 +119,11 @@ class ModelManager:
     def ticket(self, priority: Priority) -> Ticket:
         return Ticket(priority, self._clock(), self.scheduler.limits.aging_s)
 
-    def admit(self, instance: ModelInstance, ticket: Ticket) -> Stay:
-        """The ticket's whole stay: waiting, running, leaving. However it ends, the slot is given back here.
-
-        Entering raises `ShuttingDown`, `ModelFailed` or `QueueFull` at the door.
-        """
-        return Stay(self, instance, ticket)
-
     def enter(self, instance: ModelInstance, ticket: Ticket) -> None:
-        """As `admit`, for whoever has no block to stay in, and calls `leave` himself."""
+        """Queue the ticket, or grant it at once. Whoever enters calls `leave`, however its wait or run ends.
+
+        Raises `ShuttingDown`, `ModelFailed` or `QueueFull`, and then it has not entered.
+        """
         self._check_open(instance)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
             self._bus.touch(instance.alias)
@@ -290,9 +266,13 @@ class ModelManager:
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec
-        with self.admit(instance, self.ticket(instance.spec.priority)) as ticket:
+        ticket = self.ticket(instance.spec.priority)
+        self.enter(instance, ticket)
+        try:
             if not await ticket.wait(timeout_s):
                 raise QueueTimeout(f"{instance.alias} was not loaded within {timeout_s} s; try again later")
+        finally:
+            self.leave(instance, ticket)
 
 
 def _limits(config: Config) -> Limits:

@@ -6,8 +6,8 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from app.domain.errors import QueueFull, RouterError
 from app.domain.priority import Priority
@@ -24,22 +24,23 @@ class TicketState(Enum):
     DONE = "done"
 
 
+class TicketOwner(Protocol):
+    """Who holds a ticket, and is told what becomes of it. None of these may raise."""
+
+    def granted(self) -> None:
+        """It has a slot."""
+
+    def refused(self, error: RouterError) -> None:
+        """It waits no more, and gets none."""
+
+    def cut(self) -> None:
+        """Its process is stopped without waiting for it."""
+
+
 class Ticket:
     """A request's place: first in a heap, then in a slot, then nowhere. Its key never changes."""
 
-    __slots__ = (
-        "_error",
-        "_waiter",
-        "arrived",
-        "granted_at",
-        "is_replay",
-        "key",
-        "on_cut",
-        "on_settled",
-        "order",
-        "priority",
-        "state",
-    )
+    __slots__ = ("_error", "arrived", "granted_at", "is_replay", "key", "order", "owner", "priority", "state")
 
     def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
         self.priority = priority
@@ -49,24 +50,20 @@ class Ticket:
         self.state = TicketState.WAITING
         self.is_replay = False
         self.granted_at = 0.0
-        self.on_cut: Callable[[], None] | None = None
-        """Called if the process is stopped without waiting for this request."""
-        self.on_settled: Callable[[], None] | None = None
-        """Called when the wait has ended, for whoever has no task to `wait` in."""
+        self.owner: TicketOwner | None = None
         self._error: RouterError | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     def __lt__(self, other: Ticket) -> bool:
         return (self.key, self.order) < (other.key, other.order)
 
     async def wait(self, timeout_s: float) -> bool:
         """True once granted, False after `timeout_s`. Raises the error that ended the wait instead."""
-        if self.state is TicketState.WAITING and self._error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+        if self.state is TicketState.WAITING:
+            self.owner = waiter = _Waiter()
             try:
-                await asyncio.wait((self._waiter,), timeout=timeout_s)
+                await asyncio.wait((waiter.resolved,), timeout=timeout_s)
             finally:
-                self._waiter = None
+                self.owner = None
         if self._error is not None:
             raise self._error
         return self.state is TicketState.GRANTED
@@ -77,12 +74,32 @@ class Ticket:
         twin.key, twin.order, twin.is_replay = self.key, self.order, True
         return twin
 
-    def _settle(self, error: RouterError | None) -> None:
-        self._error = error
-        if self.on_settled is not None:
-            self.on_settled()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def grant(self, now: float) -> None:
+        self.state, self.granted_at = TicketState.GRANTED, now
+        if self.owner is not None:
+            self.owner.granted()
+
+    def refuse(self, error: RouterError) -> None:
+        self.state, self._error = TicketState.DONE, error
+        if self.owner is not None:
+            self.owner.refused(error)
+
+
+class _Waiter:
+    """Owns the ticket of a task that waits."""
+
+    def __init__(self) -> None:
+        self.resolved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def granted(self) -> None:
+        if not self.resolved.done():
+            self.resolved.set_result(None)
+
+    def refused(self, error: RouterError) -> None:
+        self.granted()
+
+    def cut(self) -> None:
+        """It has no slot yet."""
 
 
 class RequestQueue:
@@ -143,9 +160,9 @@ class RequestQueue:
             return None
         self.waiting_by_level[ticket.priority] -= 1
         self.running.add(ticket)
-        ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        heapq.heappop(self._heap)
         self._clear_top()
-        ticket._settle(None)
+        ticket.grant(now)
         return ticket
 
     def seat(self, ticket: Ticket, now: float) -> bool:
@@ -153,7 +170,7 @@ class RequestQueue:
         if self._heap or len(self.running) >= self.slots:
             return False
         self.running.add(ticket)
-        ticket.state, ticket.granted_at = TicketState.GRANTED, now
+        ticket.grant(now)
         return True
 
     def finish(self, ticket: Ticket, now: float) -> bool:
@@ -178,9 +195,10 @@ class RequestQueue:
         for ticket in failed:
             self.waiting_by_level[ticket.priority] -= 1
             ticket.state = TicketState.DONE
-            ticket._settle(error)
         self._heap = [t for t in waiting if t.state is TicketState.WAITING]
         heapq.heapify(self._heap)
+        for ticket in failed:  # all are out by now: an owner may leave, and others be granted, in between
+            ticket.refuse(error)
         return len(failed)
 
     def position(self, ticket: Ticket) -> int:

@@ -72,20 +72,20 @@ class ModelInstance(ModelState):
         if self.status is not Status.DRAINING or reason is not self.stop_reason:
             self.stopped_for = target
         self.stop_reason = reason
-        self._cut_running()
         if self.ready_since > NEVER_USED:
             if reason is not StopReason.SHUTDOWN:
                 self._bus.publish(Evicted(self.alias, reason))
         else:
             self._load_finished(LoadResult.ABANDONED)
         self._set(Status.STOPPING, why_stopped(reason, target))
+        self._cut_running()  # after the move: those who are cut leave their slots at once
         if self._life is not None:
             self._life.cancel()
 
     def _cut_running(self) -> None:
         for ticket in tuple(self.queue.running):
-            if ticket.on_cut is not None:
-                ticket.on_cut()
+            if ticket.owner is not None:
+                ticket.owner.cut()
 
     async def end_hung(self, runner: Runner, why: str) -> None:
         """End a process that hangs; it takes the way of a crash. Returns when it is gone, or given up."""
