@@ -56,6 +56,11 @@ class Target:
     def cpu_s(self) -> float:
         if self.pid is None:
             return 0.0
+        exact = Path(
+            f"/proc/{self.pid}/schedstat"
+        )  # of the main thread, in ns; the usual counters know 10 ms
+        if exact.exists():
+            return int(exact.read_text().split()[0]) / 1e9
         times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,6 +71,8 @@ def chat(model: str, *, max_tokens: int = 8, content: str = "Hello", **more: Any
 class RouterProcess:
     """`python run.py -c CONFIG` from start to stop."""
 
+    program: Sequence[str] = ("run.py",)
+
     def __init__(
         self,
         folder: Path,
@@ -100,7 +102,7 @@ class RouterProcess:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("ROUTER_", "CONFIG_PATH", "LLAMA_"))}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "run.py", "-c", str(self.config_path)],
+                [sys.executable, *self.program, "-c", str(self.config_path)],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
