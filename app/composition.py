@@ -40,8 +40,10 @@ from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
+from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
-from app.proxy.upstream import Upstream
+from app.proxy.gateway import Backend
+from app.proxy.upstream_pool import UpstreamPool
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
-    stack.push_async_callback(services.upstream.close)
+    stack.callback(services.upstream.close)
     stack.callback(bus.settle)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
@@ -106,7 +108,7 @@ def _services(
         launcher=launcher,
         manager=manager,
         tracker=tracker,
-        upstream=Upstream(),
+        upstream=UpstreamPool(),
         bodies=BodyReader(),
         http=http,
         bus=bus,
@@ -128,6 +130,14 @@ def _services(
         ),
         metrics_feed=MetricsFeed(figures.snapshot, heartbeat_s),
         started_at=started_at,
+    )
+
+
+def backend(services: Services) -> Backend:
+    """What requests to models are served with."""
+    slots = Admission(services.manager, services.health, services.bus)
+    return Backend(
+        services.manager, slots, services.upstream, lambda: services.config.system, services.bodies
     )
 
 

@@ -14,11 +14,10 @@ from app import reload
 from app.access.rules import Client, Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page
-from app.api.errand import Errands
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.services import Services
-from app.composition import build
+from app.composition import backend, build
 from app.configuration.current import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
@@ -26,28 +25,30 @@ from app.llama.command import BinaryInfo
 from app.llama.runner import Launcher
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
+from app.proxy.asgi import ERROR_KEY, AsgiProxy
+from app.proxy.gateway import Gateway
 
 
 class RouterApp(FastAPI):
-    """FastAPI behind the door: what is refused, or goes to a model, never reaches its machinery."""
+    """FastAPI behind the guard: what is refused, or goes to a model, never reaches its machinery."""
 
-    door: ASGIApp
-    errands: Errands
-    """`RouterProtocol` looks for it."""
+    entry: ASGIApp
+    gateway: Gateway
+    """To the models, for both entrances: `app/server.py` gives it to the protocol in front."""
 
     sessions: Sessions
     refusals: RefusalLog
 
     def apply(self, config: Config) -> None:
         """Who may come in, from now on."""
-        rules = Rules(config.api, self.sessions)
-        self.state.rules = self.errands.rules = rules
+        self.state.rules = rules = Rules(config.api, self.sessions)
+        self.gateway.admit_by(rules, browsers_elsewhere=bool(config.api.cors_allow_origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["app"] = self
-            await self.door(scope, receive, send)
-            if isinstance(error := scope.get(errors.ERROR), Refused):
+            await self.entry(scope, receive, send)
+            if isinstance(error := scope.get(ERROR_KEY), Refused):
                 self.refusals.tell(refusal(scope, error))
         else:
             await self.framework(scope, receive, send)
@@ -85,7 +86,8 @@ def create_app(
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             services = await build(configuration, stack, launcher, probe, binary, heartbeat_s)
-            app.state.services = router_app.errands.services = services
+            app.state.services = services
+            router_app.gateway.backend = backend(services)
             if config_path is not None:
                 configuration.subscribe(reload.TAKES)
                 watch = partial(reload.watch, configuration, config_path)
@@ -100,10 +102,11 @@ def create_app(
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
-    app.errands, app.sessions, app.refusals = Errands(), Sessions(), RefusalLog()
+    app.sessions, app.refusals = Sessions(), RefusalLog()
+    app.gateway = Gateway(app.refusals)
     app.apply(config)
-    shortcut = openai.Shortcut(app.framework, lambda: app.state.services)
-    app.door = cors = CorsGate(Guard(shortcut, rules=lambda: app.state.rules), config)
+    proxy = AsgiProxy(app.framework, app.gateway)
+    app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)
     configuration.subscribe(Rules.TAKES, app.apply)
     configuration.subscribe(CorsGate.TAKES, cors.apply)
     app.state.configuration = configuration

@@ -25,10 +25,10 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from app.api.http_protocol import MAX_HEAD_BYTES
-from app.api.openai import ENDPOINTS
 from app.configuration.file import parse
 from app.main import create_app
+from app.proxy.request import ENDPOINTS
+from app.proxy.request_reader import MAX_HEAD_BYTES
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import WAYS, Pair, Reply, Way, policy_for, reached_by
 from tests.stand_in import llama_server_stand_in

@@ -11,10 +11,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from app.api.documentation import EXAMPLES
-from app.api.openai import ENDPOINTS
 from app.core.config import Config
 from app.domain.errors import QueueFull
 from app.main import create_app
+from app.proxy.request import ENDPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT: dict[str, Any] = create_app(Config()).openapi()

@@ -9,12 +9,15 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from app.proxy import upstream as module
-from app.proxy.upstream import MAX_HEAD_BYTES, READ_AHEAD_BYTES, Answer, Request, Upstream, UpstreamGone
+from app.domain.errors import RouterError
+from app.proxy.headers import Headers
+from app.proxy.seams import UpstreamGone, UpstreamRequest
+from app.proxy.upstream_connection import MAX_HEAD_BYTES, UpstreamConnection
+from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
 from tests.serving import loops, soon
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
@@ -23,8 +26,14 @@ MB = 2**20
 OK = b"HTTP/1.1 200 OK\r\n"
 SIZED = OK + b"Content-Length: 2\r\n\r\nhi"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-Trailer: 1\r\n\r\n"
+READ_AHEAD_BYTES = 65536
+"""What the answers of these tests take before they want no more."""
+
 RECV_BYTES = 256 * 1024
 """The most that one read from a socket gives."""
+
+
+LAST = UpstreamRequest("POST", "/", b"", b"{}", False)
 
 
 @pytest.fixture(params=loops())
@@ -71,11 +80,107 @@ class Line:
                 pass
 
 
+class Answer:
+    """Asks for something and awaits what an exchange is called for."""
+
+    def __init__(
+        self, pool: UpstreamPool, port: int, request: UpstreamRequest, *, fresh: bool = False
+    ) -> None:
+        self.status, self.headers = 0, cast(Headers, [])
+        self.length: int | None = None
+        self.ended = self._paused = False
+        self.is_fresh: bool | None = None
+        self._request, self._chunks = request, cast("list[bytes]", [])
+        self._error: Exception | None = None
+        self._link: UpstreamConnection | None = None
+        self._news = asyncio.Event()
+        self._opening = pool.open(port, self, fresh=fresh)
+
+    @property
+    def content_type(self) -> bytes:
+        return dict(self.headers).get(b"content-type", b"")
+
+    # --- what the pool and the connection call
+
+    def connected(self, link: UpstreamConnection, is_fresh: bool) -> None:
+        self._opening, self._link, self.is_fresh = None, link, is_fresh
+        link.ask(self._request, self, is_fresh=is_fresh)
+
+    def refused(self, error: RouterError) -> None:
+        self._fail(error)
+
+    def broken(self, error: UpstreamGone) -> None:
+        self._link = None
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        assert not self.ended
+        assert self._error is None
+        self._error = error
+        self._news.set()
+
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        assert not self.status
+        self.status, self.headers, self.length = status, headers, length
+        self._news.set()
+
+    def body(self, data: bytes, last: bool) -> bool:
+        assert self.status
+        assert data or last
+        assert not self.ended
+        if data:
+            self._chunks.append(data)
+        self.ended = last
+        self._paused = sum(map(len, self._chunks)) > READ_AHEAD_BYTES and not last
+        self._news.set()
+        return not self._paused
+
+    # --- what a test awaits
+
+    async def complete_head(self) -> Answer:
+        while not self.status or self._error:
+            await self._more()
+        return self
+
+    async def read(self) -> bytes:
+        """What has come since the last call; nothing at the end. Raises `UpstreamGone`."""
+        while not self._chunks and not self.ended:
+            await self._more()
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        if self._paused and self._link is not None:
+            self._paused = False
+            self._link.resume()
+        return data
+
+    async def _more(self) -> None:
+        if self._error:
+            raise self._error
+        self._news.clear()
+        await self._news.wait()
+
+    def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._link is not None:
+            self._link.release()
+        self._link = self._opening = None
+
+
+async def answered(answer: Answer) -> Answer:
+    """With its head; closed where that does not come."""
+    try:
+        return await answer.complete_head()
+    except BaseException:
+        answer.close()
+        raise
+
+
 class World:
     """A client and a server; each connection is a `Line`."""
 
     def __init__(self) -> None:
-        self.upstream = Upstream()
+        self.upstream = UpstreamPool(idle_s=60.0)  # what ends, ends for another reason
         self.port = 0
         self.lines: list[Line] = []
         self.connected = 0
@@ -102,9 +207,15 @@ class World:
             self._moved.clear()
             await soon(self._moved.wait())
 
-    def send(self, body: bytes = b"{}", *, method: str = "POST", fresh: bool = False) -> asyncio.Task[Answer]:
-        sending = self.upstream.send(Request(method, "/x?y=1", b"accept: */*\r\n", body, fresh), self.port)
-        return asyncio.ensure_future(sending)
+    def ask(
+        self, body: bytes = b"{}", *, method: str = "POST", last: bool = False, fresh: bool = False
+    ) -> Answer:
+        """`last`: llama-server is told to close. `fresh`: on a new connection."""
+        request = UpstreamRequest(method, "/x?y=1", b"accept: */*\r\n", body, not last)
+        return Answer(self.upstream, self.port, request, fresh=fresh)
+
+    def send(self, body: bytes = b"{}", **how: Any) -> asyncio.Task[Answer]:
+        return asyncio.ensure_future(answered(self.ask(body, **how)))
 
     async def exchange(self, data: bytes = SIZED, **how: Any) -> tuple[Line, Answer]:
         """A new connection, and the head of what is said there."""
@@ -144,18 +255,17 @@ async def until_gone(answer: Answer) -> bytes:
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """Afterwards no connection is left, whatever the test did."""
     found = World()
-    take: Callable[[Any, bytes], None] = module._Connection.data_received
+    take: Callable[[Any, bytes], None] = UpstreamConnection.data_received
 
     def counted(connection: Any, data: bytes) -> None:
         take(connection, data)
         found.on_received(len(data))
 
-    monkeypatch.setattr(module._Connection, "data_received", counted)
-    monkeypatch.setattr(module, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
+    monkeypatch.setattr(UpstreamConnection, "data_received", counted)
     async with await asyncio.start_server(found.on_connect, "127.0.0.1", 0) as server:
         found.port = server.sockets[0].getsockname()[1]
         yield found
-        await found.upstream.close()
+        found.upstream.close()
         await asyncio.gather(*(line.ended() for line in found.lines))
         for line in found.lines:
             line.hang_up()
@@ -165,8 +275,8 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
 
 
 async def test_a_request_is_what_llama_server_expects(world: World) -> None:
-    for fresh, last in ((False, b""), (True, b"connection: close\r\n")):
-        sending = world.send(b"body", fresh=fresh)
+    for is_last, last in ((False, b""), (True, b"connection: close\r\n")):
+        sending = world.send(b"body", last=is_last)
         line = await world.accept()
         asked = await line.answer(OK + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
         (await sending).close()
@@ -236,9 +346,9 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("data", "body"), WHOLE)
-@pytest.mark.parametrize("fresh", [False, True])
-async def test_an_answer_is_read_to_its_end(world: World, data: bytes, body: bytes, fresh: bool) -> None:
-    assert await world.whole(data, fresh=fresh) == body
+@pytest.mark.parametrize("last", [False, True])
+async def test_an_answer_is_read_to_its_end(world: World, data: bytes, body: bytes, last: bool) -> None:
+    assert await world.whole(data, last=last) == body
 
 
 @pytest.mark.parametrize(("data", "body"), WHOLE)
@@ -246,7 +356,7 @@ async def test_it_does_not_matter_where_an_answer_is_cut_in_two(
     world: World, data: bytes, body: bytes
 ) -> None:
     for cut in range(1, len(data)):
-        sending, before = world.send(fresh=True), world.received
+        sending, before = world.send(last=True), world.received
         line = await world.accept()
         await line.answer(data[:cut])
         await world.until_received(before + cut)
@@ -308,8 +418,8 @@ async def test_headers_are_as_they_came_with_names_in_lower_case(world: World) -
         (b"x-empty", b""),
         (b"x-twice", b"a"),
         (b"x-twice", b"b "),
-        (b"content-length", b"0"),
     ]
+    assert answer.length == 0, "it is told apart"
     assert (answer.status, answer.content_type) == (200, b"Text/Plain")
     answer.close()
 
@@ -422,13 +532,13 @@ async def test_nobody_listens(world: World) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(UpstreamGone):
-            await soon(world.upstream.send(Request("POST", "/", b"", b"", True), unused.getsockname()[1]))
+            await soon(answered(Answer(world.upstream, unused.getsockname()[1], LAST)))
 
 
 @pytest.mark.parametrize("first", [b"", SIZED, b"nonsense"])
 async def test_a_server_that_does_not_wait_for_the_question(first: bytes) -> None:
     """Whatever it says and when it leaves: there is an answer or `UpstreamGone`, and nothing hangs."""
-    upstream = Upstream()
+    upstream = UpstreamPool()
 
     def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -438,8 +548,8 @@ async def test_a_server_that_does_not_wait_for_the_question(first: bytes) -> Non
         port = server.sockets[0].getsockname()[1]
         for _ in range(50):
             with contextlib.suppress(UpstreamGone):
-                (await soon(upstream.send(Request("POST", "/", b"", b"{}", False), port))).close()
-    await upstream.close()
+                (await soon(answered(Answer(upstream, port, LAST)))).close()
+    upstream.close()
 
 
 # --- connections that are kept
@@ -480,7 +590,7 @@ async def test_two_at_a_time_need_two_connections(world: World) -> None:
         (b"HTTP/1.1 204 No Content\r\n\r\n", {}),
         (SIZED + b"x", {}),
         (SIZED + SIZED, {}),
-        (SIZED, {"fresh": True}),  # it was told to close
+        (SIZED, {"last": True}),  # it was told to close
         (OK + b"Content-Length: 0\r\n\r\n", {"method": "HEAD", "body": b""}),
     ],
 )
@@ -495,11 +605,15 @@ async def test_a_connection_that_may_not_be_used_again_is_closed(
     assert world.connected == 2
 
 
-@pytest.mark.parametrize("how", [{"fresh": True}, {"method": "GET", "body": b""}])
-async def test_only_short_posts_take_a_kept_connection(world: World, how: dict[str, Any]) -> None:
-    await world.whole()
-    await world.whole(**how)
-    assert world.connected == 2
+@pytest.mark.parametrize("how", [{"last": True}, {"method": "GET", "body": b""}])
+async def test_every_request_takes_a_kept_connection(world: World, how: dict[str, Any]) -> None:
+    line, answer = await world.exchange()
+    answer.close()
+    sending = world.send(**how)
+    await line.answer()
+    assert await body_of(await soon(sending)) == b"hi"
+    sending.result().close()
+    assert world.connected == 1
 
 
 async def test_an_answer_ends_where_it_said_that_it_would(world: World) -> None:
@@ -522,49 +636,86 @@ async def test_what_comes_on_an_idle_connection_is_nobodys_answer(world: World) 
 
 
 @pytest.mark.parametrize("leave", [Line.hang_up, Line.reset])
-async def test_a_kept_connection_that_was_closed_is_replaced(
-    world: World, leave: Callable[[Line], None]
+@pytest.mark.parametrize("said", [b"", b"H", b"HTTP/1.1 100 Continue\r\n\r\n", b"nonsense"])
+@pytest.mark.parametrize("kept", [True, False])
+async def test_only_a_kept_connection_that_ends_without_a_byte_is_stale(
+    world: World, leave: Callable[[Line], None], said: bytes, kept: bool
 ) -> None:
+    """Then it says nothing of the process, and the request can be sent again."""
     line, answer = await world.exchange()
-    answer.close()
-    sending = world.send(b"once more")
-    await line.asked()
+    if kept:
+        answer.close()
+    before, sending = world.received, world.send()
+    if not kept:
+        line = await world.accept()
+    await line.answer(said)
+    await world.until_received(before + len(said))
     leave(line)
-    again = await world.accept()
-    assert (await again.answer()).endswith(b"once more")
-    answer = await soon(sending)
-    assert await body_of(answer) == b"hi"
+    with pytest.raises(UpstreamGone) as gone:
+        await soon(sending)
+    assert gone.value.stale == (kept and not said)
     answer.close()
-    assert world.connected == 2
 
 
-async def test_it_is_replaced_once_and_not_by_another_kept_one(world: World) -> None:
+async def test_a_fresh_connection_is_no_kept_one(world: World) -> None:
     lines = [await world.exchange() for _ in range(3)]
     for _, answer in lines:
         answer.close()
-    sending = world.send()
-    await lines[-1][0].asked()
-    lines[-1][0].hang_up()
-    fresh = await world.accept()
-    await fresh.asked()
-    fresh.hang_up()
-    with pytest.raises(UpstreamGone):
-        await soon(sending)
-    assert world.connected == 4
+    sending = world.send(fresh=True)
+    await (await world.accept()).answer()
+    (await soon(sending)).close()
+    assert (sending.result().is_fresh, world.connected) == (True, 4)
 
 
-@pytest.mark.parametrize("said", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", b"nonsense"])
-async def test_what_has_had_a_byte_of_an_answer_is_not_sent_again(world: World, said: bytes) -> None:
-    line, answer = await world.exchange()
-    answer.close()
-    before = world.received
-    sending = world.send()
-    await line.answer(said)
-    await world.until_received(before + len(said))
-    line.hang_up()
-    with pytest.raises(UpstreamGone):
-        await soon(sending)
+# --- connections ahead
+
+
+async def opened_ahead(world: World, wanted: int) -> list[Line]:
+    world.upstream.open_ahead(world.port, wanted)
+    lines = [await world.accept() for _ in range(wanted)]
+    while world.port in world.upstream._opening:  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0)
+    return lines
+
+
+async def test_who_waits_takes_a_connection_that_was_opened_ahead(world: World) -> None:
+    lines = await opened_ahead(world, 2)
+    sending = [world.send(last=True) for _ in lines]
+    for line in lines:
+        await line.answer()
+    for each in sending:
+        answer = await soon(each)
+        assert (await body_of(answer), answer.is_fresh) == (b"hi", False)
+        answer.close()
+    assert world.connected == 2
+
+
+async def test_what_is_being_opened_ahead_goes_to_who_comes_first(world: World) -> None:
+    world.upstream.open_ahead(world.port, 1)
+    asked = world.ask(last=True)
+    assert isinstance(asked._opening, Opening)
+    await (await world.accept()).answer()
+    assert await body_of(await asked.complete_head()) == b"hi"
     assert world.connected == 1
+    asked.close()
+
+
+async def test_no_more_is_opened_ahead_than_is_wanted_and_allowed(world: World) -> None:
+    await opened_ahead(world, 2)
+    world.upstream.open_ahead(world.port, 2)
+    world.upstream.open_ahead(world.port, 100)
+    assert len(world.upstream._opening[world.port]) == MAX_AHEAD - 2
+    world.upstream.close()
+    assert world.upstream._idle == {}
+
+
+async def test_nobody_hears_of_a_connection_ahead_that_cannot_be_opened(world: World) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        world.upstream.open_ahead(unused.getsockname()[1], 1)
+        while world.upstream._opening:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0)
+    assert world.upstream._idle == {}
 
 
 async def test_who_hung_up_while_idle_is_forgotten(world: World) -> None:
@@ -578,8 +729,8 @@ async def test_who_hung_up_while_idle_is_forgotten(world: World) -> None:
     assert world.upstream._idle[world.port] != [kept]
 
 
-async def test_idle_connections_are_dropped_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_CONNECTION_S", 0.05)
+async def test_idle_connections_are_dropped_in_time(world: World) -> None:
+    world.upstream.idle_s = 0.05
     for _ in range(2):  # the sweeper stops when there is nothing, and starts again
         lines = [await world.exchange() for _ in range(3)]
         for _, answer in lines:
@@ -588,7 +739,7 @@ async def test_idle_connections_are_dropped_in_time(world: World, monkeypatch: p
         world.upstream._idle[world.port][-1].idle_since += 0.03  # one sweep is not enough
         await asyncio.gather(*(line.ended() for line, _ in lines))
         assert world.upstream._idle == {}
-        assert world.upstream._sweeper is None
+        assert world.upstream._sweep_alarm.at is None
 
 
 async def test_those_in_use_and_those_just_used_stay(world: World) -> None:
@@ -612,7 +763,7 @@ async def test_closing_closes_what_is_kept_and_keeps_nothing_more(world: World) 
     kept, answer = await world.exchange()
     late, other = await world.exchange()
     answer.close()
-    await world.upstream.close()
+    world.upstream.close()
     await kept.ended()
     assert await body_of(other) == b"hi", "it may finish"
     other.close()
@@ -630,16 +781,20 @@ async def test_an_answer_that_is_left_ends_its_connection(world: World, said: by
 
 
 async def test_a_whole_answer_that_nobody_read_does_not_block_its_connection(world: World) -> None:
-    """So much of it waits that reading is paused: the next answer would never be seen."""
-    length = READ_AHEAD_BYTES + 1
+    """Reading was paused in the middle of it."""
+    length = READ_AHEAD_BYTES + 2
     head = OK + b"Content-Length: %d\r\n\r\n" % length
     line, answer = await world.exchange(head + bytes(length - 1))
-    await world.until_received(len(head) + length - 1)
+    while not answer._paused:
+        await world.until_received(world.received + 1)
+    await answer.read()
     line.say(b"x")
-    await world.until_received(len(head) + length)
-    assert answer.ended
+    await body_of(answer)
     answer.close()
-    assert await world.whole() == b"hi"
+    sending = world.send()
+    await line.answer()
+    assert await body_of(await soon(sending)) == b"hi"
+    sending.result().close()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -722,7 +877,7 @@ async def test_cancelled_in_the_moment_in_which_the_head_comes(world: World) -> 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets, and fills Linux's backlog")
 async def test_cancelled_while_it_connects() -> None:
-    upstream = Upstream()
+    upstream = UpstreamPool()
     with socket.socket() as deaf, contextlib.ExitStack() as callers:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(0)
@@ -732,9 +887,7 @@ async def test_cancelled_while_it_connects() -> None:
             with contextlib.suppress(BlockingIOError):
                 caller.connect(deaf.getsockname())
         before = _open_sockets()
-        sending = asyncio.ensure_future(
-            upstream.send(Request("POST", "/", b"", b"", True), deaf.getsockname()[1])
-        )
+        sending = asyncio.ensure_future(answered(Answer(upstream, deaf.getsockname()[1], LAST)))
         while _open_sockets() == before:  # noqa: ASYNC110 - its socket
             await asyncio.sleep(0)
         sending.cancel()
@@ -742,7 +895,7 @@ async def test_cancelled_while_it_connects() -> None:
             await soon(sending)
         while _open_sockets() != before:  # noqa: ASYNC110 - uvloop closes in one of the loop's next turns
             await asyncio.sleep(0)
-    await upstream.close()
+    upstream.close()
 
 
 def _open_sockets() -> int:
@@ -753,261 +906,24 @@ def _open_sockets() -> int:
     return found
 
 
-# --- a sink instead of a reader
-
-
-def chunk_of(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-HEAD = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-class Sink:
-    """Takes so many pieces, then no more."""
-
-    def __init__(self, pieces: int = 1000) -> None:
-        self.taken: list[bytes] = []
-        self._pieces = pieces
-        self._moved = asyncio.Event()
-
-    def __call__(self, data: bytes) -> bool:
-        if len(self.taken) == self._pieces:
-            return False
-        self.taken.append(data)
-        self._moved.set()
-        return True
-
-    async def has(self, count: int) -> None:
-        while len(self.taken) < count:
-            self._moved.clear()
-            await soon(self._moved.wait())
-
-
-async def pouring(answer: Answer, sink: Sink) -> asyncio.Task[bytes]:
-    reading = asyncio.ensure_future(answer.read(sink))
-    await asyncio.sleep(0)  # it has begun to wait
-    return reading
-
-
-async def test_a_sink_is_given_what_comes_and_the_reader_the_last_piece(world: World) -> None:
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink = Sink()
-    reading = await pouring(answer, sink)
-    for count, piece in enumerate((b"one", b"two", b"three"), 1):
-        line.say(chunk_of(piece))
-        await sink.has(count)
-    assert not reading.done()
-    line.say(chunk_of(b"last") + b"0\r\n\r\n")
-    assert await soon(reading) == b"last"
-    assert (sink.taken, answer.ended) == ([b"one", b"two", b"three"], True)
-    answer.close()
-
-
-async def test_what_a_sink_refuses_is_read_and_so_is_what_follows(world: World) -> None:
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink = Sink(pieces=1)
-    reading = await pouring(answer, sink)
-    line.say(chunk_of(b"one"))
-    await sink.has(1)
-    line.say(chunk_of(b"two"))
-    assert await soon(reading) == b"two"
-    line.say(chunk_of(b"three"))
-    assert await soon(answer.read()) == b"three"
-    assert sink.taken == [b"one"]
-    answer.close()
-
-
-async def test_a_sink_is_not_used_when_nobody_reads(world: World) -> None:
-    """Else a piece could overtake the one that the reader still holds."""
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink = Sink(pieces=0)
-    reading = await pouring(answer, sink)
-    line.say(chunk_of(b"one"))
-    assert await soon(reading) == b"one"
-    sink._pieces = 1000
-    before = world.received
-    line.say(chunk_of(b"two"))
-    await world.until_received(before + len(chunk_of(b"two")))
-    assert sink.taken == []
-    assert await soon(answer.read(sink)) == b"two"
-    answer.close()
-
-
-async def test_more_than_may_be_read_ahead_does_not_stop_a_sink(world: World) -> None:
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink, whole = Sink(), b""
-    line.say(chunk_of(b"x" * MB) + chunk_of(b"y" * MB) + b"0\r\n\r\n")
-    while piece := await soon(answer.read(sink)):
-        whole += b"".join(sink.taken) + piece
-        sink.taken.clear()
-    assert whole == b"x" * MB + b"y" * MB
-    answer.close()
-
-
-async def test_a_sinks_answer_may_be_cut(world: World) -> None:
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink = Sink()
-    reading = await pouring(answer, sink)
-    line.say(chunk_of(b"one"))
-    await sink.has(1)
-    line.hang_up()
-    with pytest.raises(UpstreamGone):
-        await soon(reading)
-    answer.close()
-
-
-async def test_a_reader_that_is_cancelled_takes_its_sink_along(world: World) -> None:
-    line, answer = await world.exchange(HEAD, fresh=True)
-    sink = Sink()
-    reading = await pouring(answer, sink)
-    line.say(chunk_of(b"one"))
-    await sink.has(1)
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)
-    line.say(chunk_of(b"two"))
-    assert await soon(answer.read()) == b"two"
-    assert sink.taken == [b"one"]
-    answer.close()
-
-
-# --- without a task
-
-
-async def warm(world: World) -> Line:
-    """A kept connection."""
-    line, answer = await world.exchange()
-    assert await body_of(answer) == b"hi"
-    answer.close()
-    return line
-
-
-def ask(world: World, *, method: str = "POST", fresh: bool = False) -> Answer | None:
-    return world.upstream.ask(Request(method, "/x", b"", b"{}", fresh), world.port)
-
-
-class News:
-    """What an answer says when it has news, as whoever has no task looks at it."""
-
-    def __init__(self, answer: Answer | None) -> None:
-        assert answer is not None
-        self.answer = answer
-        self.told = 0
-        self._told = asyncio.Event()
-        answer.on_news = self._on_news
-
-    def _on_news(self) -> None:
-        self.told += 1
-        self._told.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._told.clear()
-            await soon(self._told.wait())
-
-
-async def test_only_a_short_post_is_asked_at_once_and_only_on_a_kept_connection(world: World) -> None:
-    assert ask(world) is None
-    await warm(world)
-    assert ask(world, fresh=True) is None
-    assert ask(world, method="GET") is None
-    answer = ask(world)
-    assert answer is not None
-    assert ask(world) is None, "it has one question at a time"
-    assert world.connected == 1
-    answer.close()
-
-
-async def test_news_of_a_whole_answer_needs_no_task(world: World) -> None:
-    line = await warm(world)
-    for data, body in ((SIZED, b"hi"), (CHUNKED, b"abcdefg")):
-        news = News(ask(world))
-        answer = news.answer
-        assert (answer.ended, answer.needs_reader, answer.untouched) == (False, False, True)
-        await line.answer(data[:-3])
-        await news.until(lambda answer=answer: not answer.untouched)  # type: ignore[misc]
-        assert (answer.ended, answer.needs_reader) == (False, False)
-        line.say(data[-3:])
-        await news.until(lambda answer=answer: answer.ended)  # type: ignore[misc]
-        assert not answer.needs_reader
-        assert answer.has_some
-        assert (answer.take(), answer.take(), answer.has_some) == (body, b"", False)
-        answer.close()
-    assert world.connected == 1
-
-
-@pytest.mark.parametrize(
-    "said",
-    [OK + b"\r\n", OK + b"Content-Length: 99999999\r\n\r\n" + b"x" * 2 * READ_AHEAD_BYTES, b"HELLO\r\n"],
-)
-async def test_what_is_endless_long_or_broken_needs_a_reader(world: World, said: bytes) -> None:
-    line = await warm(world)
-    news = News(ask(world))
-    await line.answer(said)
-    await news.until(lambda: news.answer.needs_reader)
-    assert not news.answer.ended
-    news.answer.close()
-    await line.ended()
-
-
-async def test_the_loss_of_its_connection_is_news(world: World) -> None:
-    line = await warm(world)
-    news = News(ask(world))
-    await line.asked()
-    line.hang_up()
-    await news.until(lambda: news.answer.needs_reader)
-    assert (news.answer.untouched, news.answer.ended) == (True, False)
-    asked, news.answer.on_news = news.answer, None
-    sending = asyncio.ensure_future(
-        world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked)
-    )
-    await (await world.accept()).answer()
-    answer = await soon(sending)
-    assert await body_of(answer) == b"hi"
-    answer.close()
-
-
-async def test_who_takes_over_reads_all_that_has_come(world: World) -> None:
-    line = await warm(world)
-    news = News(ask(world))
-    await line.answer(SIZED[:-1])
-    await news.until(lambda: news.answer.has_some)
-    asked, news.answer.on_news = news.answer, None
-    answer = await soon(world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked))
-    line.say(SIZED[-1:])
-    assert await body_of(answer) == b"hi"
-    answer.close()
-    kept = ask(world)
-    assert kept is not None
-    kept.close()
-
-
 @pytest.mark.parametrize("said", [b"", OK, SIZED[:-1]], ids=["nothing", "head", "body"])
-async def test_what_is_cut_cannot_be_asked_for_again(world: World, said: bytes) -> None:
-    line = await warm(world)
-    news = News(ask(world))
-    await line.asked()
-    line.say(said)
-    if said:
-        await news.until(lambda: not news.answer.untouched)
-    told = news.told
-    news.answer.cut("because")
-    assert news.told == told + 1
-    assert news.answer.needs_reader
-    asked, news.answer.on_news = news.answer, None
-    with pytest.raises(UpstreamGone, match="because"):
-        await soon(world.upstream.send(Request("POST", "/x", b"", b"{}", False), world.port, asked))
-    await line.ended()
-    assert world.connected == 1
-
-
-async def test_a_reader_hears_that_it_is_cut(world: World) -> None:
-    line = await warm(world)
-    answer = ask(world)
-    assert answer is not None
-    waiting = asyncio.ensure_future(answer.head())
-    await line.asked()
-    answer.cut("because")
-    with pytest.raises(UpstreamGone, match="because"):
-        await soon(waiting)
+async def test_who_is_left_in_the_middle_of_an_answer_is_not_told(world: World, said: bytes) -> None:
+    line, answer = await world.exchange()
     answer.close()
+    before, asked = world.received, world.ask()
+    await line.answer(said)
+    await world.until_received(before + len(said))
+    asked.close()
+    await line.ended()
+    assert asked._error is None
+
+
+async def test_a_parser_is_not_left_to_the_garbage_collector(world: World) -> None:
+    line, answer = await world.exchange()
+    link = answer._link
+    assert link is not None
+    assert link._parser is not None
+    answer.close()
+    line.hang_up()
+    while link._parser is not None:  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0)

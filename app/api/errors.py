@@ -1,10 +1,8 @@
-"""Errors as clients expect them: OpenAI's shape, on `/v1/messages` Anthropic's, also inside a stream."""
+"""Errors of the framework's routes, in the shape that `app/proxy/error_format.py` gives every error."""
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,12 +11,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from app.domain.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, RouterError
+from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
+from app.proxy import error_format, messages
+from app.proxy.asgi import ERROR_KEY
 
 logger = logging.getLogger(__name__)
-
-ERROR = "router.error"
-"""In the scope of a request that was answered with an error: that error."""
 
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -44,11 +41,12 @@ class ErrorResponse(JSONResponse):
     """Leaves its error in the scope, for the log."""
 
     def __init__(self, error: RouterError, path: str) -> None:
-        super().__init__(_shaped(error, path), status_code=error.status, headers=_headers(error))
+        body, headers = error_format.body_of(error, path), error_format.headers_of(error)
+        super().__init__(body, status_code=error.status, headers=headers)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[ERROR] = self._error
+        scope[ERROR_KEY] = self._error
         await super().__call__(scope, receive, send)
 
 
@@ -59,54 +57,7 @@ def response(error: RouterError, path: str) -> Response:
 def bug(error: Exception, method: str, path: str) -> Response:
     """The answer to a request that met a mistake of ours, which goes to the log."""
     logger.error("%s %s failed", method, path, exc_info=error)
-    return response(InternalError("the router made a mistake; its log says more"), path)
-
-
-def error_event(error: RouterError, path: str) -> bytes:
-    """The last event of a stream whose headers have been sent."""
-    return _event(_shaped(error, path), path)
-
-
-def error_body(text: bytes, status: int, path: str) -> bytes:
-    """llama-server's own error as an event; as it is, if it has the usual shape."""
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict) or "error" not in parsed:
-        message = text.decode("utf-8", "replace")[:2000] or f"llama-server answered with status {status}"
-        parsed = {"error": {"message": message, "type": "server_error", "param": None, "code": status}}
-    return _event(parsed, path)
-
-
-def _event(body: dict[str, Any], path: str) -> bytes:
-    name = b"event: error\n" if _is_anthropic(path) else b""
-    return name + b"data: " + json.dumps(body).encode() + b"\n\n"
-
-
-def _is_anthropic(path: str) -> bool:
-    return path.startswith("/v1/messages")
-
-
-def _shaped(error: RouterError, path: str) -> dict[str, Any]:
-    body = error.body()
-    if not _is_anthropic(path):
-        return body
-    return {
-        "type": "error",
-        "error": {**body["error"], "type": _ANTHROPIC_TYPES.get(error.status, "api_error")},
-    }
-
-
-def _headers(error: RouterError) -> dict[str, str]:
-    headers = {}
-    if not error.retryable:
-        headers["x-should-retry"] = "false"
-    elif error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return headers
+    return response(messages.mistake(), path)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

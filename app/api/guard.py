@@ -18,8 +18,9 @@ from app.access.request_id import OURS, own_headers, request_id
 from app.access.rules import Client, Rules
 from app.api import errors
 from app.core.config import Config
-from app.domain.errors import Forbidden, OriginNotAllowed, RouterError, TargetTooLong
+from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
+from app.proxy.gateway import check_target
 
 
 def client_of(request: Request) -> Client:
@@ -55,7 +56,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = None if "router.client" in scope else self._look(scope)  # an errand has been let in
+        error = self._look(scope)
         send = _with_own_headers(send, scope["router.request_id"])
         if error is not None:
             await errors.response(error, scope["path"])(scope, receive, send)
@@ -68,20 +69,11 @@ class Guard:
         headers = RequestHeaders(scope["headers"])
         scope["router.headers"], scope["router.request_id"] = headers, request_id(headers.get("x-request-id"))
         try:
-            _check_target(scope)
+            check_target(len(scope["raw_path"]) + len(scope["query_string"]))
             scope["router.client"] = self._rules().check(scope["method"], scope["path"], headers)
         except RouterError as error:
             return error
         return None
-
-
-MAX_TARGET_BYTES = 8192
-
-
-def _check_target(scope: Scope) -> None:
-    """Routes are regular expressions, and an alias may stand anywhere in a path."""
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET_BYTES:
-        raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
 
 
 class Cors(CORSMiddleware):

@@ -14,11 +14,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from app.api import render
 from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.guard import client_of, require_admin
-from app.api.openai import find_model, json_object
+from app.api.openai import json_object
 from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.supervisor import ModelInstance
+from app.proxy.request import find_model
 from app.scheduling.plan import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
@@ -141,7 +142,7 @@ def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:
     require_admin(request)
     services = services_of(request)
-    return services, find_model(services, await json_object(request))
+    return services, find_model(services.manager, await json_object(request))
 
 
 async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:

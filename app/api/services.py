@@ -23,7 +23,7 @@ from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
-from app.proxy.upstream import Upstream
+from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = ("system.drain_timeout_sec", "system.queue_timeout_sec", "system.request_timeout_sec")
 """Keys that routes and requests read from `config` each time."""
@@ -35,7 +35,7 @@ class Services:
     launcher: Launcher
     manager: ModelManager
     tracker: DeviceTracker
-    upstream: Upstream
+    upstream: UpstreamPool
     bodies: BodyReader
     http: httpx.AsyncClient
     bus: EventBus

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from app.access.rules import MAX_HEADER_BYTES
-from app.api.guard import MAX_TARGET_BYTES
 from app.configuration.file import parse
 from app.main import create_app
+from app.proxy.gateway import MAX_TARGET_BYTES
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, serving
 from tests.stand_in import llama_server_stand_in

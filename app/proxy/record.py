@@ -1,4 +1,4 @@
-"""One request, from what was asked to what is said of it when it is over."""
+"""One proxied request: what was asked for, and what observers are told of it when it is over."""
 
 from __future__ import annotations
 
@@ -14,71 +14,76 @@ from app.models.supervisor import ModelInstance
 from app.proxy.headers import Headers
 
 
-class Call(NamedTuple):
+class RoutedRequest(NamedTuple):
     """What a client asked for, as far as the router needs to know; its body is kept apart."""
 
     endpoint: str
     method: str
-    path: str  # llama-server's path, with the query
-    headers: bytes  # for llama-server, as lines
-    stream: bool  # the client asked for an event stream
-    fresh: bool  # needs a connection of its own
+    path: str
+    """llama-server's path, encoded, with the query."""
+    headers: bytes
+    """For llama-server, as lines."""
+    stream: bool
+    """The client asked for an event stream."""
+    keep_alive: bool
+    """llama-server may keep the connection after its answer; after a stream it closes it anyway."""
     priority: Priority
     lowered: bool
+    """The key's ceiling made the priority lower than what was asked for."""
     request_id: str
     client: str
 
 
-class Account:
-    """What the observers are told when it is over, and the client in the headers of its answer.
+class RequestRecord:
+    """Made when the request is routed, completed by `close`, read by observers up to `BATCH_S` later.
 
-    Times are those of the monotonic clock. It holds no body, and is read a while after the end.
+    Times are those of the monotonic clock. It holds no body.
     """
 
-    __slots__ = ("_ended_at", "_error", "alias", "call", "first_byte_at", "granted_at", "left",
-                 "load_s", "status", "ticket",
-                 "usage")  # fmt: skip
+    __slots__ = ("_ended_at", "_error", "alias", "client_left", "first_byte_at", "granted_at", "load_s",
+                 "request", "status", "ticket", "usage")  # fmt: skip
 
-    def __init__(self, call: Call, alias: str, ticket: Ticket) -> None:
-        self.call, self.alias, self.ticket = call, alias, ticket
+    def __init__(self, request: RoutedRequest, alias: str, ticket: Ticket) -> None:
+        self.request, self.alias, self.ticket = request, alias, ticket
         self.status = 200
-        self.left = False  # the client has gone
+        self.client_left = False
         self.granted_at: float | None = None
         self.first_byte_at: float | None = None
+        """Of the answer: heads and comments do not count. From here on it cannot be replayed."""
         self.load_s = 0.0
         self.usage: Callable[[], Usage] = Usage
         self._error: RouterError | None = None
         self._ended_at = 0.0
 
     def granted(self, ticket: Ticket, instance: ModelInstance) -> None:
-        """The wait is over; what it was spent on."""
+        """The wait is over; the part of it that the model was loading is added to `load_s`."""
         self.granted_at = ticket.granted_at
         waited_for_load_s = instance.ready_since - max(ticket.arrived, instance.load_started)
         if waited_for_load_s > 0:
             self.load_s += waited_for_load_s
 
     def headers(self) -> Headers:
-        """What every answer tells of its way."""
+        """What the answer tells of its way."""
         own = []
         if self.granted_at is not None:
             own.append((b"x-queue-wait-ms", b"%d" % (1000 * (self.granted_at - self.ticket.arrived))))
             own.append((b"x-model-load-ms", b"%d" % (1000 * self.load_s)))
-        if self.call.lowered:
-            own.append((b"x-priority-effective", self.call.priority.label.encode()))
+        if self.request.lowered:
+            own.append((b"x-priority-effective", self.request.priority.label.encode()))
         return own
 
     def close(self, error: RouterError | None = None) -> None:
         self._error, self._ended_at = error, time.monotonic()
 
     def event(self) -> RequestFinished:
-        call, error, arrived = self.call, self._error, self.ticket.arrived
-        status = 499 if self.left else error.status if error is not None else self.status
+        request, error, arrived = self.request, self._error, self.ticket.arrived
+        status = 499 if self.client_left else error.status if error is not None else self.status
         return RequestFinished(
-            request_id=call.request_id,
+            request_id=request.request_id,
             alias=self.alias,
-            endpoint=call.endpoint,
-            client=call.client,
-            priority=call.priority,
+            endpoint=request.endpoint,
+            client=request.client,
+            priority=request.priority,
             outcome=_outcome(status),
             status=status,
             error=error.code if error is not None else None,

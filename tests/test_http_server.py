@@ -1,9 +1,10 @@
-"""Requests that are answered without a task, on real sockets: uvicorn in front, scripted bytes behind."""
+"""The whole way of a request on real sockets: the production protocol in front, scripted bytes behind."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import socket
@@ -18,16 +19,18 @@ import pytest
 import uvicorn
 
 from app.access.rules import MAX_HEADER_BYTES
-from app.api import errand, openai
-from app.api.errand import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS
-from app.api.http_protocol import MAX_HEAD_BYTES, RouterProtocol
 from app.api.services import Services
 from app.configuration.file import parse
 from app.domain.events import Outcome, RequestFinished
 from app.domain.status import StopReason
 from app.main import RouterApp, create_app
 from app.models.supervisor import ModelInstance
-from app.proxy import upstream
+from app.proxy import exchange, gateway, reply
+from app.proxy import request as proxied
+from app.proxy.gateway import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, Accepted
+from app.proxy.http_server import ProxyProtocol, State
+from app.proxy.request_reader import MAX_HEAD_BYTES, RequestHead
+from app.server import GC_THRESHOLDS, settle_memory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Client, port_of, soon, start_server, stop_server
@@ -38,6 +41,7 @@ __all__ = ["event_loop_policy"]
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
 CHAT = "/v1/chat/completions"
+GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 USAGE = b'{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5}}'
 ANSWER = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
 HALF_A_HEAD = OK + b"Content-Le"
@@ -100,7 +104,7 @@ class Router:
         return port_of(self.server)
 
     @property
-    def connections(self) -> list[RouterProtocol]:
+    def connections(self) -> list[ProxyProtocol]:
         found: Any = self.server.server_state.connections
         return list(found)
 
@@ -118,7 +122,7 @@ class Router:
         return await soon(self._new.get())
 
     async def warm(self, *headers: str, model: str = "m") -> tuple[Client, Line]:
-        """A client, and a kept connection: what is asked now can be an errand."""
+        """A client, and a kept connection to llama-server."""
         client = await self.client()
         client.say(request({"model": model}, *headers))
         line = await self.line()
@@ -169,7 +173,6 @@ class Router:
         if self.connections or not self.services.manager.closing:
             await self.shutdown()
         assert not self.tasks, "a task was left"
-        assert not self.app.errands._under_way, "an errand was left"
         for instance in self.services.manager.instances.values():
             assert (instance.queue.in_flight, instance.queue.waiting) == (0, 0), "a slot was lost"
             assert instance.queue.waiting_by_level == [0, 0, 0]
@@ -187,8 +190,6 @@ MakeRouter = Callable[..., Awaitable[Router]]
 async def make_router(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[MakeRouter]:
-    monkeypatch.setattr(upstream, "IDLE_CONNECTION_S", 60.0)  # what ends, ends for another reason
-    monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
     monkeypatch.setattr("app.composition.BATCH_S", 0.0)
     async with AsyncExitStack() as stack:
 
@@ -207,6 +208,7 @@ async def make_router(
                 parse(json.dumps(tree), tmp_path, {}), launcher=launcher, probe=FakeProbe(10_000)
             )
             await router.start(app, keep_alive_s)
+            router.services.upstream.idle_s = 60.0  # what ends, ends for another reason
             stack.push_async_callback(router.close)
             return router
 
@@ -218,20 +220,19 @@ async def router(make_router: MakeRouter) -> Router:
     return await make_router()
 
 
-# --- the short way
+# --- an answer
 
 
-async def test_the_first_request_makes_a_task_and_the_next_ones_do_not(router: Router) -> None:
+async def test_a_request_to_a_model_makes_no_task(router: Router) -> None:
     client, line = await router.warm()
     for _ in range(3):
         client.say(request())
         await line.answer(ANSWER)
         assert (await client.reply()).body == USAGE
-    assert router.tasks.started == 0
     other = await router.client()
-    other.say(request())
-    await line.answer(ANSWER)
-    assert (await other.reply()).status == 200
+    other.say(request({"model": "m", "stream": True}))
+    await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
+    assert (await other.reply()).body == b"data: 1\n\n"
     assert router.tasks.started == 0
 
 
@@ -252,32 +253,32 @@ async def test_the_first_request_makes_a_task_and_the_next_ones_do_not(router: R
     ],
     ids=["usual", "chunked", "empty", "after 100", "400", "503", "599", "many headers"],
 )
-async def test_its_answer_is_that_of_the_long_way(make_router: MakeRouter, answer: bytes) -> None:
+async def test_both_entrances_give_the_same_answer(make_router: MakeRouter, answer: bytes) -> None:
+    """A connection that uvicorn has takes the same exchange behind ASGI."""
     replies, accounts, asked = [], [], []
-    for more, tasks in (((), 0), (("Cookie: a=b",), 1)):
+    for tasks in (0, 1):
         router = await make_router()
         client, line = await router.warm()
+        if tasks:
+            assert (await client.ask(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+            router.tasks.started = 0
         body = {"model": "m", "messages": [], "priority": "\u00e9"}
-        client.say(request(body, "X-Request-ID: mine", "Accept: */*", "X-Request-Priority: low", *more))
+        client.say(request(body, "X-Request-ID: mine", "Accept: */*", "X-Request-Priority: low"))
         asked.append((await line.answer(answer)).replace(b"%d" % router.launcher.port, b"PORT"))
         replies.append(await client.reply())
         accounts.append(await router.account())
         assert router.tasks.started == tasks
-    short, long = replies
-    assert short.line == long.line
-    assert short.body == long.body
-    framing = (b"content-length", b"transfer-encoding")
+    bytes_, asgi = replies
+    assert (bytes_.line, bytes_.body) == (asgi.line, asgi.body)
     timed = (b"x-queue-wait-ms", b"x-model-load-ms", b"date")
-    names = [sorted(name for name, _ in r.headers if name not in framing) for r in replies]
+    names = [sorted(name for name, _ in reply.headers) for reply in replies]
     assert names[0] == names[1]
     assert {*timed} < {*names[0]}
-    values = [sorted(h for h in r.headers if h[0] not in framing + timed) for r in replies]
+    values = [sorted(h for h in reply.headers if h[0] not in timed) for reply in replies]
     assert values[0] == values[1]
-    assert short[b"x-request-id"] == b"mine"
+    assert bytes_[b"x-request-id"] == b"mine"
     assert asked[0] == asked[1]
     differs = {"duration_s": 0, "queue_wait_s": 0, "ttft_s": 0}
-    if not short.body:
-        accounts[0] = accounts[0]._replace(ttft_s=None)
     assert (accounts[0].ttft_s is None) == (accounts[1].ttft_s is None)
     assert accounts[0]._replace(**differs) == accounts[1]._replace(**differs)  # type: ignore[arg-type]
 
@@ -318,12 +319,12 @@ async def test_a_body_in_many_pieces_arrives_whole(router: Router) -> None:
     assert router.tasks.started == 0
 
 
-# --- the long way
+# --- all kinds of requests
 
 PADDED = {"model": "m", "prompt": "x" * 2**17}
 
 
-LONG_WAY = [
+KINDS = [
     (request({"model": "m", "stream": True}), 200),
     (request(None, "Cookie: a=b"), 200),
     (request(None, "Origin: http://localhost"), 200),
@@ -352,14 +353,17 @@ LONG_WAY = [
 ]
 
 
-async def test_what_is_not_for_an_errand_goes_the_long_way(make_router: MakeRouter) -> None:
+@pytest.mark.parametrize(
+    "first", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["front", "asgi"]
+)
+async def test_every_kind_of_request_is_answered(make_router: MakeRouter, first: bytes) -> None:
+    """By the protocol in front, and by the framework's entrance on a connection that uvicorn has."""
     router = await make_router(api={"max_body_mb": 1})
     router.answers = SIZED
-    for said, status in LONG_WAY:
+    for said, status in KINDS:
         client = await router.client()
-        assert (await client.ask(request())).status == 200
-        router.tasks.started = 0
-        assert ((await client.ask(said)).status, router.tasks.started) == (status, 1), said[:200]
+        assert (await client.ask(first or request())).status == 200
+        assert (await client.ask(said)).status == status, said[:200]
 
 
 async def test_a_client_that_expects_100_gets_it(router: Router) -> None:
@@ -373,7 +377,7 @@ async def test_a_client_that_expects_100_gets_it(router: Router) -> None:
     assert (await client.reply()).status == 200
 
 
-async def test_a_small_limit_holds_for_the_bodies_of_errands_too(make_router: MakeRouter) -> None:
+async def test_a_small_limit_holds_for_known_heads_too(make_router: MakeRouter) -> None:
     router = await make_router(api={"max_body_mb": 0.001})
     client, _ = await router.warm()
     body = b'{"model": "m"}' + b" " * 2000
@@ -404,7 +408,6 @@ async def test_a_key_that_a_reload_takes_away_is_refused_at_once(make_router: Ma
     changed = now.model_copy(update={"api": now.api.model_copy(update={"api_keys": keys})})
     assert router.services.configuration.change(changed) == []
     assert (await client.ask(request(None, old))).status == 401
-    router.tasks.started = 0
     for key in (both, "X-Api-Key: new"):
         client.say(request(None, key))
         await line.answer()
@@ -415,47 +418,46 @@ async def test_a_key_that_a_reload_takes_away_is_refused_at_once(make_router: Ma
 # --- heads that are known
 
 
-def open_(router: Router, *headers: tuple[bytes, bytes]) -> errand.Opening | None:
-    return router.app.errands.open(CHAT.encode(), [(b"host", b"localhost"), *headers])
+def accept(router: Router, *headers: tuple[bytes, bytes]) -> Accepted:
+    head = RequestHead("POST", CHAT.encode(), "1.1", [(b"host", b"localhost"), *headers], 0, True, b"")
+    accepted = router.app.gateway.accept(head)
+    assert accepted is not None
+    return accepted
 
 
 async def test_only_so_many_heads_are_remembered(router: Router) -> None:
-    known = router.app.errands._known
+    known = router.app.gateway._known
     for number in range(3 * MAX_KNOWN_HEADS):
-        assert open_(router, (b"x-number", b"%d" % number))
+        accept(router, (b"x-number", b"%d" % number))
         assert len(known) <= MAX_KNOWN_HEADS
     assert known
 
 
 async def test_a_large_head_is_not_remembered(router: Router) -> None:
-    assert open_(router, (b"x", b"y" * MAX_KNOWN_BYTES))
-    assert open_(router, (b"x-request-id", b"y" * MAX_KNOWN_BYTES))
-    assert not router.app.errands._known
+    accept(router, (b"x", b"y" * MAX_KNOWN_BYTES))
+    accept(router, (b"x-request-id", b"y" * MAX_KNOWN_BYTES))
+    assert not router.app.gateway._known
 
 
 async def test_length_and_id_make_no_other_head(router: Router) -> None:
     for number in range(5):
-        opening = open_(router, (b"x-request-id", b"id%d" % number), (b"content-length", b"%d" % number))
-        assert opening is not None
-        assert opening.request_id == f"id{number}"
-    assert len(router.app.errands._known) == 1
+        accepted = accept(router, (b"x-request-id", b"id%d" % number), (b"content-length", b"%d" % number))
+        assert accepted.request_id == f"id{number}"
+    assert len(router.app.gateway._known) == 1
 
 
 async def test_one_client_is_not_taken_for_another(make_router: MakeRouter) -> None:
     """By anything that tells them apart, the order of the headers too."""
     keys = [{"key": name, "name": name} for name in ("a", "b")]
     router = await make_router(api={"api_keys": keys})
-    names = []
-    for key in (b"a", b"b", b"a"):
-        opening = open_(router, (b"x-api-key", key))
-        assert opening is not None
-        names.append(opening.sender.client.name)
-    assert names == ["a", "b", "a"]
+    assert [accept(router, (b"x-api-key", key)).meta.client.name for key in (b"a", b"b", b"a")] == [
+        "a",
+        "b",
+        "a",
+    ]
     both = (b"x-api-key", b"a"), (b"x-api-key", b"b")
-    first, second = open_(router, *both), open_(router, *both[::-1])
-    assert first is not None
-    assert second is not None
-    assert (first.sender.client.name, second.sender.client.name) == ("a", "b")
+    names = [accept(router, *pair).meta.client.name for pair in (both, both[::-1])]
+    assert names == ["a", "b"]
 
 
 # --- one after the other
@@ -474,7 +476,7 @@ STREAM = OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\
         (request(b"{", "X-Request-ID: 1"), 400),
         (request(PADDED, "X-Request-ID: 1"), 200),
     ],
-    ids=["errand", "stream", "cookie", "unknown", "no JSON", "large"],
+    ids=["plain", "stream", "cookie", "unknown", "no JSON", "large"],
 )
 async def test_pipelined_requests_are_answered_in_their_order(
     router: Router, first: bytes, status: int
@@ -494,16 +496,15 @@ async def test_the_next_request_may_come_while_llama_server_computes(router: Rou
     client, line = await router.warm()
     client.say(request(None, "X-Request-ID: 1"))
     await line.asked()
-    assert router.tasks.started == 0
     client.say(request(None, "X-Request-ID: 2"))
-    await until(lambda: router.tasks.started == 1)
     line.say(ANSWER)
     assert (await client.reply())[b"x-request-id"] == b"1"
     await line.answer()
     assert (await client.reply())[b"x-request-id"] == b"2"
+    assert router.tasks.started == 0
 
 
-async def test_half_a_head_behind_an_errand_harms_nobody(router: Router) -> None:
+async def test_half_a_head_behind_a_request_harms_nobody(router: Router) -> None:
     client, line = await router.warm()
     second = request(None, "X-Request-ID: 2")
     client.say(request() + second[:10])
@@ -514,31 +515,31 @@ async def test_half_a_head_behind_an_errand_harms_nobody(router: Router) -> None
     assert (await client.reply())[b"x-request-id"] == b"2"
 
 
-async def test_garbage_is_no_answer_to_the_errand_before_it(router: Router) -> None:
+async def test_garbage_is_told_after_the_answer_to_the_request_before_it(router: Router) -> None:
     client, line = await router.warm()
     client.say(request())
     await line.asked()
     client.say(b"HELLO\r\n\r\n")
+    line.say(ANSWER)
+    assert (await client.reply()).body == USAGE
+    refused = await client.reply()
+    assert (refused.status, refused[b"connection"]) == (400, b"close")
     assert await client.rest() == b""
-    assert (await router.account()).status == 499
-    await line.ended()
 
 
-async def test_the_answer_to_a_client_that_does_not_read_waits_in_a_task(router: Router) -> None:
+async def test_a_client_that_does_not_read_gets_its_answers_when_it_does(router: Router) -> None:
     _, line = await router.warm()
     slow = await router.client(buffer=4096)
     slow.say(request())
     await line.asked()
-    (connection,) = (found for found in router.connections if found.errand is not None)
-    connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    connection.transport.set_write_buffer_limits(0)
+    (connection,) = (found for found in router.connections if found._exchange is not None)
+    connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection._transport.set_write_buffer_limits(0)
     large = b"x" * 60_000
     line.say(OK + b"Content-Length: %d\r\n\r\n" % len(large) + large)
-    await until(lambda: connection.flow.write_paused)
-    assert router.tasks.started == 0
+    await until(lambda: connection._is_write_paused)
     slow.say(request())
     await line.answer(ANSWER)
-    await until(lambda: router.tasks.started == 1)
     assert [(await slow.reply()).body for _ in range(2)] == [large, USAGE]
 
 
@@ -596,7 +597,7 @@ def leave(client: Client, how: str) -> None:
 async def test_who_leaves_in_the_middle_of_his_body_was_never_there(router: Router) -> None:
     client, line = await router.warm()
     client.say(request()[:-5])
-    await until(lambda: router.connections[0]._opening is not None)
+    await until(lambda: router.connections[0]._state is State.RECEIVING)
     client.leave()
     await until(lambda: not router.connections)
     other = await router.client()
@@ -619,7 +620,6 @@ async def test_a_kept_connection_that_ends_without_a_byte_is_replaced(router: Ro
         fresh = await router.line()
         await fresh.answer(OK + b"Connection: close\r\n" + ANSWER.split(b"\r\n", 1)[1])
         assert (await client.reply()).body == USAGE
-        assert router.tasks.started == 1
         assert (await router.account()).outcome is Outcome.SUCCESS
     assert counted(router, "router_request_replays_total") == {"m": 0.0}
 
@@ -641,7 +641,7 @@ async def test_an_answer_that_breaks_off_is_asked_for_again(router: Router, said
 
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HEAD, HALF_A_BODY], ids=["nothing", "head", "body"])
-async def test_an_errand_that_is_cut_is_asked_for_again(router: Router, said: bytes) -> None:
+async def test_a_request_that_is_cut_is_asked_for_again(router: Router, said: bytes) -> None:
     client, line = await router.warm()
     client.say(request())
     await line.asked()
@@ -657,7 +657,9 @@ async def test_an_errand_that_is_cut_is_asked_for_again(router: Router, said: by
     assert (await client.reply()).status == 200
 
 
-async def test_an_errand_that_is_cut_while_it_waits_is_served_by_the_next_process(router: Router) -> None:
+async def test_who_waits_while_its_process_is_stopped_is_served_by_the_next_one(
+    router: Router,
+) -> None:
     first, line = await router.warm()
     first.say(request())
     await line.asked()
@@ -681,7 +683,7 @@ async def test_what_is_no_http_is_asked_for_again_and_then_told(router: Router) 
     assert (reply.status, reply.code) == (502, "model_crashed")
 
 
-async def test_a_model_that_is_removed_while_an_errand_waits_is_told_to_be(router: Router) -> None:
+async def test_who_waits_for_a_model_that_is_removed_is_told_so(router: Router) -> None:
     first, line = await router.warm()
     first.say(request())
     await line.asked()
@@ -694,7 +696,7 @@ async def test_a_model_that_is_removed_while_an_errand_waits_is_told_to_be(route
     assert (await first.reply()).body == USAGE
 
 
-# --- answers that are not for an errand
+# --- other answers
 
 
 async def test_a_stream_that_nobody_asked_for_passes_as_it_comes(router: Router) -> None:
@@ -704,7 +706,6 @@ async def test_a_stream_that_nobody_asked_for_passes_as_it_comes(router: Router)
     assert b"text/event-stream" in await soon(client._reader.readuntil(b"data: 1\n\n\r\n"))
     line.say(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
     assert b"data: 2\n\n" in await soon(client._reader.readuntil(b"0\r\n\r\n"))
-    assert router.tasks.started == 1
 
 
 async def test_a_whole_stream_at_once_is_a_stream_too(router: Router) -> None:
@@ -719,9 +720,9 @@ async def test_a_long_answer_waits_for_a_slow_client(router: Router) -> None:
     _, line = await router.warm()
     slow = await router.client(buffer=4096)
     slow.say(request())
-    await line.answer(OK + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG[: 2**17])
-    await until(lambda: router.tasks.started == 1)
-    line.say(LONG[2**17 :])
+    await line.answer(OK + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG[:-1])
+    await until(lambda: any(connection._is_write_paused for connection in router.connections))
+    line.say(LONG[-1:])
     assert (await slow.reply()).body == LONG
     assert (await router.account()).outcome is Outcome.SUCCESS
 
@@ -750,79 +751,20 @@ async def test_an_answer_without_a_body_has_none(router: Router, status: int) ->
     assert (await client.reply()).body == USAGE
 
 
-async def test_a_status_that_does_not_exist_ends_the_connection(router: Router) -> None:
+async def test_a_status_that_does_not_exist_is_no_answer(router: Router) -> None:
     client, line = await router.warm()
     client.say(request())
     await line.answer(b"HTTP/1.1 700 X\r\nContent-Length: 2\r\n\r\nhi")
-    assert await client.rest() == b""
-    assert (await router.account()).outcome is Outcome.ERROR
-    other = await router.client()
-    other.say(request())
-    await line.answer(ANSWER)
-    assert (await other.reply()).body == USAGE
+    router.launcher.newest("m").die()
+    await (await router.line()).answer(ANSWER)
+    assert (await client.reply()).body == USAGE
 
 
-# --- patience
-
-
-async def test_who_waits_too_long_waits_in_a_task_at_his_old_place(
-    router: Router, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
-    second = await router.client()
-    second.say(request())
-    await until(lambda: router.tasks.started == 1)
-    monkeypatch.setattr(errand, "HEARTBEAT_S", 60.0)
-    third = await router.client()
-    third.say(request())
-    await router.waiting(2)
-    line.say(SIZED)
-    for client in (second, third):
-        await line.answer(ANSWER)
-        assert (await client.reply()).body == USAGE
-
-
-async def test_a_task_takes_over_what_was_asked_already(
-    router: Router, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, line = await router.warm()
-    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
-    client.say(request())
-    await line.asked()
-    await until(lambda: router.tasks.started == 1)
-    line.say(ANSWER)
-    reply = await client.reply()
-    assert reply.body == USAGE
-    assert (await router.account()).usage.prompt == 7
-    client.say(request())
-    await line.answer()  # the connection was kept
-    assert (await client.reply()).status == 200
-
-
-async def test_many_that_are_impatient_are_all_handed_over(
-    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    router = await make_router()
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    monkeypatch.setattr(errand, "HEARTBEAT_S", 0.0)
-    clients = [await router.client() for _ in range(20)]
-    for client in clients:
-        client.say(request())
-    await until(lambda: router.tasks.started == len(clients))
-    assert len(router.app.errands._under_way) == 1  # who runs, with the patience of before
-    line.say(SIZED)
-    for _ in clients:
-        await line.answer(ANSWER)
-    assert [(await client.reply()).body for client in clients] == [USAGE] * len(clients)
+# --- time
 
 
 async def test_the_time_in_the_queue_is_that_of_the_configuration(make_router: MakeRouter) -> None:
-    """Half of it as an errand, half of it in a task; it counts from the arrival."""
+    """It counts from the arrival."""
     router = await make_router(queue_timeout_sec=1)
     first, line = await router.warm()
     first.say(request())
@@ -846,20 +788,20 @@ async def test_the_time_for_an_answer_is_that_of_the_configuration(make_router: 
     await line.ended()
 
 
-async def test_what_has_come_when_a_task_takes_over_is_progress(
-    make_router: MakeRouter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_comes_is_progress(make_router: MakeRouter) -> None:
     router = await make_router(request_timeout_sec=1)
     client, line = await router.warm()
     client.say(request())
     await line.answer(HALF_A_BODY)
-    await until(lambda: router.tasks.started == 1)  # when its time would have been over
+    (exchange_,) = (found._exchange for found in router.connections if found._exchange is not None)
+    await until(lambda: exchange_.reply._parts)
+    exchange_.due(exchange_.ticket.granted_at + 1)  # when its time would have been over
     line.say(ANSWER[len(HALF_A_BODY) :])
     assert (await client.reply()).body == USAGE
 
 
-async def test_the_time_of_a_load_is_told_once(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two wait for it; the second one is asked on the connection of the first, and then handed over."""
+async def test_the_time_of_a_load_is_told_once(router: Router) -> None:
+    """Two wait for it; the second one is asked on the connection of the first."""
     router.launcher.slow = True
     clients = [await router.client() for _ in range(2)]
     for count, client in enumerate(clients, 1):
@@ -868,16 +810,13 @@ async def test_the_time_of_a_load_is_told_once(router: Router, monkeypatch: pyte
     await until(lambda: router.launcher.loads("m"))
     began = router.instance().load_started
     router.instance().load_started = began - 100  # as if it took that long
-    for errand_ in router.app.errands._under_way:
-        errand_._account.ticket.arrived -= 100
+    for connection in router.connections:
+        assert connection._exchange is not None
+        connection._exchange.ticket.arrived -= 100
     router.launcher.newest("m").become_ready()
     line = await router.line()
-    await line.answer()
-    await line.asked()
-    assert router.tasks.started == 1
-    clients[1].say(b"POST")  # the next request begins
-    await until(lambda: router.tasks.started == 2)
-    line.say(SIZED)
+    for _ in clients:
+        await line.answer()
     told = [int((await client.reply())[b"x-model-load-ms"]) for client in clients]
     assert all(100_000 <= ms < 150_000 for ms in told), told
 
@@ -921,45 +860,42 @@ async def test_a_connection_under_way_is_not_closed(router: Router, sent: int | 
     """Whatever the timer of an earlier rest says."""
     client, line = await router.warm()
     (connection,) = router.connections
-    connection.timeout_keep_alive = 0
     whole = request()
     client.say(whole[:sent])
     if sent is None:
         await line.asked()
     else:
-        await until(lambda: connection._head_bytes is not None or connection._opening is not None)
-    connection.timeout_keep_alive_handler()
-    connection.timeout_keep_alive = 60
-    assert not connection.transport.is_closing()
+        await until(lambda: not connection._reader.is_between)
+    connection._ring()
+    assert not connection._transport.is_closing()
     if sent is not None:
         client.say(whole[sent:])
         await line.asked()
     line.say(ANSWER)
     assert (await client.reply()).body == USAGE
-    assert router.tasks.started == 0
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
-async def test_a_connection_has_one_timer_for_all_its_rests(router: Router, how: str) -> None:
+async def test_a_connection_has_one_timer_for_all_its_requests(router: Router, how: str) -> None:
     client, line = await router.warm()
     (connection,) = router.connections
-    timers = set()
+    alarm, timers = connection._alarm, set()
     for _ in range(3):
         client.say(request())
         await line.answer()
         await client.reply()
-        timers.add(connection.timeout_keep_alive_task)
+        timers.add(alarm._handle)
     assert len(timers) == 1
     leave(client, how)
     await until(lambda: not router.connections)
-    assert connection.timeout_keep_alive_task is None
+    assert alarm._handle is None
     assert all(timer is not None and timer.cancelled() for timer in timers)
 
 
 # --- the router's end
 
 
-async def test_the_end_of_the_router_waits_for_an_errand(router: Router) -> None:
+async def test_the_end_of_the_router_waits_for_a_request(router: Router) -> None:
     client, line = await router.warm()
     client.say(request())
     await line.asked()
@@ -973,7 +909,7 @@ async def test_the_end_of_the_router_waits_for_an_errand(router: Router) -> None
     await soon(end)
 
 
-async def test_an_errand_of_a_server_that_closes_is_the_last_one_of_its_connection(router: Router) -> None:
+async def test_the_request_of_a_server_that_closes_is_the_last_one_of_its_connection(router: Router) -> None:
     client, line = await router.warm()
     client.say(request())
     await line.asked()
@@ -990,7 +926,7 @@ async def test_half_a_body_is_awaited_when_the_server_closes(router: Router, sen
     whole = request()
     client.say(whole[:sent])
     (connection,) = router.connections
-    await until(lambda: connection._opening is not None)
+    await until(lambda: connection._state is State.RECEIVING)
     connection.shutdown()
     client.say(whole[sent:])
     await line.answer(ANSWER)
@@ -1003,7 +939,7 @@ async def test_half_a_body_at_the_end_of_the_router_is_told_so(router: Router) -
     client, _ = await router.warm()
     whole = request()
     client.say(whole[:-5])
-    await until(lambda: router.connections[0]._opening is not None)
+    await until(lambda: router.connections[0]._state is State.RECEIVING)
     router.services.manager.closing = True
     assert (await client.ask(whole[-5:])).code == "shutting_down"
 
@@ -1042,26 +978,34 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(openai, "read"), (errand, "request_to"), (errand, "passed_back"), (errand, "own_headers")],
+    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "passed_back")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
-    router: Router, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
+    router: Router,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: Any,
+    name: str,
 ) -> None:
     client, line = await router.warm()
     with monkeypatch.context() as patch:
         patch.setattr(where, name, fail)
         client.say(request(None, "X-Request-ID: mine"))
-        if name in ("passed_back", "own_headers"):
+        if name == "passed_back":
             await line.answer()
-        reply = await client.reply()
-        assert (reply.status, reply[b"x-request-id"]) == (500, b"mine")
-        if where is errand:
+        told = await client.reply()
+        assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
+        assert "RuntimeError: a bug" in caplog.text
+        if where in (exchange, reply):
             assert (await router.account()).outcome is Outcome.ERROR
     assert router.instance().queue.in_flight == 0
-    client.say(request())
-    await line.answer(ANSWER)
-    assert (await client.reply()).body == USAGE
+    other = await router.client()
+    other.say(request())
+    await (line if name in ("request_id", "find_model", "passed_back") else await router.line()).answer(
+        ANSWER
+    )
+    assert (await other.reply()).body == USAGE
 
 
 # --- what is counted
@@ -1162,3 +1106,56 @@ async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(
         client, _ = await router.warm() if not router.lines else (await router.client(), None)
         client.say(request(b"", length=length))
         assert (await client.reply()).status == 413
+
+
+# --- what is left behind
+
+
+def circles_of_ours() -> list[str]:
+    """What only the garbage collector could free, by type."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return [
+            type(found).__qualname__ for found in gc.garbage if type(found).__module__.startswith("app.proxy")
+        ]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize("first", [b"", GET_HEALTH], ids=["front", "asgi"])
+async def test_requests_leave_no_circles_behind(router: Router, first: bytes) -> None:
+    """A collection holds the event loop; so there should be nothing to collect."""
+    await router.warm()
+    gc.collect()
+    for body, answer in (({"model": "m"}, ANSWER), ({"model": "m", "stream": True}, STREAM + LAST_EVENT)):
+        client = await router.client()
+        if first:
+            await client.ask(first)
+        for number in range(3):
+            client.say(request(body))
+            line = router.lines[-1]
+            if line.writer.is_closing() or (number and "stream" in body):
+                line = await router.line()
+            await line.answer(answer)
+            assert (await client.reply()).status == 200
+            await router.account()
+        client.leave()
+        await until(lambda: len(router.connections) == 1)
+        router.lines[-1].hang_up()
+    assert circles_of_ours() == []
+
+
+LAST_EVENT = b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
+
+
+def test_what_start_up_made_is_not_looked_at_by_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    thresholds = gc.get_threshold()
+    try:
+        settle_memory()
+        assert gc.get_freeze_count() > 10_000
+        assert gc.get_threshold() == GC_THRESHOLDS
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)

@@ -1,0 +1,94 @@
+"""What an exchange needs of the queue in front of its model, and of the health of its process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+
+import anyio
+
+from app.core.health_monitor import HealthMonitor
+from app.core.manager import ModelManager
+from app.core.queue import TicketState
+from app.domain.errors import RouterError
+from app.domain.event_bus import EventBus
+from app.domain.events import Replayed
+from app.domain.status import Status
+from app.llama.runner import Runner
+from app.proxy.seams import Entrant
+
+EXIT_WAIT_S = 3.0
+"""How long a replay waits for the supervisor to notice that the process ended; then the process is probed."""
+
+
+class Admission:
+    """Enters tickets and takes them back. What has to be awaited, which is rare, runs in a task."""
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        health: HealthMonitor,
+        bus: EventBus,
+        *,
+        exit_wait_s: float = EXIT_WAIT_S,
+    ) -> None:
+        self._manager, self._health, self._bus, self._exit_wait_s = manager, health, bus, exit_wait_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def enter(self, entrant: Entrant) -> asyncio.Task[None] | None:
+        if entrant.instance.status is Status.FAILED:
+            return self._start(entrant, self._revive(entrant))
+        self._enter(entrant)
+        return None
+
+    def leave(self, entrant: Entrant) -> None:
+        entrant.ticket.owner = None
+        self._manager.leave(entrant.instance, entrant.ticket)
+
+    def ended(self, entrant: Entrant) -> None:
+        self.leave(entrant)
+        self._bus.finished(entrant.record.event)
+
+    def gone(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None]:
+        return self._start(entrant, self._wait_for_exit(entrant, runner))
+
+    # --- inside
+
+    def _enter(self, entrant: Entrant) -> None:
+        ticket = entrant.ticket
+        ticket.owner = entrant
+        try:
+            self._manager.enter(entrant.instance, ticket)
+        except RouterError as error:
+            ticket.refuse(error)
+        except BaseException:
+            ticket.state = TicketState.DONE  # it has not entered, so it must not be counted out
+            raise
+
+    async def _revive(self, entrant: Entrant) -> None:
+        """A model that has failed gets another try if its file is another one."""
+        await self._manager.revive(entrant.instance)
+        self._enter(entrant)
+
+    async def _wait_for_exit(self, entrant: Entrant, runner: Runner | None) -> None:
+        """Else the replay could be sent to the process that has just failed."""
+        if runner is not None:
+            with anyio.move_on_after(self._exit_wait_s) as wait:
+                await entrant.instance.without(runner)
+            if wait.cancelled_caught:
+                await self._health.suspect(entrant.instance, runner)
+        self._bus.publish(Replayed(entrant.instance.alias))
+        entrant.replay()
+
+    def _start(self, entrant: Entrant, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(_guarded(entrant, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _guarded(entrant: Entrant, work: Coroutine[object, object, None]) -> None:
+    try:
+        await work
+    except Exception as bug:
+        entrant.bug(bug)

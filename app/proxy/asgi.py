@@ -1,0 +1,206 @@
+"""The same exchange behind ASGI: for connections that uvicorn has, and for whatever else speaks ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from urllib.parse import quote
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.domain.alarm import Alarm
+from app.domain.errors import RouterError
+from app.proxy import http1, messages
+from app.proxy.exchange import Exchange
+from app.proxy.gateway import Accepted, Gateway
+from app.proxy.headers import Headers
+from app.proxy.request import BY_PATH, TUNNEL, is_tunnel
+
+logger = logging.getLogger(__name__)
+
+ERROR_KEY = "router.error"
+"""In the scope of a request that was answered with an error: that error, for the log."""
+
+MAX_WAITING_BYTES = 65536
+"""Of an answer, between the exchange and a client that takes it slowly."""
+
+
+class AsgiProxy:
+    """Answers requests to models; everything else goes on to the framework.
+
+    The framework's routes describe these endpoints and answer other methods. Its way through middleware,
+    routing and dependencies costs as much as a fifth of the router's CPU for a short request.
+    """
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._gateway = app, gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, method = scope["path"], scope["method"]
+        endpoint = BY_PATH.get(path) if method == "POST" else None
+        if endpoint is None and not is_tunnel(method, path):
+            await self._app(scope, receive, send)
+            return
+        answer, reading = AsgiAnswer(scope, send), None
+        try:
+            accepted = self._accepted(scope)
+            body = await _whole_body(receive)
+            reading = self._gateway.start(accepted, body, answer)
+        except RouterError as error:
+            answer.refuse(error)
+        except ClientDisconnect:
+            raise
+        except Exception as bug:
+            answer.bug(bug)
+        try:
+            await answer.run(receive)
+        finally:
+            if reading is not None:
+                reading.cancel()
+
+    def _accepted(self, scope: Scope) -> Accepted:
+        """`Guard` has checked who asks."""
+        headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
+        endpoint = BY_PATH.get(scope["path"])
+        meta = self._gateway.meta if endpoint else self._gateway.admin_meta
+        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client))
+
+
+class AsgiAnswer:
+    """The `Entrance` of one request: what is written waits here for the task that sends it."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope, self._send = scope, send
+        self._exchange: Exchange | None = None
+        self._messages: deque[Message] = deque()
+        self._waiting_bytes = 0
+        self._is_over = False
+        self._news = asyncio.Event()
+        self._alarm = Alarm(self._ring)
+        self._collected: list[bytes] | None = None
+
+    # --- the task's side
+
+    async def run(self, receive: Receive) -> None:
+        """Until the answer is complete or its client has left."""
+        listening = asyncio.ensure_future(_until_disconnect(receive))
+        listening.add_done_callback(self._on_disconnect)
+        try:
+            while not self._is_over or self._messages:
+                if not self._messages:
+                    self._news.clear()
+                    await self._news.wait()
+                    continue
+                await self._send_next()
+        finally:
+            listening.cancel()
+            self._alarm.cancel()
+            if self._exchange is not None:
+                self._exchange.client_left()  # unless it has ended
+            del self._exchange, self._alarm  # each holds this
+
+    async def _send_next(self) -> None:
+        message = self._messages.popleft()
+        await self._send(message)
+        self._waiting_bytes -= len(message.get("body", b""))
+        exchange = self._exchange
+        if exchange is not None and self._waiting_bytes <= MAX_WAITING_BYTES:
+            exchange.writable()
+
+    def _on_disconnect(self, listening: asyncio.Future[None]) -> None:
+        if listening.cancelled() or listening.exception() is not None:
+            return
+        if not self._is_over:
+            if self._exchange is not None:
+                self._exchange.client_left()
+            self._messages.clear()
+            self._end()
+
+    # --- the gateway's side
+
+    def begin(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        exchange.begin()
+
+    def refuse(self, error: RouterError) -> None:
+        self._scope[ERROR_KEY] = error
+        headers, body = http1.error_answer(error, self._scope["path"], self._scope["router.request_id"])
+        self.start(error.status, headers, len(body))
+        self.write(body, True)
+
+    def bug(self, bug: Exception) -> None:
+        """In what comes before an exchange, which sees to its own."""
+        logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
+        self.refuse(messages.mistake())
+
+    def wake(self, delay_s: float) -> None:
+        self._alarm.set(asyncio.get_running_loop().time() + delay_s)
+
+    def _ring(self) -> None:
+        if self._exchange is not None:
+            self._exchange.due(time.monotonic())
+
+    # --- the exchange's side
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        if length is not None:
+            headers = [*headers, (b"content-length", b"%d" % length)]
+        elif self._scope.get("http_version") == "1.0":  # its client knows no chunks
+            self._collected = []
+        self._put({"type": "http.response.start", "status": status, "headers": headers})
+
+    def write(self, data: bytes, last: bool) -> bool:
+        if self._collected is not None:
+            self._collected.append(data)
+            if not last:
+                return True
+            data, self._collected = b"".join(self._collected), None
+            self._messages[-1]["headers"].append((b"content-length", b"%d" % len(data)))
+        self._put({"type": "http.response.body", "body": data, "more_body": not last})
+        self._waiting_bytes += len(data)
+        if last:
+            self._end()
+        return self._waiting_bytes <= MAX_WAITING_BYTES
+
+    def abort(self) -> None:
+        """The server closes a connection whose answer was not completed."""
+        self._messages.clear()
+        self._end()
+
+    def _put(self, message: Message) -> None:
+        self._messages.append(message)
+        if self._collected is None:
+            self._news.set()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._news.set()
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    """Raises `ClientDisconnect` if it does not come to its end."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _target(scope: Scope) -> bytes:
+    """As it was sent, where the server tells."""
+    raw: bytes = scope.get("raw_path") or b""
+    if not raw.startswith(TUNNEL.encode()):
+        raw = quote(scope["path"], safe="/").encode()
+    query: bytes = scope["query_string"]
+    return raw + b"?" + query if query else raw

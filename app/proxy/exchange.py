@@ -1,0 +1,291 @@
+"""One proxied request as a state machine: no sockets, no tasks, no clock of its own.
+
+Everything that happens to a request is a call of a plain method here: its ticket is granted, a connection is
+there, bytes come, its client leaves, time passes. None of them waits, none of them raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from enum import Enum
+from functools import wraps
+from typing import Any, TypeVar
+
+from app.core.config import SystemConfig
+from app.domain.errors import RouterError
+from app.domain.status import Status
+from app.llama.runner import Runner
+from app.models.supervisor import ModelInstance
+from app.proxy import messages
+from app.proxy.headers import Headers
+from app.proxy.record import RequestRecord, RoutedRequest
+from app.proxy.reply import Reply
+from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 5.0
+"""A stream that waits gets its head after this time, and a comment each time it passes again."""
+
+HEAD_WAITS_S = 0.01
+"""llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at
+once, and reaches a client later that is woken for the head before."""
+
+
+class Phase(Enum):
+    QUEUED = "its ticket waits"
+    CONNECTING = "granted; no connection yet"
+    ASKED = "sent; no head has come"
+    ANSWERING = "bytes pass"
+    EXITING = "its process failed; it queues once more when that is gone"
+    ENDED = "slot and connection are given back"
+
+
+Input = TypeVar("Input", bound=Callable[..., Any])
+
+
+def _input(method: Input) -> Input:
+    """A bug in one request is answered and logged there; whoever called goes on."""
+
+    @wraps(method)
+    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.bug(error)
+            return None
+
+    return guarded  # type: ignore[return-value]
+
+
+class Exchange:
+    """From the complete request to the end of its answer. `phase` says where it is."""
+
+    __slots__ = (
+        "_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
+        "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply", "ticket",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        instance: ModelInstance,
+        record: RequestRecord,
+        body: bytes,
+        reply: Reply,
+        *,
+        slots: Slots,
+        links: Links,
+        limits: SystemConfig,
+        clock: Callable[[], float],
+        wake: Callable[[float], None],
+    ) -> None:
+        """`wake(delay_s)` asks for one call of `due`, instead of the one asked for before."""
+        self.instance, self.record, self.reply = instance, record, reply
+        self.ticket = record.ticket
+        self.phase = Phase.QUEUED
+        self._body, self._slots, self._links, self._limits = body, slots, links, limits
+        self._clock, self._wake = clock, wake
+        self._runner: Runner | None = None
+        self._link: Link | None = None
+        self._pending: Pending | None = None
+        self._is_paused = False
+        self._queue_deadline = self._heartbeat_at = 0.0
+
+    @property
+    def request(self) -> RoutedRequest:
+        return self.record.request
+
+    # --- the queue
+
+    @_input
+    def begin(self) -> None:
+        self._enter(since=self.ticket.arrived)
+
+    @_input
+    def granted(self) -> None:
+        self._pending = None
+        runner = self._runner = self.instance.runner
+        if runner is None:
+            self._retry()
+            return
+        self.phase, self.reply.progress_at = Phase.CONNECTING, self._clock()
+        self.record.granted(self.ticket, self.instance)
+        self._wake(self._limits.request_timeout_sec)
+        self._connect(runner)
+
+    @_input
+    def refused(self, error: RouterError) -> None:
+        """No slot, or no connection: the router's own word."""
+        self._pending = None
+        self._fail(error)
+
+    @_input
+    def replay(self) -> None:
+        """Its process is gone: once more, at the old place in the queue."""
+        self._pending = None
+        self.ticket = self.ticket.again()
+        self.reply.restart()
+        self._enter(since=self._clock())
+
+    # --- the connection to llama-server
+
+    @_input
+    def connected(self, link: Link, is_fresh: bool) -> None:
+        if self.phase is not Phase.CONNECTING or self._runner is None:
+            link.release()
+            return
+        self.phase, self._link, self._pending = Phase.ASKED, link, None
+        link.ask(request_to(self._runner, self.request, self._body), self, is_fresh=is_fresh)
+
+    @_input
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        self.phase = Phase.ANSWERING
+        self.reply.head(status, headers, length)
+        if self.reply.holds_head:
+            self._wake(HEAD_WAITS_S)
+
+    @_input
+    def body(self, data: bytes, last: bool) -> bool:
+        go_on = self.reply.body(data, last)
+        if last:
+            self._end()
+            return True
+        self._is_paused = not go_on
+        return go_on
+
+    @_input
+    def broken(self, error: UpstreamGone) -> None:
+        self._link = self._pending = None
+        if error.stale and self._runner is not None:
+            self.phase = Phase.CONNECTING
+            self._connect(self._runner, fresh=True)
+            return
+        logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
+        self._retry()
+
+    @_input
+    def cut(self) -> None:
+        """The process is stopped without waiting for this request."""
+        self._retry()
+
+    # --- the client
+
+    @_input
+    def writable(self) -> None:
+        """The client takes more."""
+        self.reply.progress_at = self._clock()
+        if self._is_paused and self._link is not None:
+            self._is_paused = False
+            self._link.resume()
+
+    @_input
+    def client_left(self) -> None:
+        if self.phase is not Phase.ENDED:
+            self.record.client_left = True
+            self._end()
+
+    # --- time
+
+    @_input
+    def due(self, now: float) -> None:
+        """Every time-out of a request, and its heartbeat. Asks to be called again."""
+        if self.phase is Phase.QUEUED:
+            self._due_in_queue(now)
+        elif self.phase in _AT_LLAMA_SERVER:
+            self.reply.flush_head()
+            left_s = self.reply.progress_at + self._limits.request_timeout_sec - now
+            if left_s > 0:
+                self._wake(left_s)
+            elif self._is_paused:
+                logger.info("%s: a client stopped reading; its slot is taken back", self.instance.alias)
+                self.record.client_left = True
+                self.reply.abort()
+                self._end()
+            else:
+                self._fail(messages.upstream_timeout(self.instance, self._limits))
+
+    def _due_in_queue(self, now: float) -> None:
+        if now >= self._queue_deadline:
+            self._fail(messages.queue_timeout(self.instance, self._limits))
+            return
+        if self.request.stream and now >= self._heartbeat_at:
+            self._heartbeat_at = now + HEARTBEAT_S
+            self.reply.heartbeat(messages.where_it_stands(self.instance, self.ticket))
+        first = min(self._queue_deadline, self._heartbeat_at) if self.request.stream else self._queue_deadline
+        self._wake(max(first - now, 0.0))
+
+    # --- inside
+
+    def _enter(self, since: float) -> None:
+        self.phase = Phase.QUEUED
+        self._queue_deadline = since + self._limits.queue_timeout_sec
+        self._heartbeat_at = since + HEARTBEAT_S
+        pending = self._slots.enter(self)
+        if self.phase is Phase.QUEUED:
+            self._pending = pending
+            self._due_in_queue(self._clock())
+            self._open_ahead(self.instance.runner)
+
+    def _connect(self, runner: Runner, *, fresh: bool = False) -> None:
+        self._pending = None
+        pending = self._links.open(runner.port, self, fresh=fresh)
+        if self.phase is Phase.CONNECTING:
+            self._pending = pending
+        self._open_ahead(runner)
+
+    def _open_ahead(self, runner: Runner | None) -> None:
+        """A stream takes its connection along, so the next one needs another."""
+        waiting = self.instance.queue.waiting
+        if waiting and not self.request.keep_alive and runner is not None and runner.phase is Status.READY:
+            self._links.open_ahead(runner.port, waiting)
+
+    def _retry(self) -> None:
+        """The process failed under it: once more, if that has not been done and nobody has seen a byte."""
+        self._let_go()
+        self._slots.leave(self)
+        if self.reply.has_begun or self.ticket.is_replay:
+            self._fail(messages.crashed(self.instance))
+            return
+        self.phase = Phase.EXITING
+        self._pending = self._slots.gone(self, self._runner)
+
+    def _fail(self, error: RouterError) -> None:
+        self.reply.fail(error)
+        self._end(error)
+
+    def _end(self, error: RouterError | None = None) -> None:
+        if self.phase is Phase.ENDED:
+            return
+        self.phase = Phase.ENDED
+        self._let_go()
+        self.record.close(error)
+        self._slots.ended(self)
+
+    def _let_go(self) -> None:
+        link, pending, self._link, self._pending = self._link, self._pending, None, None
+        if pending is not None:
+            pending.cancel()
+        if link is not None:
+            link.release()
+
+    def bug(self, bug: Exception) -> None:
+        logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
+        if self.phase is Phase.ENDED:
+            return
+        error = messages.mistake()
+        try:
+            self.reply.fail(error)
+        except Exception:
+            logger.exception("and could not say so")
+            self.reply.abort()
+        self._end(error)
+
+
+_AT_LLAMA_SERVER = frozenset({Phase.CONNECTING, Phase.ASKED, Phase.ANSWERING})
+
+
+def request_to(runner: Runner, request: RoutedRequest, body: bytes) -> UpstreamRequest:
+    """The request with the key of this process."""
+    headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
+    return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

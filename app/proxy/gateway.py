@@ -1,0 +1,228 @@
+"""What both entrances share: who may ask a model, and the exchange that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import unquote
+
+from app.access.headers import Headers as ParsedHeaders
+from app.access.headers import RequestHeaders
+from app.access.request_id import request_id
+from app.access.rules import Client, Rules
+from app.core.config import SystemConfig
+from app.core.manager import ModelManager
+from app.domain.errors import Refused, RouterError, TargetTooLong
+from app.observability.refusals import Refusal, RefusalLog
+from app.proxy import request
+from app.proxy.admission import Admission
+from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.body_reader import BodyReader
+from app.proxy.exchange import Exchange
+from app.proxy.headers import Headers, through_tunnel, to_model
+from app.proxy.record import RequestRecord
+from app.proxy.reply import Reply
+from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
+from app.proxy.request_reader import RequestHead
+from app.proxy.seams import Downstream
+from app.proxy.upstream_pool import UpstreamPool
+
+MAX_KNOWN_HEADS = 256
+MAX_KNOWN_BYTES = 4096
+"""Of one head: so much at most is kept of what clients send."""
+
+MAX_ID_BYTES = 128
+"""A longer id is like any other header: checked with the rest."""
+
+
+MAX_TARGET_BYTES = 8192
+
+
+def check_target(size: int) -> None:
+    """Of path and query. Routes are regular expressions, and an alias may stand anywhere in a path."""
+    if size > MAX_TARGET_BYTES:
+        raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
+
+
+class Accepted(NamedTuple):
+    """A request to a model that was let in, before its body."""
+
+    endpoint: Endpoint | None
+    """None: its target names the model."""
+    method: str
+    target: bytes
+    request_id: str
+    meta: RequestMeta
+
+
+class Backend(NamedTuple):
+    """What requests are served with, while the router runs."""
+
+    manager: ModelManager
+    slots: Admission
+    links: UpstreamPool
+    limits: Callable[[], SystemConfig]
+    """Of the configuration that counts now."""
+    bodies: BodyReader
+
+
+class Entrance(Downstream, Protocol):
+    """Where a request has come in, and where its answer goes."""
+
+    def begin(self, exchange: Exchange) -> None: ...
+
+    def refuse(self, error: RouterError) -> None:
+        """Instead of an exchange."""
+
+    def bug(self, bug: Exception) -> None:
+        """Instead of an exchange. Log it."""
+
+    def wake(self, delay_s: float) -> None:
+        """Call `due` of the exchange after so many seconds, instead of when this was asked before."""
+
+
+class Gateway:
+    """A client's requests differ in length and id; the rest of their head is checked once."""
+
+    backend: Backend
+    rules: Rules
+
+    def __init__(self, refusals: RefusalLog) -> None:
+        self._refusals = refusals
+        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
+        self._browsers_elsewhere = False
+
+    def admit_by(self, rules: Rules, *, browsers_elsewhere: bool) -> None:
+        """From now on. `browsers_elsewhere`: requests with an Origin are for the web framework, which answers
+        them with CORS headers."""
+        self.rules, self._browsers_elsewhere = rules, browsers_elsewhere
+        self._known.clear()
+
+    # --- letting in
+
+    def accept(self, head: RequestHead) -> Accepted | None:
+        """None for what does not go to a model. Raises what the client is to be told instead."""
+        raw_path = head.path
+        path = unquote(raw_path) if "%" in raw_path else raw_path
+        endpoint = BY_PATH.get(path) if head.method == "POST" else None
+        is_tunnel = raw_path.startswith(TUNNEL) and request.is_tunnel(head.method, path)
+        if (endpoint is None and not is_tunnel) or self._is_elsewhere(head):
+            return None
+        check_target(len(head.target))
+        if head.length is not None and head.length > self.rules.max_body_bytes:
+            raise self.rules.too_large()
+        if endpoint is None:
+            headers = RequestHeaders(head.headers)
+            meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
+            return Accepted(None, head.method, head.target, request_id(headers.get("x-request-id")), meta)
+        given, meta = self._meta(endpoint, head.headers)
+        return Accepted(endpoint, head.method, head.target, request_id(given), meta)
+
+    def _is_elsewhere(self, head: RequestHead) -> bool:
+        return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
+
+    def _meta(self, endpoint: Endpoint, headers: Headers) -> tuple[str | None, RequestMeta]:
+        given, rest = None, []
+        for header in headers:
+            name, value = header
+            if name == b"x-request-id" and given is None and len(value) <= MAX_ID_BYTES:
+                given = value.decode("latin-1")
+            elif name != b"content-length":
+                rest.append(header)
+        key = tuple(rest)
+        meta = self._known.get(key)
+        if meta is None:
+            meta = self._checked(endpoint, headers)
+            self._remember(key, meta)
+        return given, meta
+
+    def _checked(self, endpoint: Endpoint, raw: Headers) -> RequestMeta:
+        headers = RequestHeaders(raw)
+        client = self.rules.check("POST", endpoint.path, headers)
+        return self.meta(headers, client)
+
+    def _remember(self, key: tuple[tuple[bytes, bytes], ...], meta: RequestMeta) -> None:
+        if sum(len(name) + len(value) for name, value in key) <= MAX_KNOWN_BYTES:
+            if len(self._known) >= MAX_KNOWN_HEADS:
+                self._known.clear()
+            self._known[key] = meta
+
+    @staticmethod
+    def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
+        """For an endpoint."""
+        request.check_media_type(headers)
+        return RequestMeta.of(headers, client, to_model(headers.raw))
+
+    @staticmethod
+    def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
+        """For the tunnel."""
+        request.require_admin(client)
+        return RequestMeta.of(headers, client, through_tunnel(headers.raw))
+
+    def tell_refusal(
+        self, error: RouterError, head: RequestHead, request_id: str, peer: Any, client: str
+    ) -> None:
+        """In the log. `peer`: address and port, or None; `client`: who asks, empty where it is not known."""
+        if isinstance(error, Refused):
+            address = peer[0] if peer else "?"
+            self._refusals.tell(Refusal(head.method, head.path, address, client, request_id, error))
+
+    # --- answering
+
+    def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
+        """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
+        loop, not before this returns."""
+        if accepted.endpoint is None:
+            self._start(accepted, body, dict, entrance)
+        elif len(body) <= SMALL_BYTES:
+            self._start(accepted, body, partial(fields_of, body), entrance)
+        else:
+            return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
+        return None
+
+    async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
+        try:
+            fields = await self.backend.bodies.fields(body)
+        except RouterError as error:
+            entrance.refuse(error)
+        except Exception as bug:
+            entrance.bug(bug)
+        else:
+            self._start(accepted, body, lambda: fields, entrance)
+
+    def _start(
+        self, accepted: Accepted, body: bytes, fields: Callable[[], Mapping[str, Any]], entrance: Entrance
+    ) -> None:
+        try:
+            exchange = self._exchange(accepted, body, fields(), entrance)
+        except RouterError as error:
+            entrance.refuse(error)
+        except Exception as bug:
+            entrance.bug(bug)
+        else:
+            entrance.begin(exchange)
+
+    def _exchange(
+        self, accepted: Accepted, body: bytes, fields: Mapping[str, Any], entrance: Entrance
+    ) -> Exchange:
+        endpoint, method, target, id_, meta = accepted
+        manager, slots, links, limits, _ = self.backend
+        if endpoint is None:
+            instance, routed = request.read_tunnel(manager, meta, id_, method, target)
+        else:
+            instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+        record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
+        return Exchange(
+            instance,
+            record,
+            body,
+            Reply(entrance, record, time.monotonic),
+            slots=slots,
+            links=links,
+            limits=limits(),
+            clock=time.monotonic,
+            wake=entrance.wake,
+        )

@@ -1,0 +1,134 @@
+"""A connection that an unmodified uvicorn answers on, behind a protocol that stays in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httptools
+
+from app.domain.errors import BadRequest
+from app.proxy.request_reader import RequestHead
+
+
+class AnswerEnd:
+    """Reads what uvicorn writes for where an answer ends: it tells nobody."""
+
+    def __init__(self) -> None:
+        self.is_open = self.has_begun = False
+        self._is_head_only = False
+        self._parser: httptools.HttpResponseParser | None = None
+
+    def expect(self, method: str) -> None:
+        self.is_open, self.has_begun, self._is_head_only = True, False, method == "HEAD"
+        self._parser = httptools.HttpResponseParser(self)
+
+    def feed(self, data: bytes) -> None:
+        self.has_begun = True
+        if self._parser is not None:
+            with contextlib.suppress(httptools.HttpParserError):
+                self._parser.feed_data(data)
+
+    def close(self) -> None:
+        self._parser = None  # each holds the other
+
+    def on_headers_complete(self) -> None:
+        if self._is_head_only:  # its length is that of a body that does not come
+            self.is_open = False
+
+    def on_message_complete(self) -> None:
+        if self._parser is not None and self._parser.get_status_code() >= 200:  # else the real one follows
+            self.is_open = False
+
+
+class FrontedTransport(asyncio.Transport):
+    """The transport that uvicorn gets: it writes to the real one, and whether to read is decided in front."""
+
+    def __init__(self, real: asyncio.Transport, answer: AnswerEnd, on_change: Callable[[], None]) -> None:
+        """`on_change`: more can be dealt with."""
+        super().__init__()
+        self.is_paused = False
+        """uvicorn wants nothing more for now."""
+        self._real, self._answer, self._on_change = real, answer, on_change
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._real.write(data)
+        self._answer.feed(bytes(data))
+        if not self._answer.is_open:
+            self._on_change()
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def close(self) -> None:
+        self._real.close()
+
+    def abort(self) -> None:
+        self._real.abort()
+
+    def is_closing(self) -> bool:
+        return self._real.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._real.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+        self._on_change()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._real.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_size(self) -> int:
+        return self._real.get_write_buffer_size()
+
+
+class Handover:
+    """uvicorn's side of a connection. It is given bytes that have been read once, so that they are HTTP, and
+    one request at a time: it would queue any number, and tell only the last one that its client has left."""
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
+        """`protocol`: an `HttpToolsProtocol` of any version."""
+        self._protocol, self._answer = protocol, AnswerEnd()
+        self._transport = FrontedTransport(transport, self._answer, on_change)
+        protocol.connection_made(self._transport)
+
+    @property
+    def takes_head(self) -> bool:
+        return not (self._answer.is_open or self._transport.is_paused)
+
+    @property
+    def takes_body(self) -> bool:
+        return not self._transport.is_paused
+
+    @property
+    def owes_answer(self) -> bool:
+        """To the request that it was given last, of which not a byte has been sent."""
+        return self._answer.is_open and not self._answer.has_begun
+
+    def head(self, head: RequestHead) -> None:
+        """Raises `BadRequest` for a target that uvicorn would not understand."""
+        try:
+            httptools.parse_url(head.target)
+        except httptools.HttpParserInvalidURLError:
+            raise BadRequest("Invalid HTTP request received.") from None
+        self._answer.expect(head.method)
+        self._protocol.data_received(head.raw)
+
+    def body(self, raw: bytes) -> None:
+        self._protocol.data_received(raw)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._answer.close()
+        self._protocol.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()

@@ -1,0 +1,130 @@
+"""HTTP/1.1 as bytes: the one writer of heads, chunks, errors and events, for every answer that is ours."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from app.access.request_id import own_headers
+from app.domain.errors import RouterError
+from app.proxy import error_format
+from app.proxy.headers import Headers, as_lines
+
+EVENT_STREAM = b"text/event-stream"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+CHUNKED = b"transfer-encoding: chunked\r\n"
+
+
+def _status_line(status: int) -> bytes:
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+
+
+STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
+
+
+def head(status: int, defaults: bytes, headers: Headers, framing: bytes, *, keep_alive: bool) -> bytes:
+    """`defaults` and `framing` are whole lines; nothing here can end one, it has been through a parser."""
+    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+    return b"".join([STATUS_LINES[status], defaults, as_lines(headers), framing, end])
+
+
+def content_length(length: int) -> bytes:
+    return b"content-length: %d\r\n" % length
+
+
+def chunk(data: bytes, *, last: bool = False) -> bytes:
+    """`data` in chunked framing; an empty one is nothing unless it is the last."""
+    if not data:
+        return LAST_CHUNK if last else b""
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if last else b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class AnswerWriter:
+    """Frames the answers of one connection, one after the other."""
+
+    __slots__ = ("_default_headers", "_defaults", "_has_body", "_head", "_is_chunked")
+
+    def __init__(self) -> None:
+        self._head = self._defaults = b""
+        self._default_headers: Headers = []
+        self._has_body = self._is_chunked = False
+
+    def start(
+        self,
+        method: str,
+        version: str,
+        status: int,
+        headers: Headers,
+        length: int | None,
+        *,
+        defaults: Headers,
+        keep_alive: bool,
+    ) -> bool:
+        """`length`: of the body, where it is known. False: the connection has to end with the answer."""
+        self._has_body = has_body = method != "HEAD" and status not in (204, 304)
+        self._is_chunked = has_body and length is None and version == "1.1"
+        if length is not None:
+            framing = content_length(length)
+        else:
+            framing = CHUNKED if self._is_chunked else b""
+            keep_alive = keep_alive and (self._is_chunked or not has_body)
+        if defaults is not self._default_headers:  # uvicorn makes a new list every second
+            self._default_headers, self._defaults = defaults, as_lines(defaults)
+        self._head = head(status, self._defaults, headers, framing, keep_alive=keep_alive)
+        return keep_alive
+
+    def body(self, data: bytes, *, last: bool) -> bytes:
+        """What to write for it; with the first piece of a body goes the head."""
+        if not self._has_body:
+            data = b""
+        elif self._is_chunked:
+            data = chunk(data, last=last)
+        if self._head:
+            data, self._head = self._head + data, b""
+        return data
+
+
+# --- errors and events
+
+
+def error_answer(error: RouterError, path: str, request_id: str) -> tuple[Headers, bytes]:
+    """Headers and body of an answer that is an error of ours."""
+    told = error_format.headers_of(error).items()
+    headers = [(b"content-type", b"application/json")]
+    headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
+    return headers + own_headers(request_id), _json(error_format.body_of(error, path))
+
+
+def error_event(error: RouterError, path: str) -> bytes:
+    """The last event of a stream whose head has been sent."""
+    return _event(error_format.body_of(error, path), path)
+
+
+def upstream_error_event(text: bytes, status: int, path: str) -> bytes:
+    """llama-server's own error as the last event of such a stream."""
+    return _event(error_format.body_of_upstream(text, status), path)
+
+
+def comment(text: str) -> bytes:
+    """An event-stream line that clients ignore."""
+    return f": {text}\n\n".encode()
+
+
+def is_only_comments(data: bytes) -> bool:
+    """Whether these lines of an event stream carry nothing for the client. One read may hold both kinds."""
+    return all(not line or line.startswith(b":") for line in data.split(b"\n"))
+
+
+def _event(body: dict[str, Any], path: str) -> bytes:
+    name = b"event: error\n" if error_format.is_anthropic(path) else b""
+    return name + b"data: " + _json(body) + b"\n\n"
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body).encode()  # in ASCII: a client's text may hold half a surrogate pair

@@ -1,0 +1,298 @@
+"""The protocol in front of every connection: it answers requests to models, and gives the others to uvicorn.
+
+The first request that is not for a model hands the connection over, for good. What has to hold for all
+connections, the bounds on what may come, is kept here, in front of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from enum import Enum
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.access.request_id import request_id
+from app.domain.alarm import Alarm
+from app.domain.errors import BadRequest, RouterError
+from app.proxy import http1, messages
+from app.proxy.exchange import Exchange
+from app.proxy.gateway import Accepted, Gateway
+from app.proxy.handover import Handover
+from app.proxy.headers import Headers
+from app.proxy.request_body import RequestBody
+from app.proxy.request_reader import BodyPart, RequestHead, RequestReader
+
+logger = logging.getLogger(__name__)
+
+MAX_AHEAD_BYTES = 65536
+"""What may wait here, behind a request that is answered, before nothing more is read. Until then it is
+noticed that the client leaves."""
+
+
+class State(Enum):
+    IDLE = "no request, or the rest of one that has been answered"
+    RECEIVING = "a request was let in; its body comes"
+    ANSWERING = "an exchange is under way"
+    HANDED_OVER = "uvicorn answers"
+    CLOSING = "nothing more is read"
+
+
+class ProxyProtocol(asyncio.Protocol):
+    """One connection; the `Downstream` of its exchanges, one after the other."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        gateway: Gateway,
+    ) -> None:
+        self._gateway, self._server_state = gateway, server_state
+        self._make_uvicorn = partial(HttpToolsProtocol, config, server_state, app_state, _loop)
+        self._keep_alive_s = float(config.timeout_keep_alive)
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._state = State.IDLE
+        self._reader = RequestReader()
+        self._alarm = Alarm(self._ring, self._loop)
+        self._is_read_paused = self._is_write_paused = False
+        self._writer = http1.AnswerWriter()
+        self._head: RequestHead | None = None
+        self._arriving: RequestBody | None = None
+        self._keep_alive, self._client = True, ""
+        self._reading: asyncio.Task[None] | None = None
+        self._exchange: Exchange | None = None
+        self._handover: Handover | None = None
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._server_state.connections.add(cast(Any, self))
+
+    def data_received(self, data: bytes) -> None:
+        if self._state is State.CLOSING:
+            return
+        self._reader.feed(data)
+        self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state = State.CLOSING
+        self._server_state.connections.discard(cast(Any, self))
+        self._alarm.cancel()
+        if self._handover is not None:
+            self._handover.connection_lost(exc)
+            self._handover = None
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._exchange is not None:
+            self._exchange.client_left()
+            self._exchange = None
+        del self._alarm  # each holds the other
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+        if self._handover is not None:
+            self._handover.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        if self._handover is not None:
+            self._handover.resume_writing()
+        elif self._exchange is not None:
+            self._exchange.writable()
+
+    def shutdown(self) -> None:
+        """The server ends: after the answer that is under way. (uvicorn's protocol hears of it by itself.)"""
+        if self._state is State.IDLE:
+            self._transport.close()
+        else:
+            self._keep_alive = False
+
+    # --- what comes in
+
+    def _advance(self) -> None:
+        """As far as it can be dealt with now."""
+        try:
+            while self._takes_more and (event := self._reader.next()) is not None:
+                if isinstance(event, RequestHead):
+                    self._on_head(event)
+                else:
+                    self._on_body(event)
+        except BadRequest as error:
+            self._refuse_bytes(error)
+        except Exception as error:
+            self.bug(error)
+        self._pace()
+
+    def _advance_soon(self) -> None:
+        self._loop.call_soon(self._advance)
+
+    @property
+    def _takes_more(self) -> bool:
+        if self._handover is not None and self._state is State.HANDED_OVER:
+            return self._handover.takes_body if self._reader.in_body else self._handover.takes_head
+        return self._state in (State.IDLE, State.RECEIVING)
+
+    def _pace(self) -> None:
+        """What cannot be dealt with yet is left in the client's hands, but for a little."""
+        too_much = self._reader.waiting > MAX_AHEAD_BYTES and not self._takes_more
+        if too_much == self._is_read_paused or self._transport.is_closing():
+            return
+        self._is_read_paused = too_much
+        if too_much:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _on_head(self, head: RequestHead) -> None:
+        if self._handover is not None:
+            self._handover.head(head)
+            return
+        self._head, self._keep_alive, self._client = head, head.keep_alive, ""
+        try:
+            accepted = self._gateway.accept(head)
+        except RouterError as error:
+            self.refuse(error)
+            return
+        if accepted is None:
+            self._hand_over(head)
+            return
+        self._client = accepted.meta.client.name
+        if head.length == 0:
+            self._start(accepted, b"")
+        else:
+            self._state, self._arriving = State.RECEIVING, RequestBody(accepted)
+            if self._reader.waiting == 0 and head.expects_continue:
+                self._transport.write(http1.CONTINUE)
+
+    def _on_body(self, part: BodyPart) -> None:
+        if self._handover is not None:
+            self._handover.body(part.raw)
+            return
+        arriving = self._arriving
+        if arriving is None:  # of a request that was refused
+            return
+        arriving.add(part.data)
+        if arriving.size > self._gateway.rules.max_body_bytes:
+            self._arriving = None
+            self.refuse(self._gateway.rules.too_large())
+        elif part.last:
+            self._arriving = None
+            self._start(arriving.accepted, arriving.whole())
+
+    def _start(self, accepted: Accepted, body: bytes) -> None:
+        self._state = State.ANSWERING
+        self._reading = self._gateway.start(accepted, body, self)
+
+    def begin(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        exchange.begin()
+
+    def _hand_over(self, head: RequestHead) -> None:
+        self._state = State.HANDED_OVER
+        self._alarm.cancel()
+        self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
+        self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
+        if self._is_write_paused:
+            self._handover.pause_writing()
+        self._handover.head(head)
+
+    # --- what is refused
+
+    def refuse(self, error: RouterError) -> None:
+        """Instead of an exchange. The rest of the body is read and ignored."""
+        head = self._head
+        assert head is not None
+        id_, peer = request_id(head.header("x-request-id")), self._transport.get_extra_info("peername")
+        self._gateway.tell_refusal(error, head, id_, peer, self._client)
+        headers, body = http1.error_answer(error, head.path, id_)
+        self.start(error.status, headers, len(body))
+        self.write(body, True)
+
+    def _refuse_bytes(self, error: BadRequest) -> None:
+        """Nobody knows where the next request would begin."""
+        reader = self._reader
+        is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
+        self._state = State.CLOSING
+        if is_owed or not reader.in_body:  # else the request has its answer, or some of it
+            self._head, self._keep_alive = reader.broken_head, False
+            self.refuse(error)
+        else:
+            self._transport.close()
+
+    def bug(self, bug: Exception) -> None:
+        """In what this protocol does itself; exchanges see to their own."""
+        head = self._head
+        logger.error("%s %s failed", head and head.method, head and head.path, exc_info=bug)
+        if self._handover is None and head is not None and not self._transport.is_closing():
+            self._keep_alive = False
+            self.refuse(messages.mistake())
+        else:
+            self._transport.abort()
+
+    # --- the answer
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        head = self._head
+        assert head is not None
+        self._keep_alive = self._writer.start(
+            head.method,
+            head.version,
+            status,
+            headers,
+            length,
+            defaults=self._server_state.default_headers,
+            keep_alive=self._keep_alive,
+        )
+
+    def write(self, data: bytes, last: bool) -> bool:
+        if self._transport.is_closing():
+            return True
+        self._transport.write(self._writer.body(data, last=last))
+        if last:
+            self._answered()
+        return not self._is_write_paused
+
+    def abort(self) -> None:
+        """A client that does not read would keep the connection from closing."""
+        self._exchange, self._state = None, State.CLOSING
+        if self._is_write_paused:
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def _answered(self) -> None:
+        self._server_state.total_requests += 1
+        self._exchange = None
+        if not self._keep_alive:
+            self._state = State.CLOSING
+            self._transport.close()
+            return
+        self._state = State.IDLE
+        self._alarm.set(self._loop.time() + self._keep_alive_s)
+        if self._reader.waiting:
+            self._advance_soon()  # not now: the exchange has not ended yet
+
+    # --- time
+
+    def wake(self, delay_s: float) -> None:
+        if self._exchange is not None:  # a timer that fires too early is cheaper than one that is made anew
+            self._alarm.set(self._loop.time() + min(delay_s, self._keep_alive_s))
+
+    def _ring(self) -> None:
+        if self._exchange is not None:
+            self._exchange.due(time.monotonic())
+        elif self._state is State.IDLE and self._reader.is_between:
+            is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
+            (self._transport.close if is_read else self._transport.abort)()
+        elif self._state is not State.CLOSING:
+            self._alarm.set(self._loop.time() + self._keep_alive_s)

@@ -1,0 +1,40 @@
+"""What clients are told by the router itself about requests that it passes on."""
+
+from __future__ import annotations
+
+from app.core.config import SystemConfig
+from app.core.queue import Ticket
+from app.domain.errors import InternalError, ModelCrashed, QueueTimeout, UpstreamTimeout
+from app.domain.status import Status
+from app.models.supervisor import ModelInstance
+
+
+def queue_timeout(instance: ModelInstance, limits: SystemConfig) -> QueueTimeout:
+    return QueueTimeout(
+        f"no place on {instance.alias} within {limits.queue_timeout_sec} s; try again later, "
+        "send a higher X-Request-Priority, or raise system.queue_timeout_sec",
+        retry_after_s=instance.queue.expected_wait_s(),
+    )
+
+
+def upstream_timeout(instance: ModelInstance, limits: SystemConfig) -> UpstreamTimeout:
+    return UpstreamTimeout(
+        f"llama-server for {instance.alias} sent nothing for "
+        f"{limits.request_timeout_sec} s; ask for less, or raise system.request_timeout_sec"
+    )
+
+
+def crashed(instance: ModelInstance) -> ModelCrashed:
+    return ModelCrashed(f"llama-server for {instance.alias} ended while it answered; send the request again")
+
+
+def mistake() -> InternalError:
+    return InternalError("the router made a mistake; its log says more")
+
+
+def where_it_stands(instance: ModelInstance, ticket: Ticket) -> str:
+    """For a stream that waits."""
+    view = instance.view()
+    if view.status not in (Status.STARTING, Status.LOADING):
+        return f"queued position={instance.queue.position(ticket)}"
+    return "loading" if view.load_progress is None else f"loading progress={view.load_progress:.2f}"

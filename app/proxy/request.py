@@ -1,0 +1,240 @@
+"""Which model is asked for what: read from a request's target, headers and body. Pure.
+
+Every function here raises `RouterError`s that tell the client what is wrong with its request.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, unquote
+
+from app.access.headers import Headers
+from app.access.rules import Client
+from app.domain.errors import (
+    BadRequest,
+    Forbidden,
+    InvalidPriority,
+    MissingModel,
+    UnsupportedMediaType,
+    WrongModelKind,
+)
+from app.domain.names import MAX_NAME
+from app.domain.priority import Priority
+from app.domain.status import ModelKind
+from app.models.supervisor import ModelInstance
+from app.proxy.headers import Headers as Raw
+from app.proxy.headers import as_lines
+from app.proxy.record import RoutedRequest
+
+TUNNEL = "/upstream/"
+"""What follows it is an alias and any path of that model's llama-server."""
+
+TUNNEL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+
+
+def is_tunnel(method: str, path: str) -> bool:
+    """`path` is decoded; one with a line break in it is none."""
+    return path.startswith(TUNNEL) and method in TUNNEL_METHODS and "\n" not in path
+
+
+_ANY_KIND = frozenset(ModelKind)
+_CHAT = frozenset({ModelKind.CHAT})
+_EMBEDDING = frozenset({ModelKind.EMBEDDING})
+_RERANK = frozenset({ModelKind.RERANK})
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A path whose requests go to the model that their body names."""
+
+    path: str
+    kinds: frozenset[ModelKind]
+    summary: str
+    example: dict[str, Any]
+
+
+_CHAT_BODY = {"model": "qwen", "messages": [{"role": "user", "content": "Hello"}]}
+_INFILL_BODY = {"model": "qwen", "input_prefix": "a", "input_suffix": "b"}
+_RERANK_BODY = {"model": "rerank", "query": "q", "documents": ["d"]}
+
+ENDPOINTS = (
+    Endpoint("/v1/chat/completions", _CHAT, "Chat", _CHAT_BODY),
+    Endpoint("/v1/completions", _CHAT, "Text completion", {"model": "qwen", "prompt": "Once"}),
+    Endpoint("/v1/responses", _CHAT, "OpenAI's Responses API", {"model": "qwen", "input": "Hello"}),
+    Endpoint("/v1/messages", _CHAT, "Anthropic's Messages API", _CHAT_BODY),
+    Endpoint("/v1/messages/count_tokens", _CHAT, "Count a prompt's tokens", _CHAT_BODY),
+    Endpoint("/infill", _CHAT, "Fill in the middle", _INFILL_BODY),
+    Endpoint("/v1/embeddings", _EMBEDDING, "Embeddings", {"model": "embed", "input": "Hello"}),
+    Endpoint("/v1/rerank", _RERANK, "Rerank documents", _RERANK_BODY),
+    Endpoint("/rerank", _RERANK, "As /v1/rerank", _RERANK_BODY),
+    Endpoint("/tokenize", _ANY_KIND, "Tokens of a text", {"model": "qwen", "content": "Hello"}),
+    Endpoint("/detokenize", _ANY_KIND, "Text of tokens", {"model": "qwen", "tokens": [1, 2]}),
+    Endpoint("/apply-template", _CHAT, "The prompt of a chat", _CHAT_BODY),
+)
+BY_PATH: Mapping[str, Endpoint] = {endpoint.path: endpoint for endpoint in ENDPOINTS}
+
+
+class Models(Protocol):
+    """Where a model is found by its names."""
+
+    @property
+    def names(self) -> Mapping[str, ModelInstance]: ...
+
+    def find(self, name: str) -> ModelInstance:
+        """Raises `ModelNotFound`."""
+        ...
+
+
+class RequestMeta(NamedTuple):
+    """What the headers of a request say: the same ones always say the same."""
+
+    client: Client
+    wish: Priority | None
+    passed_on: bytes
+    """As lines, for llama-server."""
+
+    @classmethod
+    def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
+        return cls(client, _priority(headers), as_lines(passed_on))
+
+
+def read_body(
+    models: Models, meta: RequestMeta, request_id: str, fields: Mapping[str, Any], endpoint: Endpoint
+) -> tuple[ModelInstance, RoutedRequest]:
+    """For an endpoint whose body names the model."""
+    instance = find_model(models, fields)
+    if instance.spec.kind not in endpoint.kinds:
+        raise _wrong_kind(instance, endpoint)
+    stream = _streams(fields)
+    path = endpoint.path
+    return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream)
+
+
+def read_tunnel(
+    models: Models, meta: RequestMeta, request_id: str, method: str, raw_target: bytes
+) -> tuple[ModelInstance, RoutedRequest]:
+    """For a target that begins with `TUNNEL`, as it was sent: decoded, `%0d%0a` would begin a request of its
+    own at llama-server."""
+    raw_path, _, raw_query = raw_target[len(TUNNEL) :].partition(b"?")
+    instance, path = _split_target(models, quote(raw_path, safe=_KEPT_IN_PATH))
+    query = quote(raw_query, safe=_KEPT_IN_QUERY)
+    where = f"/{path}" + (f"?{query}" if query else "")
+    endpoint = TUNNEL.rstrip("/")
+    return instance, _routed(meta, instance, endpoint, method, where, request_id, keep_alive=False)
+
+
+def _routed(
+    meta: RequestMeta,
+    instance: ModelInstance,
+    endpoint: str,
+    method: str,
+    path: str,
+    request_id: str,
+    *,
+    stream: bool = False,
+    keep_alive: bool = True,
+) -> RoutedRequest:
+    client, wish, passed_on = meta
+    wish = instance.spec.priority if wish is None else wish
+    granted = max(wish, client.max_priority)
+    return RoutedRequest(
+        endpoint=endpoint,
+        method=method,
+        path=path,
+        headers=passed_on,
+        stream=stream,
+        keep_alive=keep_alive and not stream,
+        priority=granted,
+        lowered=granted != wish,
+        request_id=request_id,
+        client=client.name,
+    )
+
+
+# --- the body
+
+
+def find_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+    name = fields.get("model")
+    if name is None or name == "":
+        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    if not isinstance(name, str):
+        raise BadRequest("'model' must be a string", param="model")
+    return models.find(name)
+
+
+def _streams(fields: Mapping[str, Any]) -> bool:
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise BadRequest("'stream' must be true or false", param="stream")
+    return bool(stream)
+
+
+def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
+    kind, wanted = instance.spec.kind.value, " or ".join(sorted(k.value for k in endpoint.kinds))
+    return WrongModelKind(
+        f"{instance.alias} is a model of the kind {kind}; {endpoint.path} needs one of the kind {wanted} "
+        "(set params.embedding or params.rerank in its configuration if that is what it is)",
+        param="model",
+    )
+
+
+# --- the headers
+
+
+def require_admin(client: Client) -> None:
+    """Raises `Forbidden` for a key without the right to manage."""
+    if not client.admin:
+        raise Forbidden('this API key may not manage models; use one with "admin": true')
+
+
+def check_media_type(headers: Headers) -> None:
+    """JSON, or a type that says that it is JSON; without a type JSON is meant."""
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not media_type.endswith("+json"):
+        raise UnsupportedMediaType(
+            f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
+        )
+
+
+def _priority(headers: Headers) -> Priority | None:
+    text = headers.get("x-request-priority")
+    if text is None:
+        return None
+    priority = Priority.parse(text)
+    if priority is None:
+        raise InvalidPriority(
+            f"X-Request-Priority must be high, normal or low (or 1, 2, 3), not {text[:40]!r}",
+            param="X-Request-Priority",
+        )
+    return priority
+
+
+# --- the target
+
+_KEPT_IN_PATH = "%/:@!$&'()*+,;=~"
+_KEPT_IN_QUERY = _KEPT_IN_PATH + "?[]"
+
+
+def _split_target(models: Models, target: str) -> tuple[ModelInstance, str]:
+    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant."""
+    parts = target.split("/")
+    known = [count for count, name in enumerate(_beginnings(parts), 1) if name in models.names]
+    count = known[-1] if known else 1
+    name, path = unquote("/".join(parts[:count])), "/".join(parts[count:])
+    if known and {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+        raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
+    return models.find(name), path
+
+
+def _beginnings(parts: Iterable[str]) -> Iterator[str]:
+    """What the first part, the first two, and so on may name, up to the length of a name."""
+    name = ""
+    for part in parts:
+        name += f"/{unquote(part)}" if name else unquote(part)
+        if len(name) > MAX_NAME:
+            return
+        yield name

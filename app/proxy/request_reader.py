@@ -1,0 +1,215 @@
+"""Where the requests of one connection begin and end in its bytes. No sockets: bytes in, events out.
+
+The parsing is httptools'; what is added are bounds on heads and trailers, which it has not, and that an offer
+to go on in another protocol (`Upgrade: h2c`) is left out: httptools takes what follows it for that protocol.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import httptools
+
+from app.domain.errors import BadRequest
+from app.proxy.headers import Headers
+
+MAX_HEAD_BYTES = 65536
+"""Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
+
+END_OF_HEAD = b"\r\n\r\n"
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
+_MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
+"""How a head can begin: other bytes would be waited for, as its end never comes."""
+
+
+class RequestHead(NamedTuple):
+    method: str
+    target: bytes
+    version: str
+    headers: Headers
+    length: int | None
+    """Of the body, in bytes; None for a chunked one."""
+    keep_alive: bool
+    raw: bytes
+    """As it came, but for an upgrade."""
+
+    @property
+    def path(self) -> str:
+        """Encoded, without the query."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def expects_continue(self) -> bool:
+        return (self.header("expect") or "").lower() == "100-continue"
+
+    def header(self, name: str) -> str | None:
+        """The first of this name."""
+        wanted = name.encode()
+        return next((value.decode("latin-1") for found, value in self.headers if found == wanted), None)
+
+
+class BodyPart(NamedTuple):
+    raw: bytes
+    """As it came, with the framing of chunks."""
+    data: bytes
+    last: bool
+
+
+class RequestReader:
+    """`feed` it what comes, and take out event after event, as fast as they can be dealt with."""
+
+    __slots__ = ("_data", "_left", "_parser", "_quiet", "_seen", "_sink")
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._seen = 0  # of an incomplete head, where its end cannot begin
+        self._left = 0  # of a sized body
+        self._parser: httptools.HttpRequestParser | None = None  # of a chunked body
+        self._sink = _Sink()
+        self._quiet = 0  # what has come of a chunked body without a byte of it
+
+    @property
+    def broken_head(self) -> RequestHead:
+        """What is known of a request that is not HTTP."""
+        return RequestHead("POST", self._sink.target, "1.1", self._sink.headers, 0, False, b"")
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that nobody has taken yet."""
+        return len(self._data)
+
+    @property
+    def is_between(self) -> bool:
+        """No part of a request has come that is not complete."""
+        return not (self._data or self.in_body)
+
+    @property
+    def in_body(self) -> bool:
+        return bool(self._left) or self._parser is not None
+
+    def feed(self, data: bytes) -> None:
+        self._data = self._data + data if self._data else data
+
+    def next(self) -> RequestHead | BodyPart | None:
+        """The next event that is complete. Raises `BadRequest` for what is not HTTP."""
+        if not self._data:
+            return None
+        if self._left:
+            return self._sized()
+        return self._head() if self._parser is None else self._chunked()
+
+    # --- heads
+
+    def _head(self) -> RequestHead | None:
+        if not self._seen:
+            self._data = self._data.lstrip(b"\r\n")
+        end = self._data.find(END_OF_HEAD, self._seen)
+        if end < 0:
+            self._check_unfinished(self._data)
+            self._seen = max(len(self._data) - len(END_OF_HEAD) + 1, 0)
+            return None
+        end += len(END_OF_HEAD)
+        raw, self._data, self._seen = self._data[:end], self._data[end:], 0
+        if end > MAX_HEAD_BYTES:
+            raise BadRequest("The headers are too large.")
+        return self._parsed(_UPGRADE.sub(b"", raw) if b"\r\nupgrade:" in raw.lower() else raw)
+
+    def _check_unfinished(self, data: bytes) -> None:
+        if len(data) > MAX_HEAD_BYTES:
+            raise BadRequest("The headers are too large.")
+        if data and not _MAY_BE_HTTP.match(data):
+            raise BadRequest("Invalid HTTP request received.")
+
+    def _parsed(self, raw: bytes) -> RequestHead:
+        sink = self._sink = _Sink()
+        parser = httptools.HttpRequestParser(sink)
+        _feed(parser, raw)
+        headers, method = sink.headers, parser.get_method().decode("ascii")
+        length, keep_alive = 0, parser.get_http_version() == "1.1"
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                self._parser, self._quiet = parser, 0
+            elif name == b"connection" and b"close" in value.lower():
+                keep_alive = False
+        sink.in_body = True
+        self._left = length if method != "CONNECT" else 0
+        return RequestHead(
+            method,
+            sink.target,
+            parser.get_http_version(),
+            headers,
+            None if self._parser is not None else length,
+            keep_alive,
+            raw,
+        )
+
+    # --- bodies
+
+    def _sized(self) -> BodyPart:
+        data, self._data = self._data[: self._left], self._data[self._left :]
+        self._left -= len(data)
+        return BodyPart(data, data, not self._left)
+
+    def _chunked(self) -> BodyPart:
+        """A chunked body ends with an empty line: cut there, the parser tells whether it was the last one."""
+        assert self._parser is not None
+        data, sink, position = self._data, self._sink, 0
+        while position < len(data) and not sink.is_complete:
+            end = _end_of_line(data, position)
+            sink.has_data = False
+            _feed(self._parser, data[position:end])
+            self._quiet = 0 if sink.has_data else self._quiet + end - position
+            if self._quiet > MAX_HEAD_BYTES:
+                raise BadRequest("The trailers are too large.")
+            position = end
+        self._data = data[position:]
+        if sink.is_complete:
+            self._parser = None
+        body, sink.body = b"".join(sink.body), []
+        return BodyPart(data[:position], body, sink.is_complete)
+
+
+def _end_of_line(data: bytes, position: int) -> int:
+    """Where the next empty line ends. It may have begun in the piece before: then byte by byte."""
+    if position < len(END_OF_HEAD) and data[position] in b"\r\n":
+        return position + 1
+    end = data.find(END_OF_HEAD, position)
+    return len(data) if end < 0 else end + len(END_OF_HEAD)
+
+
+class _Sink:
+    """What a parser says of one request. It does not know the parser: no circle is left behind."""
+
+    __slots__ = ("body", "has_data", "headers", "in_body", "is_complete", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: Headers = []
+        self.body: list[bytes] = []
+        self.in_body = self.has_data = self.is_complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.in_body:  # trailers are ignored: the headers have been checked, trailers have not
+            self.headers.append((name.lower(), value))
+
+    def on_body(self, body: bytes) -> None:
+        self.body.append(body)
+        self.has_data = True
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+def _feed(parser: httptools.HttpRequestParser, data: bytes) -> None:
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:  # CONNECT
+        pass
+    except httptools.HttpParserError:
+        raise BadRequest("Invalid HTTP request received.") from None

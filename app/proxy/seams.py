@@ -1,0 +1,128 @@
+"""What an exchange needs of its surroundings, and what they may call. None of these methods may raise."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from app.core.queue import Ticket, TicketOwner
+from app.domain.errors import RouterError
+from app.llama.runner import Runner
+from app.models.supervisor import ModelInstance
+from app.proxy.headers import Headers
+from app.proxy.record import RequestRecord
+
+
+class UpstreamGone(Exception):
+    """The connection failed: the process died, or was stopped, or does not speak HTTP.
+
+    `stale`: it had been open before this request and ended without a byte, so it says nothing of the process.
+    """
+
+    def __init__(self, message: str, *, stale: bool = False) -> None:
+        super().__init__(message)
+        self.stale = stale
+
+
+class UpstreamRequest(NamedTuple):
+    """`target` is the path with its query, encoded; `headers` are whole lines."""
+
+    method: str
+    target: str
+    headers: bytes
+    body: bytes
+    keep_alive: bool
+
+
+class Pending(Protocol):
+    """Something that was begun and will call back."""
+
+    def cancel(self) -> object: ...
+
+
+class Downstream(Protocol):
+    """The client's end. Frames what it is given."""
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """The head. It is sent with the first `write`. `length` is None where it is not known yet."""
+
+    def write(self, data: bytes, last: bool) -> bool:
+        """Some of the body; after the last piece the answer is complete. False: `writable` will be called."""
+        ...
+
+    def abort(self) -> None:
+        """End the connection without completing the answer, which its client notices."""
+
+
+class Listener(Protocol):
+    """Who has asked on a connection."""
+
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        """`length` is that of the body, where it was announced."""
+
+    def body(self, data: bytes, last: bool) -> bool:
+        """At least a byte, or the end. False: no more until `resume`."""
+        ...
+
+    def broken(self, error: UpstreamGone) -> None:
+        """Nothing more comes. The connection is closed."""
+
+
+class Link(Protocol):
+    """A connection to llama-server."""
+
+    def ask(self, request: UpstreamRequest, listener: Listener, *, is_fresh: bool) -> None: ...
+
+    def release(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class LinkUser(Protocol):
+    """Who needs a connection."""
+
+    def connected(self, link: Link, is_fresh: bool) -> None:
+        """`is_fresh`: opened for this user."""
+
+    def broken(self, error: UpstreamGone) -> None:
+        """There is nobody at that port."""
+
+    def refused(self, error: RouterError) -> None:
+        """The router itself cannot open one."""
+
+
+class Links(Protocol):
+    """Where connections come from."""
+
+    def open(self, port: int, user: LinkUser, *, fresh: bool = False) -> Pending | None: ...
+
+    def open_ahead(self, port: int, wanted: int) -> None: ...
+
+
+class Entrant(TicketOwner, Protocol):
+    """Who wants a slot: an exchange."""
+
+    instance: ModelInstance
+    ticket: Ticket
+    record: RequestRecord
+
+    def replay(self) -> None: ...
+
+    def bug(self, bug: Exception) -> None: ...
+
+
+class Slots(Protocol):
+    """The queue in front of a model's slots."""
+
+    def enter(self, entrant: Entrant) -> Pending | None:
+        """Leads to `granted` or `refused`, perhaps before this returns."""
+        ...
+
+    def leave(self, entrant: Entrant) -> None:
+        """Gives the ticket back. Safe to call twice."""
+
+    def gone(self, entrant: Entrant, runner: Runner | None) -> Pending | None:
+        """Leads to `replay` when this process has ended."""
+        ...
+
+    def ended(self, entrant: Entrant) -> None:
+        """As `leave`, and the record is complete."""

@@ -1,0 +1,707 @@
+"""The state machine of one proxied request: no sockets, no tasks, the clock is the test's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import pytest
+
+from app.core.config import SystemConfig
+from app.core.queue import RequestQueue, Ticket
+from app.domain.errors import Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.priority import Priority
+from app.domain.status import Status
+from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
+from app.proxy.headers import Headers
+from app.proxy.record import RequestRecord, RoutedRequest
+from app.proxy.reply import HELD_BYTES, Reply
+from app.proxy.seams import UpstreamGone, UpstreamRequest
+
+SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
+JSON: Headers = [(b"content-type", b"application/json")]
+EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"keep-alive", b"timeout=5")]
+EVENT = b"data: 1\n\n"
+LOST = UpstreamGone("connection reset")
+STALE = UpstreamGone("closed", stale=True)
+
+
+class Link:
+    """A connection to llama-server; keeps what it is told to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[UpstreamRequest] = []
+        self.is_fresh: bool | None = None
+        self.released = self.resumed = 0
+
+    def ask(self, request: UpstreamRequest, listener: Any, *, is_fresh: bool) -> None:
+        self.asked.append(request)
+        self.is_fresh = is_fresh
+
+    def release(self) -> None:
+        self.released += 1
+
+    def resume(self) -> None:
+        self.resumed += 1
+
+
+class Pending:
+    is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class World:
+    """All seams of one exchange, and the model that it is for."""
+
+    def __init__(self, *, stream: bool = False, method: str = "POST", endpoint: str = "/v1/x") -> None:
+        self.now = 1000.0
+        self.wakes_at = 0.0
+        self.queue = RequestQueue(slots=1, max_waiting=10)
+        self.runner: Any = Runner()
+        self.status, self.ready_since, self.load_started, self.alias = Status.READY, 900.0, 890.0, "m"
+        self.load_progress: float | None = None
+        # slots
+        self.is_full = False
+        self.entered: list[Ticket] = []
+        self.left: list[Ticket] = []
+        self.ended_with: list[Any] = []
+        self.waits_for_exit: Pending | None = None
+        # links
+        self.link = Link()
+        self.has_link = True
+        self.opened: list[bool] = []
+        self.ahead = 0
+        self.opening: Pending | None = None
+        # downstream
+        self.heads: list[tuple[int, dict[bytes, bytes], int | None]] = []
+        self.sent = b""
+        self.is_complete = self.is_aborted = self.is_slow = False
+        request = RoutedRequest(
+            endpoint, method, endpoint, b"accept: x\r\n", stream, not stream, Priority.NORMAL, False, "id", ""
+        )
+        record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
+        everything: Any = self
+        self.exchange = Exchange(
+            everything,
+            record,
+            b"body",
+            Reply(everything, record, lambda: self.now),
+            slots=everything,
+            links=Links(self),
+            limits=SYSTEM,
+            clock=lambda: self.now,
+            wake=self._wake,
+        )
+
+    def _wake(self, delay_s: float) -> None:
+        self.wakes_at = self.now + delay_s
+
+    def view(self) -> Any:
+        return self
+
+    def pass_time(self, seconds: float) -> None:
+        """With all the calls that were asked for."""
+        until = self.now + seconds
+        while self.wakes_at and self.wakes_at <= until and self.exchange.phase is not Phase.ENDED:
+            self.now, self.wakes_at = max(self.now, self.wakes_at), 0.0
+            self.exchange.due(self.now)
+        self.now = until
+
+    # --- slots
+
+    def enter(self, exchange: Exchange) -> Pending | None:
+        self.entered.append(exchange.ticket)
+        exchange.ticket.owner = exchange
+        if not self.is_full:
+            exchange.ticket.grant(self.now)
+        return None
+
+    def leave(self, exchange: Exchange) -> None:
+        exchange.ticket.owner = None
+        if exchange.ticket not in self.left:
+            self.left.append(exchange.ticket)
+
+    def gone(self, exchange: Exchange, runner: Any) -> Pending:
+        assert runner is self.runner or runner is None
+        self.waits_for_exit = Pending()
+        return self.waits_for_exit
+
+    def ended(self, exchange: Exchange) -> None:
+        self.leave(exchange)
+        self.ended_with.append(exchange.record.event())
+
+    # --- downstream
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        self.heads.append((status, dict(headers), length))
+
+    def write(self, data: bytes, last: bool) -> bool:
+        assert self.heads, "a body without a head"
+        assert not (self.is_complete or self.is_aborted)
+        self.sent += data
+        self.is_complete = last
+        return not self.is_slow
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+    # --- short for
+
+    def asked(self) -> Exchange:
+        self.exchange.begin()
+        assert self.exchange.phase is Phase.ASKED
+        return self.exchange
+
+    def streaming(self) -> Exchange:
+        exchange = self.asked()
+        exchange.head(200, EVENTS, None)
+        exchange.body(EVENT, False)
+        return exchange
+
+    @property
+    def code(self) -> str:
+        """Of the error that is the answer, or the last event."""
+        text = self.sent.split(b"data: ")[-1]
+        code: str = json.loads(text)["error"]["code"]
+        return code
+
+    def check_over(self, *, error: str | None, status: int) -> None:
+        """Everything has been given back, once, and the observers know."""
+        assert self.exchange.phase is Phase.ENDED
+        (event,) = self.ended_with
+        assert (event.error, event.status) == (error, status)
+        assert set(map(id, self.entered)) <= set(map(id, self.left)) or not self.entered
+        assert self.exchange._link is self.exchange._pending is None
+        assert self.exchange.ticket.owner is None
+
+
+class Runner:
+    port, api_key, phase = 8085, "secret", Status.READY
+
+
+class Links:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def open(self, port: int, user: Any, *, fresh: bool = False) -> Any:
+        assert port == Runner.port
+        self._world.opened.append(fresh)
+        if self._world.has_link:
+            user.connected(self._world.link, fresh)
+            return None
+        self._world.opening = Pending()
+        return self._world.opening
+
+    def open_ahead(self, port: int, wanted: int) -> None:
+        self._world.ahead = wanted
+
+
+# --- the usual ways
+
+
+def test_a_plain_answer_is_passed_on_whole_in_one_write() -> None:
+    world = World()
+    exchange = world.asked()
+    (asked,) = world.link.asked
+    assert asked == UpstreamRequest(
+        "POST", "/v1/x", b"accept: x\r\nauthorization: Bearer secret\r\n", b"body", True
+    )
+    world.now += 2
+    exchange.head(201, JSON, 4)
+    assert exchange.body(b"{", False)
+    assert world.heads == []
+    exchange.body(b"1.}", True)
+    ((status, headers, length),) = world.heads
+    assert (status, length, world.sent, world.is_complete) == (201, 4, b"{1.}", True)
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"x-request-id"] == b"id"
+    assert headers[b"x-queue-wait-ms"] == headers[b"x-model-load-ms"] == b"0"
+    world.check_over(error=None, status=201)
+    assert (world.link.released, world.ended_with[0].ttft_s, world.ended_with[0].duration_s > 0) == (
+        1,
+        2,
+        True,
+    )
+
+
+def test_a_stream_passes_event_by_event() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    ((status, headers, length),) = world.heads
+    assert (status, length, world.sent) == (200, None, EVENT)
+    assert (headers[b"cache-control"], headers[b"x-accel-buffering"]) == (b"no-cache", b"no")
+    assert b"keep-alive" not in headers
+    assert not world.link.asked[0].keep_alive
+    exchange.body(EVENT, False)
+    exchange.body(b"data: [DONE]\n\n", True)
+    assert world.sent == EVENT + EVENT + b"data: [DONE]\n\n"
+    world.check_over(error=None, status=200)
+
+
+def test_what_is_long_or_of_unknown_length_passes_as_it_comes() -> None:
+    for length in (None, HELD_BYTES + 1):
+        world = World()
+        exchange = world.asked()
+        exchange.head(200, JSON, length)
+        exchange.body(b"some", False)
+        assert (world.sent, world.heads[0][2], world.is_complete) == (b"some", length, False)
+        exchange.body(b"more", True)
+        assert (world.sent, world.is_complete) == (b"somemore", True)
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "length"), [("HEAD", 200, 5), ("GET", 304, 5), ("GET", 204, None)]
+)
+def test_an_answer_without_a_body_keeps_its_length(method: str, status: int, length: int | None) -> None:
+    world = World(method=method)
+    exchange = world.asked()
+    exchange.head(status, JSON, length)
+    exchange.body(b"", True)
+    assert (world.heads[0][0], world.heads[0][2], world.sent) == (status, length, b"")
+    world.check_over(error=None, status=status)
+    assert world.ended_with[0].ttft_s is None
+
+
+def test_llama_servers_own_error_passes_as_it_is() -> None:
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(400, JSON, 2)
+    exchange.body(b"{}", True)
+    assert (world.heads[0][0], world.sent) == (400, b"{}")
+    world.check_over(error=None, status=400)
+
+
+# --- the head of a stream
+
+
+def test_a_streams_head_goes_with_its_first_event() -> None:
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    assert world.heads == []
+    world.pass_time(HEAD_WAITS_S / 2)
+    exchange.body(EVENT, False)
+    assert world.sent == EVENT
+
+
+def test_a_streams_head_does_not_wait_long_for_its_first_event() -> None:
+    """A prompt can take minutes. It can still be replayed."""
+    world = World(stream=True)
+    world.asked().head(200, EVENTS, None)
+    world.pass_time(HEAD_WAITS_S)
+    assert (len(world.heads), world.sent) == (1, b"")
+    world.exchange.broken(LOST)
+    world.exchange.replay()
+    world.exchange.head(200, EVENTS, None)
+    world.exchange.body(EVENT, True)
+    assert (len(world.heads), world.sent) == (1, EVENT)
+
+
+def test_comments_are_no_progress_and_no_beginning() -> None:
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    world.now += 15
+    exchange.body(b":\n\n", False)
+    assert world.sent == b":\n\n"
+    assert not exchange.reply.has_begun
+    world.pass_time(6)
+    assert world.code == "upstream_timeout"
+
+
+# --- waiting
+
+
+def test_who_waits_is_asked_when_its_ticket_is_granted() -> None:
+    world = World()
+    world.is_full = True
+    world.exchange.begin()
+    assert (world.exchange.phase, world.opened) == (Phase.QUEUED, [])
+    world.now += 7
+    world.entered[0].grant(world.now)
+    exchange = world.exchange
+    exchange.head(200, JSON, 2)
+    exchange.body(b"{}", True)
+    assert world.heads[0][1][b"x-queue-wait-ms"] == b"7000"
+    assert world.ended_with[0].queue_wait_s == 7
+
+
+def test_a_stream_that_waits_gets_its_head_and_comments() -> None:
+    world = World(stream=True)
+    world.is_full, world.status, world.load_progress = True, Status.LOADING, None
+    world.exchange.begin()
+    world.pass_time(HEARTBEAT_S - 0.1)
+    assert world.heads == []
+    world.pass_time(0.1)
+    assert (world.heads[0][0], world.sent) == (200, b": loading\n\n")
+    assert b"x-queue-wait-ms" not in world.heads[0][1]
+    world.load_progress = 0.5
+    world.pass_time(HEARTBEAT_S)
+    world.status = Status.READY
+    world.pass_time(HEARTBEAT_S)
+    assert world.sent == b": loading\n\n: loading progress=0.50\n\n: queued position=1\n\n"
+    world.entered[0].grant(world.now)
+    world.exchange.head(200, EVENTS, None)
+    world.exchange.body(EVENT, True)
+    assert world.sent.endswith(b"position=1\n\n" + EVENT)
+    assert len(world.heads) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/x", "/v1/messages"])
+def test_an_error_of_llama_server_after_our_head_is_an_event(endpoint: str) -> None:
+    world = World(stream=True, endpoint=endpoint)
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(HEARTBEAT_S)
+    world.entered[0].grant(world.now)
+    world.exchange.head(400, JSON, 30)
+    world.exchange.body(b'{"error":{', False)
+    world.exchange.body(b'"code":"x"}}', True)
+    assert world.code == "x"
+    assert (b"event: error\n" in world.sent) == (endpoint == "/v1/messages")
+    world.check_over(error=None, status=400)
+
+
+def test_a_plain_request_gets_nothing_while_it_waits() -> None:
+    world = World()
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(29.9)
+    assert world.heads == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_wait_in_the_queue_has_an_end(stream: bool) -> None:
+    world = World(stream=stream)
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(29.9)
+    assert world.exchange.phase is Phase.QUEUED
+    world.pass_time(0.1)
+    assert (world.code, world.heads[0][0]) == ("queue_timeout", 200 if stream else 504)
+    world.check_over(error="queue_timeout", status=504)
+
+
+@pytest.mark.parametrize("error", [QueueFull("full", retry_after_s=3), ShuttingDown("over")])
+def test_who_is_refused_is_told_why(error: RouterError) -> None:
+    world = World()
+    world.is_full = True
+    world.exchange.begin()
+    world.entered[0].refuse(error)
+    status, headers, length = world.heads[0]
+    assert (status, length, world.code) == (503, len(world.sent), error.code)
+    assert headers.get(b"retry-after") == (b"3" if error.retry_after_s else None)
+    world.check_over(error=error.code, status=503)
+
+
+def test_who_waits_for_a_stream_of_others_has_a_connection_opened_ahead() -> None:
+    for stream, ahead in ((True, 1), (False, 0)):
+        world = World(stream=stream)
+        world.is_full = True
+        world.queue.push(world.exchange.ticket)
+        world.exchange.begin()
+        assert world.ahead == ahead
+
+
+# --- connecting
+
+
+def test_a_connection_may_take_its_time() -> None:
+    world = World()
+    world.has_link = False
+    world.exchange.begin()
+    assert world.exchange.phase is Phase.CONNECTING
+    world.exchange.connected(world.link, True)
+    assert (world.exchange.phase, world.link.is_fresh) == (Phase.ASKED, True)
+
+
+def test_a_connection_that_comes_too_late_is_given_back() -> None:
+    world = World()
+    world.has_link = False
+    world.exchange.begin()
+    world.exchange.client_left()
+    world.exchange.connected(world.link, True)
+    assert (world.link.released, world.link.asked) == (1, [])
+
+
+def test_a_stale_connection_is_replaced_by_a_fresh_one_without_a_replay() -> None:
+    world = World()
+    exchange = world.asked()
+    exchange.broken(STALE)
+    assert (world.opened, world.link.is_fresh) == ([False, True], True)
+    assert (exchange.phase, len(world.entered), len(world.link.asked)) == (Phase.ASKED, 1, 2)
+
+
+def test_no_files_left_is_the_routers_own_word() -> None:
+    world = World()
+    world.has_link = False
+    world.exchange.begin()
+    world.exchange.refused(Overloaded("no files", retry_after_s=1))
+    assert world.code == "overloaded"
+    world.check_over(error="overloaded", status=503)
+
+
+# --- llama-server fails
+
+
+@pytest.mark.parametrize("came", ["nothing", "head", "some"])
+def test_what_broke_off_unseen_is_asked_for_again_once_its_process_is_gone(came: str) -> None:
+    world = World()
+    exchange = world.asked()
+    if came != "nothing":
+        exchange.head(200, JSON, 4)
+    if came == "some":
+        exchange.body(b"{", False)
+    exchange.broken(LOST)
+    assert (exchange.phase, world.left, world.heads) == (Phase.EXITING, [world.entered[0]], [])
+    exchange.replay()
+    first, second = world.entered
+    assert (second.key, second.order, second.is_replay) == (first.key, first.order, True)
+    exchange.head(200, JSON, 2)
+    exchange.body(b"{}", True)
+    assert world.sent == b"{}"
+    world.check_over(error=None, status=200)
+
+
+def test_a_second_failure_is_told() -> None:
+    world = World()
+    world.asked().broken(LOST)
+    world.exchange.replay()
+    world.exchange.broken(LOST)
+    assert (world.heads[0][0], world.code) == (502, "model_crashed")
+    world.check_over(error="model_crashed", status=502)
+
+
+def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:
+    world = World(stream=True)
+    world.streaming().broken(LOST)
+    assert (world.code, world.is_complete) == ("model_crashed", True)
+    world.check_over(error="model_crashed", status=502)
+
+
+def test_a_plain_answer_that_has_begun_is_cut_off() -> None:
+    world = World()
+    exchange = world.asked()
+    exchange.head(200, JSON, None)
+    exchange.body(b"{", False)
+    exchange.broken(LOST)
+    assert (world.sent, world.is_complete, world.is_aborted) == (b"{", False, True)
+    world.check_over(error="model_crashed", status=502)
+
+
+def test_who_is_cut_is_served_by_the_next_process() -> None:
+    world = World()
+    exchange = world.asked()
+    ticket = exchange.ticket
+    assert ticket.owner is not None
+    ticket.owner.cut()
+    assert (world.link.released, exchange.phase, world.left) == (1, Phase.EXITING, [ticket])
+    exchange.replay()
+    assert exchange.phase is Phase.ASKED
+
+
+def test_a_process_that_is_gone_when_the_ticket_is_granted() -> None:
+    world = World()
+    world.is_full = True
+    world.exchange.begin()
+    world.runner = None
+    world.entered[0].grant(world.now)
+    assert world.exchange.phase is Phase.EXITING
+
+
+def test_a_replay_waits_its_full_time_again() -> None:
+    world = World()
+    world.asked()
+    world.now += 19
+    world.exchange.broken(LOST)
+    world.is_full = True
+    world.exchange.replay()
+    world.pass_time(29)
+    assert world.exchange.phase is Phase.QUEUED
+    world.pass_time(1)
+    assert world.code == "queue_timeout"
+
+
+# --- time
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_does_not_come_is_a_time_out(stream: bool) -> None:
+    world = World(stream=stream)
+    world.asked()
+    world.pass_time(19.9)
+    assert world.exchange.phase is Phase.ASKED
+    world.pass_time(0.1)
+    assert (world.heads[0][0], world.code) == (504, "upstream_timeout")
+    assert world.link.released == 1
+    world.check_over(error="upstream_timeout", status=504)
+
+
+def test_every_piece_is_progress() -> None:
+    for stream in (False, True):
+        world = World(stream=stream)
+        exchange = world.asked()
+        exchange.head(200, EVENTS if stream else JSON, None if stream else 100)
+        for _ in range(5):
+            world.pass_time(15)
+            exchange.body(EVENT, False)
+        assert exchange.phase is Phase.ANSWERING
+        world.pass_time(20)
+        assert world.code == "upstream_timeout"
+
+
+def test_a_connection_that_is_never_there_is_a_time_out() -> None:
+    world = World()
+    world.has_link = False
+    world.exchange.begin()
+    world.pass_time(20)
+    assert world.code == "upstream_timeout"
+    assert world.opening is not None
+    assert world.opening.is_cancelled
+
+
+# --- the client
+
+
+def test_a_slow_client_stops_llama_server() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    world.is_slow = True
+    assert exchange.body(EVENT, False) is False
+    exchange.writable()
+    assert world.link.resumed == 1
+    exchange.writable()
+    assert world.link.resumed == 1
+
+
+def test_a_client_that_stops_reading_loses_its_slot() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    world.is_slow = True
+    exchange.body(EVENT, False)
+    world.pass_time(20)
+    assert world.is_aborted
+    world.check_over(error=None, status=499)
+
+
+def test_a_client_that_reads_at_times_keeps_its_slot() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    for _ in range(3):
+        world.is_slow = True
+        exchange.body(EVENT, False)
+        world.pass_time(15)
+        exchange.writable()
+    assert exchange.phase is Phase.ANSWERING
+
+
+def test_the_end_that_comes_while_the_client_is_slow_is_not_lost() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    world.is_slow = True
+    assert exchange.body(b"data: last\n\n", True)
+    assert world.is_complete
+    world.check_over(error=None, status=200)
+
+
+WAYS: dict[str, Callable[[World], object]] = {
+    "queued": lambda world: (setattr(world, "is_full", True), world.exchange.begin()),
+    "connecting": lambda world: (setattr(world, "has_link", False), world.exchange.begin()),
+    "asked": lambda world: world.asked(),
+    "answering": lambda world: world.streaming(),
+    "exiting": lambda world: world.asked().broken(LOST),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_client_may_leave_at_any_point(way: Callable[[World], object]) -> None:
+    world = World(stream=True)
+    way(world)
+    link, heads = world.exchange._link, len(world.heads)
+    world.exchange.client_left()
+    assert len(world.heads) == heads
+    assert world.link.released == (link is not None)
+    for pending in (world.opening, world.waits_for_exit):
+        assert pending is None or pending.is_cancelled
+    world.check_over(error=None, status=499)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_nothing_happens_after_the_end(way: Callable[[World], object]) -> None:
+    """Timers and callbacks may still be on their way."""
+    world = World(stream=True)
+    way(world)
+    exchange = world.exchange
+    exchange.client_left()
+    sent = world.sent
+    exchange.due(world.now + 1000)
+    exchange.writable()
+    exchange.client_left()
+    exchange.connected(Link(), True)
+    assert (world.sent, len(world.ended_with), exchange.phase) == (sent, 1, Phase.ENDED)
+
+
+def test_a_client_may_leave_while_it_is_written_to() -> None:
+    world = World()
+    exchange = world.asked()
+    exchange.head(200, JSON, 2)
+    write = world.write
+
+    def leaving(data: bytes, last: bool) -> bool:
+        exchange.client_left()
+        return write(data, last)
+
+    cast(Any, world).write = leaving
+    exchange.body(b"{}", True)
+    world.check_over(error=None, status=499)
+
+
+# --- bugs
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise RuntimeError("a bug")
+
+
+BUGS: dict[str, tuple[Callable[[World], object], str]] = {
+    "enter": (lambda world: setattr(world, "enter", fail), "begin"),
+    "ask": (lambda world: setattr(world.link, "ask", fail), "begin"),
+    "head": (lambda world: setattr(world.exchange.record, "headers", fail), "answer"),
+}
+
+
+@pytest.mark.parametrize(("place", "when"), [(BUGS["enter"][0], "begin"), (BUGS["ask"][0], "begin")])
+def test_a_bug_is_logged_and_answered(
+    place: Callable[[World], object], when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    place(world)
+    world.exchange.begin()
+    assert (world.heads[0][0], world.code) == (500, "internal_error")
+    assert "RuntimeError: a bug" in caplog.text
+    world.check_over(error="internal_error", status=500)
+
+
+def test_a_bug_that_cannot_be_told_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    exchange = world.asked()
+    cast(Any, world).start = fail
+    exchange.head(200, JSON, 2)
+    exchange.body(b"{}", True)
+    assert world.is_aborted
+    assert "RuntimeError: a bug" in caplog.text
+    assert "could not say so" in caplog.text
+    world.check_over(error="internal_error", status=500)
+
+
+def test_a_bug_in_the_middle_of_a_stream_is_its_last_event() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    cast(Any, exchange.reply)._usage = partial(fail)
+    exchange.body(EVENT, False)
+    assert world.code == "internal_error"
+    world.check_over(error="internal_error", status=500)

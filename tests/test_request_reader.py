@@ -1,0 +1,168 @@
+"""Bytes in, requests out: wherever they are cut, whatever they are."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.domain.errors import BadRequest
+from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestHead, RequestReader
+
+HEAD = b"POST /a HTTP/1.1\r\nHost: h\r\n"
+SIZED = HEAD + b"Content-Length: 5\r\n\r\nhello"
+CHUNKED_HEAD = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+CHUNKED = CHUNKED_HEAD + b"4\r\n\r\n\r\n\r\n3;x=y\r\nabc\r\n0\r\nX-Trailer: 1\r\n\r\n"
+EMPTY = b"GET /b HTTP/1.0\r\n\r\n"
+LARGE_CHUNK = b"%x\r\n%b\r\n" % (2 * MAX_HEAD_BYTES, bytes(2 * MAX_HEAD_BYTES))
+
+
+def read(*pieces: bytes) -> list[RequestHead | BodyPart]:
+    reader, events = RequestReader(), []
+    for piece in pieces:
+        reader.feed(piece)
+        while (event := reader.next()) is not None:
+            events.append(event)
+    return events
+
+
+def requests(events: list[RequestHead | BodyPart]) -> list[tuple[RequestHead, bytes]]:
+    """Heads and whole bodies; fails for what is not complete."""
+    found: list[tuple[RequestHead, bytes]] = []
+    parts: list[BodyPart] = []
+    for event in events:
+        if isinstance(event, RequestHead):
+            assert not parts
+            found.append((event, b""))
+        else:
+            parts.append(event)
+            if event.last:
+                found[-1] = (found[-1][0], b"".join(part.data for part in parts))
+                parts.clear()
+    assert not parts
+    return found
+
+
+WHOLE = [(SIZED, b"hello"), (CHUNKED, b"\r\n\r\nabc"), (EMPTY, b""), (HEAD + b"\r\n", b"")]
+
+
+@pytest.mark.parametrize(("said", "body"), WHOLE)
+@pytest.mark.parametrize(("behind", "other"), [(b"", []), (SIZED, [b"hello"]), (CHUNKED, [b"\r\n\r\nabc"])])
+def test_it_does_not_matter_where_requests_are_cut_in_two(
+    said: bytes, body: bytes, behind: bytes, other: list[bytes]
+) -> None:
+    whole = said + behind
+    for cut in range(1, len(whole)):
+        found = requests(read(whole[:cut], whole[cut:]))
+        assert [data for _, data in found] == [body, *other], cut
+    found = requests(read(*(whole[i : i + 1] for i in range(len(whole)))))
+    assert [data for _, data in found] == [body, *other]
+
+
+def test_a_head_tells_how_its_body_is_framed() -> None:
+    sized, chunked, empty = (requests(read(said))[0][0] for said in (SIZED, CHUNKED, EMPTY))
+    assert (sized.method, sized.target, sized.version, sized.length) == ("POST", b"/a", "1.1", 5)
+    assert (sized.headers, sized.keep_alive) == ([(b"host", b"h"), (b"content-length", b"5")], True)
+    assert (chunked.length, chunked.keep_alive) == (None, True)
+    assert (empty.method, empty.version, empty.length, empty.keep_alive) == ("GET", "1.0", 0, False)
+
+
+@pytest.mark.parametrize("value", [b"close", b"Close", b"keep-alive, close"])
+def test_a_client_may_want_the_connection_closed(value: bytes) -> None:
+    (head,) = read(HEAD + b"Connection: " + value + b"\r\n\r\n")
+    assert isinstance(head, RequestHead)
+    assert not head.keep_alive
+
+
+def test_what_it_read_comes_out_as_it_came() -> None:
+    """But for an offer of another protocol, which is not heard; what looks like one in a body stays."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nuPGRADE: h2c\r\n"
+    body = b"\r\nUpgrade: h2c\r\n\r\n"
+    said = HEAD + offer + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    events = read(said + CHUNKED)
+    assert b"".join(event.raw for event in events) == said.replace(b"uPGRADE: h2c\r\n", b"") + CHUNKED
+    assert requests(events)[0][1] == body
+
+
+def test_trailers_are_no_headers() -> None:
+    ((head, _),) = requests(read(CHUNKED))
+    assert [name for name, _ in head.headers] == [b"host", b"transfer-encoding"]
+
+
+def test_empty_lines_before_a_request_are_nothing() -> None:
+    assert len(requests(read(b"\r\n" * 8000, SIZED, b"\r\n\r\n", SIZED))) == 2
+    reader = RequestReader()
+    reader.feed(SIZED + b"\r\n")
+    while reader.next() is not None:
+        pass
+    assert reader.is_between
+
+
+def test_it_knows_whether_a_request_is_under_way() -> None:
+    for said in (HEAD, SIZED[:-1], CHUNKED[:-1]):
+        reader = RequestReader()
+        assert reader.is_between
+        reader.feed(said)
+        while reader.next() is not None:
+            pass
+        assert not reader.is_between
+        reader.feed({HEAD: b"\r\n", SIZED[:-1]: b"o", CHUNKED[:-1]: b"\n"}[said])
+        while reader.next() is not None:
+            pass
+        assert reader.is_between
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"HELLO\r\n\r\n",
+        b"get / HTTP/1.1\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: h\n\n" + b"\r\n\r\n",
+        HEAD + b"Content-Length: abc\r\n\r\n",
+        HEAD + b"Content-Length: +5\r\n\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 6\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        HEAD + b"X: a\x00b\r\n\r\n",
+        HEAD + b"X : a\r\n\r\n",
+        HEAD + b"X: a\r\n b\r\n\r\n",
+        CHUNKED_HEAD + b"no number\r\n",
+        CHUNKED_HEAD + b"3\r\nabcd\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(garbage: bytes) -> None:
+    with pytest.raises(BadRequest):
+        read(garbage)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\nX: ", b"GET /", HEAD + b"X-"])
+@pytest.mark.parametrize("before", [b"", SIZED, CHUNKED_HEAD + LARGE_CHUNK + b"0\r\n\r\n"])
+def test_a_head_that_does_not_end_is_refused(start: bytes, before: bytes) -> None:
+    """However large what came before it was."""
+    left = MAX_HEAD_BYTES - len(start)
+    assert len(requests(read(before + start, b"a" * left))) == bool(before)
+    with pytest.raises(BadRequest, match="too large"):
+        read(before + start, b"a" * (left + 1))
+
+
+def test_a_whole_head_can_be_too_large() -> None:
+    with pytest.raises(BadRequest, match="too large"):
+        read(HEAD + b"X: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("start", [b"0\r\nX: ", b"0\r\n", b"3;x="])
+def test_trailers_and_extensions_that_do_not_end_are_refused(start: bytes) -> None:
+    more = b"a: b\r\n" if start == b"0\r\n" else b"a"
+    with pytest.raises(BadRequest):
+        read(CHUNKED_HEAD + LARGE_CHUNK + start, *[more] * (MAX_HEAD_BYTES + 1))
+
+
+def test_chunks_are_no_trailers_wherever_they_are_cut() -> None:
+    pieces = [LARGE_CHUNK + b"5\r\n", b"abcde\r\n"] * 4
+    parts = read(CHUNKED_HEAD, *pieces, b"0\r\n\r\n")
+    assert len(requests(parts)[0][1]) == 4 * (2 * MAX_HEAD_BYTES + 5)
