@@ -166,3 +166,16 @@ def test_chunks_are_no_trailers_wherever_they_are_cut() -> None:
     pieces = [LARGE_CHUNK + b"5\r\n", b"abcde\r\n"] * 4
     parts = read(CHUNKED_HEAD, *pieces, b"0\r\n\r\n")
     assert len(requests(parts)[0][1]) == 4 * (2 * MAX_HEAD_BYTES + 5)
+
+
+def test_what_is_known_of_a_head_that_is_too_large_is_told_with_its_error() -> None:
+    """The shape of the error depends on the path, and the client's id is given back."""
+    for end in (b"\r\n\r\n", b""):
+        reader = RequestReader()
+        reader.feed(b"POST /v1/messages HTTP/1.1\r\nX-Request-ID: mine\r\nX: " + b"a" * MAX_HEAD_BYTES + end)
+        with pytest.raises(BadRequest, match="too large"):
+            reader.next()
+        assert (reader.broken_head.path, reader.broken_head.header("x-request-id")) == (
+            "/v1/messages",
+            "mine",
+        )

@@ -6,6 +6,7 @@ to go on in another protocol (`Upgrade: h2c`) is left out: httptools takes what 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import NamedTuple
 
@@ -111,15 +112,20 @@ class RequestReader:
             return None
         end += len(END_OF_HEAD)
         raw, self._data, self._seen = self._data[:end], self._data[end:], 0
-        if end > MAX_HEAD_BYTES:
-            raise BadRequest("The headers are too large.")
+        self._check_size(raw)
         return self._parsed(_UPGRADE.sub(b"", raw) if b"\r\nupgrade:" in raw.lower() else raw)
 
     def _check_unfinished(self, data: bytes) -> None:
-        if len(data) > MAX_HEAD_BYTES:
-            raise BadRequest("The headers are too large.")
+        self._check_size(data)
         if data and not _MAY_BE_HTTP.match(data):
             raise BadRequest("Invalid HTTP request received.")
+
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > MAX_HEAD_BYTES:
+            self._sink = _Sink()  # who asked for what is told with the error
+            with contextlib.suppress(BadRequest):
+                _feed(httptools.HttpRequestParser(self._sink), data[:MAX_HEAD_BYTES])
+            raise BadRequest("The headers are too large.")
 
     def _parsed(self, raw: bytes) -> RequestHead:
         sink = self._sink = _Sink()
