@@ -33,6 +33,7 @@ from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
 from app.models.kv_cache import KvCache
@@ -213,8 +214,8 @@ async def _tracker(
 ) -> DeviceTracker:
     if probe is None:
         probe = await anyio.to_thread.run_sync(find_gpus, binary.path if binary is not None else None)
-    min_free_mb = configuration.current.system.min_free_vram_mb
-    tracker = DeviceTracker(probe, min_free_mb=min_free_mb, clock=time.monotonic, bus=bus)
+    kept_free = KeptFree.parse(configuration.current.system.min_free_vram_mb)
+    tracker = DeviceTracker(probe, kept_free=kept_free, clock=time.monotonic, bus=bus)
     configuration.subscribe(DeviceTracker.TAKES, tracker.apply)
     stack.push_async_callback(tracker.close)
     await tracker.refresh()

@@ -21,11 +21,14 @@ from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.domain.units import MIB
+from app.domain.views import HOST, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.runner import Exit, LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
+from app.memory.ledger.kept_free import KeptFree
 from app.memory.need import Footprint
+from app.memory.probes.fixed_cost import FixedCost
 from app.memory.probes.interface import Reading
 from app.models.kv_cache import KvCache
 
@@ -43,7 +46,8 @@ class FakeRunner:
     """
 
     def __init__(self, spec: ModelSpec, placement: Mapping[str, int], port: int) -> None:
-        self.spec, self.placement, self.port = spec, dict(placement), port
+        self.spec, self.layout, self.port = spec, placement, port
+        self.placement = {d: mb for d, mb in placement.items() if d != HOST} or dict(placement)
         self.pid = next(_pids)
         self.api_key = "key"
         self.phase = Status.STARTING
@@ -200,7 +204,17 @@ class FakeProbe:
         live = self.launcher.live if self.launcher is not None else ()
         by_pid = {r.pid: r.placement[str(index)] for r in live if str(index) in r.placement}
         used = sum(by_pid.values()) + self.others_mb[index]
-        return Reading(str(index), f"GPU-{index}", f"Fake {index}", total, used, total - used, by_pid=by_pid)
+        names = str(index), f"GPU-{index}", f"Fake {index}"
+        return Reading(*names, total, used, total - used, by_pid=by_pid, cost=NO_COST)
+
+
+NO_COST = FixedCost(0, 0)
+NOTHING_KEPT = KeptFree(0, {HOST: 0})
+
+
+def wide_host(pids: Sequence[int] = ()) -> Reading:
+    """More memory than any test can need."""
+    return Reading(HOST, HOST, "host memory", 10**6, 0, 10**6)
 
 
 class _Timer:
@@ -246,10 +260,15 @@ class Clock:
 
 def footprint(size_mb: int) -> Footprint:
     share = MemoryShare(weights_bytes=size_mb * MIB)
-    found = MemoryEstimate(share, share, exact=True)
+    with_gpu = MemoryEstimate(share, MemoryShare(), exact=True)
+    on_host = MemoryEstimate(MemoryShare(), share, exact=True)
     header: Any = None
     return Footprint(
-        file_mb=size_mb, identity=FileIdentity(1, size_mb), header=header, with_gpu=found, on_host=found
+        file_mb=size_mb,
+        identity=FileIdentity(1, size_mb),
+        header=header,
+        with_gpu=with_gpu,
+        on_host=on_host,
     )
 
 
@@ -263,9 +282,10 @@ class World:
         gpu_mb: Sequence[int] = (10_000,),
         models: Any = None,
         kv_cache: Callable[[Config], KvCache] | None = None,
+        host: Reading | None = None,
         **system: Any,
     ) -> None:
-        settings = {"vram_multiplier": 1.0, "min_free_vram_mb": 0, "gpu_devices": list(range(len(gpu_mb)))}
+        settings = {"vram_multiplier": 1.0, "min_free_vram_mb": 0, "foreign_wait_sec": 0}
         tree = {
             "system": {**settings, **system},
             "models": {a: {"model_path": f"/{a}.gguf", **(models or {}).get(a, {})} for a in sizes},
@@ -282,7 +302,10 @@ class World:
         self.bus.subscribe(self.events.append)
         self.requests: list[Request] = []
         self.broken: dict[str, Failure] = {}
-        self.tracker = DeviceTracker(self.probe, min_free_mb=0, clock=self.clock, bus=self.bus)
+        self.host = host
+        self.tracker = DeviceTracker(
+            self.probe, kept_free=NOTHING_KEPT, clock=self.clock, bus=self.bus, read_host=self._read_host
+        )
         self.manager = ModelManager(
             self.config,
             launcher=self.launcher,
@@ -297,6 +320,13 @@ class World:
         if spec.alias in self.broken:
             raise LoadError(self.broken[spec.alias])
         return self.footprints.get(spec.alias) or footprint(self.sizes[spec.alias])
+
+    def _read_host(self, pids: Sequence[int]) -> Reading:
+        return self.host or wide_host(pids)
+
+    def held(self, alias: str) -> Placement:
+        """Of the devices that it runs on."""
+        return self.manager.instances[alias].view().on_devices
 
     def status(self, alias: str) -> Status:
         return self.manager.instances[alias].status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class Router:
     def need_mb(self) -> int:
         """Of a file of 100 MB, by what the manager believes now."""
         instance = self.services.manager.instances["a"]
-        instance.footprint = footprint(100)
+        found = footprint(100)
+        instance.footprint = replace(found, with_gpu=replace(found.with_gpu, exact=False))
         need: int = self.services.manager.inspection.need_of(instance).mb
         return need
 
@@ -156,6 +158,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
         lambda r: r.services.manager.instances["a"].queue.max_waiting == 7,
     ),
     "system.vram_multiplier": (3, lambda r: r.need_mb() >= 300),
+    "system.foreign_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.foreign_wait_s == 7),
     "system.min_free_vram_mb": (7, lambda r: r.services.tracker.devices()[0].min_free_mb == 7),
     "system.load_timeout_sec": (7, lambda r: r.launcher.load_timeout_s == 7),
     "system.load_max_retries": (

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.memory import history as module
 from app.memory.history import FILE_NAME, Learned, LearnedFootprints
+from app.memory.probes.fixed_cost import FixedCost
+from app.memory.probes.interface import Reading
+
+CARD = Reading("0", "", "Card", 8000, 0, 8000, driver="570", cost=FixedCost(600, 20))
+OTHER = replace(CARD, id="1", name="Other")
 
 
 def load(folder: Path, build: str = "b1") -> LearnedFootprints:
@@ -22,26 +28,44 @@ async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
     before = load(tmp_path / "logs")
     before.put("a", device_mb=4000, host_mb=120)
     before.put("a", measured_mb=4300, load_ms=1500)
-    before.saw_overhead("Card / 570", 300)
-    before.saw_overhead("Card / 570", 250)
+    before.saw_fixed_cost(CARD.kind, 300)
+    before.saw_fixed_cost(CARD.kind, 250)
     await before.save()
     after = load(tmp_path / "logs")
     assert after.model("a") == Learned(device_mb=4000, host_mb=120, measured_mb=4300, load_ms=1500)
-    assert after.overhead_mb(["Card / 570"]) == 300
+    assert after.fixed_cost([CARD]) == FixedCost(250, 50, is_known=True)
     assert after.model("b") == Learned()
     assert [f.name for f in (tmp_path / "logs").iterdir()] == [FILE_NAME]
 
 
-async def test_an_overhead_belongs_to_a_gpu_a_driver_and_a_build(tmp_path: Path) -> None:
+async def test_a_fixed_cost_belongs_to_a_gpu_a_driver_and_a_build(tmp_path: Path) -> None:
     learned = load(tmp_path)
-    learned.saw_overhead("Card / 570", 300)
-    learned.saw_overhead("Other / 570", 500)
+    learned.saw_fixed_cost(CARD.kind, 300)
+    learned.saw_fixed_cost(OTHER.kind, 500)
     await learned.save()
-    assert learned.overhead_mb(["Card / 580"]) is None
-    assert learned.overhead_mb(["Card / 570", "Other / 570"]) == 500
-    assert learned.overhead_mb(["Card / 570", "New / 570"]) is None, "one of them is not known"
-    assert learned.overhead_mb([]) is None
-    assert load(tmp_path, "b2").overhead_mb(["Card / 570"]) is None
+    newer, strange = replace(CARD, driver="580"), replace(CARD, name="New")
+    assert learned.fixed_cost([newer]) == newer.cost
+    assert learned.fixed_cost([CARD, OTHER]) == FixedCost(500, 20, is_known=True)
+    assert learned.fixed_cost([CARD, strange]) == strange.cost, "one of them is not known, and may take more"
+    assert learned.fixed_cost([]).total_mb == 0
+    assert load(tmp_path, "b2").fixed_cost([CARD]) == CARD.cost
+
+
+def test_the_least_that_was_seen_has_not_grown_yet(tmp_path: Path) -> None:
+    learned = load(tmp_path)
+    card = replace(CARD, cost=FixedCost(600, 128))
+    learned.saw_fixed_cost(card.kind, 598)
+    assert learned.fixed_cost([card]).total_mb == 598 + 128
+    learned.saw_fixed_cost(card.kind, 716)
+    assert learned.fixed_cost([card]).total_mb == 598 + 128
+    learned.saw_fixed_cost(card.kind, 800)
+    assert learned.fixed_cost([card]).total_mb == 800
+
+
+def test_a_file_of_an_earlier_version_kept_the_largest_only(tmp_path: Path) -> None:
+    tree = {"version": 1, "overheads": {"Card / 570 / b1": 300}, "models": {}}
+    (tmp_path / FILE_NAME).write_text(json.dumps(tree))
+    assert load(tmp_path).fixed_cost([CARD]) == FixedCost(300, 20, is_known=True)
 
 
 async def test_only_a_change_is_written(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_load_that_announces_too_much_is_stopped_and_planned_again(
     """The header cannot know that `extra_args` double the cache; llama-server says so before it loads."""
     long = on_the_device(tiny_long_gguf, "-ctk", "f32", "-ctv", "f32", n_ctx=131072)
     models = {
-        "other": {**on_the_device(tiny_gguf), "vram_mb": 1280},
+        "other": {**on_the_device(tiny_gguf), "vram_mb": 560},
         "long": {**long, "parallel_requests": 4},
     }
     router = make_router(models, binary=vulkan)

@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
+from app.core.config import Config
 from app.gguf.header import GgufHeader, read_header
 from app.gguf.reader import MAX_TENSORS, TensorInfo
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
+from app.memory.need import Footprint, need
 from tests.ggufs import make_architecture, make_tiny
 
 MIB = 1 << 20
+H100_CONTEXT_MB, H100_GROWTH_MB = 600, 116  # the most that was measured on such a card
 LOAD_LIMIT_S = 60
 BUFFER = re.compile(r"(\S+) +(model|KV|RS|compute) buffer size = +([\d.]+) MiB")
 
@@ -202,16 +205,23 @@ def test_scratch_memory_holds_three_states_of_each_slot(models: Path) -> None:
 
 def test_cuda_unpacks_one_layer_of_a_quantised_cache_beside_the_logged_buffers(models: Path) -> None:
     llama = header_of(models, "llama")
-    found = estimate(llama, replace(USUAL, type_k="q8_0", overhead_bytes=0))
-    assert found.overhead_bytes == 4096 * 4 * 64 * 2
+    found = estimate(llama, replace(USUAL, type_k="q8_0"))
+    assert found.device.overhead_bytes == 4096 * 4 * 64 * 2
 
 
-def test_a_projector_and_the_overhead_are_added_to_the_device(models: Path) -> None:
+def test_a_projector_is_added_to_the_device(models: Path) -> None:
     llama = header_of(models, "llama")
-    plain = estimate(llama, replace(USUAL, overhead_bytes=0))
-    more = estimate(llama, replace(USUAL, overhead_bytes=7 * MIB, mmproj_bytes=5 * MIB))
-    assert more.device_bytes == plain.device_bytes + 12 * MIB
-    assert more.overhead_bytes == 7 * MIB
+    plain, more = estimate(llama, USUAL), estimate(llama, replace(USUAL, mmproj_bytes=5 * MIB))
+    assert more.device_bytes == plain.device_bytes + 5 * MIB
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "qwen3next"])
+@pytest.mark.parametrize("layers", [0, 1, 3, 99])
+def test_the_layers_are_all_that_is_sure_on_the_device(models: Path, architecture: str, layers: int) -> None:
+    header = header_of(models, architecture)
+    found = estimate(header, replace(USUAL, n_gpu_layers=layers))
+    assert sum(found.layers) == found.device.sure_bytes
+    assert len(found.layers) == min(layers, header.block_count + 1)
 
 
 def test_an_unknown_architecture_is_estimated_but_marked(models: Path) -> None:
@@ -349,6 +359,14 @@ def assert_agreement(share: MemoryShare, logged_mib: Counter[str], *, with_compu
         assert sum(predicted.values()) == pytest.approx(sum(logged_mib.values()), rel=0.1)
 
 
+def first_need_mb(found: MemoryEstimate) -> int:
+    """What is reserved for a model on a card that nothing is known of."""
+    spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
+    header: Any = None
+    footprint = Footprint(file_mb=1, identity=(1, 1), header=header, with_gpu=found, on_host=found)
+    return need(spec, footprint, ("0",), True, multiplier=1.1).mb
+
+
 def predicted(models: Path, case: Case) -> MemoryEstimate:
     return estimate(header_of(models, case.architecture), case.params)
 
@@ -359,6 +377,8 @@ def test_the_estimate_is_what_llama_server_takes_on_a_device(
 ) -> None:
     found = logged(oldest_llama_server, model(models, case.architecture), case.params, rpc_device)
     assert_agreement(predicted(models, case).device, found["device"], with_compute=True)
+    peak_mb = sum(found["device"].values()) + H100_CONTEXT_MB + H100_GROWTH_MB
+    assert peak_mb <= first_need_mb(predicted(models, case)) <= 1.25 * peak_mb
 
 
 @pytest.mark.parametrize("case", ON_CPU, ids=str)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +14,14 @@ from app.domain.events import Evicted, LoadFinished
 from app.domain.files import FileIdentity
 from app.domain.status import Status, StopReason
 from app.domain.units import MIB
+from app.domain.views import HOST, Placement
 from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
 from app.memory import need as footprint
-from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryShare
+from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.history import Learned
+from app.memory.need import PROCESS_MB, Footprint
+from app.memory.probes.fixed_cost import UNLISTED_MB, FixedCost
 from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint
@@ -51,6 +53,10 @@ def logged(mb: int, device: str = "CUDA0") -> str:
     return f"0.2 I load_tensors:        {device} model buffer size =  {mb}.00 MiB"
 
 
+def gpus(placement: Placement) -> dict[str, int]:
+    return {device: mb for device, mb in placement.items() if device != HOST}
+
+
 def free_mb(world: World) -> int:
     return world.tracker.room_mb("0")
 
@@ -70,14 +76,14 @@ async def test_an_announcement_within_the_promise_changes_nothing(make_world: Ma
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(2900)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 3000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 3000})
 
 
 async def test_a_promise_grows_where_there_is_room(make_world: MakeWorld) -> None:
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(4000)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 4000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 4000})
 
 
 async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make_world: MakeWorld) -> None:
@@ -86,7 +92,7 @@ async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make
     world.launcher.logs["a"] = [announced(5000)]
     await serve(world, "a")
     assert world.launcher.loads("a") == 2, "stopped once, then loaded with what it needs"
-    assert world.tracker.held("a") == {"0": 5000}
+    assert world.held("a") == {"0": 5000}
     assert world.status("other") is Status.OFF
     assert Evicted("other", StopReason.MEMORY) in world.events
     assert [e.result for e in world.events if isinstance(e, LoadFinished) and e.alias == "a"] == [
@@ -160,14 +166,15 @@ async def test_a_declared_need_is_the_last_word(make_world: MakeWorld) -> None:
     world.launcher.logs["a"] = [announced(9000), logged(9000)]
     world.launcher.takes["a"] = 1500
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.tracker.held("a")) == (1, {"0": 2000})
+    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 2000})
 
 
 async def test_a_model_on_the_cpu_is_checked_against_host_memory(make_world: MakeWorld) -> None:
     world = await make_world({"a": 300}, models={"a": {"params": {"n_gpu_layers": -1}}})
     world.launcher.logs["a"] = [announced(320, "host"), logged(310, "CPU_Mapped")]
     await serve(world, "a")
-    assert world.tracker.held("a") == {"host": 320}
+    process_mb = PROCESS_MB
+    assert world.held("a") == {"host": 320 + process_mb + world.config.system.prompt_cache_mb}
     assert world.manager.instances["a"].memory.measured_mb == 310
 
 
@@ -179,7 +186,7 @@ async def test_after_the_load_the_rest_of_the_promise_is_free_again(make_world: 
     world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
     await serve(world, "a")
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4300}
+    assert world.held("a") == {"0": 4300 + UNLISTED_MB}
     await serve(world, "b")
     assert world.status("a") is Status.READY, "both fit, now that more is known"
 
@@ -191,10 +198,10 @@ async def test_a_process_that_grows_is_believed(make_world: MakeWorld) -> None:
     await world.settle()
     world.launcher.newest("a").placement["0"] = 4700
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4700}
+    assert world.held("a") == {"0": 4700 + UNLISTED_MB}
     world.launcher.newest("a").placement["0"] = 4400
     await world.settle()
-    assert world.tracker.held("a") == {"0": 4700}, "pools grow again"
+    assert world.held("a") == {"0": 4700 + UNLISTED_MB}, "pools grow again"
 
 
 async def test_what_was_measured_is_the_need_of_the_next_load(make_world: MakeWorld) -> None:
@@ -206,22 +213,20 @@ async def test_what_was_measured_is_the_need_of_the_next_load(make_world: MakeWo
     await world.manager.eject(instance, now=True, timeout_s=60)
     await world.settle()
     preview = await world.manager.preview(instance)
-    assert dict(preview.placement) == {"0": 4300}
+    assert gpus(preview.placement) == {"0": 4300 + UNLISTED_MB}
     assert instance.need is not None and instance.need.note == "measured at an earlier load"
-    assert (instance.memory.estimated_mb, instance.memory.measured_mb) == (6300, 4300)
+    assert (instance.memory.estimated_mb, instance.memory.measured_mb) == (6000 + 300 + UNLISTED_MB, 4300)
 
 
 async def test_the_overhead_of_one_model_serves_another_that_was_never_loaded(make_world: MakeWorld) -> None:
     world = await make_world({"a": 6000, "b": 1000})
-    share = MemoryShare(weights_bytes=1000 * MIB, overhead_bytes=DEFAULT_OVERHEAD_BYTES)
-    world.footprints["b"] = replace(fake_footprint(1000), with_gpu=MemoryEstimate(share, share, exact=True))
     b = world.manager.instances["b"]
-    assert dict((await world.manager.preview(b)).placement) == {"0": 1400}
+    assert gpus((await world.manager.preview(b)).placement) == {"0": 1000}
     world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4250
     await serve(world, "a")
     await world.settle()
     b.need = None
-    assert dict((await world.manager.preview(b)).placement) == {"0": 1250}
+    assert gpus((await world.manager.preview(b)).placement) == {"0": 1250 + UNLISTED_MB}
 
 
 async def test_a_change_of_the_flags_forgets_what_was_learned(make_world: MakeWorld) -> None:
@@ -282,7 +287,7 @@ async def test_without_enough_memory_idle_models_go_if_the_raised_need_takes_the
     await world.settle()
     await world.pass_time(1)
     assert request.granted.is_set()
-    assert world.tracker.held("a") == {"0": 7590}, "a tenth more"
+    assert world.held("a") == {"0": 7590}, "a tenth more"
     assert [world.status(m) for m in ("idle", "other", "kept")] == [Status.OFF, Status.READY, Status.READY]
 
 
@@ -333,7 +338,7 @@ async def test_a_successful_load_takes_the_raise_back(make_world: MakeWorld) -> 
     await world.pass_time(1)
     await request.finish()
     await world.settle()
-    assert world.tracker.held("a") == {"0": 2950}
+    assert world.held("a") == {"0": 2950 + UNLISTED_MB}
 
 
 # Small parts
@@ -360,19 +365,31 @@ def test_on_the_host_the_factor_stays_for_what_the_log_does_not_tell() -> None:
         {"models": {"a": {"model_path": "/a", "params": {"n_gpu_layers": -1}}}}
     ).specs()["a"]
     need = footprint.need(spec, fake_footprint(900), (), False, 1.5, Learned(host_mb=1000))
-    assert (need.mb, need.estimate_mb) == (1500, 1350)
+    process_mb = round(1.5 * PROCESS_MB)
+    assert (need.mb, need.estimate_mb) == (1000 + process_mb, 900 + process_mb)
 
 
-@pytest.mark.parametrize("learned_overhead", [None, 200])
-def test_the_factor_is_for_what_nobody_has_measured(learned_overhead: int | None, tmp_path: Path) -> None:
+def estimated(exact: bool) -> Footprint:
+    share = MemoryShare(600 * MIB, 300 * MIB, 100 * MIB, compute_bytes=200 * MIB, overhead_bytes=40 * MIB)
+    return replace(fake_footprint(1000), with_gpu=MemoryEstimate(share, MemoryShare(), exact=exact))
+
+
+@pytest.mark.parametrize(("cost", "fixed"), [(FixedCost(400, 200), 900), (FixedCost(400, 200, True), 600)])
+def test_the_factor_is_for_what_is_uncertain(cost: FixedCost, fixed: int) -> None:
     spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
-    share = MemoryShare(weights_bytes=1000 * MIB, overhead_bytes=DEFAULT_OVERHEAD_BYTES)
-    found = replace(fake_footprint(1000), with_gpu=MemoryEstimate(share, share, exact=True))
-    overhead = 600 if learned_overhead is None else 200
-    need = footprint.need(spec, found, ("0",), True, 1.5, Learned(), learned_overhead)
-    assert (need.mb, need.overhead_mb) == (1500 + overhead, overhead)
-    need = footprint.need(spec, found, ("0",), True, 1.5, Learned(device_mb=950), learned_overhead)
-    assert need.mb == 950 + overhead
+    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, Learned(), cost)
+    assert need.mb == need.estimate_mb == 1000 + 300 + 60 + fixed
+    need = footprint.need(spec, estimated(exact=False), ("0",), True, 1.5, Learned(), cost)
+    assert need.mb == need.estimate_mb == 1500 + 300 + 60 + fixed
+    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, Learned(device_mb=950), cost)
+    assert need.mb == 950 + 60 + fixed
+
+
+def test_what_was_measured_while_it_served_is_taken_as_it_is() -> None:
+    spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
+    seen, cost = Learned(device_mb=950, measured_mb=1700), FixedCost(400, 200, is_known=True)
+    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, seen, cost)
+    assert need.mb == 1700 + UNLISTED_MB
 
 
 # All together

@@ -57,8 +57,8 @@ def model(
     return ModelView(alias, status, head=waits, in_flight=in_flight, **fields)
 
 
-def gpu(free_mb: int, id: str = "0", **rest: Any) -> DeviceView:
-    return DeviceView(id, f"GPU {id}", 10_000, 10_000 - free_mb, free_mb, 0, **rest)
+def gpu(free_mb: int, id: str = "0", total_mb: int = 10_000, **rest: Any) -> DeviceView:
+    return DeviceView(id, f"GPU {id}", total_mb, total_mb - free_mb, free_mb, 0, **rest)
 
 
 def only_gpu(models: Sequence[ModelView], free_mb: int) -> DeviceView:
@@ -308,7 +308,8 @@ def test_what_pinned_models_leave_no_room_for_is_refused_for_now() -> None:
 
 
 def test_what_other_programs_leave_no_room_for_is_refused_for_now() -> None:
-    assert decide(model("b", waits=head()), free=5000) == [Refuse("b", False, 6000, 5000, ever=True)]
+    refusal = Refuse("b", False, 6000, 5000, ever=True, by_others=True, arrived_by=NOW)
+    assert decide(model("b", waits=head()), free=5000) == [refusal]
 
 
 def test_places_taken_by_pinned_models_are_a_refusal_by_count() -> None:
@@ -641,10 +642,20 @@ def test_an_idle_model_that_another_waits_for_does_not_keep_the_loop_awake() -> 
 # --- devices
 
 
-def test_a_model_goes_to_the_device_that_it_fills_best() -> None:
-    devices = [gpu(9000), gpu(6500, "1")]
+def test_of_equal_devices_the_freest_is_taken() -> None:
+    devices = [gpu(6500), gpu(9000, "1")]
     found = plan([model("a", devices=("0", "1"), waits=head())], devices, LIMITS, NOW)
     assert found.actions == (Load("a", {"1": 6000}),)
+
+
+def test_a_larger_device_is_kept_for_what_needs_it() -> None:
+    devices = [gpu(24_000, total_mb=24_000), gpu(8000, "1", total_mb=8000)]
+    small, large = (
+        model("a", devices=("0", "1"), waits=head()),
+        model("b", mb=20_000, devices=("0", "1"), waits=head()),
+    )
+    found = plan([small, large], devices, LIMITS, NOW)
+    assert found.actions == (Load("a", {"1": 6000}), Load("b", {"0": 20_000}))
 
 
 def test_a_model_goes_only_where_it_may() -> None:

@@ -50,7 +50,7 @@ MUTATIONS = [
     Mutation(
         "the reservation is forgotten",
         PLACEMENT,
-        "return Room({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
+        "return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
         "return self",
     ),
     Mutation(
@@ -116,7 +116,7 @@ MUTATIONS = [
     Mutation(
         "what can never fit is not refused",
         POLICY,
-        "        elif refusal := self._refusal(model):\n            self.actions.append(refusal)\n",
+        "        elif refusal := self._refusal(model):\n            self._refuse_in_time(model, refusal)\n",
         "",
     ),
     Mutation(

@@ -99,7 +99,7 @@ async def test_its_late_news_do_not_touch_the_process_that_followed(world: World
     runner.die()
     await world.settle()
     assert world.status("a") is Status.READY
-    assert world.tracker.held("a") == {"0": 4000}
+    assert world.held("a") == {"0": 4000}
     await request.finish()
 
 

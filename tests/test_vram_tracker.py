@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from app.core import vram_tracker
-from app.core.vram_tracker import SETTLE_MAX_S, DeviceTracker
+from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Need
+from app.memory.ledger.given_back import SETTLE_MAX_S
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Room, fit
-from tests.fakes import Clock
+from tests.fakes import NOTHING_KEPT, Clock
 from tests.router_process import until
 
 TOTAL_MB = 10_000
@@ -84,7 +85,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def tracker(gpu: Gpu, clock: Clock) -> DeviceTracker:
-    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, bus=EventBus())
+    tracker = DeviceTracker(gpu, kept_free=NOTHING_KEPT, clock=clock, bus=EventBus())
     await tracker.refresh()
     return tracker
 
@@ -221,7 +222,7 @@ async def test_a_crashed_process_is_not_waited_for(tracker: DeviceTracker, gpu: 
 
 async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock) -> None:
     heard, bus = asyncio.Event(), EventBus()
-    tracker = DeviceTracker(gpu, min_free_mb=0, clock=clock, bus=bus)
+    tracker = DeviceTracker(gpu, kept_free=NOTHING_KEPT, clock=clock, bus=bus)
     await tracker.refresh()
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     bus.subscribe(lambda reading: heard.set() if reading.is_news else None, ReadingTaken)
@@ -336,7 +337,7 @@ async def test_a_card_that_cannot_be_read_for_a_while_is_carried_on_by_the_ledge
 
 
 async def test_without_a_gpu_there_is_the_host(clock: Clock) -> None:
-    tracker = DeviceTracker(NullProbe("no driver"), min_free_mb=0, clock=clock, bus=EventBus())
+    tracker = DeviceTracker(NullProbe("no driver"), kept_free=NOTHING_KEPT, clock=clock, bus=EventBus())
     await tracker.refresh()
     assert [d.id for d in tracker.devices()] == [HOST]
     assert not tracker.has_gpu and tracker.error is None
@@ -409,7 +410,7 @@ def times_asked(binary: Path) -> int:
 
 async def test_devices_are_listed_again_only_after_a_load_or_an_unload(listing: Path, clock: Clock) -> None:
     probe = ListDevicesProbe(listing, parse_devices(LISTED))
-    tracker = DeviceTracker(probe, min_free_mb=0, clock=clock, bus=EventBus())
+    tracker = DeviceTracker(probe, kept_free=NOTHING_KEPT, clock=clock, bus=EventBus())
     for _ in range(3):
         await tracker.refresh()
     assert times_asked(listing) == 0
@@ -427,7 +428,7 @@ async def test_devices_are_listed_again_only_after_a_load_or_an_unload(listing: 
 
 async def test_a_list_that_fails_is_a_reported_state(listing: Path, clock: Clock) -> None:
     tracker = DeviceTracker(
-        ListDevicesProbe(listing, parse_devices(LISTED)), min_free_mb=0, clock=clock, bus=EventBus()
+        ListDevicesProbe(listing, parse_devices(LISTED)), kept_free=NOTHING_KEPT, clock=clock, bus=EventBus()
     )
     await tracker.refresh()
     break_down(listing)

@@ -17,6 +17,7 @@ from app.api.guard import client_of, require_admin
 from app.api.openai import find_model, json_object
 from app.api.services import Services, services_of
 from app.domain.status import Status
+from app.domain.views import HOST
 from app.models.supervisor import ModelInstance
 from app.scheduling.plan import Preview
 
@@ -170,16 +171,16 @@ def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
 
 def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[str, Any]:
     devices = {d.id: d for d in services.tracker.devices()}
-    targets = (
-        found.placement or (instance.need and dict.fromkeys(instance.need.devices, instance.need.mb)) or {}
-    )
+    places = instance.need and dict.fromkeys(instance.need.devices, instance.need.mb)
+    targets = found.placement or places or {}
+    on_gpus = {device: mb for device, mb in targets.items() if device != HOST}
     return {
         "model": instance.alias,
         "status": instance.status.public,
         "fits": found.fits,
         "devices": [
             {"index": devices[d].index, "need_mb": mb, "free_mb": max(devices[d].free_mb, 0)}
-            for d, mb in targets.items()
+            for d, mb in (on_gpus or targets).items()
             if d in devices
         ],
         "evicts": list(found.victims),
@@ -188,6 +189,7 @@ def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[s
         "estimate_exact": instance.need.exact if instance.need else None,
         "measured_mb": instance.memory.measured_mb,
         "need_mb": instance.need.mb if instance.need else None,
+        "host_mb": targets.get(HOST, 0),
         "need_note": instance.need.note if instance.need else None,
         "reason": _plan_reason(services, instance, found),
     }

@@ -115,9 +115,9 @@ def _preload(services: Services) -> dict[str, Any]:
 
 
 def _missing_devices(services: Services) -> str | None:
-    """A configured device that is not there; without any GPU the default `[0]` means nothing."""
+    """A configured device that is not there; without any GPU none is missed."""
     if not services.tracker.has_gpu:
         return None
-    wanted = services.config.system.gpu_devices
+    wanted = services.config.system.gpu_devices or ()
     missing = [d for d in wanted if not services.tracker.resolve([d])]
     return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None

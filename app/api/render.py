@@ -28,7 +28,7 @@ def by_priority(view: ModelView) -> dict[str, int]:
 
 def placement(view: ModelView) -> list[dict[str, Any]]:
     """What it holds of each device: a reservation while it loads, then what it was given."""
-    return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in view.held.items()]
+    return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in view.on_devices.items()]
 
 
 def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
         status |= {"devices": placement(view), "health": view.health}
     return status | {
         "estimated_mb": view.estimated_mb,
-        "reserved_mb": sum(view.held.values()),
+        "reserved_mb": view.reserved_mb,
+        "host_mb": view.held.get(HOST, 0),
         "measured_mb": view.measured_mb,
         "keep_cache": view.keep_cache,
         "kept_tokens": view.kept_tokens,
@@ -56,6 +57,7 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
         "status_since": unix(view.since),
         "waits_for": None if wait is None else list(wait.victims),
         "waits_until": None if wait is None or wait.at == NEVER else unix(wait.at),
+        "waits_because": None if wait is None else wait.why,
         "stop_reason": view.stop_reason.value if view.stop_reason else None,
         "stopped_for": view.stopped_for,
         "error": view.error,
@@ -103,6 +105,7 @@ def device(view: DeviceView) -> dict[str, Any]:
         "free_mb": max(view.free_mb, 0),
         "reserved_mb": view.reserved_mb,
         "others_mb": view.others_mb,
+        "source": view.source,
     }
 
 
@@ -120,7 +123,7 @@ def vram(views: Iterable[ModelView], tracker: DeviceTracker, system: SystemConfi
     gpus = [d for d in devices if d.is_gpu]
     loaded = [v for v in views if v.status.has_process]
     body: dict[str, Any] = {
-        "status": _vram_status(gpus, system.min_free_vram_mb),
+        "status": _vram_status(gpus),
         "devices": [device(d) for d in gpus],
         "host": host(devices),
         "models": [_vram_of(v) for v in loaded],
@@ -139,19 +142,20 @@ def _vram_of(view: ModelView) -> dict[str, Any]:
         "port": view.port,
         "vram_used_mb": view.vram_mb,
         "estimated_mb": view.estimated_mb,
-        "reserved_mb": sum(view.held.values()),
+        "reserved_mb": view.reserved_mb,
+        "host_mb": view.held.get(HOST, 0),
         "measured_mb": view.measured_mb,
         "devices": placement(view),
     }
 
 
-def _vram_status(gpus: list[DeviceView], min_free_mb: int) -> str:
+def _vram_status(gpus: list[DeviceView]) -> str:
     if not gpus:
         return "no_gpu"
-    least = min(d.total_mb - d.used_mb for d in gpus)
-    if least < min_free_mb:
+    if any(d.total_mb - d.used_mb < d.min_free_mb for d in gpus):
         return "critical"
-    return "warning" if least < 2 * min_free_mb else "healthy"
+    near = any(d.total_mb - d.used_mb < 2 * d.min_free_mb for d in gpus)
+    return "warning" if near else "healthy"
 
 
 def unix(loop_time: float) -> float | None:

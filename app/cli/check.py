@@ -10,7 +10,7 @@ from pathlib import Path
 from app import listening
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
-from app.core.config import Config, SystemConfig
+from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, Need, Placement
@@ -21,10 +21,12 @@ from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
 from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.ledger.kept_free import KeptFree
 from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
-from app.memory.probes.interface import GpuError, GpuProbe, Reading, host_reading, resolve
-from app.scheduling.placement import Room, fit
+from app.memory.probes.host import host_reading
+from app.memory.probes.interface import GpuError, GpuProbe, Reading, resolve
+from app.scheduling.placement import Room, fit, fits_on_devices
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,8 @@ def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
         print(f"device {reading.id}: {reading.name}, {reading.total_mb} MB, {reading.free_mb} MB free")
     if not gpus:
         print(f"devices: none ({probe.reason}); models run on the CPU")
-    wanted = {d for spec in config.specs().values() for d in spec.gpu_devices}
-    default = SystemConfig().gpu_devices
-    missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d not in default)]
+    wanted = {d for spec in config.specs().values() for d in spec.gpu_devices or ()}
+    missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d != 0)]
     for device in missing:
         print(f"device {device}: configured in gpu_devices, but not there")
     return None if missing else [*gpus, host_reading()]
@@ -161,20 +162,29 @@ def _placed(
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
     before = learned.model(key(spec, found, learned.build, bool(gpus)))
-    overhead_mb = learned.overhead_mb(r.kind for r in gpus if r.id in places)
-    takes = need(spec, found, places, bool(gpus), multiplier, before, overhead_mb)
-    room = Room({r.id: r.total_mb - config.system.min_free_vram_mb for r in readings}, 1)
+    cost = learned.fixed_cost(r for r in gpus if r.id in places)
+    takes = need(spec, found, places, bool(gpus), multiplier, before, cost)
+    kept_free = KeptFree.parse(config.system.min_free_vram_mb)
+    sizes = {r.id: r.total_mb for r in readings}
+    room = Room({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)
     placement = fit(takes, room)
-    problem = (
-        None if placement is not None else f"needs {takes.mb} MB, at most {room.most(takes)} MB can be had"
-    )
+    problem = None if placement is not None else _shortage(takes, room)
     return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)
+
+
+def _shortage(takes: Need, room: Room) -> str:
+    if fits_on_devices(takes, room):
+        return (
+            f"needs {takes.host_mb} MB of the machine's own memory, at most {room.free[HOST]} MB can be had"
+        )
+    return f"needs {takes.mb} MB, at most {room.most(takes)} MB can be had"
 
 
 def _place(placement: Placement | None) -> str:
     if placement is None:
         return "nowhere"
-    names = [f"{'' if device == HOST else 'GPU '}{device}" for device in placement]
+    gpus = [f"GPU {device}" for device in placement if device != HOST]
+    names = gpus or list(placement)
     return " + ".join(names) or "anywhere"
 
 

@@ -99,7 +99,9 @@ class SystemConfig(Section):
         120, ge=1, description="longest wait for llama-server: first byte, and between two of a stream"
     )
     queue_timeout_sec: Whole = Field(300, ge=1, description="longest wait in the queue, loading included")
-    gpu_devices: tuple[Device, ...] = Field((0,), description="NVML indices or UUIDs usable for models")
+    gpu_devices: tuple[Device, ...] | None = Field(
+        None, description="indices or UUIDs usable for models; default: every visible device"
+    )
     parallel_requests: Slots = Field(1, description="requests that one model serves at the same time")
     cpu_threads: Whole = Field(8, ge=1, description="threads of each llama-server")
     flash_attention: Literal["on", "off", "auto"] = Field("on", description="flash attention")
@@ -107,7 +109,12 @@ class SystemConfig(Section):
         500, ge=1, description="waiting requests; the next one is rejected"
     )
     vram_multiplier: Number = Field(1.1, ge=1, le=10, description="safety factor on the memory estimate")
-    min_free_vram_mb: Whole = Field(500, ge=0, description="kept free on each device")
+    min_free_vram_mb: Size | dict[str, Size] = Field(
+        500, description='kept free on each device, or an object by device: `{"0": 1000, "host": 2000}`'
+    )
+    foreign_wait_sec: Number = Field(
+        10, ge=0, description="longest wait for memory that other programs hold before a request is refused"
+    )
     load_timeout_sec: Whole = Field(180, ge=1, description="for a load without any sign of progress")
     load_max_retries: Whole = Field(2, ge=0, description="for loads that may heal (memory, port, time-out)")
     health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
@@ -234,7 +241,7 @@ class Config(Section):
                 f"{pinned} pinned models fill system.max_concurrent_models ({places}): "
                 "once they are loaded no other model can be. Raise it or pin fewer."
             )
-        if no_device := [a for a, s in self.specs().items() if not s.gpu_devices and not s.cpu_only]:
+        if no_device := [a for a, s in self.specs().items() if s.gpu_devices == () and not s.cpu_only]:
             found.append(
                 f"gpu_devices is empty for {', '.join(no_device)}: on a machine with a GPU these models have "
                 "no place. For the CPU set params.n_gpu_layers to -1."

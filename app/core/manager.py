@@ -62,6 +62,7 @@ class ModelManager:
         *SPEC_KEYS,
         *KvCache.TAKES,
         "system.aging_sec",
+        "system.foreign_wait_sec",
         "system.load_max_retries",
         "system.max_concurrent_models",
         "system.max_queue_size_per_model",
@@ -89,8 +90,7 @@ class ModelManager:
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
         self._kv_cache, learned.on_change = kv_cache, self._save_learned
-        self._jobs = Jobs()
-        self._config = config
+        self._jobs, self._config = Jobs(), config
         self._fleet = Fleet(self._instance)
         self.scheduler = Scheduler(
             self._fleet,
@@ -206,7 +206,7 @@ class ModelManager:
             await self.scheduler.inspect(instance)
         if instance.status is Status.FAILED:
             raise instance.load_failed()
-        return self.scheduler.preview(instance.alias)
+        return await self.scheduler.preview(instance.alias)
 
     def preload(self, aliases: Sequence[str]) -> None:
         """Load those that are off as soon as there is room."""
@@ -296,5 +296,5 @@ class ModelManager:
 
 
 def _limits(config: Config) -> Limits:
-    system = config.system
-    return Limits(system.max_concurrent_models, system.max_swap_wait_sec, system.aging_sec)
+    s = config.system
+    return Limits(s.max_concurrent_models, s.max_swap_wait_sec, s.aging_sec, s.foreign_wait_sec)

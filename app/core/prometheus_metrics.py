@@ -199,9 +199,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
         "Estimated need, safety factor included",
         [(m, v.estimated_mb * MIB) for m, v in shown if v.estimated_mb is not None],
     )
-    yield each(
-        "router_model_memory_reserved_bytes", "Promised to it now", lambda v: sum(v.held.values()) * MIB
-    )
+    yield each("router_model_memory_reserved_bytes", "Promised to it now", lambda v: v.reserved_mb * MIB)
     yield gauge(
         "router_model_healthy",
         "Verdict on a loaded model",
@@ -222,6 +220,12 @@ def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[str]:
         "router_gpu_utilization_ratio",
         "Load of a GPU, 0 to 1",
         [(gpu, device.utilization) for gpu, device in gpus if device.utilization is not None],
+    )
+    host = [device for device in devices if not device.is_gpu]
+    yield gauge(
+        "router_host_memory_bytes",
+        "The machine's own memory, or what its control group may use of it",
+        [(f'kind="{kind}"', mb * MIB) for device in host for kind, mb in _figures(device)],
     )
 
 

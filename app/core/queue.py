@@ -171,14 +171,16 @@ class RequestQueue:
             self._sweep()
         return held
 
-    def fail_waiting(self, error: RouterError) -> int:
-        """End every wait with this error; how many there were."""
-        failed = [t for t in self._heap if t.state is TicketState.WAITING]
+    def fail_waiting(self, error: RouterError, arrived_by: float = math.inf) -> int:
+        """End every wait, of those that arrived by then, with this error; how many there were."""
+        waiting = [t for t in self._heap if t.state is TicketState.WAITING]
+        failed = [t for t in waiting if t.arrived <= arrived_by]
         for ticket in failed:
             self.waiting_by_level[ticket.priority] -= 1
             ticket.state = TicketState.DONE
             ticket._settle(error)
-        self._heap.clear()
+        self._heap = [t for t in waiting if t.state is TicketState.WAITING]
+        heapq.heapify(self._heap)
         return len(failed)
 
     def position(self, ticket: Ticket) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import anyio
@@ -13,14 +13,17 @@ from app.core.config import Config
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Placement
-from app.memory.ledger.holding import LONG_AGO, Holding, Settling
+from app.memory.ledger.given_back import GivenBack
+from app.memory.ledger.holding import LONG_AGO, Holding
+from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.driver_thread import DriverThread
+from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuProbe, Reading, resolve
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 2.0
-SETTLE_MAX_S = 3.0
+WATCH_S = 0.25  # while somebody waits for memory that other programs hold
 READING_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
 
@@ -31,23 +34,31 @@ class DeviceTracker:
     TAKES = ("system.min_free_vram_mb",)
 
     def __init__(
-        self, probe: GpuProbe, *, min_free_mb: int, clock: Callable[[], float], bus: EventBus
+        self,
+        probe: GpuProbe,
+        *,
+        kept_free: KeptFree,
+        clock: Callable[[], float],
+        bus: EventBus,
+        read_host: Callable[[Sequence[int]], Reading] = host_reading,
     ) -> None:
         self.probe = probe
         self._driver_error: str | None = None
-        self._min_free_mb = min_free_mb
+        self._kept_free = kept_free
         self._clock = clock
         self._bus = bus
-        self._driver = DriverThread(probe, clock)
+        self._driver = DriverThread(probe, lambda: read_host(self._pids()), clock)
         self._readings: dict[str, Reading] = {}
         self._read_at: dict[str, float] = {}
+        self._asked_at = LONG_AGO
+        self._watching = False
         self._holdings: dict[str, Holding] = {}
-        self._settling: dict[str, Settling] = {}
+        self._given_back = GivenBack()
         self._events = 0  # comings and goings: a change of use between two of them is one model's
         self._refreshed = asyncio.Event()
 
     def apply(self, config: Config) -> None:
-        self._min_free_mb = config.system.min_free_vram_mb
+        self._kept_free = KeptFree.parse(config.system.min_free_vram_mb)
         self._bus.publish(ReadingTaken(is_news=True))
 
     # --- readings
@@ -59,7 +70,8 @@ class DeviceTracker:
 
     async def refresh(self) -> None:
         """Ask the driver. A driver that fails or hangs is a state that is reported, not a crash."""
-        waited_for, error = bool(self._settling), self.error
+        waited_for, error = bool(self._given_back) or self._watching, self.error
+        begun = self._clock()
         try:
             with anyio.fail_after(READING_TIMEOUT_S):
                 asked_at, found = await self._driver.read()
@@ -71,18 +83,32 @@ class DeviceTracker:
             else:
                 self._report(None)
                 self._take(found, asked_at)
-        self._forget_settled()
+            begun = asked_at
+        self._asked_at = max(self._asked_at, begun)
+        blind = self._driver_error is not None
+        self._given_back.forget_shown(self._readings, self._read_at, self._clock(), is_blind=blind)
         self._bus.publish(ReadingTaken(is_news=waited_for or error != self.error))
 
     async def run(self) -> None:
         """Keep the readings fresh: seldom, and often while freed memory is awaited."""
         while True:
-            with anyio.move_on_after(self.probe.poll_s if self._settling else REFRESH_S):
+            with anyio.move_on_after(self._pause_s()):
                 await self._refreshed.wait()
             self._refreshed = asyncio.Event()
-            if self._settling:
+            if self._given_back or self._watching:
                 self.probe.expire()
             await self.refresh()
+
+    def watch(self, wanted: bool) -> None:
+        """Read again now, and often, while somebody waits for what other programs hold."""
+        if wanted and not self._watching:
+            self._refreshed.set()
+        self._watching = wanted
+
+    def _pause_s(self) -> float:
+        if self._given_back:
+            return self.probe.poll_s
+        return max(self.probe.poll_s, WATCH_S) if self._watching else REFRESH_S
 
     async def close(self) -> None:
         """Let the driver go, unless it hangs."""
@@ -141,13 +167,11 @@ class DeviceTracker:
         if holding is None:
             return
         self._events += 1
-        now = self._clock()
-        deadline = now if crashed else now + SETTLE_MAX_S
         for device, mb in holding.placement.items():
             reading = self._readings.get(device)
-            if reading is not None and device != HOST:
-                coming = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
-                self._settling[device] = Settling(reading.free_mb + coming, now, deadline)
+            if reading is not None and (device != HOST or holding.pid in reading.by_pid):
+                coming_mb = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
+                self._given_back.expect(reading, coming_mb, self._clock(), crashed=crashed)
         self.probe.expire()
         self._refreshed.set()
 
@@ -200,23 +224,29 @@ class DeviceTracker:
     def devices(self) -> tuple[DeviceView, ...]:
         return tuple(self._view(r) for r in self._readings.values())
 
-    def resolve(self, wanted: Iterable[int | str]) -> tuple[str, ...]:
-        """Device ids for indices or UUIDs; what is not there is left out."""
+    def resolve(self, wanted: Iterable[int | str] | None) -> tuple[str, ...]:
+        """Device ids for indices or UUIDs, all for None; what is not there is left out."""
         return resolve([r for r in self._readings.values() if r.id != HOST], wanted)
 
-    def kinds(self, devices: Iterable[str]) -> tuple[str, ...]:
-        """What GPUs and drivers these devices are."""
-        return tuple(self._readings[d].kind for d in devices if d in self._readings and d != HOST)
+    def readings(self, devices: Iterable[str]) -> tuple[Reading, ...]:
+        """The last ones of these devices."""
+        return tuple(self._readings[d] for d in devices if d in self._readings and d != HOST)
 
     def room_mb(self, device: str) -> int:
         """What may still be promised there."""
         reading = self._readings.get(device)
-        return self._view(reading).free_mb - self._min_free_mb if reading else 0
+        return self._view(reading).free_mb - self._kept_free.of(reading) if reading else 0
 
     def most_mb(self, devices: Iterable[str]) -> int:
         """What the largest of these could ever promise."""
-        totals = [self._readings[d].total_mb for d in devices if d in self._readings]
-        return max(totals, default=0) - self._min_free_mb
+        found = [self._readings[d] for d in devices if d in self._readings]
+        return max((r.total_mb - self._kept_free.of(r) for r in found), default=0)
+
+    def others_mb(self, devices: Iterable[str], without: str | None = None) -> int:
+        """What programs other than our models use of these; the model `without` has no process any more."""
+        gone = self._holdings.get(without) if without is not None else None
+        found = [self._readings[d] for d in devices if d in self._readings]
+        return sum(max(r.used_mb - self._ours_mb(r, gone) - self._still_coming(r), 0) for r in found)
 
     def _view(self, reading: Reading) -> DeviceView:
         read_at = self._read_at.get(reading.id, LONG_AGO)
@@ -233,40 +263,24 @@ class DeviceTracker:
             used_mb=reading.used_mb,
             free_mb=0 if reading.lost else free,
             reserved_mb=held_mb,
-            min_free_mb=self._min_free_mb,
+            min_free_mb=self._kept_free.of(reading),
             others_mb=reading.total_mb if reading.lost else others,
             settling_mb=self._still_coming(reading),
+            asked_at=self._asked_at,
             utilization=reading.utilization,
             is_gpu=reading.id != HOST,
             error=self._driver_error or reading.error,
+            source=reading.source,
         )
 
     def _still_coming(self, reading: Reading) -> int:
-        """What the driver does not show as free yet; never more than is used and by none of our models."""
-        settling = self._settling.get(reading.id)
-        if settling is None:
-            return 0
-        nobodys_mb = reading.used_mb - self._ours_mb(reading)
-        return max(min(settling.expected_free_mb - reading.free_mb, nobodys_mb), 0)
+        return self._given_back.coming_mb(reading, self._ours_mb(reading))
 
-    def _ours_mb(self, reading: Reading) -> int:
+    def _ours_mb(self, reading: Reading, gone: Holding | None = None) -> int:
         """What our models use of this device, as far as the driver tells."""
-        ours = [h for h in self._holdings.values() if reading.id in h.placement and not h.undead]
+        here = [h for h in self._holdings.values() if reading.id in h.placement and h is not gone]
+        ours = [holding for holding in here if not holding.undead]
         return sum(holding.used_mb(reading, holding.placement[reading.id]) for holding in ours)
 
-    def _forget_settled(self) -> None:
-        now = self._clock()
-        for device, settling in list(self._settling.items()):
-            reading = self._readings.get(device)
-            if reading is None:
-                del self._settling[device]
-                continue
-            blind = self._driver_error is not None or reading.error is not None
-            fresh = blind or self._read_at.get(device, LONG_AGO) >= settling.since
-            shown = reading.free_mb >= settling.expected_free_mb
-            if fresh and (shown or now >= settling.deadline):
-                del self._settling[device]
-                if blind and not shown:  # nobody will tell us: the ledger goes on by itself
-                    used = reading.total_mb - settling.expected_free_mb
-                    free = settling.expected_free_mb
-                    self._readings[device] = replace(reading, free_mb=free, used_mb=used)
+    def _pids(self) -> list[int]:
+        return [holding.pid for holding in self._holdings.values() if holding.pid is not None]

@@ -54,7 +54,7 @@ class ModelSpec:
     slots: int
     priority: Priority
     declared_mb: int | None
-    gpu_devices: tuple[int | str, ...]
+    gpu_devices: tuple[int | str, ...] | None  # None: all that are visible
     params: ModelParams
     flash_attention: str
     cpu_threads: int

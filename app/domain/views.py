@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.domain.priority import Priority
@@ -14,20 +14,51 @@ HOST = "host"
 Placement = Mapping[str, int]
 """MB by device: what a model holds, or would hold, there."""
 
+
+@dataclass(frozen=True, eq=False)
+class Layout(Mapping[str, int]):
+    """A placement with what the process has to be told of it. Equal to any mapping with the same amounts.
+
+    `layers` are how many of a split model's layers go to each device, in the order of `mb`; `cache_mb` is the
+    part of the host's share that is meant for its prompt cache.
+    """
+
+    mb: Mapping[str, int]
+    layers: tuple[int, ...] = ()
+    cache_mb: int | None = None
+
+    def __getitem__(self, device: str) -> int:
+        return self.mb[device]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.mb)
+
+    def __len__(self) -> int:
+        return len(self.mb)
+
+
 NEVER_USED = float("-inf")
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a load takes: `mb` on one device, or `mb` split over several with `overhead_mb` on each.
+    """What a load takes: `mb` on one device, and `host_mb` of the machine's memory beside it.
 
-    `estimate_mb` is what the header alone says, where more is known. `beside_mb` is the part that
-    llama-server does not announce. A `declared` need is the user's word, against which nothing else counts.
+    Split over several devices, `layers` (bytes of each layer, the output last) are distributed, and each
+    device takes `overhead_mb`, `scratch_mb` and `copies_mb` beside them. `cache_mb` of host memory would be
+    of use, but less will do. `estimate_mb` is what the header alone says, where more is known. `beside_mb` is
+    the part that llama-server does not announce. A `declared` need is the user's word, against which nothing
+    else counts.
     """
 
     mb: int
     devices: tuple[str, ...]
     overhead_mb: int = 0
+    scratch_mb: int = 0
+    copies_mb: int = 0
+    host_mb: int = 0
+    cache_mb: int = 0
+    layers: tuple[int, ...] = ()
     exact: bool = True
     note: str = ""
     estimate_mb: int | None = None
@@ -40,7 +71,8 @@ class DeviceView:
     """A device's memory. `free_mb` is what a new reservation may take, before `min_free_mb` is kept back.
 
     `others_mb` is what programs other than our models use: it stays taken whatever we stop. `settling_mb`
-    has been given back but the driver does not show it as free yet.
+    has been given back but the driver does not show it as free yet. `asked_at` is when it was last tried to
+    read the device, in loop seconds; `source` is who tells.
     """
 
     id: str
@@ -52,9 +84,11 @@ class DeviceView:
     min_free_mb: int = 0
     others_mb: int = 0
     settling_mb: int = 0
+    asked_at: float = float("inf")
     utilization: float | None = None
     is_gpu: bool = True
     error: str | None = None
+    source: str = ""
 
     @property
     def index(self) -> int | str:
@@ -117,6 +151,16 @@ class ModelView:
     expected_load_s: float | None = None
     load_progress: float | None = None
     load_stage: str | None = None
+
+    @property
+    def on_devices(self) -> Placement:
+        """Of `held`, what is on the devices that it runs on; a model on GPUs keeps more on the host."""
+        gpus = {device: mb for device, mb in self.held.items() if device != HOST}
+        return gpus or self.held
+
+    @property
+    def reserved_mb(self) -> int:
+        return sum(self.on_devices.values())
 
     @property
     def waiting(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
-from app.domain.views import HOST
+from app.domain.views import HOST, Layout
 from app.llama import flags
 from app.llama.environment import passed_on
 from app.llama.flags import Flag
@@ -109,8 +109,9 @@ def build_command(
     line.essential("--api-key")
     _address(line, spec, port)
     _model(line, spec, pooling)
-    _size(line, spec)
-    _devices(line, spec, devices)
+    layout = placement if isinstance(placement, Layout) else Layout(placement)
+    _size(line, spec, layout)
+    _devices(line, spec, devices, layout.layers)
     if slot_folder is not None:
         line.add(flags.SLOT_FOLDER, slot_folder)
     argv = (str(binary.path), *line.args, *spec.extra_args)
@@ -144,7 +145,7 @@ def _model(line: _Line, spec: ModelSpec, pooling: str | None) -> None:
         line.need(flags.CHAT_TEMPLATE, params.chat_template)
 
 
-def _size(line: _Line, spec: ModelSpec) -> None:
+def _size(line: _Line, spec: ModelSpec, layout: Layout) -> None:
     params = spec.params
     line.need(flags.CONTEXT, params.n_ctx * spec.slots)
     line.need(flags.SLOTS, spec.slots)
@@ -155,7 +156,8 @@ def _size(line: _Line, spec: ModelSpec) -> None:
         line.need(flags.UBATCH, ubatch)
     line.add(flags.THREADS, spec.cpu_threads)
     line.add(flags.BATCH_THREADS, spec.cpu_threads)
-    line.add(flags.PROMPT_CACHE, spec.prompt_cache_mb)
+    cache_mb = spec.prompt_cache_mb if layout.cache_mb is None else layout.cache_mb
+    line.add(flags.PROMPT_CACHE, cache_mb)
     line.add(flags.CACHE_TYPE_K, params.type_k)
     line.add(flags.CACHE_TYPE_V, params.type_v)
     if line.is_switch(flags.FLASH_ATTENTION):
@@ -165,18 +167,20 @@ def _size(line: _Line, spec: ModelSpec) -> None:
         line.add(flags.FLASH_ATTENTION, spec.flash_attention)
 
 
-def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int]) -> None:
+def _devices(line: _Line, spec: ModelSpec, devices: Mapping[str, int], layers: tuple[int, ...]) -> None:
+    """A split is told in layers, which llama-server distributes in the proportion of these numbers."""
     if not devices:
         line.need(flags.GPU_LAYERS, 0)
         line.add(flags.DEVICE, "none")
         return
-    layers = spec.params.n_gpu_layers
-    line.need(flags.GPU_LAYERS, 999 if layers >= ALL_LAYERS else layers)
+    offloaded = spec.params.n_gpu_layers
+    line.need(flags.GPU_LAYERS, 999 if offloaded >= ALL_LAYERS else offloaded)
     if not _are_cuda(devices):
         line.need(flags.DEVICE, ",".join(devices))
     if len(devices) > 1:
         line.need(flags.SPLIT_MODE, "layer")
-        line.need(flags.TENSOR_SPLIT, ",".join(str(mb) for mb in devices.values()))
+        shares = layers or tuple(devices.values())
+        line.need(flags.TENSOR_SPLIT, ",".join(map(str, shares)))
 
 
 def _environment(

@@ -12,6 +12,8 @@ from typing import Any
 import anyio.to_thread
 
 from app.domain.files import write_whole
+from app.memory.probes.fixed_cost import FixedCost, SeenCost
+from app.memory.probes.interface import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class LearnedFootprints:
         self.on_change: Callable[[], None] = lambda: None
         self._path = path
         self._models: dict[str, Learned] = {}
-        self._overheads: dict[str, int] = {}
+        self._costs: dict[str, SeenCost] = {}
         self._dirty = False
 
     def load(self) -> None:
@@ -56,22 +58,24 @@ class LearnedFootprints:
             if tree["version"] != VERSION:
                 raise ValueError(f"version {tree['version']}")
             models = {key: _learned(entry) for key, entry in tree["models"].items()}
-            overheads = {str(kind): _amount(mb) for kind, mb in tree["overheads"].items()}
+            costs = {str(kind): _seen(entry) for kind, entry in tree["overheads"].items()}
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             logger.warning("%s cannot be used and will be replaced: %r", self._path, error)
             return
-        self._models, self._overheads = models, overheads
+        self._models, self._costs = models, costs
 
     def model(self, key: str) -> Learned:
         return self._models.get(key, Learned())
 
-    def overhead_mb(self, kinds: Iterable[str]) -> int | None:
-        """The largest fixed cost of a process seen on such GPUs; None where one of them is new."""
-        found = [self._overheads.get(self._overhead_key(kind)) for kind in kinds]
-        known = [mb for mb in found if mb is not None]
-        return max(known) if known and len(known) == len(found) else None
+    def fixed_cost(self, devices: Iterable[Reading]) -> FixedCost:
+        """The largest fixed cost of a process on such devices: as it was seen, or else a safe constant."""
+        return max((self._cost(device) for device in devices), key=_total_mb, default=FixedCost(0, 0))
+
+    def _cost(self, device: Reading) -> FixedCost:
+        seen = self._costs.get(self._cost_key(device.kind))
+        return device.cost if seen is None else seen.cost(device.cost.growth_mb)
 
     def put(self, key: str, **changes: int) -> None:
         """Change some of what is known of a model."""
@@ -85,11 +89,12 @@ class LearnedFootprints:
             del self._models[next(iter(self._models))]
         self._changed()
 
-    def saw_overhead(self, kind: str, mb: int) -> None:
-        """Only the largest counts: pools grow, contexts do not shrink."""
-        key = self._overhead_key(kind)
-        if mb > self._overheads.get(key, 0):
-            self._overheads[key] = mb
+    def saw_fixed_cost(self, kind: str, mb: int) -> None:
+        """A process took this much on such a GPU beside its buffers."""
+        key = self._cost_key(kind)
+        before = self._costs.get(key, SeenCost(mb, 0))
+        if (after := before.with_(mb)) != before:
+            self._costs[key] = after
             self._changed()
 
     async def save(self) -> None:
@@ -97,15 +102,20 @@ class LearnedFootprints:
         while self._dirty and self._path is not None:
             self._dirty = False
             models = {key: asdict(learned) for key, learned in self._models.items()}
-            tree = {"version": VERSION, "overheads": dict(self._overheads), "models": models}
+            costs = {kind: [seen.least_mb, seen.most_mb] for kind, seen in self._costs.items()}
+            tree = {"version": VERSION, "overheads": costs, "models": models}
             await anyio.to_thread.run_sync(_write, self._path, tree)
 
     def _changed(self) -> None:
         self._dirty = True
         self.on_change()
 
-    def _overhead_key(self, kind: str) -> str:
+    def _cost_key(self, kind: str) -> str:
         return f"{kind} / {self.build}"
+
+
+def _total_mb(cost: FixedCost) -> int:
+    return cost.total_mb
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
@@ -118,6 +128,12 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
 
 def _learned(entry: dict[str, Any]) -> Learned:
     return Learned(**{name: _amount(mb) for name, mb in entry.items()})
+
+
+def _seen(entry: object) -> SeenCost:
+    """Earlier versions kept the largest only."""
+    least, most = entry if isinstance(entry, list) else (entry, entry)
+    return SeenCost(_amount(least), _amount(most))
 
 
 def _amount(value: object) -> int:

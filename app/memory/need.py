@@ -18,10 +18,14 @@ from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
-from app.memory.estimate.estimate import DEFAULT_OVERHEAD_BYTES, MemoryEstimate, MemoryParams, estimate
+from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
 from app.memory.history import Learned
+from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
 NOTHING_LEARNED = Learned()
+DECLARED = "declared by vram_mb"
+PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
+GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Footprint:
     with_gpu: MemoryEstimate
     on_host: MemoryEstimate
     projector_bytes: int = 0
+
+    def slot_bytes(self, slots: int) -> int:
+        """What one slot holds when it is full."""
+        share = self.on_host.host
+        return (share.kv_bytes + share.recurrent_bytes) // slots
 
     @property
     def trained_context(self) -> int | None:
@@ -74,32 +83,90 @@ def need(
     has_gpu: bool,
     multiplier: float,
     learned: Learned = NOTHING_LEARNED,
-    learned_overhead_mb: int | None = None,
+    cost: FixedCost = CUDA_COST,
 ) -> Need:
     """What to reserve, and where it may go. Without any GPU a model is loaded into host memory.
 
-    The factor is for what nobody has seen: what was measured in an earlier load is taken as it is.
+    The factor is for what is uncertain: scratch memory, costs that nobody has measured, and all of a header
+    that does not tell. Weights and caches that follow from the header are taken as they are, and so is what
+    was measured in an earlier load.
     """
-    on_gpu = has_gpu and not spec.cpu_only
-    places = tuple(gpus) if on_gpu else (HOST,)
-    if spec.declared_mb is not None:
-        return Need(spec.declared_mb, places, note="declared by vram_mb", declared=True)
-    found = footprint.with_gpu if on_gpu else footprint.on_host
-    overhead_mb = _overhead_mb(found, multiplier, learned_overhead_mb) if on_gpu else 0
-    size = found.device_bytes if on_gpu else found.host_bytes
-    without = size - (found.device.overhead_bytes if on_gpu else 0)
-    estimate_mb = _mb(without * multiplier) + overhead_mb
-    beside_mb = _mb(footprint.projector_bytes * multiplier) if on_gpu else 0
-    seen_mb = _seen_mb(learned, on_gpu, multiplier, overhead_mb + beside_mb)
-    return Need(
+    if has_gpu and not spec.cpu_only:
+        return _on_gpu(spec, footprint, tuple(gpus), multiplier, learned, cost)
+    return _on_host(spec, footprint, multiplier, learned)
+
+
+def _on_gpu(
+    spec: ModelSpec,
+    footprint: Footprint,
+    gpus: tuple[str, ...],
+    multiplier: float,
+    learned: Learned,
+    cost: FixedCost,
+) -> Need:
+    found, share = footprint.with_gpu, footprint.with_gpu.device
+    beside_mb = _mb(footprint.projector_bytes * multiplier)
+    fixed_mb = cost.total_mb if cost.is_known else round(cost.total_mb * multiplier)
+    overhead_mb = fixed_mb + _mb(share.overhead_bytes * multiplier)
+    sure_bytes = share.sure_bytes - footprint.projector_bytes
+    buffers_mb = _mb(sure_bytes * _doubt(found, multiplier) + share.compute_bytes * multiplier)
+    estimate_mb = buffers_mb + beside_mb + overhead_mb
+    seen_mb = _seen_mb(learned, overhead_mb - cost.growth_mb + beside_mb, cost.growth_mb)
+    base = Need(
         mb=max(seen_mb or estimate_mb, learned.floor_mb),
-        devices=places,
+        devices=gpus,
         overhead_mb=overhead_mb,
+        host_mb=_host_part_mb(found, multiplier),
+        cache_mb=_prompt_cache_mb(spec),
         exact=found.exact or bool(seen_mb),
         note="measured at an earlier load" if seen_mb else found.note,
         estimate_mb=estimate_mb,
         beside_mb=beside_mb,
+        scratch_mb=_mb(share.compute_bytes * multiplier),
+        copies_mb=_mb(found.copies_bytes),
+        layers=found.layers,
     )
+    if spec.declared_mb is None:
+        return base
+    return replace(_declared(base, spec.declared_mb), layers=())
+
+
+def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, learned: Learned) -> Need:
+    found, share = footprint.on_host, footprint.on_host.host
+    process_mb = round(PROCESS_MB * multiplier)
+    buffers_mb = _mb(share.sure_bytes * _doubt(found, multiplier) + share.compute_bytes * multiplier)
+    estimate_mb = buffers_mb + process_mb
+    seen_mb = learned.host_mb + process_mb if learned.host_mb else 0
+    base = Need(
+        mb=max(seen_mb or estimate_mb, learned.floor_mb),
+        devices=(HOST,),
+        overhead_mb=process_mb,
+        cache_mb=_prompt_cache_mb(spec),
+        exact=found.exact or bool(seen_mb),
+        note="measured at an earlier load" if seen_mb else found.note,
+        estimate_mb=estimate_mb,
+    )
+    if spec.declared_mb is None:
+        return base
+    return _declared(base, spec.declared_mb)
+
+
+def _declared(need: Need, mb: int) -> Need:
+    return replace(need, mb=mb, note=DECLARED, estimate_mb=None, exact=True, declared=True)
+
+
+def _doubt(found: MemoryEstimate, multiplier: float) -> float:
+    return 1.0 if found.exact else multiplier
+
+
+def _host_part_mb(found: MemoryEstimate, multiplier: float) -> int:
+    """What a model on the GPU keeps in the machine's memory: embedded tokens, layers, the process itself."""
+    unsure_bytes = found.host.compute_bytes + GPU_PROCESS_MB * MIB
+    return _mb(found.host.sure_bytes * _doubt(found, multiplier) + unsure_bytes * multiplier)
+
+
+def _prompt_cache_mb(spec: ModelSpec) -> int:
+    return spec.prompt_cache_mb if spec.kind is ModelKind.CHAT else 0
 
 
 def key(spec: ModelSpec, footprint: Footprint, build: str, has_gpu: bool) -> str:
@@ -120,19 +187,16 @@ def key(spec: ModelSpec, footprint: Footprint, build: str, has_gpu: bool) -> str
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _seen_mb(learned: Learned, on_gpu: bool, multiplier: float, more_mb: int) -> int:
-    """0 if it was never loaded like this. On the host only the buffers are known, not the process."""
-    if not on_gpu:
-        return _mb(learned.host_mb * multiplier * MIB)
-    return max(learned.device_mb + more_mb, learned.measured_mb) if learned.device_mb else learned.measured_mb
+def _seen_mb(learned: Learned, beyond_mb: int, growth_mb: int) -> int:
+    """0 if it was never loaded like this.
 
-
-def _overhead_mb(found: MemoryEstimate, multiplier: float, learned_mb: int | None) -> int:
-    """The fixed cost of a process on the GPU, and what this model adds to it beside its buffers."""
-    if learned_mb is None:
-        return _mb(found.device.overhead_bytes * multiplier)
-    own_bytes = max(found.device.overhead_bytes - DEFAULT_OVERHEAD_BYTES, 0)
-    return learned_mb + _mb(own_bytes * multiplier)
+    `beyond_mb` is what it takes beside its buffers, `growth_mb` what has not grown yet where it was measured
+    before it had served anybody.
+    """
+    buffers_mb = learned.device_mb + beyond_mb if learned.device_mb else 0
+    if not learned.measured_mb:
+        return buffers_mb + growth_mb if buffers_mb else 0
+    return max(learned.measured_mb + UNLISTED_MB, buffers_mb)
 
 
 def _params(spec: ModelSpec, layers: int, projector_bytes: int) -> MemoryParams:

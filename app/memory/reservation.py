@@ -8,15 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
-from app.domain.views import HOST, Need, Placement
+from app.domain.views import HOST, Layout, Need, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
 from app.memory.history import LearnedFootprints
+from app.memory.probes.fixed_cost import UNLISTED_MB
 
 logger = logging.getLogger(__name__)
 
 MOST_OVERHEAD_MB = 2048  # what is beyond it was not the process's fixed cost
 OOM_STEP_MB = 256
+TAKEN_MB = 64  # others' use changes by a little all the time
 _ON_HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
 _BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm", "--control-vector"}
 
@@ -32,6 +34,8 @@ class ModelMemory:
         self._checked = self._loaded = False
         self._stopped_for_more = False
         self._buffers = (0, 0)
+        self._layout = Layout({})
+        self._others_before = 0
 
     # --- what is known
 
@@ -62,6 +66,8 @@ class ModelMemory:
     def reserve(self, placement: Placement) -> None:
         self._checked = self._loaded = False
         self._buffers = (0, 0)
+        self._layout = placement if isinstance(placement, Layout) else Layout(placement)
+        self._others_before = self._tracker.others_mb(placement)
         self._tracker.reserve(self._alias, placement)
 
     def check(self, log: LoadLog) -> Failure | None:
@@ -74,14 +80,14 @@ class ModelMemory:
         if mb is None or self._checked:
             return None
         self._checked = True
-        held = dict(self._tracker.held(self._alias))
+        held = self._held()
         more_mb = mb - sum(held.values())
         if more_mb <= 0:
             return None
         grown = _scaled(held, mb)
         if all(self._tracker.room_mb(d) >= grown[d] - held[d] for d in held):
             logger.info("%s: needs %d MB more than expected, which is there", self._alias, more_mb)
-            self._tracker.adjust(self._alias, grown)
+            self._promise(grown)
             return None
         self._learned.put(self._key, floor_mb=mb)
         message = f"It needs {mb} MB, {more_mb} MB more than expected, and that is not free."
@@ -105,24 +111,31 @@ class ModelMemory:
             self._learned.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
         self._tracker.loaded(self._alias)
 
-    def look(self) -> bool:
+    def look(self, *, has_served: bool) -> bool:
         """After each reading: learn from what the driver shows, and promise what it really takes.
 
-        True if the promise became another one.
+        Before it has served somebody its pools have not grown: what it takes then is not all. True if the
+        promise became another one.
         """
-        gpus = [d for d in self._tracker.held(self._alias) if d != HOST]
+        gpus = self._gpus()
         if not self._loaded or not gpus or not self._buffers[0] or not self._tracker.has_settled(self._alias):
             return False
-        self._learn_from_driver(gpus)
+        self._learn_from_driver(gpus, has_served)
         return self._promise_what_it_takes(gpus)
 
-    def ran_out(self, log: LoadLog) -> None:
-        """There was not enough memory: the next plan reserves more, and so makes room if that helps."""
-        held = self._tracker.held(self._alias)
+    def ran_out(self, log: LoadLog) -> bool:
+        """Its process has ended for want of memory. True: because others took it while it was loaded.
+
+        Else the next plan reserves more, and so makes room if that helps.
+        """
+        others_mb = self._tracker.others_mb(self._layout, without=self._alias)
+        if not self._loaded and others_mb - self._others_before > TAKEN_MB:
+            return True
+        held, gpus = self._held(), self._gpus()
         asked = split_buffers([*log.buffers, *([log.refused] if log.refused else ())])
-        gpus = [d for d in held if d != HOST]
         beside_mb = self._need.overhead_mb * len(gpus) if self._need else 0
         self._needs_more_than(sum(held.values()), asked[0] + beside_mb if gpus else asked[1])
+        return False
 
     def release(self, *, crashed: bool) -> None:
         """The process is gone."""
@@ -136,39 +149,65 @@ class ModelMemory:
 
     # --- inside
 
-    def _learn_from_driver(self, gpus: Sequence[str]) -> None:
+    def _learn_from_driver(self, gpus: Sequence[str], has_served: bool) -> None:
         """What a process takes beside its buffers is the GPU's and the driver's: it holds for all models."""
         peak_mb = self._tracker.peak_mb(self._alias)
         beyond_mb = peak_mb - self._buffers[0]
         if not 0 < beyond_mb <= MOST_OVERHEAD_MB * len(gpus):
             return
-        self._learned.put(self._key, measured_mb=max(peak_mb, self._learned.model(self._key).measured_mb))
+        if has_served:
+            alone_mb = peak_mb - self._more_for_several(len(gpus))
+            known_mb = self._learned.model(self._key).measured_mb
+            self._learned.put(self._key, measured_mb=max(alone_mb, known_mb))
         if len(gpus) == 1 and not self._has_more_than_its_log_tells():
-            self._learned.saw_overhead(self._tracker.kinds(gpus)[0], beyond_mb)
+            (card,) = self._tracker.readings(gpus)
+            self._learned.saw_fixed_cost(card.kind, beyond_mb + UNLISTED_MB)
+
+    def _more_for_several(self, devices: int) -> int:
+        """What a split takes beyond the same model on one device: each further device's own part."""
+        if self._need is None:
+            return 0
+        each_mb = self._need.overhead_mb + self._need.scratch_mb
+        return (devices - 1) * each_mb + (devices * self._need.copies_mb if devices > 1 else 0)
 
     def _promise_what_it_takes(self, gpus: Sequence[str]) -> bool:
         """Less than was reserved for the load, but with room for the pools that still grow."""
         if self._need is None or self._need.declared:
             return False
-        held, measured = self._tracker.held(self._alias), self._tracker.measured(self._alias)
+        held, measured = self._held(), self._tracker.measured(self._alias)
         expected_mb = self._buffers[0] + self._need.beside_mb + self._need.overhead_mb * len(gpus)
-        target_mb = max(self._tracker.peak_mb(self._alias), min(sum(held.values()), expected_mb))
+        seen_mb = self._tracker.peak_mb(self._alias)
+        target_mb = max(seen_mb and seen_mb + UNLISTED_MB, min(sum(held.values()), expected_mb))
         if abs(target_mb - sum(held.values())) <= len(held):  # rounding
             return False
-        self._tracker.adjust(
-            self._alias, _scaled(measured if set(measured) == set(held) else held, target_mb)
-        )
+        self._promise(_scaled(measured if set(measured) == set(held) else held, target_mb))
         return True
+
+    def _gpus(self) -> list[str]:
+        return [device for device in self._tracker.held(self._alias) if device != HOST]
+
+    def _held(self) -> dict[str, int]:
+        """Of the devices that it is loaded on: GPUs, or the host, whose prompt cache is left out here."""
+        held = self._tracker.held(self._alias)
+        if gpus := self._gpus():
+            return {device: held[device] for device in gpus}
+        return {device: mb - (self._layout.cache_mb or 0) for device, mb in held.items()}
+
+    def _promise(self, amounts: Mapping[str, int]) -> None:
+        """These in the place of what `_held` tells; what it keeps beside them on the host stays."""
+        own, held = self._held(), self._tracker.held(self._alias)
+        changed = {device: mb - own.get(device, 0) + amounts.get(device, 0) for device, mb in held.items()}
+        self._tracker.adjust(self._alias, changed)
 
     def _announced_mb(self, log: LoadLog) -> int | None:
         """What llama-server says that it will use there, and what it does not count itself."""
         if self._need is None or self._need.declared:
             return None
-        gpus = [d for d in self._tracker.held(self._alias) if d != HOST]
+        gpus = self._gpus()
         mb = log.projected_mb.get("device" if gpus else "host")
         if mb is None:
             return None
-        return mb + (self._need.overhead_mb * len(gpus) + self._need.beside_mb if gpus else 0)
+        return mb + self._need.overhead_mb * max(len(gpus), 1) + self._need.beside_mb
 
     def _needs_more_than(self, mb: int, asked_mb: int) -> None:
         """It ran out of memory with this much, and had asked for that much; never believed to need more

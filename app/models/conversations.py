@@ -37,11 +37,11 @@ class Conversations:
         if moved is not None and moved.result is not MoveResult.SUCCESS:
             await runner.ready()  # a load that a bad file has killed is tried again, without the file
 
-    async def save(self, spec: ModelSpec, runner: Runner) -> None:
-        """Before its stop; it must serve nobody any more."""
+    async def save(self, spec: ModelSpec, runner: Runner, slot_bytes: int) -> None:
+        """Before its stop; it must serve nobody any more. A full slot takes `slot_bytes`."""
         if self._kv_cache is None:
             return
-        moved = await self._kv_cache.save(spec, runner)
+        moved = await self._kv_cache.save(spec, runner, slot_bytes)
         if moved is not None:
             self.save_s = moved.seconds
         self._told(moved, MoveDirection.SAVED)

@@ -72,7 +72,7 @@ class Inspection:
             tracker.has_gpu,
             self.vram_multiplier,
             learned.model(name),
-            learned.overhead_mb(tracker.kinds(gpus)),
+            learned.fixed_cost(tracker.readings(gpus)),
         )
         instance.memory.expect(spec, name, takes)
         return takes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from app.domain.events import MoveResult
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
+from app.domain.units import MIB
 from app.gguf.header import GgufError, split_parts
 from app.llama.command import BinaryInfo
 from app.llama.runner import Runner
+from app.memory.ledger.kept_free import KeptFree
+from app.memory.probes.host import host_reading
+from app.memory.probes.interface import Reading
 from app.models.kv_store import Kept, KvStore, file_of
 
 logger = logging.getLogger(__name__)
@@ -54,10 +59,18 @@ class Moved:
 class KvCache:
     """The kept conversations of all models. Whatever goes wrong here is a log line, never an error."""
 
-    TAKES = ("system.cache_max_gb", "system.keep_cache_timeout_sec")
+    TAKES = ("system.cache_max_gb", "system.keep_cache_timeout_sec", "system.min_free_vram_mb")
 
-    def __init__(self, store: KvStore, http: httpx.AsyncClient, binary: BinaryInfo, config: Config) -> None:
+    def __init__(
+        self,
+        store: KvStore,
+        http: httpx.AsyncClient,
+        binary: BinaryInfo,
+        config: Config,
+        read_host: Callable[[], Reading] = host_reading,
+    ) -> None:
         self._store, self._http, self._binary = store, http, binary
+        self._read_host = read_host
         self._live: dict[str, tuple[Path, str]] = {}
         self._refused: set[str] = set()
         self.apply(config)
@@ -66,6 +79,7 @@ class KvCache:
         """Take a configuration; `clean` then removes what it no longer wants."""
         self._limit_bytes = int(config.system.cache_max_gb * GB)
         self._timeout_s = config.system.keep_cache_timeout_sec
+        self._kept_free = KeptFree.parse(config.system.min_free_vram_mb)
         specs = config.specs().values()
         self._wanted: list[tuple[str, str]] = [
             (s.keep_cache, s.alias) for s in specs if s.keep_cache != "off"
@@ -117,14 +131,17 @@ class KvCache:
             await anyio.to_thread.run_sync(self._forget, spec, folder)
         return self._report(spec, "restored", result, done, begun)
 
-    async def save(self, spec: ModelSpec, runner: Runner) -> Moved | None:
-        """Every slot with content, as far as the time allows. The process must live and serve nobody."""
+    async def save(self, spec: ModelSpec, runner: Runner, slot_bytes: int = 0) -> Moved | None:
+        """Every slot with content, as far as the time allows. The process must live and serve nobody.
+
+        A full slot takes `slot_bytes`; what is kept in memory is kept only where that is free.
+        """
         if spec.alias not in self._live:
             return None
         folder, key = self._live[spec.alias]
         begun, done, result = time.monotonic(), list[Kept](), MoveResult.TIMEOUT
         with anyio.move_on_after(self._timeout_s):
-            result = await self._save(spec, runner, folder, key, done)
+            result = await self._save(spec, runner, folder, key, done, slot_bytes)
         await anyio.to_thread.run_sync(self._store.tidy, folder)
         return self._report(spec, "kept", result, done, begun)
 
@@ -162,11 +179,13 @@ class KvCache:
         return MoveResult.SUCCESS if kept else None
 
     async def _save(
-        self, spec: ModelSpec, runner: Runner, folder: Path, key: str, done: list[Kept]
+        self, spec: ModelSpec, runner: Runner, folder: Path, key: str, done: list[Kept], slot_bytes: int
     ) -> MoveResult:
         try:
             for slot in range(spec.slots):
                 await anyio.to_thread.run_sync(self._store.drop, folder, slot)
+                if spec.keep_cache == "ram":
+                    await anyio.to_thread.run_sync(self._need_room, slot_bytes)
                 answer = await self._ask(runner, "save", folder, slot)
                 if tokens := int(answer["n_saved"]):
                     done.append(await self._publish(folder, slot, tokens, int(answer["n_written"])))
@@ -178,6 +197,13 @@ class KvCache:
                 self._live.pop(spec.alias, None)
             return MoveResult.FAILED
         return MoveResult.SUCCESS
+
+    def _need_room(self, size: int) -> None:
+        """Raises `OSError`. Blocking. A tmpfs is the machine's memory: no process is killed for it."""
+        host = self._read_host()
+        free_mb = host.free_mb - self._kept_free.of(host)
+        if free_mb * MIB < size:
+            raise OSError(f"up to {size // MIB} MB are needed, the machine can spare {max(free_mb, 0)} MB")
 
     async def _publish(self, folder: Path, slot: int, tokens: int, written: int) -> Kept:
         publish = self._store.publish

@@ -32,9 +32,12 @@ class Restarts:
         self.retry_at = now + backoff_s(len(self._crashes))
         return len(self._crashes) <= self.limits.max_restarts
 
-    def after_failed_load(self, kind: FailureKind, now: float) -> bool:
-        """Whether it may be tried again, at `retry_at`."""
-        self.attempts += 1
+    def after_failed_load(self, kind: FailureKind, now: float, *, was_taken: bool = False) -> bool:
+        """Whether it may be tried again, at `retry_at`.
+
+        `was_taken`: other programs took its memory meanwhile, which is no fault of its own.
+        """
+        self.attempts += not was_taken
         self.retry_at = now + backoff_s(self.attempts)
         retries = self.limits.load_retries
         if kind is FailureKind.OUT_OF_MEMORY:

@@ -66,8 +66,15 @@ class Scheduler:
             self._next_look.cancel()
             self._next_look = None
 
-    def preview(self, alias: str) -> Preview:
+    async def preview(self, alias: str) -> Preview:
         """What a load would do now."""
+        found = self._preview(alias)
+        if found.refusal is not None and found.refusal.by_others:
+            await self._tracker.refresh()  # perhaps they have let go
+            found = self._preview(alias)
+        return found
+
+    def _preview(self, alias: str) -> Preview:
         return policy.preview(self._fleet.views(), self._tracker.devices(), self.limits, self._clock(), alias)
 
     def refusal_error(self, refusal: Refuse) -> RouterError:
@@ -102,6 +109,7 @@ class Scheduler:
         self.forget_removed()
         plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, self._clock())
         self.waits = plan.waits
+        self._tracker.watch(plan.watches_others)
         self._prepare(next((alias for alias, wait in plan.waits.items() if wait.victims), None))
         for action in plan.actions:
             self._carry_out(action)
@@ -148,7 +156,7 @@ class Scheduler:
     def _refuse(self, instance: ModelInstance, refusal: Refuse) -> None:
         error = self.refusal_error(refusal)
         logger.info("%s: refused: %s", instance.alias, error.message)
-        instance.queue.fail_waiting(error)
+        instance.queue.fail_waiting(error, arrived_by=refusal.arrived_by)
         self._bus.publish(Touched(instance.alias))
 
     def _set_alarm(self, when: float) -> None:
@@ -157,7 +165,8 @@ class Scheduler:
             self._alarm.set_within(max(when - self._clock(), 0.0))
 
     def _on_reading(self, event: Event) -> None:
-        changed = [instance.memory.look() for instance in self._fleet.instances.values()]
+        models = self._fleet.instances.values()
+        changed = [model.memory.look(has_served=model.has_served) for model in models]
         if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()
 

@@ -18,7 +18,7 @@ from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import HOST, NEVER_USED, ModelView, Need
-from app.llama.exit_reason import Failure
+from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, Runner
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
@@ -66,6 +66,7 @@ class ModelState:
         self._restarts = Restarts(limits)
         self._conversations = Conversations(spec.alias, kv_cache, bus)
         self._served = 0
+        self.has_served = False  # a request of its own to the end, since it was loaded
         self._yielded_at = NEVER_USED
         self._health: Health | None = None
         self.over: asyncio.Event | None = None  # set when the process is gone or given up; None without one
@@ -98,6 +99,8 @@ class ModelState:
         """A crashed model is not started again; one that was to be preloaded is not."""
         self.preload = False
         if self.status is Status.CRASHED:
+            if self.failure is not None and self.failure.kind is FailureKind.OUT_OF_MEMORY:
+                self._restarts.loaded()  # another time there is more of it
             self._set(Status.OFF, reason)
         else:
             logger.info("%s: %s", self.alias, reason)
@@ -236,6 +239,10 @@ class ModelState:
         if (load_s := self.memory.load_s) is not None:
             return load_s + self._conversations.save_s
         return self.footprint.file_mb / 1000 if self.footprint else 1.0
+
+    def _slot_bytes(self) -> int:
+        """What one slot keeps when it is full."""
+        return self.footprint.slot_bytes(self.spec.slots) if self.footprint else 0
 
     def _last_error(self) -> str:
         return self.failure.message if self.failure else "for an unknown reason."

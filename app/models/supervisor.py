@@ -39,7 +39,7 @@ class ModelInstance(ModelState):
             self._bus.publish(Restarted(self.alias))
         self.memory.reserve(placement)
         self.preload, self.stop_reason, self._served, self._hung = False, None, 0, None
-        self.stopped_for = None
+        self.stopped_for, self.has_served = None, False
         self._too_big = self._health = None
         self.load_started, self.ready_since = self._clock(), NEVER_USED
         self.over = asyncio.Event()
@@ -134,7 +134,7 @@ class ModelInstance(ModelState):
         """Take a ticket back; a draining model stops with its last one."""
         now = self._clock()
         if self.queue.finish(ticket, now):
-            self.last_used = now
+            self.last_used, self.has_served = now, True
         if self.status is Status.DRAINING:
             self._stop_when_drained()
 
@@ -160,6 +160,8 @@ class ModelInstance(ModelState):
                         failure = self._cause_of((await runner.exited()).failure)
         except LoadError as error:
             failure = error.failure
+            if failure.kind is FailureKind.OUT_OF_MEMORY:
+                await self._tracker.refresh()  # who has the memory now, tells whether it was too little
         except Exception as error:
             logger.exception("%s: the supervisor failed", self.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
@@ -180,7 +182,7 @@ class ModelInstance(ModelState):
         finally:
             if self.status is Status.STOPPING and self._is_worth_keeping():
                 with anyio.CancelScope(shield=True):
-                    await self._conversations.save(self.spec, runner)
+                    await self._conversations.save(self.spec, runner, self._slot_bytes())
 
     def _is_worth_keeping(self) -> bool:
         """Something was said, and somebody will ask for it."""
@@ -249,8 +251,9 @@ class ModelInstance(ModelState):
             self.over.set()
             self.over = None
         failure = self._too_big or failure
+        was_taken = False
         if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
-            self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+            was_taken = self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
@@ -260,7 +263,7 @@ class ModelInstance(ModelState):
         elif self.status is Status.READY:
             self._crashed(failure or _VANISHED)
         else:
-            self._load_ended(failure or _VANISHED)
+            self._load_ended(failure or _VANISHED, was_taken)
         if self.spec != self._next_spec:
             self._take_new_spec()
 
@@ -276,15 +279,16 @@ class ModelInstance(ModelState):
         self.failure = failure
         self._set(Status.CRASHED, failure.message)
 
-    def _load_ended(self, failure: Failure) -> None:
+    def _load_ended(self, failure: Failure, was_taken: bool) -> None:
         self._load_finished(LoadResult.FAILED)
-        may_be_tried_again = self._restarts.after_failed_load(failure.kind, self._clock())
+        again = self._restarts.after_failed_load(failure.kind, self._clock(), was_taken=was_taken)
         if failure.kind is FailureKind.OUT_OF_FILES:
             self._set(Status.CRASHED, failure.message)
             self.turn_away(failure)
-        elif may_be_tried_again:
+        elif again:
             self.failure = failure
-            self._set(Status.CRASHED, f"load failed, trying again: {failure.message}")
+            why = "another program took its memory" if was_taken else failure.message
+            self._set(Status.CRASHED, f"load failed, trying again: {why}")
         else:
             self.fail(failure)
 

@@ -2,74 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from app.domain.views import Need, Placement
+from app.domain.views import HOST, Layout, Need, Placement
+
+SAME_SIZE_MB = 2048  # cards that differ by less are taken for equal
+CACHE_PARTS = 4  # a prompt cache takes at most this part of what is left, so that others have room too
 
 
 @dataclass(frozen=True)
 class Room:
-    """Free MB by device, and how many more models may be loaded."""
+    """Free MB by device, how many more models may be loaded, and how large the devices are."""
 
     free: Mapping[str, int]
     places: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def plus(self, held: Placement) -> Room:
         """As it will be when a model that holds this has gone."""
-        return Room({d: mb + held.get(d, 0) for d, mb in self.free.items()}, self.places + 1)
+        return self._with({d: mb + held.get(d, 0) for d, mb in self.free.items()}, self.places + 1)
 
     def plus_all(self, other: Room) -> Room:
-        return Room({d: mb + other.free.get(d, 0) for d, mb in self.free.items()}, self.places + other.places)
+        free = {d: mb + other.free.get(d, 0) for d, mb in self.free.items()}
+        return self._with(free, self.places + other.places)
 
     def minus(self, placement: Placement) -> Room:
-        return Room({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
+        return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
 
     def at_most(self, other: Room) -> Room:
-        return Room(
-            {d: min(mb, other.free.get(d, 0)) for d, mb in self.free.items()}, min(self.places, other.places)
-        )
+        free = {d: min(mb, other.free.get(d, 0)) for d, mb in self.free.items()}
+        return self._with(free, min(self.places, other.places))
 
     def take(self, placement: Placement, coming: Room) -> tuple[Room, Room]:
         """Reserve a placement, first from what is free now, the rest from what is coming."""
         now = {d: min(max(self.free[d], 0), mb) for d, mb in placement.items() if d in self.free}
         later = {d: mb - now.get(d, 0) for d, mb in placement.items()}
         place_now = 1 if self.places > 0 else 0
-        left = Room({d: mb - now.get(d, 0) for d, mb in self.free.items()}, self.places - place_now)
-        rest = Room(
-            {d: mb - later.get(d, 0) for d, mb in coming.free.items()}, coming.places - (1 - place_now)
-        )
-        return left, rest
+        left = {d: mb - now.get(d, 0) for d, mb in self.free.items()}
+        rest = {d: mb - later.get(d, 0) for d, mb in coming.free.items()}
+        return self._with(left, self.places - place_now), coming._with(rest, coming.places - (1 - place_now))
+
+    def _with(self, free: Mapping[str, int], places: int) -> Room:
+        return replace(self, free=free, places=places)
 
     def most(self, need: Need) -> int:
         """The largest need that would have room here, on one device or split."""
         usable = {d: self.free[d] for d in need.devices if d in self.free}
         single = max(usable.values(), default=0)
-        parts = [mb - need.overhead_mb for d, mb in usable.items() if _can_share(d)]
-        split = sum(max(mb, 0) for mb in parts) + need.overhead_mb
+        parts = [mb - _each_mb(need) for d, mb in usable.items() if _can_share(d)]
+        split = sum(max(mb, 0) for mb in parts) + _each_mb(need)
         return max(0, single, split if len(parts) > 1 else 0)
 
 
-def fit(need: Need, room: Room) -> Placement | None:
-    """A placement if there is room now: the single device it fills best, else the smallest set of devices.
+def fit(need: Need, room: Room) -> Layout | None:
+    """A placement if there is room now: on one device if that is possible, else on the fewest.
 
-    A split model takes from each device in proportion to what is free there, as llama-server's
-    `--tensor-split` does with these numbers.
+    Of devices of about the same size the freest is taken; a larger one is kept for what needs it.
     """
     if room.places < 1:
         return None
+    found = _on_devices(need, room)
+    return None if found is None else _with_host_part(need, room, found)
+
+
+def fits_on_devices(need: Need, room: Room) -> bool:
+    """Whatever else is missing, it is not the devices' memory."""
+    return _on_devices(need, room) is not None
+
+
+def _on_devices(need: Need, room: Room) -> Layout | None:
     if need.mb == 0:
-        return {}
+        return Layout({})
     usable = {d: room.free[d] for d in need.devices if d in room.free}
     roomy = [d for d, free in usable.items() if free >= need.mb]
     if roomy:
-        return {min(roomy, key=lambda d: usable[d]): need.mb}
-    willing = (d for d in usable if _can_share(d) and usable[d] > need.overhead_mb)
-    by_size = sorted(willing, key=lambda d: -usable[d])
-    for count in range(2, len(by_size) + 1):
-        if (split := _split(need, {d: usable[d] for d in by_size[:count]})) is not None:
+        best = min(roomy, key=lambda d: (round(room.sizes.get(d, 0) / SAME_SIZE_MB), -usable[d]))
+        return Layout({best: need.mb})
+    willing = (d for d in usable if _can_share(d) and usable[d] > _each_mb(need))
+    by_room = sorted(willing, key=lambda d: -usable[d])
+    for count in range(2, len(by_room) + 1):
+        if (split := _split(need, {d: usable[d] for d in by_room[:count]})) is not None:
             return split
     return None
+
+
+def _with_host_part(need: Need, room: Room, found: Layout) -> Layout | None:
+    """What stays in the machine's memory, and a prompt cache as large as it can well spare."""
+    if not (need.host_mb or need.cache_mb) or HOST not in room.free:
+        return found
+    taken_mb = found.mb.get(HOST, 0) + need.host_mb
+    left_mb = room.free[HOST] - taken_mb
+    if left_mb < 0:
+        return None
+    cache_mb = min(need.cache_mb, left_mb // CACHE_PARTS)
+    return Layout({**found.mb, HOST: taken_mb + cache_mb}, found.layers, cache_mb)
 
 
 def _can_share(device: str) -> bool:
@@ -77,10 +105,49 @@ def _can_share(device: str) -> bool:
     return not device.startswith("MIG-")
 
 
-def _split(need: Need, free: Mapping[str, int]) -> Placement | None:
-    """`need.mb` counts the overhead of one device; each further device adds its own."""
-    spread = {d: mb - need.overhead_mb for d, mb in free.items()}
-    model_mb, total = need.mb - need.overhead_mb, sum(spread.values())
+def _each_mb(need: Need) -> int:
+    """What each device of a split takes whatever layers it gets."""
+    return need.overhead_mb + need.scratch_mb + need.copies_mb
+
+
+def _split(need: Need, free: Mapping[str, int]) -> Layout | None:
+    """In proportion to what is free there, as llama-server's `--tensor-split` does with these numbers."""
+    if len(need.layers) >= len(free):
+        return _split_by_layers(need, free)
+    spread = {d: mb - _each_mb(need) for d, mb in free.items()}
+    model_mb, total = need.mb - need.overhead_mb - need.scratch_mb, sum(spread.values())
     if model_mb > total:
         return None
-    return {d: -(-model_mb * mb // total) + need.overhead_mb for d, mb in spread.items()}
+    return Layout({d: -(-model_mb * mb // total) + _each_mb(need) for d, mb in spread.items()})
+
+
+def _split_by_layers(need: Need, free: Mapping[str, int]) -> Layout | None:
+    """Whole layers in their order, each device filled to about the same share, and none beyond its room."""
+    each_mb = _each_mb(need)
+    model_mb = need.mb - need.overhead_mb - need.scratch_mb
+    scale = model_mb / max(sum(need.layers), 1)  # what is known of the whole holds for its parts
+    sizes = [size * scale for size in need.layers]
+    rooms = [mb - each_mb for mb in free.values()]
+    fill = model_mb / max(sum(rooms), 1)
+    counts = _fill(sizes, rooms, fill) or _fill(sizes, rooms, 1.0)
+    if counts is None:
+        return None
+    parts: dict[str, int] = {}
+    rest = iter(sizes)
+    for device, count in zip(free, counts, strict=True):
+        parts[device] = each_mb + math.ceil(sum(next(rest) for _ in range(count)))
+    return Layout(parts, counts)
+
+
+def _fill(sizes: Sequence[float], rooms: Sequence[int], share: float) -> tuple[int, ...] | None:
+    """Layers for each device, the first ones filled to `share` of their room; None if the last overflows."""
+    counts, at = [], 0
+    for number, room in enumerate(rooms, 1):
+        is_last, used, begin = number == len(rooms), 0.0, at
+        while (
+            at < len(sizes) and used + sizes[at] <= room and (is_last or used + sizes[at] / 2 <= room * share)
+        ):
+            used += sizes[at]
+            at += 1
+        counts.append(at - begin)
+    return tuple(counts) if at == len(sizes) and all(counts) else None

@@ -17,6 +17,7 @@ class Limits:
     max_models: int
     max_swap_wait_s: float
     aging_s: float
+    foreign_wait_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,20 @@ class Forget:
 
 @dataclass(frozen=True)
 class Refuse:
-    """No room even if all that may be stopped were stopped. `ever`: it may fit at another time."""
+    """No room even if all that may be stopped were stopped. `ever`: it may fit at another time.
+
+    `by_others`: it would fit if other programs let go of their memory. `on_host`: it is the machine's own
+    memory that is short. Whoever arrived after `arrived_by` has not waited long enough yet.
+    """
 
     alias: str
     by_count: bool
     need_mb: int
     available_mb: int
     ever: bool
+    by_others: bool = False
+    on_host: bool = False
+    arrived_by: float = NEVER
 
 
 Action = Load | Stop | Keep | Forget | Refuse
@@ -69,10 +77,20 @@ Action = Load | Stop | Keep | Forget | Refuse
 class Wait:
     """Why a model with waiting requests is not loaded yet: for the room of these models, which may be stopped
     at `at`. None of them: it waits for room that is being given back, or for the turn of others.
+
+    `for_others`: for memory that other programs hold; if they have not let go by `at`, it is refused.
     """
 
     victims: tuple[str, ...] = ()
     at: float = NEVER
+    for_others: bool = False
+
+    @property
+    def why(self) -> str:
+        """In words, for people."""
+        if self.for_others:
+            return "other programs hold the memory"
+        return f"for the room of {', '.join(self.victims)}" if self.victims else "for room or its turn"
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,11 @@ class Plan:
     actions: tuple[Action, ...]
     wake_at: float = NEVER
     waits: Mapping[str, Wait] = field(default_factory=dict)
+
+    @property
+    def watches_others(self) -> bool:
+        """The next step depends on what other programs do: the devices should be read again soon."""
+        return any(wait.for_others for wait in self.waits.values())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ decision never has to be remembered: what should still happen is decided again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.domain.priority import Priority
@@ -14,6 +14,7 @@ from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Placement
 from app.scheduling.placement import Room, fit
 from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Preview, Refuse, Stop, Wait
+from app.scheduling.refusals import refuse
 from app.scheduling.turns import cost, effective, may_be_taken_at, serves_first, turn
 
 
@@ -70,11 +71,11 @@ class _Step:
         self._live = live = sorted((m for m in models if m.status.has_process), key=cost)
         self._stay = [m for m in live if m.pinned and not _is_leaving(m)]
         self._unclaimed = [m for m in live if not m.pinned and not _is_leaving(m)]
-        self._room = Room(
-            free={d.id: d.free_mb - d.min_free_mb for d in devices}, places=limits.max_models - len(live)
-        )
+        sizes = {d.id: d.total_mb for d in devices}
+        free = {d.id: d.free_mb - d.min_free_mb for d in devices}
+        self._room = Room(free, limits.max_models - len(live), sizes)
         self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
-        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, places=1)
+        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
         for model in live:
             if _is_leaving(model):
                 self._coming = self._coming.plus(model.held)
@@ -98,7 +99,7 @@ class _Step:
             self._carry_out(swap, model)
             self._claim(swap)
         elif refusal := self._refusal(model):
-            self.actions.append(refusal)
+            self._refuse_in_time(model, refusal)
         else:
             self.waits[model.alias] = Wait()
 
@@ -230,19 +231,45 @@ class _Step:
         enough_places = replace(self._room_without(()), places=1)
         return StopReason.COUNT if fit(target.need, enough_places) is not None else StopReason.MEMORY
 
+    def _refuse_in_time(self, model: ModelView, refusal: Refuse) -> None:
+        """At once, unless it is other programs' memory that is missing: they get some time to let go.
+
+        And what they hold is read once more when that time is over, so that nobody is refused for what was.
+        """
+        if not refusal.by_others:
+            self.actions.append(refusal)
+            return
+        assert model.head is not None
+        wait_s = self._limits.foreign_wait_s
+        until = max(model.head.arrived, model.since) + wait_s
+        if until <= self._now and all(device.asked_at >= until for device in self._devices):
+            self.actions.append(replace(refusal, arrived_by=self._now - wait_s))
+            return
+        self.waits[model.alias] = Wait(at=until, for_others=True)
+        if until > self._now:
+            self._look_at(until)
+
     def _refusal(self, model: ModelView) -> Refuse | None:
         """Set if the model would have no room even with everything gone that is not pinned."""
         assert model.need is not None
         need, stay = model.need, self._stay
-        best = Room({d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}, len(stay) + 1)
-        for other in stay:
-            best = best.minus(other.held)
+        best = self._room_beside_pinned(
+            {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}
+        )
         if fit(need, best) is None:
             ever = fit(need, self._empty) is not None
-            return Refuse(model.alias, False, need.mb, best.most(need), ever)
+            without_others = self._room_beside_pinned(self._empty.free)
+            refusal = refuse(model.alias, need, best, ever=ever)
+            return replace(refusal, by_others=ever and fit(need, without_others) is not None)
         if len(stay) >= self._limits.max_models:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
         return None
+
+    def _room_beside_pinned(self, free: Mapping[str, int]) -> Room:
+        room = Room(free, len(self._stay) + 1, self._empty.sizes)
+        for model in self._stay:
+            room = room.minus(model.held)
+        return room
 
     # --- small things
 

@@ -1,13 +1,23 @@
-"""A refusal in words: `no_capacity` or `vram_exhausted`, with the numbers."""
+"""A refusal and its words: `no_capacity` or `vram_exhausted`, with the numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from app.domain.errors import NoCapacity, RouterError, VramExhausted
+from app.domain.views import HOST, Need
+from app.scheduling.placement import Room, fits_on_devices
 from app.scheduling.plan import Refuse
 
 RETRY_WHEN_FULL_S = 10.0
+
+
+def refuse(alias: str, need: Need, best: Room, *, ever: bool) -> Refuse:
+    """With the figures of what is short: the devices' memory, or the machine's own."""
+    on_host = HOST in need.devices
+    if on_host or HOST not in best.free or not fits_on_devices(need, best):
+        return Refuse(alias, False, need.mb, best.most(need), ever, on_host=on_host)
+    return Refuse(alias, False, need.host_mb, max(best.free[HOST], 0), ever, on_host=True)
 
 
 def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> RouterError:
@@ -18,14 +28,10 @@ def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> Ro
             retry_after_s=RETRY_WHEN_FULL_S,
             details={"loaded_models": list(loaded)},
         )
-    advice = (
-        "free memory that pinned models or other programs hold"
-        if refusal.ever
-        else "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"
-    )
+    where = " of the machine's own memory" if refusal.on_host else ""
     return VramExhausted(
-        f"{refusal.alias} needs {refusal.need_mb} MB and at most {refusal.available_mb} MB can be made "
-        f"available; {advice}",
+        f"{refusal.alias} needs {refusal.need_mb} MB{where} and at most {refusal.available_mb} MB can be "
+        f"made available; {_advice(refusal)}",
         retryable=refusal.ever,
         retry_after_s=RETRY_WHEN_FULL_S if refusal.ever else None,
         details={
@@ -34,3 +40,11 @@ def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> Ro
             "loaded_models": list(loaded),
         },
     )
+
+
+def _advice(refusal: Refuse) -> str:
+    if refusal.ever:
+        return "free memory that pinned models or other programs hold"
+    if refusal.on_host:
+        return "use a smaller params.n_ctx or a smaller quantisation, or more params.n_gpu_layers"
+    return "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"

@@ -262,12 +262,12 @@ async def test_a_signal_during_the_start_is_obeyed(
 HANGING = """
 import sys, time
 import anyio.to_thread
-from app import main, server
+from app import composition, server
 import run
 server.STUCK_S = 1
 async def hang(*_):
     await anyio.to_thread.run_sync(time.sleep, 600)
-main.warm_up = hang
+composition.warm_up = hang
 sys.exit(run.main(["-c", sys.argv[1]]))
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.gguf.header import GgufHeader
-from app.memory.estimate.shape import GATED_DELTA_NET, ModelShape
+from app.memory.estimate.shape import GATED_DELTA_NET, MIXED_STREAMS, ModelShape
 
 F32_BYTES = 4
 
@@ -33,7 +33,7 @@ class Batch:
 
 
 def compute_bytes(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
-    residual = 2 * shape.width * batch.activation_bytes
+    residual = _residuals(header, shape) * shape.width * batch.activation_bytes
     layer = max(_attention(header, shape, batch), _feed_forward(header, shape, batch))
     return max(mask_bytes(shape, batch) + residual + layer, _logits(shape, batch))
 
@@ -57,6 +57,13 @@ def mask_bytes(shape: ModelShape, batch: Batch) -> int:
         full = any(not layer.window for layer in shape.layers)
         cells = full * batch.cells + (shape.window > 0) * batch.window_cells
     return (2 if batch.flash_attention else 4) * batch.tokens * cells
+
+
+def _residuals(header: GgufHeader, shape: ModelShape) -> int:
+    """How many activations as wide as the model live through a layer, beside what the layer needs itself."""
+    if shape.architecture in MIXED_STREAMS:
+        return 2 + 2 * header.number("altup.num_inputs", 4)
+    return 18 if header.number("wkv.head_size") else 2  # shifted, mixed and projected inputs (observed)
 
 
 def _attention(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
@@ -93,11 +100,24 @@ def _recurrence(header: GgufHeader, shape: ModelShape, batch: Batch, gated_atten
     state = max(layer.recurrent_state for layer in shape.layers)
     states = 3 * F32_BYTES * state * batch.slots
     if shape.architecture in GATED_DELTA_NET:
-        convolved = inner + 2 * header.number("ssm.group_count") * header.number("ssm.state_size")
-        return max(gated_attention, (3 * convolved + inner) * batch.activation_bytes + states)
+        return max(gated_attention, _delta_net_width(header) * batch.activation_bytes + states)
     if inner:
         return 5 * inner * batch.activation_bytes + states
     return 6 * shape.width * batch.activation_bytes if header.number("shortconv.l_cache") else 0
+
+
+def recurrence_spread(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
+    """By how much builds differ for gated delta nets: b11434 with CUDA takes this much more than b10434."""
+    if shape.architecture not in GATED_DELTA_NET:
+        return 0
+    return _delta_net_width(header) * batch.activation_bytes
+
+
+def _delta_net_width(header: GgufHeader) -> int:
+    """Three copies of the convolved input, and the gate."""
+    inner = header.number("ssm.inner_size")
+    convolved = inner + 2 * header.number("ssm.group_count") * header.number("ssm.state_size")
+    return 3 * convolved + inner
 
 
 def _feed_forward(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
@@ -123,11 +143,11 @@ def _experts(header: GgufHeader, shape: ModelShape) -> int:
 
 
 def _slack(header: GgufHeader, shape: ModelShape, batch: Batch) -> int:
-    """A hole of one query that the allocator leaves when they are not as wide as the residual (observed)."""
+    """A hole of one query that the allocator leaves (observed)."""
+    if not shape.has_attention or shape.keeps_no_cache or shape.latent_key or header.number("ssm.inner_size"):
+        return 0
     query, _, _ = _query_key_value(shape, batch)
-    plain = shape.has_attention and not shape.keeps_no_cache and not shape.latent_key
-    fits = query == shape.width * batch.activation_bytes or header.number("ssm.inner_size")
-    return query if plain and not fits else 0
+    return query
 
 
 def _logits(shape: ModelShape, batch: Batch) -> int:

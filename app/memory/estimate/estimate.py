@@ -13,13 +13,19 @@ from types import MappingProxyType
 from app.domain.spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
-from app.memory.estimate.compute import F32_BYTES, Batch, compute_bytes, host_compute_bytes, input_bytes
+from app.memory.estimate.compute import (
+    F32_BYTES,
+    Batch,
+    compute_bytes,
+    host_compute_bytes,
+    input_bytes,
+    recurrence_spread,
+)
 from app.memory.estimate.shape import KNOWN, Layer, ModelShape, UnknownShape, shape_of
 
 CELL_STEP = 256  # the cache grows by this many tokens (`llama_kv_cache`: n_pad)
+PIPELINE_COPIES = 4
 ALIGNMENT_BYTES = 128  # of tensors in device memory
-# The CUDA context of a process took 107 to 555 MiB, by GPU and driver; a middle value until it is learned.
-DEFAULT_OVERHEAD_BYTES = 400 << 20
 
 CACHE_LAYOUTS: Mapping[str, BlockLayout] = MappingProxyType({
     "f32": BlockLayout(1, 4), "f16": BlockLayout(1, 2), "bf16": BlockLayout(1, 2),
@@ -44,12 +50,11 @@ class MemoryParams:
     embedding: bool = False
     mmproj_bytes: int = 0
     unified: bool = False  # one pool of cells for all slots
-    overhead_bytes: int = DEFAULT_OVERHEAD_BYTES  # per device
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryShare:
-    """Bytes in one place: on the devices, or on the host."""
+    """Bytes in one place: on the devices, or on the host. `overhead_bytes`: those that no log line shows."""
 
     weights_bytes: int = 0
     kv_bytes: int = 0
@@ -59,8 +64,12 @@ class MemoryShare:
 
     @property
     def total_bytes(self) -> int:
-        fixed = self.weights_bytes + self.kv_bytes + self.recurrent_bytes
-        return fixed + self.compute_bytes + self.overhead_bytes
+        return self.sure_bytes + self.compute_bytes + self.overhead_bytes
+
+    @property
+    def sure_bytes(self) -> int:
+        """What follows from the header exactly, if its architecture is known."""
+        return self.weights_bytes + self.kv_bytes + self.recurrent_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,8 @@ class MemoryEstimate:
     host: MemoryShare
     exact: bool  # False: the architecture is not known, expect an error of tens of percent
     note: str = ""
+    layers: tuple[int, ...] = ()  # the device's sure bytes by layer, the output tensors last
+    copies_bytes: int = 0  # more on each device if there are several: they work on different batches
 
     @property
     def device_bytes(self) -> int:
@@ -77,11 +88,6 @@ class MemoryEstimate:
     @property
     def host_bytes(self) -> int:
         return self.host.total_bytes
-
-    @property
-    def overhead_bytes(self) -> int:
-        """The part of the device's that depends on the GPU and its driver rather than on the model."""
-        return self.device.overhead_bytes
 
 
 def estimate(header: GgufHeader, params: MemoryParams) -> MemoryEstimate:
@@ -93,7 +99,9 @@ def estimate(header: GgufHeader, params: MemoryParams) -> MemoryEstimate:
     known = header.architecture in KNOWN
     note = "" if known else f"architecture {header.architecture!r} is unknown: taken for a usual transformer"
     load = _Load(header, shape, params, batch_of(header, shape, params))
-    return MemoryEstimate(_device_share(load), _host_share(load), known, note)
+    return MemoryEstimate(
+        _device_share(load), _host_share(load), known, note, _device_layers(load), _copies_bytes(load)
+    )
 
 
 def _by_file_size(header: GgufHeader, params: MemoryParams, reason: str) -> MemoryEstimate:
@@ -101,8 +109,7 @@ def _by_file_size(header: GgufHeader, params: MemoryParams, reason: str) -> Memo
     note = f"{reason}; estimated by the size of the file"
     if not params.n_gpu_layers:
         return MemoryEstimate(MemoryShare(), MemoryShare(weights_bytes), exact=False, note=note)
-    device = MemoryShare(weights_bytes, overhead_bytes=params.overhead_bytes)
-    return MemoryEstimate(device, MemoryShare(), exact=False, note=note)
+    return MemoryEstimate(MemoryShare(weights_bytes), MemoryShare(), exact=False, note=note)
 
 
 def batch_of(header: GgufHeader, shape: ModelShape, params: MemoryParams) -> Batch:
@@ -168,7 +175,8 @@ def _device_share(load: _Load) -> MemoryShare:
         kv_bytes=_kv_bytes(load.device_layers, load),
         recurrent_bytes=_recurrent_bytes(load.device_layers, load),
         compute_bytes=compute_bytes(load.header, load.shape, load.batch) + _borrowed_bytes(load),
-        overhead_bytes=load.params.overhead_bytes + _dequantised_cache_bytes(load),
+        overhead_bytes=_dequantised_cache_bytes(load)
+        + recurrence_spread(load.header, load.shape, load.batch),
     )
 
 
@@ -190,12 +198,37 @@ def _host_compute_bytes(load: _Load) -> int:
 
 
 def _device_weights_bytes(load: _Load) -> int:
-    """Input tensors stay on the host; a tied embedding is there once more, as the output."""
+    """Input tensors stay on the host."""
     first = load.first_on_device
     sizes = (tensor.n_bytes for layer, tensor in load.weights() if layer >= first)
+    return sum(_padded(n_bytes, ALIGNMENT_BYTES) for n_bytes in sizes) + _tied_output_bytes(load)
+
+
+def _device_layers(load: _Load) -> tuple[int, ...]:
+    """What each offloaded layer brings to the device that it is put on; llama.cpp splits by whole layers."""
+    if not load.params.n_gpu_layers:
+        return ()
+    first, output = load.first_on_device, load.shape.block_count
+    sizes = dict.fromkeys(range(first, output + 1), 0)
+    for layer, tensor in load.weights():
+        if layer >= first:
+            sizes[layer] += _padded(tensor.n_bytes, ALIGNMENT_BYTES)
+    for index in range(first, len(load.shape.layers)):
+        one = (load.shape.layers[index],)
+        sizes[index] += _kv_bytes(one, load) + _recurrent_bytes(one, load)
+    sizes[output] += _tied_output_bytes(load) + load.params.mmproj_bytes
+    return tuple(sizes.values())
+
+
+def _copies_bytes(load: _Load) -> int:
+    """Of the inputs, for pipelines (`ggml_backend_sched_new`, `GGML_SCHED_MAX_COPIES`)."""
+    return (PIPELINE_COPIES - 1) * input_bytes(load.shape, load.batch)
+
+
+def _tied_output_bytes(load: _Load) -> int:
+    """A tied embedding is on the device once more, as the output."""
     tied = "output.weight" not in load.header.tensors and not load.shape.keeps_no_cache
-    output = load.header.tensors["token_embd.weight"].n_bytes if tied else 0
-    return sum(_padded(n_bytes, ALIGNMENT_BYTES) for n_bytes in sizes) + output
+    return load.header.tensors["token_embd.weight"].n_bytes if tied else 0
 
 
 def _host_weights_bytes(load: _Load) -> int:
@@ -230,6 +263,10 @@ def _borrowed_bytes(load: _Load) -> int:
     # Experts are copied one matrix at a time, of other weights the next one is fetched meanwhile.
     weights = max(tensor.n_bytes * (1 if "_exps" in tensor.name else 2) for tensor in host)
     return weights + max(_layer_kv_bytes(layer, load) for layer in load.host_layers)
+
+
+def _unlogged_bytes(load: _Load) -> int:
+    return _dequantised_cache_bytes(load) + recurrence_spread(load.header, load.shape, load.batch)
 
 
 def _dequantised_cache_bytes(load: _Load) -> int:

@@ -19,6 +19,10 @@ PURELY_RECURRENT = frozenset({"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7",
 GATED_DELTA_NET = frozenset({"qwen3next", "qwen35", "qwen35moe"})
 NEMOTRON_HYBRID = frozenset({"nemotron_h", "nemotron_h_moe"})
 BOTH_IN_EACH_LAYER = frozenset({"falcon-h1"})  # attention and a recurrent state side by side
+MIXED_STREAMS = frozenset({"gemma3n"})  # several residuals side by side (`altup`)
+FIRST_SHARING_LAYER: Mapping[str, int] = MappingProxyType({"gemma3n": 20})  # whatever the file says
+FIXED_WINDOWS: Mapping[str, int] = MappingProxyType({"llama4": 8192})
+WINDOW_ONLY_WITH: Mapping[str, int] = MappingProxyType({"exaone4": 64})  # layers: its larger model has one
 IGNORES_ITS_WINDOW = frozenset({"phi3"})  # so does llama.cpp for it
 
 # Where the file does not say it: each n-th layer sees everything; n, and whether it is the first of the n.
@@ -39,7 +43,7 @@ KNOWN = frozenset(WINDOW_PERIODS).union(
         "command-r", "olmo", "olmoe", "granite", "granitemoe", "granitehybrid", "nemotron", "glm4", "glm4moe",
         "chatglm", "smollm3", "lfm2", "lfm2moe", "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe",
         "minicpm", "minicpm3", "stablelm", "internlm2", "exaone", "gpt2", "gptneox", "mpt", "baichuan",
-        "orion", "xverse", "seed_oss", "bailingmoe", "dots1",
+        "orion", "xverse", "seed_oss", "bailingmoe", "dots1", "kimi-linear", "minimax-m2", "plamo2",
     },
 )  # fmt: skip
 
@@ -140,7 +144,7 @@ def _keeps_no_kv(header: GgufHeader, index: int, count: int) -> bool:
     architecture = header.architecture
     if architecture in ENCODERS or architecture in DIFFUSION:
         return True
-    if index >= count - _number(header, "attention.shared_kv_layers"):
+    if index >= FIRST_SHARING_LAYER.get(architecture, count - _number(header, "attention.shared_kv_layers")):
         return True
     return _is_recurrent(header, index) and architecture not in BOTH_IN_EACH_LAYER
 
@@ -158,8 +162,11 @@ def _kv_widths(header: GgufHeader, index: int, head: int, *, windowed: bool) -> 
 
 def _window(header: GgufHeader, index: int) -> int:
     """Tokens that the layer sees; 0: all. Without a known pattern all see all, which is the upper bound."""
-    window = _number(header, "attention.sliding_window")
+    window = _number(header, "attention.sliding_window", FIXED_WINDOWS.get(header.architecture, 0))
     if not window or header.architecture in IGNORES_ITS_WINDOW:
+        return 0
+    blocks = _number(header, "block_count")
+    if WINDOW_ONLY_WITH.get(header.architecture, blocks) != blocks:
         return 0
     pattern = header.value("attention.sliding_window_pattern")
     if isinstance(pattern, tuple):

@@ -62,12 +62,3 @@ class Holding:
 
     def _was_read(self, own: Sequence[Reading], read_at: Mapping[str, float]) -> bool:
         return all(self.settled_at <= read_at.get(reading.id, LONG_AGO) for reading in own)
-
-
-@dataclass(frozen=True)
-class Settling:
-    """Memory of a stopped process that the driver does not show as free yet."""
-
-    expected_free_mb: int
-    since: float
-    deadline: float

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from app.memory.probes.amdgpu import SYSFS, AmdgpuProbe, cards_of
 from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from app.memory.probes.nvml import NvmlProbe
@@ -17,10 +19,11 @@ START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every 
 T = TypeVar("T")
 
 
-def find_gpus(binary: Path | None = None) -> GpuProbe:
+def find_gpus(binary: Path | None = None, sysfs: Path = SYSFS) -> GpuProbe:
     """How to read the devices that this llama-server can use; a null probe says why there are none.
 
-    NVML tells most, so it is asked where the binary uses CUDA, or does not say what it uses.
+    NVML tells most, so it is asked where the binary uses CUDA, or does not say what it uses. AMD's tells
+    how much is used; of the rest llama-server's own listing is all there is.
     """
     listed = _listed(binary) if binary is not None else None
     if listed is None or any(reading.id.startswith("CUDA") for reading in listed):
@@ -28,7 +31,9 @@ def find_gpus(binary: Path | None = None) -> GpuProbe:
         if probe.reason is None or not listed:
             return probe
     if listed and binary is not None:
-        return ListDevicesProbe(binary, listed)
+        probe = ListDevicesProbe(binary, listed)
+        cards = cards_of(listed, sysfs)
+        return AmdgpuProbe(probe, cards) if cards else probe
     nvml = _nvml()
     reason = nvml.reason or "this llama-server was not built for the NVIDIA GPUs that are there"
     return NullProbe(f"llama-server --list-devices shows no device; {reason}")
@@ -47,7 +52,7 @@ def _nvml() -> GpuProbe:
         import pynvml
     except ImportError as error:
         return NullProbe(f"the nvidia-ml-py package is missing: {error}")
-    probe = NvmlProbe(pynvml)
+    probe = NvmlProbe(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
     try:
         if not in_time(probe.read, START_TIMEOUT_S):
             return NullProbe("the NVIDIA driver reports no device")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from app.memory.probes.interface import GpuProbe, Reading, host_reading
+from app.memory.probes.interface import GpuProbe, Reading
 
 Answer = tuple[float, "Sequence[Reading] | Exception"]
 
@@ -18,8 +18,8 @@ class DriverThread:
     A thread of its own, since a pool's would be waited for at the end of the program.
     """
 
-    def __init__(self, probe: GpuProbe, clock: Callable[[], float]) -> None:
-        self._probe, self._clock = probe, clock
+    def __init__(self, probe: GpuProbe, read_host: Callable[[], Reading], clock: Callable[[], float]) -> None:
+        self._probe, self._read_host, self._clock = probe, read_host, clock
         self._asked: asyncio.Future[Answer] | None = None
 
     async def read(self) -> Answer:
@@ -37,7 +37,7 @@ class DriverThread:
         self._asked = None
 
     def _read(self) -> Sequence[Reading]:
-        return [*self._probe.read(), host_reading()]
+        return [*self._probe.read(), self._read_host()]
 
     def _close(self) -> Sequence[Reading]:
         self._probe.close()

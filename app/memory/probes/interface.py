@@ -6,10 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import psutil
-
-from app.domain.units import MIB
-from app.domain.views import HOST
+from app.memory.probes.fixed_cost import CUDA_COST, FixedCost
 
 
 class GpuError(Exception):
@@ -30,8 +27,11 @@ class Reading:
     by_pid: Mapping[int, int] = field(default_factory=dict)
     names: tuple[str, ...] = ()  # what else a configuration may call it
     driver: str = ""
+    cost: FixedCost = CUDA_COST  # what a process takes beside its buffers, until that was seen
+    source: str = "nvml"  # who tells
     error: str | None = None
     lost: bool = False  # it will not come back without help
+    is_hidden: bool = False  # used only where a configuration names it
 
     @property
     def kind(self) -> str:
@@ -76,15 +76,10 @@ class NullProbe:
         pass
 
 
-def host_reading() -> Reading:
-    """The machine's own memory, for models that run on the CPU."""
-    memory = psutil.virtual_memory()
-    total, available = memory.total // MIB, memory.available // MIB
-    return Reading(HOST, HOST, "host memory", total, total - available, available)
-
-
-def resolve(readings: Iterable[Reading], wanted: Iterable[int | str]) -> tuple[str, ...]:
-    """The ids of the devices that are meant by these indices, UUIDs or names, each once."""
+def resolve(readings: Iterable[Reading], wanted: Iterable[int | str] | None) -> tuple[str, ...]:
+    """The ids of the devices meant by these indices, UUIDs or names, each once; None: all visible ones."""
+    if wanted is None:
+        return tuple(reading.id for reading in readings if not reading.is_hidden)
     known: dict[str, list[str]] = {}
     for reading in readings:
         for name in {reading.id, reading.uuid, *reading.names} - {""}:

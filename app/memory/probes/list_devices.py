@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from app.memory.probes.fixed_cost import default_cost
 from app.memory.probes.interface import GpuError, Reading
 
 LIST_TIMEOUT_S = 30.0
@@ -70,6 +71,8 @@ def parse_devices(text: str) -> list[Reading]:
             used_mb=max(int(match["total"]) - int(match["free"]), 0),
             free_mb=int(match["free"]),
             names=(str(position),),
+            cost=default_cost(match["id"].rstrip("0123456789")),
+            source="llama-server",
         )
         for position, match in enumerate(found)
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from app.domain.units import MIB
 from app.memory.probes.interface import GpuError, Reading
+from app.memory.probes.visible import without_hidden
 
 
 class NvmlProbe:
@@ -18,8 +19,8 @@ class NvmlProbe:
     reason: str | None = None
     poll_s = 0.05
 
-    def __init__(self, nvml: Any) -> None:
-        self._nvml = nvml
+    def __init__(self, nvml: Any, visible: str | None = None) -> None:
+        self._nvml, self._visible = nvml, visible
         self._started = False
         self._one_at_a_time = threading.Lock()  # at the start two may ask
         self._driver = ""
@@ -39,7 +40,8 @@ class NvmlProbe:
             self.close()
             raise GpuError(str(error)) from error
         self._last = devices
-        found = [reading for readings in devices.values() for reading in readings]
+        readings = [reading for readings in devices.values() for reading in readings]
+        found = without_hidden(readings, self._visible)
         if found and all(reading.error for reading in found):
             self.close()
         return found
