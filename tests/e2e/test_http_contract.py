@@ -616,7 +616,7 @@ def test_messages_have_anthropics_errors(router: RouterProcess) -> None:
 # --- keys and sizes ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic guest-key"},
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic guest"},
                                      {"X-Api-Key": "wrong"}])  # fmt: skip
 def test_without_a_valid_key_there_is_only_health_and_the_page(
     secured: RouterProcess, headers: dict[str, str]
