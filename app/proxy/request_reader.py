@@ -60,10 +60,10 @@ class BodyPart(NamedTuple):
 class RequestReader:
     """`feed` it what comes, and take out event after event, as fast as they can be dealt with."""
 
-    __slots__ = ("_data", "_left", "_parser", "_quiet", "_seen", "_sink")
+    __slots__ = ("_data", "_left", "_parser", "_quiet", "_raw", "_seen", "_sink")
 
     def __init__(self) -> None:
-        self._data = b""
+        self._data = self._raw = b""
         self._seen = 0  # of an incomplete head, where its end cannot begin
         self._left = 0  # of a sized body
         self._parser: httptools.HttpRequestParser | None = None  # of a chunked body
@@ -73,7 +73,8 @@ class RequestReader:
     @property
     def broken_head(self) -> RequestHead:
         """What is known of a request that is not HTTP."""
-        return RequestHead("POST", self._sink.target, "1.1", self._sink.headers, 0, False, b"")
+        target = self._sink.target or _target_in(self._raw)
+        return RequestHead("POST", target, "1.1", self._sink.headers, 0, False, b"")
 
     @property
     def waiting(self) -> int:
@@ -112,10 +113,12 @@ class RequestReader:
             return None
         end += len(END_OF_HEAD)
         raw, self._data, self._seen = self._data[:end], self._data[end:], 0
+        self._raw = raw
         self._check_size(raw)
         return self._parsed(_UPGRADE.sub(b"", raw) if b"\r\nupgrade:" in raw.lower() else raw)
 
     def _check_unfinished(self, data: bytes) -> None:
+        self._raw = data
         self._check_size(data)
         if data and not _MAY_BE_HTTP.match(data):
             raise BadRequest("Invalid HTTP request received.")
@@ -176,6 +179,12 @@ class RequestReader:
             self._parser = None
         body, sink.body = b"".join(sink.body), []
         return BodyPart(data[:position], body, sink.is_complete)
+
+
+def _target_in(raw: bytes) -> bytes:
+    """Of a request line that is not HTTP."""
+    parts = raw[:MAX_HEAD_BYTES].partition(b"\r\n")[0].split(b" ", 2)
+    return parts[1] if len(parts) > 1 else b""
 
 
 def _end_of_line(data: bytes, position: int) -> int:
