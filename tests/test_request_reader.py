@@ -179,3 +179,11 @@ def test_what_is_known_of_a_head_that_is_too_large_is_told_with_its_error() -> N
             "/v1/messages",
             "mine",
         )
+
+
+def test_a_target_that_is_not_http_is_known_all_the_same() -> None:
+    reader = RequestReader()
+    reader.feed("POST /v1/messages?\u00e9 HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    with pytest.raises(BadRequest):
+        reader.next()
+    assert reader.broken_head.path == "/v1/messages"
