@@ -35,13 +35,14 @@ def that_computes() -> BinaryInfo | str:
         return str(error)
 
 
-def acting(folder: Path, script: str) -> Path:
+def acting(folder: Path, script: str, devices: str | None = None) -> Path:
     """The chosen one as long as it is only asked what it is; started to serve, it does what the script says.
 
-    In the script `$real` is its path.
+    In the script `$real` is its path. `devices`: what it lists instead of the real ones.
     """
     path = folder / "llama-server"
+    listed = "" if devices is None else f"[ \"$1\" = --list-devices ] && printf '{devices}' && exit\n"
     asked = 'case "$1" in --help|--version|--list-devices) exec "$real" "$@";; esac'
-    path.write_text(f"#!/bin/sh\nulimit -c 0\nreal={shlex.quote(str(of()))}\n{asked}\n{script}\n")
+    path.write_text(f"#!/bin/sh\nulimit -c 0\nreal={shlex.quote(str(of()))}\n{listed}{asked}\n{script}\n")
     path.chmod(0o755)
     return path

@@ -223,6 +223,20 @@ def test_check_tells_a_binary_that_cannot_compute_here_first(config: Path, tmp_p
     assert done.stdout.endswith("not ready to serve\n")
 
 
+@pytest.mark.parametrize(("layers", "code"), [(99, 0), (1, 1), (-1, 1)])
+def test_a_processor_that_cannot_compute_is_no_matter_where_all_layers_are_on_a_gpu(
+    models: Path, tmp_path: Path, layers: int, code: int
+) -> None:
+    gpu = "Available devices:\\n  Vulkan0: A card (8192 MiB, 8192 MiB free)\\n"
+    binary = llama_build.acting(tmp_path, "kill -ILL $$", devices=gpu)
+    model = {"model_path": str(models / "org" / "long.gguf"), "params": {"n_gpu_layers": layers}}
+    config = write(tmp_path / "c.json", {"api": {"host": "127.0.0.1"}, "models": {"m": model}})
+    done = run("check", "-c", config, ROUTER_SYSTEM__LLAMA_SERVER_PATH=str(binary))
+    assert "SIGILL" in done.stdout
+    assert done.returncode == code, done.stdout
+    assert ("every model lies wholly on a GPU" in done.stdout) == (code == 0)
+
+
 def test_check_tells_every_model_file_that_cannot_be_used(models: Path, tmp_path: Path) -> None:
     entries = {
         "gone": {"model_path": str(models / "gone.gguf")},

@@ -11,7 +11,7 @@ from app import listening
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, Need, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
@@ -61,6 +61,9 @@ def run(path: Path) -> int:
     computes = binary is not None and _computes(binary)
     probe = find_gpus(binary.path if binary else None)
     readings = _devices(config, probe)
+    if binary is not None and not computes and not _needs_processor(config, readings):
+        print("  every model lies wholly on a GPU: it can be served all the same")
+        computes = True
     no_logs = obstacle(Path(config.system.log_dir))
     if no_logs:
         print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
@@ -113,6 +116,13 @@ def _computes(binary: BinaryInfo) -> bool:
         return False
     print("llama-server: computes on this machine")
     return True
+
+
+def _needs_processor(config: Config, readings: list[Reading] | None) -> bool:
+    """Whether a model would compute on the CPU, in whole or in part."""
+    if all(reading.id == HOST for reading in readings or ()):
+        return True
+    return any(spec.params.n_gpu_layers < ALL_LAYERS for spec in config.specs().values())
 
 
 def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
