@@ -66,6 +66,7 @@ class World:
         self.load_progress: float | None = None
         # slots
         self.is_full = False
+        self.reason: str | None = None
         self.entered: list[Ticket] = []
         self.left: list[Ticket] = []
         self.ended_with: list[Any] = []
@@ -124,6 +125,9 @@ class World:
         exchange.ticket.owner = None
         if exchange.ticket not in self.left:
             self.left.append(exchange.ticket)
+
+    def waits_because(self, exchange: Exchange) -> str | None:
+        return self.reason
 
     def gone(self, exchange: Exchange, runner: Any) -> Pending:
         assert runner is self.runner or runner is None
@@ -344,10 +348,13 @@ def test_a_stream_that_waits_gets_its_head_and_comments() -> None:
     world.status = Status.READY
     world.pass_time(HEARTBEAT_S)
     assert world.sent == b": loading\n\n: loading progress=0.50\n\n: queued position=1\n\n"
+    world.status, world.reason = Status.OFF, "other programs hold the memory"
+    world.pass_time(HEARTBEAT_S)
+    assert world.sent.endswith(b': queued position=1 reason="other programs hold the memory"\n\n')
     world.entered[0].grant(world.now)
     world.exchange.head(200, EVENTS, None)
     world.exchange.body(EVENT, True)
-    assert world.sent.endswith(b"position=1\n\n" + EVENT)
+    assert world.sent.endswith(b'memory"\n\n' + EVENT)
     assert len(world.heads) == 1
 
 

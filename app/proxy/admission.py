@@ -49,6 +49,10 @@ class Admission:
         self.leave(entrant)
         self._bus.finished(entrant.record.event)
 
+    def waits_because(self, entrant: Entrant) -> str | None:
+        wait = self._manager.scheduler.waits.get(entrant.instance.alias)
+        return None if wait is None else wait.why
+
     def gone(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None]:
         return self._start(entrant, self._wait_for_exit(entrant, runner))
 

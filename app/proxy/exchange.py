@@ -211,7 +211,8 @@ class Exchange:
             return
         if self.request.stream and now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
-            self.reply.heartbeat(messages.where_it_stands(self.instance, self.ticket))
+            reason = self._slots.waits_because(self)
+            self.reply.heartbeat(messages.where_it_stands(self.instance, self.ticket, reason))
         first = min(self._queue_deadline, self._heartbeat_at) if self.request.stream else self._queue_deadline
         self._wake(max(first - now, 0.0))
 

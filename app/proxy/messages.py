@@ -32,9 +32,10 @@ def mistake() -> InternalError:
     return InternalError("the router made a mistake; its log says more")
 
 
-def where_it_stands(instance: ModelInstance, ticket: Ticket) -> str:
-    """For a stream that waits."""
+def where_it_stands(instance: ModelInstance, ticket: Ticket, reason: str | None) -> str:
+    """For a stream that waits. `reason`: why its model is not loaded yet, if it is not being loaded."""
     view = instance.view()
     if view.status not in (Status.STARTING, Status.LOADING):
-        return f"queued position={instance.queue.position(ticket)}"
+        position = f"queued position={instance.queue.position(ticket)}"
+        return position if reason is None else f'{position} reason="{reason}"'
     return "loading" if view.load_progress is None else f"loading progress={view.load_progress:.2f}"

@@ -120,6 +120,10 @@ class Slots(Protocol):
     def leave(self, entrant: Entrant) -> None:
         """Gives the ticket back. Safe to call twice."""
 
+    def waits_because(self, entrant: Entrant) -> str | None:
+        """Why its model is not loaded yet, for people; None where nothing stands in its way."""
+        ...
+
     def gone(self, entrant: Entrant, runner: Runner | None) -> Pending | None:
         """Leads to `replay` when this process has ended."""
         ...
