@@ -75,6 +75,9 @@ if mode == "ready without a port":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     print('cmd_child_to_router:state:{{"state":"ready"}}', flush=True)
     signal.pause()
+if mode == "loads in one read":
+    states = [b'cmd_child_to_router:state:{{"state":"%b"}}' % state for state in (b"loading", b"ready", b"")]
+    os.write(1, b"\\n".join(states))
 if mode == "binds late":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     while not os.path.exists(os.environ["FAKE_MAY_BIND"]):
@@ -231,6 +234,14 @@ async def test_the_load_is_reported_as_it_goes(launcher: LlamaLauncher, tiny: Pa
     assert seen[-1] == (Status.READY, 1.0)
     assert runner.load_log.projected_mb["host"] >= 1
     assert runner.load_log.buffers
+
+
+async def test_a_load_that_is_told_in_one_read_was_loading_too(fake: Callable[..., LlamaLauncher]) -> None:
+    phases: list[Status] = []
+    launcher = fake()
+    async with launcher.launch(acting("loads in one read"), {}, lambda r: phases.append(r.phase)) as runner:
+        await runner.ready()
+    assert Status.LOADING in phases
 
 
 async def test_the_key_is_not_written_to_the_log(launcher: LlamaLauncher, tiny: Path) -> None:

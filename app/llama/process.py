@@ -239,8 +239,8 @@ class LlamaRunner:
             changed |= self.load_log.feed(line.decode("utf-8", "replace"))
         if self.load_log.state == "ready":
             self._wake.set()
-        if self.load_log.state == "loading" and self.phase is Status.STARTING:
-            self._enter(Status.LOADING)  # it binds its port before it says so
+        if self.phase is Status.STARTING and self.load_log.state in ("loading", "ready"):
+            self._enter(Status.LOADING)  # it has begun to load, also where all of that came in one read
         elif changed:
             self._on_change(self)
 
