@@ -700,6 +700,16 @@ async def test_what_is_being_opened_ahead_goes_to_who_comes_first(world: World) 
     asked.close()
 
 
+async def test_who_comes_next_is_not_left_with_a_connection_that_was_given_up(world: World) -> None:
+    """The slot of who leaves goes to the next one in the same turn, while the connection is still there."""
+    left = world.ask(last=True)
+    left.close()
+    asked = world.ask(last=True)
+    await (await world.accept()).answer()
+    assert await body_of(await soon(asked.complete_head())) == b"hi"
+    asked.close()
+
+
 async def test_no_more_is_opened_ahead_than_is_wanted_and_allowed(world: World) -> None:
     await opened_ahead(world, 2)
     world.upstream.open_ahead(world.port, 2)

@@ -21,6 +21,7 @@ from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
 from app.proxy.gateway import check_target
+from app.proxy.request import TUNNEL
 
 
 def client_of(request: Request) -> Client:
@@ -62,7 +63,7 @@ class Guard:
             await errors.response(error, scope["path"])(scope, receive, send)
             return
         with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody to answer
-            await self._app(scope, _counted(receive, self._rules()), send)
+            await self._app(scope, _counted(scope, receive, self._rules()), send)
 
     def _look(self, scope: Scope) -> RouterError | None:
         """Who asks, and under which id. What the client is to be told instead."""
@@ -133,17 +134,24 @@ class CorsGate:
         await self._gate(scope, receive, send)
 
 
-def _counted(receive: Receive, rules: Rules) -> Receive:
-    """Counts a body while it comes in: a chunked one tells no length beforehand."""
+def _counted(scope: Scope, receive: Receive, rules: Rules) -> Receive:
+    """Counts a body while it comes in: a chunked one tells no length beforehand.
+
+    What is too much of a GET is thrown away: nobody reads it but the tunnel, and who sends a file only listens
+    for the client's leaving, when no error can be told any more.
+    """
     received = 0
+    is_read = scope["method"] not in ("GET", "HEAD") or scope["path"].startswith(TUNNEL)
 
     async def counted() -> Message:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > rules.max_body_bytes:
+        if received <= rules.max_body_bytes or message["type"] != "http.request":
+            return message
+        if is_read:
             raise rules.too_large()
-        return message
+        return {**message, "body": b""}
 
     return counted
 

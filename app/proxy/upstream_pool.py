@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 
 from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
@@ -24,12 +26,14 @@ MAX_AHEAD = 4
 class Opening:
     """A connection that is being opened, for a user or for whoever comes next."""
 
-    def __init__(self, user: LinkUser | None) -> None:
-        self.user = user
+    def __init__(self, user: LinkUser | None, withdraw: Callable[[Opening], None]) -> None:
+        self.user, self._withdraw = user, withdraw
         self.task: asyncio.Task[None]
 
     def cancel(self) -> None:
+        """From now on nobody can take it over: its task ends some turns later, and tells nobody."""
         self.user = None
+        self._withdraw(self)
         self.task.cancel()
 
 
@@ -69,9 +73,8 @@ class UpstreamPool:
         """Connections in use live on until they are released."""
         self.closed = True
         self._sweep_alarm.cancel()
-        for openings in self._opening.values():
-            for opening in openings:
-                opening.cancel()
+        for opening in [o for openings in self._opening.values() for o in openings]:
+            opening.cancel()
         for idle in self._idle.values():
             for connection in idle:
                 connection.abort()
@@ -80,7 +83,7 @@ class UpstreamPool:
     # --- opening
 
     def _open(self, port: int, user: LinkUser | None) -> Opening:
-        opening = Opening(user)
+        opening = Opening(user, partial(self._forget_opening, port))
         self._opening.setdefault(port, []).append(opening)
         opening.task = asyncio.get_running_loop().create_task(self._connect(port, opening))
         return opening
@@ -112,10 +115,11 @@ class UpstreamPool:
         return made
 
     def _forget_opening(self, port: int, opening: Opening) -> None:
-        openings = self._opening[port]
-        openings.remove(opening)
-        if not openings:
-            del self._opening[port]
+        openings = self._opening.get(port, [])
+        if opening in openings:
+            openings.remove(opening)
+            if not openings:
+                del self._opening[port]
 
     def _opened(self, connection: UpstreamConnection, user: LinkUser | None) -> None:
         if user is not None:

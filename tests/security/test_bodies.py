@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from app.proxy.body import SMALL_BYTES
@@ -83,3 +85,14 @@ async def test_what_is_too_long_in_a_head_is_refused_with_a_reason(serve: Serve)
         assert (reply.status, reply.code) == (414, "target_too_long")
     reply = await client.ask(get.format("/health", f"X: {'a' * 33_000}\r\n").encode(), method="GET")
     assert (reply.status, reply.code) == (431, "headers_too_large")
+
+
+async def test_a_body_that_nobody_asked_for_breaks_no_answer(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The page is sent as a file, and who sends a file listens for the client's leaving only."""
+    client = await (await serve(max_body_mb=0.01))()
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    reply = await client.ask(head + b"4e20\r\n%b\r\n0\r\n\r\n" % (b"a" * 20_000), method="GET")
+    assert (reply.status, b"<title>" in reply.body) == (200, True)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
