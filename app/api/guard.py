@@ -137,8 +137,8 @@ class CorsGate:
 def _counted(scope: Scope, receive: Receive, rules: Rules) -> Receive:
     """Counts a body while it comes in: a chunked one tells no length beforehand.
 
-    What is too much of a GET is thrown away: nobody reads it but the tunnel, and who sends a file only listens
-    for the client's leaving, when no error can be told any more.
+    What is too much of a GET is thrown away: nobody reads it but the tunnel, and who sends a file listens for
+    the client's leaving only, when no error can be told any more.
     """
     received = 0
     is_read = scope["method"] not in ("GET", "HEAD") or scope["path"].startswith(TUNNEL)
