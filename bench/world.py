@@ -286,15 +286,12 @@ class World:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
-        self._alarm = plan.wake_at
+        self._alarm, self._contended = plan.wake_at, plan.contended
         for action in plan.actions:
             self.carry_out(action)
-        self._contended = False
         for model in self.models.values():
             if model.queue.waiting:
                 self.grant(model)
-                has_room = model.status in (Status.STARTING, Status.LOADING, Status.READY)
-                self._contended |= model.queue.waiting > 0 and not has_room
 
     def plan(self, views: Sequence[ModelView], devices: Sequence[DeviceView]) -> Plan:
         found: Plan = self.code.policy.plan(views, devices, self.limits, self.now)

@@ -13,12 +13,13 @@ from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need
 from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Refuse, Stop, Wait
+from app.scheduling.plan import NEVER, Action, Forget, Inspect, Keep, Limits, Load, Plan, Refuse, Stop, Wait
 from app.scheduling.policy import plan, preview
 from app.scheduling.turns import may_be_taken_at
 
 OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
 DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED
+FAILED = Status.FAILED
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 
 NOW = 1000.0
@@ -99,6 +100,50 @@ def test_who_waits_for_whom_is_told() -> None:
     assert look(newcomer, free=10_000).waits == {}
 
 
+# --- what is done ahead, and who may be granted a slot meanwhile
+
+
+def test_only_what_may_be_loaded_soon_is_inspected() -> None:
+    assert decide(model("a", need=None), model("b", READY, need=None), model("c", STOPPING, need=None)) == []
+    assert decide(model("a", preload=True, need=None)) == [Inspect("a")]
+    assert decide(crashed("a", need=None, retry_at=NOW + 5)) == [Inspect("a")]
+
+
+def test_a_crashed_model_that_is_given_up_is_not_inspected() -> None:
+    given_up = crashed("a", need=None, idle_timeout_s=10.0, last_used=NOW - 10)
+    assert [type(action) for action in decide(given_up)] == [Forget]
+
+
+def test_the_files_of_the_next_in_turn_are_read_ahead_while_others_have_to_go() -> None:
+    busy = model("a", READY, in_flight=1)
+    later, sooner = model("b", waits=head()), model("c", waits=head(arrived=NOW - 1))
+    assert look(busy, later, sooner).read_ahead == "c"
+    assert look(busy, model("a2", STOPPING), later).read_ahead is None  # its room comes by itself
+    assert look(later, free=10_000).read_ahead is None
+
+
+def test_slots_are_contended_while_somebody_waits_without_room() -> None:
+    busy, waits = model("a", READY, in_flight=1, waits=head()), model("b", waits=head())
+    assert not look(busy).contended
+    assert look(busy, waits).contended
+    assert look(busy, model("b", FAILED, waits=head())).contended  # a replay, until it is told
+    assert not look(waits, free=10_000).contended  # it loads
+    assert not look(model("b", LOADING, waits=head())).contended
+
+
+def test_slots_are_contended_by_those_whose_model_is_stopped_now() -> None:
+    victim = model("a", READY, waits=head(arrived=NOW - 50))
+    urgent = model("b", waits=head(arrived=NOW - 100))
+    assert stopped(decide(victim, urgent)) == ["a"]
+    assert look(victim, urgent).contended
+    kept = model("a", DRAINING, waits=head(), stop_reason=StopReason.MEMORY)
+    assert look(kept) == Plan((Keep("a"),))
+
+
+def test_slots_are_not_contended_by_those_who_are_refused() -> None:
+    assert not look(model("a", mb=20_000, waits=head())).contended
+
+
 # --- loading into free room
 
 
@@ -111,7 +156,7 @@ def test_nothing_waits_so_nothing_happens() -> None:
 
 
 def test_a_model_whose_file_has_not_been_read_is_not_loaded_yet() -> None:
-    assert decide(model("a", waits=head(), need=None), free=10_000) == []
+    assert decide(model("a", waits=head(), need=None), free=10_000) == [Inspect("a")]
 
 
 def test_a_model_that_stops_is_not_loaded_before_it_is_gone() -> None:
@@ -504,7 +549,9 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     leaving = model("leaving", STOPPING, mb=3000)
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
-    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan((), waits=waits)
+    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(
+        (), waits=waits, contended=True
+    )
 
 
 def test_memory_that_is_on_its_way_back_is_promised_once() -> None:
@@ -580,8 +627,8 @@ def test_a_crashed_model_with_requests_takes_its_turn() -> None:
     assert stopped(decide(crashed("a", waits=head()), model("b", READY))) == ["b"]
 
 
-def test_a_crashed_model_whose_file_is_being_read_is_left_alone() -> None:
-    assert decide(crashed("a", need=None), free=10_000) == []
+def test_a_crashed_model_whose_file_is_being_read_is_not_loaded_yet() -> None:
+    assert decide(crashed("a", need=None), free=10_000) == [Inspect("a")]
 
 
 @pytest.mark.parametrize(("crashes", "wait"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (99, 30.0)])
@@ -607,7 +654,7 @@ def test_a_waiting_request_goes_before_a_preload() -> None:
 
 def test_preloads_keep_their_order_while_a_file_is_being_read() -> None:
     first, second = model("a", preload=True, need=None), model("b", preload=True)
-    assert decide(first, second, free=10_000) == []
+    assert decide(first, second, free=10_000) == [Inspect("a")]
 
 
 # --- idle unloading
