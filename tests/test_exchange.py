@@ -15,6 +15,7 @@ from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, Sh
 from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
+from app.domain.views import ModelView, ProcessView
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
@@ -118,8 +119,9 @@ class World:
     def _wake(self, delay_s: float) -> None:
         self.wakes_at = self.now + delay_s
 
-    def view(self) -> Any:
-        return self
+    def view(self) -> ModelView:
+        process = ProcessView(self.status, load_progress=self.load_progress)
+        return ModelView(self.alias, self.status, processes=(process,))
 
     def pass_time(self, seconds: float) -> None:
         """With all the calls that were asked for."""
