@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
+from app.domain.heartbeats import Heartbeats
 from app.domain.owned import OWNED_FLAGS
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams
@@ -36,6 +37,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "public_metrics": True,
         "cors_allow_origins": (),
         "max_body_mb": 64,
+        "stream_heartbeats": Heartbeats.COMMENTS,
     },
     ApiKey: {
         "key": REQUIRED,

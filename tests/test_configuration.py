@@ -16,6 +16,7 @@ from app.configuration import file as config_file
 from app.configuration.current import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.errors import ModelNotFound
+from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
@@ -150,6 +151,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
     "api.max_body_mb": (0.5, _body_is_too_large),
+    "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),

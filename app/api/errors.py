@@ -17,16 +17,6 @@ from app.proxy.asgi import ERROR_KEY
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-
 
 def install(app: FastAPI) -> None:
     """Every error of every route goes through here."""

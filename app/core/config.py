@@ -19,6 +19,7 @@ from app.domain.fields import (
     Text,
     Whole,
 )
+from app.domain.heartbeats import Heartbeats
 from app.domain.network import (
     checked_host_name,
     checked_listening,
@@ -77,6 +78,11 @@ class ApiConfig(Section):
         "any port",
     )
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
+    stream_heartbeats: Heartbeats = Field(
+        Heartbeats.COMMENTS,
+        description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
+        "`blank` are empty lines, `off`: nothing, not even the head",
+    )
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -160,3 +160,20 @@ class QueueTimeout(RouterError):
 
 class UpstreamTimeout(RouterError):
     status, type, code = 504, "timeout_error", "upstream_timeout"
+
+
+class ModelError(RouterError):
+    """What llama-server says is wrong. The details are its own."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type_: str,
+        code: str,
+        param: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retryable=status in (429, 500, 503), details=details)
+        self.status, self.type, self.code = status, type_, code
