@@ -6,7 +6,7 @@ Every function here raises `RouterError`s that tell the client what is wrong wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
@@ -86,8 +86,14 @@ class Models(Protocol):
     @property
     def names(self) -> Mapping[str, ModelInstance]: ...
 
+    def like(self, name: str) -> ModelInstance | None: ...
+
     def find(self, name: str) -> ModelInstance:
         """Raises `ModelNotFound`."""
+        ...
+
+    def serving(self, name: str | None, kinds: Collection[ModelKind]) -> ModelInstance:
+        """Raises `ModelNotFound` and `MissingModel`."""
         ...
 
 
@@ -113,7 +119,7 @@ def read_body(
     models: Models, meta: RequestMeta, request_id: str, fields: Mapping[str, Any], endpoint: Endpoint
 ) -> tuple[ModelInstance, RoutedRequest]:
     """For an endpoint whose body names the model."""
-    instance = find_model(models, fields)
+    instance = find_model(models, fields, endpoint.kinds)
     if instance.spec.kind not in endpoint.kinds:
         raise _wrong_kind(instance, endpoint)
     stream = _streams(fields)
@@ -172,13 +178,26 @@ def _routed(
 # --- the body
 
 
-def find_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+def find_model(models: Models, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
+    """Who answers a request that needs one of these kinds."""
+    return models.serving(_name_in(fields), kinds)
+
+
+def named_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+    """Who is to be managed: for that no model stands for another."""
+    name = _name_in(fields)
+    if name is None:
+        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    return models.find(name)
+
+
+def _name_in(fields: Mapping[str, Any]) -> str | None:
     name = fields.get("model")
     if name is None or name == "":
-        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+        return None
     if not isinstance(name, str):
         raise BadRequest("'model' must be a string", param="model")
-    return models.find(name)
+    return name
 
 
 def _streams(fields: Mapping[str, Any]) -> bool:
@@ -253,14 +272,19 @@ _KEPT_IN_QUERY = _KEPT_IN_PATH + "?[]"
 
 
 def _split_target(models: Models, target: str) -> tuple[ModelInstance, str]:
-    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant."""
+    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant.
+
+    What only resembles a name ends as early as it can, else `qwen/embed` could be a provider's `embed`.
+    """
     parts = target.split("/")
-    known = [count for count, name in enumerate(_beginnings(parts), 1) if name in models.names]
-    count = known[-1] if known else 1
-    name, path = unquote("/".join(parts[:count])), "/".join(parts[count:])
-    if known and {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+    names = list(_beginnings(parts))
+    known = [count for count, name in enumerate(names, 1) if name in models.names]
+    alike = () if known else (count for count, name in enumerate(names, 1) if models.like(name) is not None)
+    count = known[-1] if known else next(iter(alike), 1)
+    instance, path = models.find(unquote("/".join(parts[:count]))), "/".join(parts[count:])
+    if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
         raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
-    return models.find(name), path
+    return instance, path
 
 
 def _beginnings(parts: Iterable[str]) -> Iterator[str]:

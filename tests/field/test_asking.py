@@ -159,7 +159,7 @@ HOPELESS: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "no such model for Claude Code": ("POST", "/v1/messages", {"json": {"model": "nobody"}}, 404),
     "no such model to manage": ("GET", "/v1/models/nobody/status", {}, 404),
     "no such method": ("DELETE", "/v1/models", {}, 405),
-    "no model": ("POST", CHAT, {"json": {}}, 400),
+    "no model": ("POST", "/v1/rerank", {"json": {}}, 400),
     "no JSON": ("POST", CHAT, {"content": b"{"}, 400),
     "wrong parameter": ("GET", "/v1/models/tiny/logs?lines=x", {}, 400),
     "wrong priority": (
