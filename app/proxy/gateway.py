@@ -25,7 +25,7 @@ from app.proxy.body_reader import BodyReader
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, through_tunnel, to_model
+from app.proxy.headers import Headers, as_json, through_tunnel, to_model
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
@@ -159,8 +159,9 @@ class Gateway:
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For an endpoint."""
-        request.check_media_type(headers)
-        return RequestMeta.of(headers, client, to_model(headers.raw))
+        request.check_media_type(headers, client)
+        passed_on = to_model(headers.raw)
+        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
@@ -179,19 +180,20 @@ class Gateway:
     # --- answering
 
     def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
-        """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
-        loop, not before this returns."""
-        if accepted.endpoint is None:
-            self._start(accepted, body, dict, entrance)
-        elif len(body) <= SMALL_BYTES:
-            self._start(accepted, body, partial(fields_of, body), entrance)
-        else:
+        """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
+        the event loop, not before this returns."""
+        is_named_inside, is_packed = accepted.endpoint is not None, accepted.meta.is_gzip and body
+        if is_packed or (is_named_inside and len(body) > SMALL_BYTES):
             return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
+        self._start(accepted, body, partial(fields_of, body) if is_named_inside else dict, entrance)
         return None
 
     async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
+        bodies = self.backend.bodies
         try:
-            fields = await self.backend.bodies.fields(body)
+            if accepted.meta.is_gzip:
+                body = await bodies.unpacked(body, self.rules.max_body_bytes)
+            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
