@@ -24,7 +24,7 @@ from app.domain.errors import (
 from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
 from app.proxy.record import RoutedRequest
