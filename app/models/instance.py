@@ -15,19 +15,19 @@ from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import ModelView, Need, Placement
-from app.llama.exit_reason import Failure, FailureKind
-from app.llama.load_output import LoadLog
+from app.llama.exit_reason import Failure
 from app.llama.runner import Launcher, Runner
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
-from app.models.effects import Blame, Effects, EndProcess, Note, ProcessEnd, RejectWaiting
+from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.kv_cache import KvCache
-from app.models.lifecycle import LOADS, Lifecycle, log_level
-from app.models.load_errors import load_failed
+from app.models.lifecycle import Lifecycle, log_level
+from app.models.load_errors import load_failed, model_not_loaded
 from app.models.restarts import RestartLimits
 from app.models.supervisor import Supervisor
+from app.models.unkillable import UnkillableProcesses
 from app.models.view import model_view
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class ModelInstance:
     ) -> None:
         self.spec = self._next_spec = spec
         self.queue = queue
+        self.readers: set[Ticket] = set()  # who asks its process without a slot
         self.lifecycle = Lifecycle(spec.alias, limits, clock())
         self.process: Supervisor | None = None
         self.memory = ModelMemory(spec.alias, tracker, learned)
@@ -61,10 +62,14 @@ class ModelInstance:
         self.need: Need | None = None
         self.health: Health | None = None
         self.removed = False
-        self._given_up: dict[Supervisor, str] = {}  # processes that do not die, and what holds their memory
         self._supervise = partial(
-            Supervisor, launcher=launcher, tracker=tracker, conversations=self.conversations
+            Supervisor,
+            launcher=launcher,
+            tracker=tracker,
+            memory=self.memory,
+            conversations=self.conversations,
         )
+        self._unkillable = UnkillableProcesses(self.memory, tracker, look_again)
         self._tracker = tracker
         self._bus, self._clock, self._look_again = bus, clock, look_again
 
@@ -79,6 +84,11 @@ class ModelInstance:
     @property
     def runner(self) -> Runner | None:
         return self.process.runner if self.process is not None else None
+
+    @property
+    def serves(self) -> bool:
+        """Its process can be asked, by whoever needs no slot."""
+        return self.status in (Status.READY, Status.DRAINING) and self.runner is not None
 
     def view(self) -> ModelView:
         return model_view(self, self._tracker)
@@ -97,6 +107,17 @@ class ModelInstance:
             return False
         self.lifecycle.granted(now)
         return True
+
+    def let_read(self, ticket: Ticket) -> None:
+        """Without a slot: it neither waits for one nor takes it from others, and the model may be idle.
+
+        Whoever is let in takes itself out of `readers`.
+        """
+        if self.serves:
+            self.readers.add(ticket)
+            ticket.grant(self._clock())
+        else:
+            ticket.refuse(model_not_loaded(self.alias))
 
     def finish(self, ticket: Ticket) -> None:
         """Take a ticket back; a draining model stops with its last one."""
@@ -177,8 +198,7 @@ class ModelInstance:
     async def kill_unresponsive(self, runner: Runner, why: str) -> None:
         """End a process that hangs; it takes the way of a crash. Returns when it is gone, or given up."""
         if self.process is not None and self.runner is runner:
-            message = f"llama-server hung ({why}) and was ended by the router."
-            await self.process.kill(Failure(FailureKind.TIMEOUT, message, None, ()))
+            await self.process.kill(why)
         await self.until_gone(runner)
 
     async def until_gone(self, runner: Runner | None = None) -> None:
@@ -200,13 +220,16 @@ class ModelInstance:
         if process is not self.process or runner is None:
             return
         if runner.undead:
-            self._give_up_process(process, runner)
-        elif self.status in LOADS:
-            self._check_memory(process, runner)
+            self._without_process(process, self._unkillable.add(process, runner.pid))
+            self._cut_running()
         if self.status is Status.STARTING and runner.phase is Status.LOADING:
             self._carry_out(self.lifecycle.port_answers(self._clock()))
         else:
             self._bus.publish(Touched(self.alias))
+
+    def load_again(self) -> None:
+        has_waiting = self.queue.waiting > 0
+        self._carry_out(self.lifecycle.load_again(self._clock(), has_waiting=has_waiting))
 
     def process_serves(self, process: Supervisor) -> None:
         if process is not self.process or process.runner is None:
@@ -229,46 +252,20 @@ class ModelInstance:
         if process is self.process:
             self.conversations.close(self.spec)
             self._without_process(process, failure)
-            return
-        name = self._given_up.pop(process)
-        logger.warning("%s has died after all", name)
-        self._tracker.release(name, crashed=True)
-        self._look_again()
+        else:
+            self._unkillable.reaped(process)
 
     # --- inside
-
-    def _give_up_process(self, process: Supervisor, runner: Runner) -> None:
-        """It does not die. Its task stays with it, and its memory stays taken; the model goes on without."""
-        self._given_up[process] = self.memory.outlived(runner.pid)
-        message = f"llama-server (pid {runner.pid}) does not die: it hangs inside the kernel. See dmesg."
-        self._without_process(process, process.cause or Failure(FailureKind.TIMEOUT, message, None, ()))
-        self._cut_running()
-
-    def _check_memory(self, process: Supervisor, runner: Runner) -> None:
-        """Stop a load that turns out too big for its place before it reads the weights; then plan again."""
-        failure = self.memory.check(runner.load_log)
-        if failure is None:
-            return
-        logger.info("%s: load stopped: %s", self.alias, failure.message)
-        if self.memory.may_plan_again:
-            self.memory.plan_again()
-            has_waiting = self.queue.waiting > 0
-            self._carry_out(self.lifecycle.load_again(self._clock(), has_waiting=has_waiting))
-        else:
-            process.end(failure)
 
     def _without_process(self, process: Supervisor, failure: Failure | None) -> None:
         """The process is gone, or given up: account for it and go on."""
         self.process = None
         process.over.set()  # first, whatever goes wrong below
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
-        blame = Blame.MODEL
-        if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
-            log = process.runner.load_log if process.runner is not None else LoadLog()
-            blame = Blame.OTHER_PROGRAMS if self.memory.ran_out(log) else Blame.MODEL
+        end = ProcessEnd(failure) if wanted_gone else process.blamed(failure)
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
-        self._carry_out(self.lifecycle.process_ended(ProcessEnd(failure, blame), self._clock()))
+        self._carry_out(self.lifecycle.process_ended(end, self._clock()))
         if self.spec != self._next_spec:
             self._take_new_spec()
 
@@ -295,6 +292,6 @@ class ModelInstance:
         self._look_again()
 
     def _cut_running(self) -> None:
-        for ticket in tuple(self.queue.running):
+        for ticket in (*self.queue.running, *self.readers):
             if ticket.owner is not None:
                 ticket.owner.cut()

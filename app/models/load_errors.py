@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.domain.errors import LoadFailed, ModelFailed
+from app.domain.errors import LoadFailed, ModelFailed, ModelNotLoaded
 from app.llama.exit_reason import Failure
 
 RETRY_AFTER_S = 30.0
@@ -20,6 +20,15 @@ def model_failed(alias: str, failure: Failure | None) -> ModelFailed:
     """For those who come later."""
     hint = f"Fix the cause, then POST /v1/models/{alias}/reset"
     return ModelFailed(f"{alias} has failed: {_message(failure)} {hint}", **_details(failure))
+
+
+def model_not_loaded(alias: str) -> ModelNotLoaded:
+    """For those who only read."""
+    return ModelNotLoaded(
+        f"{alias} is not loaded, and what only reads does not load it: send it a request, or "
+        "POST /v1/models/load",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 def _message(failure: Failure | None) -> str:

@@ -15,9 +15,12 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.views import Placement
 from app.llama.exit_reason import Failure, FailureKind
+from app.llama.load_output import LoadLog
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import Launcher, LoadError, Runner
+from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
+from app.models.effects import Blame, ProcessEnd
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ class ProcessOwner(Protocol):
 
     def process_changed(self, process: Supervisor) -> None:
         """There is news of its load, or it does not die."""
+
+    def load_again(self) -> None:
+        """The load has to stop for another one: it takes more memory than was reserved."""
 
     def process_serves(self, process: Supervisor) -> None:
         """It may be given requests."""
@@ -50,14 +56,16 @@ class Supervisor:
         *,
         launcher: Launcher,
         tracker: DeviceTracker,
+        memory: ModelMemory,
         conversations: Conversations,
     ) -> None:
         self.runner: Runner | None = None
         self.over = asyncio.Event()  # set when the process is gone, or given up
         self.cause: Failure | None = None  # why the router itself ended it, if that was no wish of anybody
         self._owner, self._spec = owner, spec
-        self._launcher, self._tracker, self._conversations = launcher, tracker, conversations
-        self._is_to_end = False
+        self._launcher, self._tracker = launcher, tracker
+        self._memory, self._conversations = memory, conversations
+        self._is_to_end = self._has_served = False
         self._scope: anyio.CancelScope | None = None  # it can only be made inside the task
         self._task = asyncio.create_task(self._run(placement), name=f"supervise {spec.alias}")
 
@@ -68,11 +76,20 @@ class Supervisor:
         if self._scope is not None:
             self._scope.cancel()
 
-    async def kill(self, cause: Failure) -> None:
-        """At once; it takes the way of a crash."""
+    async def kill(self, why: str) -> None:
+        """At once, because it hangs; it takes the way of a crash."""
         if self.cause is None and self.runner is not None:
-            self.cause = cause
+            message = f"llama-server hung ({why}) and was ended by the router."
+            self.cause = Failure(FailureKind.TIMEOUT, message, None, ())
             await self.runner.stop(grace_s=0)
+
+    def blamed(self, failure: Failure | None) -> ProcessEnd:
+        """Its unwanted end, and who is to blame for it. Asked once, before its memory is released."""
+        if failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
+            log = self.runner.load_log if self.runner is not None else LoadLog()
+            if self._memory.ran_out(log):
+                return ProcessEnd(failure, Blame.OTHER_PROGRAMS)
+        return ProcessEnd(failure)
 
     # --- inside
 
@@ -102,6 +119,7 @@ class Supervisor:
             await runner.ready()
             async with self._with_conversations(runner):
                 if not self._is_to_end:  # stopped in the turn in which it was ready
+                    self._has_served = True
                     self._owner.process_serves(self)
                 return (await runner.exited()).failure
 
@@ -119,7 +137,21 @@ class Supervisor:
 
     def _on_change(self, runner: Runner) -> None:
         self.runner = runner
+        if not (self._has_served or self._is_to_end or self.over.is_set()):
+            self._check_memory(runner)
         self._owner.process_changed(self)
+
+    def _check_memory(self, runner: Runner) -> None:
+        """Stop a load that turns out too big for its place before it reads the weights; then plan again."""
+        failure = self._memory.check(runner.load_log)
+        if failure is None:
+            return
+        logger.info("%s: load stopped: %s", self._spec.alias, failure.message)
+        if self._memory.may_plan_again:
+            self._memory.plan_again()
+            self._owner.load_again()
+        else:
+            self.end(failure)
 
     def _explained(self, failure: Failure | None) -> Failure | None:
         """What the router did to it counts for more than how it then exited."""
