@@ -27,6 +27,7 @@ from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.gateway import Gateway
+from app.proxy.routes import normal
 
 
 class RouterApp(FastAPI):
@@ -46,7 +47,7 @@ class RouterApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["app"] = self
+            scope["app"], scope["path"] = self, normal(scope["path"])
             await self.entry(scope, receive, send)
             if isinstance(error := scope.get(ERROR_KEY), Refused):
                 self.refusals.tell(refusal(scope, error))

@@ -15,7 +15,8 @@ from app.api.documentation import FOR_MODELS, json_body
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.request import ENDPOINTS, TUNNEL, TUNNEL_METHODS, check_media_type
+from app.proxy.request import check_media_type
+from app.proxy.routes import ENDPOINTS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
 
@@ -48,7 +49,6 @@ for _method in TUNNEL_METHODS:
 
 
 @router.get("/v1/models", tags=["models"])
-@router.get("/models", tags=["models"])
 async def list_models(request: Request) -> dict[str, Any]:
     services = services_of(request)
     return {

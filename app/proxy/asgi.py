@@ -18,7 +18,7 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import Headers
-from app.proxy.request import BY_PATH, TUNNEL, is_tunnel
+from app.proxy.routes import BY_PATH, TUNNEL, is_tunnel
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,9 @@ from app.proxy.exchange import Exchange
 from app.proxy.headers import Headers, through_tunnel, to_model
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
+from app.proxy.request import RequestMeta
 from app.proxy.request_reader import RequestHead
+from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.seams import Downstream
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -113,9 +114,9 @@ class Gateway:
         """None for what does not go to a model. Raises what the client is to be told instead."""
         raw_path = head.path
         path = unquote(raw_path) if "%" in raw_path else raw_path
-        endpoint = BY_PATH.get(path) if head.method == "POST" else None
-        is_tunnel = raw_path.startswith(TUNNEL) and request.is_tunnel(head.method, path)
-        if (endpoint is None and not is_tunnel) or self._is_elsewhere(head):
+        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if head.method == "POST" else None
+        in_tunnel = raw_path.startswith(TUNNEL) and is_tunnel(head.method, path)
+        if (endpoint is None and not in_tunnel) or self._is_elsewhere(head):
             return None
         check_target(len(head.target))
         if head.length is not None and head.length > self.rules.max_body_bytes:
