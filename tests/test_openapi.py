@@ -35,7 +35,10 @@ CONTRACT = {
         ("get", path)
         for path in (
             "/v1/models",
-            "/models",
+            "/models/sse",
+            "/props",
+            "/slots",
+            "/lora-adapters",
             "/v1/models/{alias}",
             "/v1/models/{alias}/status",
             "/v1/models/failed",

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
 from app.proxy import error_format, messages
 from app.proxy.asgi import ERROR_KEY
+from app.proxy.routes import meant_by
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +61,21 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     translated: RouterError
+    headers = dict(error.headers or {})
     if error.status_code == 404:
-        translated = NotFound(f"there is no {path[:200]}; docs/api.md lists the endpoints, /docs shows them")
+        known = meant_by(path)
+        hint = f"did you mean {known}?" if known else "docs/api.md lists the endpoints, /docs shows them"
+        translated = NotFound(f"there is no {path[:200]}; {hint}")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = headers.get("Allow", "another method")
+        if "GET" in allowed.split(", ") and "HEAD" not in allowed:
+            headers["Allow"] = allowed = f"{allowed}, HEAD"
         translated = MethodNotAllowed(f"{path[:200]} does not take {request.method}; use {allowed}")
     else:
         translated = BadRequest(str(error.detail))
         translated.status = error.status_code
     answer = response(translated, path)
-    answer.headers.update(error.headers or {})
+    answer.headers.update(headers)
     return answer
 
 

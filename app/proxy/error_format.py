@@ -15,11 +15,9 @@ def body_of(error: RouterError, path: str) -> dict[str, Any]:
 
 def headers_of(error: RouterError) -> dict[str, str]:
     """What tells a client whether, and when, to try again."""
-    headers = {}
+    headers = dict(error.headers)
     if not error.retryable:
         headers["x-should-retry"] = "false"
     elif error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
     return headers

@@ -25,7 +25,8 @@ from app.proxy.body_reader import BodyReader
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, through_tunnel, to_model
+from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
@@ -160,13 +161,18 @@ class Gateway:
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For an endpoint."""
-        request.check_media_type(headers)
-        return RequestMeta.of(headers, client, to_model(headers.raw))
+        request.check_media_type(headers, client)
+        passed_on = to_model(headers.raw)
+        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
         request.require_admin(client)
+        return Gateway.tunnel_meta(headers, client)
+
+    @staticmethod
+    def tunnel_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         return RequestMeta.of(headers, client, through_tunnel(headers.raw))
 
     def tell_refusal(
@@ -180,19 +186,20 @@ class Gateway:
     # --- answering
 
     def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
-        """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
-        loop, not before this returns."""
-        if accepted.endpoint is None:
-            self._start(accepted, body, dict, entrance)
-        elif len(body) <= SMALL_BYTES:
-            self._start(accepted, body, partial(fields_of, body), entrance)
-        else:
+        """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
+        the event loop, not before this returns."""
+        is_named_inside, is_packed = accepted.endpoint is not None, accepted.meta.is_gzip and body
+        if is_packed or (is_named_inside and len(body) > SMALL_BYTES):
             return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
+        self._start(accepted, body, partial(fields_of, body) if is_named_inside else dict, entrance)
         return None
 
     async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
+        bodies = self.backend.bodies
         try:
-            fields = await self.backend.bodies.fields(body)
+            if accepted.meta.is_gzip:
+                body = await bodies.unpacked(body, self.rules.max_body_bytes)
+            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -227,6 +234,8 @@ class Gateway:
                     Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
                 )
                 body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
+        if b"autoload=" in target and not instance.serves and forbids_load(target):
+            raise instance.not_loaded()
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,

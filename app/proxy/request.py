@@ -24,10 +24,14 @@ from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
+from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
 from app.proxy.record import RoutedRequest
 from app.proxy.routes import TUNNEL, Endpoint
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
 
 class Models(Protocol):
     """Where a model is found by its names."""
@@ -53,10 +57,15 @@ class RequestMeta(NamedTuple):
     wish: Priority | None
     passed_on: bytes
     """As lines, for llama-server."""
+    is_gzip: bool = False
+    """Its body is packed."""
+    is_navigation: bool = False
+    """A person opens a page in a browser."""
 
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
-        return cls(client, _priority(headers), as_lines(passed_on))
+        lines = as_lines(passed_on)
+        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers))
 
 
 def read_body(
@@ -78,10 +87,15 @@ def read_tunnel(
     own at llama-server."""
     raw_path, _, raw_query = raw_target[len(TUNNEL) :].partition(b"?")
     instance, path = _split_target(models, quote(raw_path, safe=_KEPT_IN_PATH))
+    only_reads = method in _READING and not meta.is_navigation
+    if only_reads and not instance.serves:
+        raise instance.not_loaded()
     query = quote(raw_query, safe=_KEPT_IN_QUERY)
     where = f"/{path}" + (f"?{query}" if query else "")
     endpoint = TUNNEL.rstrip("/")
-    return instance, _routed(meta, instance, endpoint, method, where, request_id, keep_alive=False)
+    return instance, _routed(
+        meta, instance, endpoint, method, where, request_id, keep_alive=False, only_reads=only_reads
+    )
 
 
 def _routed(
@@ -94,8 +108,9 @@ def _routed(
     *,
     stream: bool = False,
     keep_alive: bool = True,
+    only_reads: bool = False,
 ) -> RoutedRequest:
-    client, wish, passed_on = meta
+    client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
     return RoutedRequest(
@@ -109,6 +124,7 @@ def _routed(
         lowered=granted != wish,
         request_id=request_id,
         client=client.name,
+        only_reads=only_reads,
     )
 
 
@@ -162,13 +178,31 @@ def require_admin(client: Client) -> None:
         raise Forbidden('this API key may not manage models; use one with "admin": true')
 
 
-def check_media_type(headers: Headers) -> None:
+def is_json(headers: Headers) -> bool:
     """JSON, or a type that says that it is JSON; without a type JSON is meant."""
-    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    media_type = _media_type(headers)
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def check_media_type(headers: Headers, client: Client) -> None:
+    """A page of another site can send a form or a text, but no key: with one, the type does not matter.
+
+    Raises `UnsupportedMediaType`.
+    """
+    if not (client.showed_key or is_json(headers)):
         raise UnsupportedMediaType(
-            f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
+            f"send JSON with 'Content-Type: application/json', not {_media_type(headers)[:80]!r}"
         )
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def _is_navigation(headers: Headers) -> bool:
+    """Browsers tell the first only where the connection is safe, by TLS or on this machine."""
+    mode = headers.get("sec-fetch-mode")
+    return mode == "navigate" if mode is not None else headers.get("upgrade-insecure-requests") == "1"
 
 
 def _priority(headers: Headers) -> Priority | None:
