@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from app.domain.alarm import Alarm
@@ -68,7 +68,7 @@ class Channel:
     def readers(self) -> int:
         return len(self._readers)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ready to send. Ends with the last that was told before `close`."""
         reader = _Reader()
         reader.over = self.closed

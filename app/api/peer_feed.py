@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from app.api.event_channel import Channel
@@ -17,13 +17,24 @@ class PeerFeed:
     """Listens to the bus and serves `/models/sse`. Tells what is another thing than last time."""
 
     def __init__(self, bus: EventBus, models: Mapping[str, ModelInstance]) -> None:
-        self._models = models
+        self._models, self._bus = models, bus
         self._channel = Channel(self._picture, heartbeat_s=None)
         self._told: dict[str, dict[str, Any]] = {}
-        bus.subscribe(self._on_event, StatusChanged, Touched)
+        self._unsubscribe: Callable[[], None] | None = None
 
-    def stream(self) -> AsyncIterator[bytes]:
-        return self._channel.stream()
+    async def stream(self) -> AsyncIterator[bytes]:
+        """It listens only while somebody reads: events come with every request."""
+        if self._unsubscribe is None:
+            self._unsubscribe = self._bus.subscribe(self._on_event, StatusChanged, Touched)
+        events = self._channel.stream()
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+            if not self._channel.readers and self._unsubscribe is not None:
+                self._unsubscribe()
+                self._unsubscribe = None
 
     def hang_up(self) -> None:
         self._channel.hang_up()
@@ -39,7 +50,7 @@ class PeerFeed:
     def _on_event(self, event: Event) -> None:
         assert isinstance(event, (StatusChanged, Touched))
         instance = self._models.get(event.alias)
-        if instance is None or not self._channel.readers:
+        if instance is None:
             return
         data = _status(instance)
         if self._told.get(event.alias) != data:

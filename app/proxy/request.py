@@ -133,24 +133,24 @@ def _routed(
 
 def find_model(models: Models, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
     """Who answers a request that needs one of these kinds."""
-    return models.serving(_name_in(fields), kinds)
+    name = fields.get("model")
+    if name is not None and not isinstance(name, str):
+        raise _no_text()
+    return models.serving(name or None, kinds)
 
 
 def named_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
     """Who is to be managed: for that no model stands for another."""
-    name = _name_in(fields)
-    if name is None:
+    name = fields.get("model")
+    if name is None or name == "":
         raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    if not isinstance(name, str):
+        raise _no_text()
     return models.find(name)
 
 
-def _name_in(fields: Mapping[str, Any]) -> str | None:
-    name = fields.get("model")
-    if name is None or name == "":
-        return None
-    if not isinstance(name, str):
-        raise BadRequest("'model' must be a string", param="model")
-    return name
+def _no_text() -> BadRequest:
+    return BadRequest("'model' must be a string", param="model")
 
 
 def _streams(fields: Mapping[str, Any]) -> bool:
