@@ -23,9 +23,9 @@ def model_failed(alias: str, failure: Failure | None) -> ModelFailed:
 
 
 def model_not_loaded(alias: str) -> ModelNotLoaded:
-    """For those who only read."""
+    """For those who do not have it loaded."""
     return ModelNotLoaded(
-        f"{alias} is not loaded, and what only reads does not load it: send it a request, or "
+        f"{alias} is not loaded, and this request does not load it: send it another one, or "
         "POST /v1/models/load",
         retry_after_s=RETRY_AFTER_S,
     )
