@@ -35,6 +35,7 @@ from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
+from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
@@ -42,6 +43,7 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -78,7 +80,10 @@ async def build(
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    memory = ClientMemory(config, await anyio.to_thread.run_sync(machine_mb))
+    services = _services(
+        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+    )
     stack.callback(services.upstream.close)
     stack.callback(bus.settle)
     stack.callback(services.feed.close)
@@ -94,6 +99,7 @@ def _services(
     launcher: Launcher,
     manager: ModelManager,
     tracker: DeviceTracker,
+    memory: ClientMemory,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -110,6 +116,7 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
+        memory=memory,
         http=http,
         bus=bus,
         logs=logs,
@@ -117,7 +124,7 @@ def _services(
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         figures=figures,
@@ -137,7 +144,12 @@ def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
     return Backend(
-        services.manager, slots, services.upstream, lambda: services.config.system, services.bodies
+        services.manager,
+        slots,
+        services.upstream,
+        lambda: services.config.system,
+        services.bodies,
+        services.memory,
     )
 
 
@@ -146,6 +158,7 @@ def _subscribe(services: Services) -> None:
     configuration = services.configuration
     configuration.subscribe(READ_AT_USE)
     configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
+    configuration.subscribe(ClientMemory.TAKES, services.memory.apply)
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)

@@ -17,6 +17,7 @@ from app.configuration.current import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
+from app.domain.units import MIB
 from app.llama.command import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
@@ -139,6 +140,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
     "api.max_body_mb": (0.5, _body_is_too_large),
+    "api.max_memory_mb": (7, lambda r: r.services.memory.limit == 7 * MIB),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),

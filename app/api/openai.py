@@ -14,8 +14,10 @@ from app.api import render
 from app.api.documentation import FOR_MODELS, json_body
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
+from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.request import ENDPOINTS, TUNNEL, TUNNEL_METHODS, check_media_type
+from app.proxy.request_body import RequestBody
 
 router = APIRouter(responses=FOR_MODELS)
 
@@ -63,9 +65,9 @@ MANAGEMENT_BYTES = SMALL_BYTES
 async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
     """The body of a request that is not for a model; a larger one is refused before it has come."""
     check_media_type(request.headers)
-    body = b""
-    async for piece in request.stream():
-        body += piece
+    body = RequestBody(services_of(request).memory)
+    async for piece in pieces_of_body(request.receive):
+        body.add(piece)
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
-    return fields_of(body)
+    return fields_of(body.data)

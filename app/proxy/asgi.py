@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.rules import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.proxy import http1, messages
@@ -18,6 +20,7 @@ from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import Headers
 from app.proxy.request import BY_PATH, TUNNEL, is_tunnel
+from app.proxy.request_body import RequestBody
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +49,7 @@ class AsgiProxy:
             return
         answer, reading = AsgiAnswer(scope, send), None
         try:
-            accepted = self._accepted(scope)
-            body = await _whole_body(receive)
-            reading = self._gateway.start(accepted, body, answer)
+            reading = self._gateway.start(await self._whole(self._accepted(scope), receive), answer)
         except RouterError as error:
             answer.refuse(error)
         except ClientDisconnect:
@@ -61,12 +62,18 @@ class AsgiProxy:
             if reading is not None:
                 reading.cancel()
 
+    async def _whole(self, accepted: Accepted, receive: Receive) -> Accepted:
+        async for piece in pieces_of_body(receive):
+            self._gateway.receive(accepted, piece)
+        return accepted
+
     def _accepted(self, scope: Scope) -> Accepted:
         """`Guard` has checked who asks."""
         headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta if endpoint else self._gateway.admin_meta
-        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client))
+        body = RequestBody(self._gateway.backend.memory, announced_length(headers))
+        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client), body)
 
 
 class AsgiAnswer:
@@ -126,7 +133,7 @@ class AsgiAnswer:
         exchange.begin()
 
     def refuse(self, error: RouterError) -> None:
-        self._scope[ERROR_KEY] = error
+        self._scope[ERROR_KEY] = error.with_traceback(None)  # that would keep the body
         headers, body = http1.error_answer(error, self._scope["path"], self._scope["router.request_id"])
         self.start(error.status, headers, len(body))
         self.write(body, True)
@@ -180,16 +187,15 @@ class AsgiAnswer:
         self._news.set()
 
 
-async def _whole_body(receive: Receive) -> bytes:
+async def pieces_of_body(receive: Receive) -> AsyncIterator[bytes]:
     """Raises `ClientDisconnect` if it does not come to its end."""
-    parts = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientDisconnect
-        parts.append(message.get("body", b""))
+        yield message.get("body", b"")
         if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -16,7 +16,7 @@ class BodyReader:
     def __init__(self) -> None:
         self._one = anyio.CapacityLimiter(1)
 
-    async def fields(self, body: bytes) -> dict[str, Any]:
+    async def fields(self, body: bytes | bytearray) -> dict[str, Any]:
         """As `fields_of`."""
         if len(body) <= SMALL_BYTES:
             return fields_of(body)

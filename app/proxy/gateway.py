@@ -17,15 +17,17 @@ from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.observability.refusals import Refusal, RefusalLog
-from app.proxy import request
+from app.proxy import http1, request
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.exchange import Exchange
 from app.proxy.headers import Headers, through_tunnel, to_model
 from app.proxy.record import RequestRecord
 from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
+from app.proxy.request_body import RequestBody
 from app.proxy.request_reader import RequestHead
 from app.proxy.seams import Downstream
 from app.proxy.upstream_pool import UpstreamPool
@@ -48,7 +50,7 @@ def check_target(size: int) -> None:
 
 
 class Accepted(NamedTuple):
-    """A request to a model that was let in, before its body."""
+    """A request to a model that was let in, its body first empty."""
 
     endpoint: Endpoint | None
     """None: its target names the model."""
@@ -56,6 +58,7 @@ class Accepted(NamedTuple):
     target: bytes
     request_id: str
     meta: RequestMeta
+    body: RequestBody
 
 
 class Backend(NamedTuple):
@@ -67,6 +70,7 @@ class Backend(NamedTuple):
     limits: Callable[[], SystemConfig]
     """Of the configuration that counts now."""
     bodies: BodyReader
+    memory: ClientMemory
 
 
 class Entrance(Downstream, Protocol):
@@ -112,14 +116,20 @@ class Gateway:
         if (endpoint is None and not is_tunnel) or self._is_elsewhere(head):
             return None
         check_target(len(head.target))
-        if head.length is not None and head.length > self.rules.max_body_bytes:
-            raise self.rules.too_large()
+        self.rules.check_body(head.length or 0)
         if endpoint is None:
             headers = RequestHeaders(head.headers)
             meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
-            return Accepted(None, head.method, head.target, request_id(headers.get("x-request-id")), meta)
-        given, meta = self._meta(endpoint, head.headers)
-        return Accepted(endpoint, head.method, head.target, request_id(given), meta)
+            given = headers.get("x-request-id")
+        else:
+            given, meta = self._meta(endpoint, head.headers)
+        body = RequestBody(self.backend.memory, head.length or 0)
+        return Accepted(endpoint, head.method, head.target, request_id(given), meta, body)
+
+    def receive(self, accepted: Accepted, data: bytes) -> None:
+        """More of its body. Raises what the client is to be told instead of an answer."""
+        accepted.body.add(data)
+        self.rules.check_body(len(accepted.body))
 
     def _is_elsewhere(self, head: RequestHead) -> bool:
         return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
@@ -162,42 +172,44 @@ class Gateway:
         request.require_admin(client)
         return RequestMeta.of(headers, client, through_tunnel(headers.raw))
 
-    def tell_refusal(
-        self, error: RouterError, head: RequestHead, request_id: str, peer: Any, client: str
-    ) -> None:
-        """In the log. `peer`: address and port, or None; `client`: who asks, empty where it is not known."""
+    def refusal(self, error: RouterError, head: RequestHead, peer: Any, client: str) -> tuple[Headers, bytes]:
+        """Headers and body of the answer; it is told in the log, too.
+
+        `peer`: address and port, or None; `client`: who asks, empty where it is not known.
+        """
+        id_ = request_id(head.header("x-request-id"))
         if isinstance(error, Refused):
             address = peer[0] if peer else "?"
-            self._refusals.tell(Refusal(head.method, head.path, address, client, request_id, error))
+            self._refusals.tell(Refusal(head.method, head.path, address, client, id_, error))
+        return http1.error_answer(error, head.path, id_)
 
     # --- answering
 
-    def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
+    def start(self, accepted: Accepted, entrance: Entrance) -> asyncio.Task[None] | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
         loop, not before this returns."""
+        body = accepted.body
         if accepted.endpoint is None:
-            self._start(accepted, body, dict, entrance)
+            self._start(accepted, dict, entrance)
         elif len(body) <= SMALL_BYTES:
-            self._start(accepted, body, partial(fields_of, body), entrance)
+            self._start(accepted, partial(fields_of, body.data), entrance)
         else:
-            return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
+            return asyncio.get_running_loop().create_task(self._read(accepted, entrance))
         return None
 
-    async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
+    async def _read(self, accepted: Accepted, entrance: Entrance) -> None:
         try:
-            fields = await self.backend.bodies.fields(body)
+            fields = await self.backend.bodies.fields(accepted.body.data)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
             entrance.bug(bug)
         else:
-            self._start(accepted, body, lambda: fields, entrance)
+            self._start(accepted, lambda: fields, entrance)
 
-    def _start(
-        self, accepted: Accepted, body: bytes, fields: Callable[[], Mapping[str, Any]], entrance: Entrance
-    ) -> None:
+    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
         try:
-            exchange = self._exchange(accepted, body, fields(), entrance)
+            exchange = self._exchange(accepted, fields(), entrance)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -205,11 +217,9 @@ class Gateway:
         else:
             entrance.begin(exchange)
 
-    def _exchange(
-        self, accepted: Accepted, body: bytes, fields: Mapping[str, Any], entrance: Entrance
-    ) -> Exchange:
-        endpoint, method, target, id_, meta = accepted
-        manager, slots, links, limits, _ = self.backend
+    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
+        endpoint, method, target, id_, meta, body = accepted
+        manager, slots, links, limits, _, _ = self.backend
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
         else:
