@@ -36,6 +36,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "public_metrics": True,
         "cors_allow_origins": (),
         "max_body_mb": 64,
+        "max_memory_mb": UNSET,
     },
     ApiKey: {
         "key": REQUIRED,

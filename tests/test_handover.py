@@ -19,7 +19,8 @@ from app.access.sessions import Sessions
 from app.core.config import ApiConfig
 from app.observability.refusals import RefusalLog
 from app.proxy.gateway import Gateway
-from app.proxy.http_server import MAX_AHEAD_BYTES, ProxyProtocol
+from app.proxy.http_server import ProxyProtocol
+from app.proxy.intake import MAX_AHEAD_BYTES
 from app.proxy.request_reader import MAX_HEAD_BYTES
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.api import render
 from app.api.documentation import FOR_MODELS, json_body
+from app.api.guard import rules_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
@@ -68,6 +69,7 @@ async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> d
     body = RequestBody(services_of(request).memory)
     async for piece in pieces_of_body(request.receive):
         body.add(piece)
+        rules_of(request).check_body(len(body))
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
     return fields_of(body.data)

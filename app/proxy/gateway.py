@@ -17,7 +17,7 @@ from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.observability.refusals import Refusal, RefusalLog
-from app.proxy import http1, request
+from app.proxy import request
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.body_reader import BodyReader
@@ -172,16 +172,13 @@ class Gateway:
         request.require_admin(client)
         return RequestMeta.of(headers, client, through_tunnel(headers.raw))
 
-    def refusal(self, error: RouterError, head: RequestHead, peer: Any, client: str) -> tuple[Headers, bytes]:
-        """Headers and body of the answer; it is told in the log, too.
-
-        `peer`: address and port, or None; `client`: who asks, empty where it is not known.
-        """
-        id_ = request_id(head.header("x-request-id"))
+    def tell_refusal(
+        self, error: RouterError, head: RequestHead, request_id: str, peer: Any, client: str
+    ) -> None:
+        """In the log. `peer`: address and port, or None; `client`: who asks, empty where it is not known."""
         if isinstance(error, Refused):
             address = peer[0] if peer else "?"
-            self._refusals.tell(Refusal(head.method, head.path, address, client, id_, error))
-        return http1.error_answer(error, head.path, id_)
+            self._refusals.tell(Refusal(head.method, head.path, address, client, request_id, error))
 
     # --- answering
 

@@ -17,6 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
 from app.proxy import http1, messages
@@ -208,8 +209,9 @@ class ProxyProtocol(asyncio.Protocol):
         """Instead of an exchange. The rest of the body is read and ignored."""
         head = self._head
         assert head is not None
-        peer = self._transport.get_extra_info("peername")
-        headers, body = self._gateway.refusal(error, head, peer, self._client)
+        id_, peer = request_id(head.header("x-request-id")), self._transport.get_extra_info("peername")
+        self._gateway.tell_refusal(error, head, id_, peer, self._client)
+        headers, body = http1.error_answer(error, head.path, id_)
         self.start(error.status, headers, len(body))
         self.write(body, True)
 
@@ -286,7 +288,7 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is State.IDLE and not self._intake.reader.in_body:  # also in the middle of a head
+        elif self._state is State.IDLE and self._intake.reader.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
         elif self._takes_more and self._intake.has_stalled():

@@ -29,13 +29,12 @@ class Intake:
     # --- in
 
     def feed(self, data: bytes) -> None:
-        self._has_moved = True
         self.reader.feed(data)
 
     def has_stalled(self) -> bool:
-        """A body is to come, and nothing has come since this was asked last."""
+        """A request has begun, and no head was complete and nothing of a body came since this was asked last."""
         has_moved, self._has_moved = self._has_moved, False
-        return self.reader.in_body and not has_moved
+        return not (has_moved or self.reader.is_between)
 
     # --- out
 
@@ -46,8 +45,11 @@ class Intake:
         """As the reader's; None too where the rest is for the next turn."""
         if not self._events_left:
             return None
-        self._events_left -= 1
-        return self.reader.next()
+        event = self.reader.next()
+        if event is not None:
+            self._events_left -= 1
+            self._has_moved = True
+        return event
 
     @property
     def is_cut_short(self) -> bool:
