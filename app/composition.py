@@ -35,7 +35,6 @@ from app.llama.runner import Launcher
 from app.memory.history import FILE_NAME, LearnedFootprints
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
-from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
@@ -57,6 +56,7 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     bus = EventBus(BATCH_S)
@@ -80,11 +80,11 @@ async def build(
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    memory = ClientMemory(config, await anyio.to_thread.run_sync(machine_mb))
     services = _services(
         configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
     )
     stack.callback(services.upstream.close)
+    stack.callback(services.bodies.close)
     stack.callback(bus.settle)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
@@ -116,7 +116,6 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
-        memory=memory,
         http=http,
         bus=bus,
         logs=logs,
@@ -144,12 +143,7 @@ def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
     return Backend(
-        services.manager,
-        slots,
-        services.upstream,
-        lambda: services.config.system,
-        services.bodies,
-        services.memory,
+        services.manager, slots, services.upstream, lambda: services.config.system, services.bodies
     )
 
 
@@ -158,7 +152,6 @@ def _subscribe(services: Services) -> None:
     configuration = services.configuration
     configuration.subscribe(READ_AT_USE)
     configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
-    configuration.subscribe(ClientMemory.TAKES, services.memory.apply)
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)

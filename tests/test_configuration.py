@@ -140,7 +140,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
     "api.max_body_mb": (0.5, _body_is_too_large),
-    "api.max_memory_mb": (7, lambda r: r.services.memory.limit == 7 * MIB),
+    "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),

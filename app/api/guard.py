@@ -23,7 +23,8 @@ from app.api import errors
 from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
-from app.proxy.gateway import check_target
+from app.proxy.client_memory import ClientMemory
+from app.proxy.gateway import Gateway, check_target
 
 
 def client_of(request: Request) -> Client:
@@ -34,6 +35,11 @@ def client_of(request: Request) -> Client:
 def rules_of(request: Request) -> Rules:
     found: Rules = request.app.state.rules
     return found
+
+
+def memory_of(request: Request) -> ClientMemory:
+    gateway: Gateway = request.app.gateway
+    return gateway.memory
 
 
 def unknown_origin(origin: str) -> OriginNotAllowed:

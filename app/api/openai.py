@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api import render
 from app.api.documentation import FOR_MODELS, json_body
-from app.api.guard import rules_of
+from app.api.guard import memory_of, rules_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
@@ -66,7 +66,7 @@ MANAGEMENT_BYTES = SMALL_BYTES
 async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
     """The body of a request that is not for a model; a larger one is refused before it has come."""
     check_media_type(request.headers)
-    body = RequestBody(services_of(request).memory)
+    body = RequestBody(memory_of(request))
     async for piece in pieces_of_body(request.receive):
         body.add(piece)
         rules_of(request).check_body(len(body))

@@ -23,7 +23,6 @@ from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
-from app.proxy.client_memory import ClientMemory
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = ("system.drain_timeout_sec", "system.queue_timeout_sec", "system.request_timeout_sec")
@@ -38,7 +37,6 @@ class Services:
     tracker: DeviceTracker
     upstream: UpstreamPool
     bodies: BodyReader
-    memory: ClientMemory
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

@@ -72,7 +72,7 @@ class AsgiProxy:
         headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta if endpoint else self._gateway.admin_meta
-        body = RequestBody(self._gateway.backend.memory, announced_length(headers))
+        body = RequestBody(self._gateway.memory, announced_length(headers))
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client), body)
 
 
@@ -133,7 +133,7 @@ class AsgiAnswer:
         exchange.begin()
 
     def refuse(self, error: RouterError) -> None:
-        self._scope[ERROR_KEY] = error.with_traceback(None)  # that would keep the body
+        self._scope[ERROR_KEY] = error.without_frames()
         headers, body = http1.error_answer(error, self._scope["path"], self._scope["router.request_id"])
         self.start(error.status, headers, len(body))
         self.write(body, True)

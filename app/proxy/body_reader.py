@@ -1,23 +1,77 @@
-"""Reading bodies beside the event loop."""
+"""Reading large bodies beside the event loop."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-import anyio
-import anyio.to_thread
+from app.domain.errors import RouterError
+from app.proxy.body import fields_of
+from app.proxy.request_body import RequestBody
 
-from app.proxy.body import SMALL_BYTES, fields_of
+Fields = dict[str, Any]
+Told = Callable[[Fields | BaseException], None]
+
+
+class Reading:
+    """One body that waits to be read, or is read now."""
+
+    def __init__(self, tell: Told, withdraw: Callable[[Reading], None]) -> None:
+        self.tell: Told | None = tell
+        self._withdraw = withdraw
+
+    def cancel(self) -> None:
+        """Nobody is told. A body that is read now lives until that is over."""
+        self.tell = None
+        self._withdraw(self)
 
 
 class BodyReader:
-    """Large bodies are read in a thread, one at a time: two that compute would share the loop's turns."""
+    """One at a time, in a thread: two that compute would share the loop's turns.
+
+    There are no tasks: one that is cancelled refers to the error that ended it, and that to all that it had.
+    """
 
     def __init__(self) -> None:
-        self._one = anyio.CapacityLimiter(1)
+        self._thread = ThreadPoolExecutor(1, "bodies")
+        self._waiting: dict[Reading, RequestBody] = {}
+        self._is_busy = False
 
-    async def fields(self, body: bytes | bytearray) -> dict[str, Any]:
-        """As `fields_of`."""
-        if len(body) <= SMALL_BYTES:
-            return fields_of(body)
-        return await anyio.to_thread.run_sync(fields_of, body, limiter=self._one)
+    def read(self, body: RequestBody, tell: Told) -> Reading:
+        """`tell` is called later with what `fields_of` returns, or raises."""
+        reading = Reading(tell, self._forget)
+        self._waiting[reading] = body
+        self._go_on()
+        return reading
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self, reading: Reading) -> None:
+        self._waiting.pop(reading, None)
+
+    def _go_on(self) -> None:
+        if self._is_busy or not self._waiting:
+            return
+        reading = next(iter(self._waiting))
+        body, self._is_busy = self._waiting.pop(reading), True
+        future = asyncio.get_running_loop().run_in_executor(self._thread, _outcome, body.data)
+        future.add_done_callback(partial(self._done, reading, body))
+
+    def _done(self, reading: Reading, body: RequestBody, done: asyncio.Future[Fields | RouterError]) -> None:
+        self._is_busy = False
+        self._go_on()
+        tell, reading.tell = reading.tell, None  # its owner may keep it
+        if tell is not None and not done.cancelled():
+            tell(done.exception() or done.result())
+
+
+def _outcome(body: bytes | bytearray) -> Fields | RouterError:
+    """An error that is raised would keep its frames, with the body."""
+    try:
+        return fields_of(body)
+    except RouterError as error:
+        return error.without_frames()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,7 +28,7 @@ from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
 from app.proxy.request_body import RequestBody
 from app.proxy.request_reader import RequestHead
-from app.proxy.seams import Downstream
+from app.proxy.seams import Downstream, Pending
 from app.proxy.upstream_pool import UpstreamPool
 
 MAX_KNOWN_HEADS = 256
@@ -70,7 +69,6 @@ class Backend(NamedTuple):
     limits: Callable[[], SystemConfig]
     """Of the configuration that counts now."""
     bodies: BodyReader
-    memory: ClientMemory
 
 
 class Entrance(Downstream, Protocol):
@@ -94,7 +92,8 @@ class Gateway:
     backend: Backend
     rules: Rules
 
-    def __init__(self, refusals: RefusalLog) -> None:
+    def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
+        self.memory = memory
         self._refusals = refusals
         self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
         self._browsers_elsewhere = False
@@ -123,7 +122,7 @@ class Gateway:
             given = headers.get("x-request-id")
         else:
             given, meta = self._meta(endpoint, head.headers)
-        body = RequestBody(self.backend.memory, head.length or 0)
+        body = RequestBody(self.memory, head.length or 0)
         return Accepted(endpoint, head.method, head.target, request_id(given), meta, body)
 
     def receive(self, accepted: Accepted, data: bytes) -> None:
@@ -182,7 +181,7 @@ class Gateway:
 
     # --- answering
 
-    def start(self, accepted: Accepted, entrance: Entrance) -> asyncio.Task[None] | None:
+    def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
         loop, not before this returns."""
         body = accepted.body
@@ -191,17 +190,17 @@ class Gateway:
         elif len(body) <= SMALL_BYTES:
             self._start(accepted, partial(fields_of, body.data), entrance)
         else:
-            return asyncio.get_running_loop().create_task(self._read(accepted, entrance))
+            return self.backend.bodies.read(body, partial(self._on_fields, accepted, entrance))
         return None
 
-    async def _read(self, accepted: Accepted, entrance: Entrance) -> None:
-        try:
-            fields = await self.backend.bodies.fields(accepted.body.data)
-        except RouterError as error:
-            entrance.refuse(error)
-        except Exception as bug:
-            entrance.bug(bug)
-        else:
+    def _on_fields(
+        self, accepted: Accepted, entrance: Entrance, fields: Mapping[str, Any] | BaseException
+    ) -> None:
+        if isinstance(fields, RouterError):
+            entrance.refuse(fields)
+        elif isinstance(fields, Exception):
+            entrance.bug(fields)
+        elif isinstance(fields, Mapping):
             self._start(accepted, lambda: fields, entrance)
 
     def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
@@ -216,7 +215,7 @@ class Gateway:
 
     def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
         endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, limits, _, _ = self.backend
+        manager, slots, links, limits, _ = self.backend
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
         else:

@@ -27,6 +27,7 @@ from app.proxy.handover import Handover
 from app.proxy.headers import Headers
 from app.proxy.intake import Intake
 from app.proxy.request_reader import BodyPart, RequestHead
+from app.proxy.seams import Pending
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._head: RequestHead | None = None
         self._arriving: Accepted | None = None
         self._keep_alive, self._client = True, ""
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: Pending | None = None
         self._exchange: Exchange | None = None
         self._handover: Handover | None = None
 
@@ -73,7 +74,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._intake = Intake(self._transport, self._gateway.backend.memory)
+        self._intake = Intake(self._transport, self._gateway.memory)
         self._alarm.set(self._loop.time() + self._keep_alive_s)
         self._server_state.connections.add(cast(Any, self))
 
@@ -93,6 +94,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._handover = None
         if self._reading is not None:
             self._reading.cancel()
+        self._reading = self._arriving = None
         if self._exchange is not None:
             self._exchange.client_left()
             self._exchange = None
@@ -137,7 +139,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._intake.is_cut_short:
             self._advance_soon()
         if not self._intake.settle(is_taken=self._takes_more, beside=beside):
-            self._refuse_bytes(self._gateway.backend.memory.full())
+            self._refuse_bytes(self._gateway.memory.full())
 
     def _advance_soon(self) -> None:
         self._waits_turn = True

@@ -32,7 +32,7 @@ class Intake:
         self.reader.feed(data)
 
     def has_stalled(self) -> bool:
-        """A request has begun, and no head was complete and nothing of a body came since this was asked last."""
+        """A request has begun, and since this was asked last no head was complete and no body went on."""
         has_moved, self._has_moved = self._has_moved, False
         return not (has_moved or self.reader.is_between)
 
