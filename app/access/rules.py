@@ -61,7 +61,7 @@ class Rules:
     )
 
     def __init__(self, api: ApiConfig, sessions: Sessions) -> None:
-        self._max_body_bytes = int(api.max_body_mb * MIB)
+        self.max_body_bytes = int(api.max_body_mb * MIB)
         self.sessions = sessions
         self.cookie = f"router_session_{api.port}"  # cookies know no ports: two routers share a machine
         self._api = api
@@ -85,7 +85,7 @@ class Rules:
 
     def check_body(self, size: int) -> None:
         """Of a request to a model, announced or come; bytes. Raises `RequestTooLarge`."""
-        if size > self._max_body_bytes:
+        if size > self.max_body_bytes:
             mb = self._api.max_body_mb
             raise RequestTooLarge(f"the body is larger than {mb:g} MB; raise api.max_body_mb")
 

@@ -12,11 +12,12 @@ from starlette.responses import Response
 
 from app.api import render
 from app.api.documentation import FOR_MODELS, json_body
-from app.api.guard import memory_of, rules_of
+from app.api.guard import client_of, memory_of, rules_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.content_encoding import gunzip, is_gzip
 from app.proxy.request import ENDPOINTS, TUNNEL, TUNNEL_METHODS, check_media_type
 from app.proxy.request_body import RequestBody
 
@@ -65,11 +66,12 @@ MANAGEMENT_BYTES = SMALL_BYTES
 
 async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
     """The body of a request that is not for a model; a larger one is refused before it has come."""
-    check_media_type(request.headers)
+    check_media_type(request.headers, client_of(request))
+    is_packed = is_gzip(request.headers)
     body = RequestBody(memory_of(request))
     async for piece in pieces_of_body(request.receive):
         body.add(piece)
         rules_of(request).check_body(len(body))
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
-    return fields_of(body.data)
+    return fields_of(gunzip(body.data, most_bytes) if is_packed else body.data)

@@ -1,4 +1,4 @@
-"""Reading large bodies beside the event loop."""
+"""Unpacking and reading bodies beside the event loop."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.domain.errors import RouterError
 from app.proxy.body import fields_of
+from app.proxy.content_encoding import gunzip
 from app.proxy.request_body import RequestBody
 
-Fields = dict[str, Any]
-Told = Callable[[Fields | BaseException], None]
+
+class Read(NamedTuple):
+    """What was found in a body."""
+
+    data: bytes | bytearray
+    """Unpacked."""
+    fields: dict[str, Any]
+
+
+Found = Read | RouterError
+Tell = Callable[[Found | BaseException], None]
 
 
 class Reading:
     """One body that waits to be read, or is read now."""
 
-    def __init__(self, tell: Told, withdraw: Callable[[Reading], None]) -> None:
-        self.tell: Told | None = tell
+    def __init__(self, tell: Tell, withdraw: Callable[[Reading], None]) -> None:
+        self.tell: Tell | None = tell
         self._withdraw = withdraw
 
     def cancel(self) -> None:
@@ -37,13 +47,16 @@ class BodyReader:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "bodies")
-        self._waiting: dict[Reading, RequestBody] = {}
+        self._waiting: dict[Reading, tuple[RequestBody, Callable[[bytes | bytearray], Found]]] = {}
         self._is_busy = False
 
-    def read(self, body: RequestBody, tell: Told) -> Reading:
-        """`tell` is called later with what `fields_of` returns, or raises."""
+    def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, has_fields: bool) -> Reading:
+        """`tell` is called later: with what was found, or the error that `gunzip` or `fields_of` raised.
+
+        `unpack_to`: the most bytes that it may be, of one that is packed; `has_fields`: they are wanted.
+        """
         reading = Reading(tell, self._forget)
-        self._waiting[reading] = body
+        self._waiting[reading] = (body, partial(_find, unpack_to=unpack_to, has_fields=has_fields))
         self._go_on()
         return reading
 
@@ -57,11 +70,11 @@ class BodyReader:
         if self._is_busy or not self._waiting:
             return
         reading = next(iter(self._waiting))
-        body, self._is_busy = self._waiting.pop(reading), True
-        future = asyncio.get_running_loop().run_in_executor(self._thread, _outcome, body.data)
+        (body, find), self._is_busy = self._waiting.pop(reading), True
+        future = asyncio.get_running_loop().run_in_executor(self._thread, find, body.data)
         future.add_done_callback(partial(self._done, reading, body))
 
-    def _done(self, reading: Reading, body: RequestBody, done: asyncio.Future[Fields | RouterError]) -> None:
+    def _done(self, reading: Reading, body: RequestBody, done: asyncio.Future[Found]) -> None:
         self._is_busy = False
         self._go_on()
         tell, reading.tell = reading.tell, None  # its owner may keep it
@@ -69,9 +82,10 @@ class BodyReader:
             tell(done.exception() or done.result())
 
 
-def _outcome(body: bytes | bytearray) -> Fields | RouterError:
+def _find(body: bytes | bytearray, *, unpack_to: int | None, has_fields: bool) -> Found:
     """An error that is raised would keep its frames, with the body."""
     try:
-        return fields_of(body)
+        data = body if unpack_to is None else gunzip(body, unpack_to)
+        return Read(data, fields_of(data) if has_fields else {})
     except RouterError as error:
         return error.without_frames()

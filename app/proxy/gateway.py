@@ -15,15 +15,18 @@ from app.access.rules import Client, Rules
 from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
+from app.domain.heartbeats import Heartbeats
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader
+from app.proxy.body_reader import BodyReader, Read
 from app.proxy.client_memory import ClientMemory
+from app.proxy.dialects.translation import Asked, Incoming, Translation
+from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, through_tunnel, to_model
-from app.proxy.record import RequestRecord
+from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
 from app.proxy.request_body import RequestBody
@@ -68,7 +71,10 @@ class Backend(NamedTuple):
     links: UpstreamPool
     limits: Callable[[], SystemConfig]
     """Of the configuration that counts now."""
+    heartbeats: Callable[[], Heartbeats]
     bodies: BodyReader
+    translations: Mapping[str, Translation]
+    """By the path of their endpoint, for those that have one."""
 
 
 class Entrance(Downstream, Protocol):
@@ -162,8 +168,9 @@ class Gateway:
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For an endpoint."""
-        request.check_media_type(headers)
-        return RequestMeta.of(headers, client, to_model(headers.raw))
+        request.check_media_type(headers, client)
+        passed_on = to_model(headers.raw)
+        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
@@ -182,26 +189,24 @@ class Gateway:
     # --- answering
 
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
-        """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
-        loop, not before this returns."""
-        body = accepted.body
-        if accepted.endpoint is None:
-            self._start(accepted, dict, entrance)
-        elif len(body) <= SMALL_BYTES:
-            self._start(accepted, partial(fields_of, body.data), entrance)
-        else:
-            return self.backend.bodies.read(body, partial(self._on_fields, accepted, entrance))
+        """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
+        the event loop, not before this returns."""
+        body, has_fields = accepted.body, accepted.endpoint is not None
+        is_packed = accepted.meta.is_gzip and len(body) > 0
+        if is_packed or (has_fields and len(body) > SMALL_BYTES):
+            unpack_to = self.rules.max_body_bytes if is_packed else None
+            tell = partial(self._on_read, accepted, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, has_fields=has_fields)
+        self._start(accepted, partial(fields_of, body.data) if has_fields else dict, entrance)
         return None
 
-    def _on_fields(
-        self, accepted: Accepted, entrance: Entrance, fields: Mapping[str, Any] | BaseException
-    ) -> None:
-        if isinstance(fields, RouterError):
-            entrance.refuse(fields)
-        elif isinstance(fields, Exception):
-            entrance.bug(fields)
-        elif isinstance(fields, Mapping):
-            self._start(accepted, lambda: fields, entrance)
+    def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
+        if isinstance(found, Read):
+            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
+        elif isinstance(found, RouterError):
+            entrance.refuse(found)
+        elif isinstance(found, Exception):
+            entrance.bug(found)
 
     def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
         try:
@@ -215,20 +220,45 @@ class Gateway:
 
     def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
         endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, limits, _ = self.backend
+        manager, slots, links, limits, heartbeats, _, translations = self.backend
+        translator = None
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
         else:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+            if (translation := translations.get(endpoint.path)) is not None:
+                asked = translation.ask(
+                    Incoming(fields, body.data, routed.client, instance.spec, routed.stream, time.time())
+                )
+                routed, translator = _as_asked(routed, asked), asked.translator
+                body.replace(asked.body)
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,
             record,
             body,
-            Reply(entrance, record, time.monotonic),
+            Reply(
+                entrance,
+                record,
+                time.monotonic,
+                voice_of(routed.endpoint),
+                heartbeats=heartbeats(),
+                translator=translator,
+            ),
             slots=slots,
             links=links,
             limits=limits(),
             clock=time.monotonic,
             wake=entrance.wake,
         )
+
+
+def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
+    body.replace(found.data)
+    return found.fields
+
+
+def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:
+    """What llama-server is asked may go to another path, and be a stream where the client's API says so."""
+    path = routed.path if asked.path is None else asked.path
+    return routed._replace(path=path, stream=asked.stream, keep_alive=not asked.stream)

@@ -36,6 +36,14 @@ class RequestBody:
             self.data = bytearray(self.data)
             self.data += piece
 
+    def replace(self, data: bytes | bytearray) -> None:
+        """By what is sent on in its place."""
+        if data is self.data:
+            return
+        if len(data) > self._taken:
+            self._take(len(data) - self._taken)
+        self.data = data
+
     def _take(self, size: int) -> None:
         self._memory.take(size)
         self._taken += size
