@@ -26,7 +26,7 @@ from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
 from app.proxy.headers import Headers
-from app.proxy.intake import Intake
+from app.proxy.intake import FIRST_HEAD_S, Intake
 from app.proxy.request_reader import BodyPart, RequestHead
 from app.proxy.seams import Pending
 
@@ -76,7 +76,7 @@ class ProxyProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._intake = Intake(self._transport, self._gateway.memory)
-        self._alarm.set(self._loop.time() + self._keep_alive_s)
+        self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:
