@@ -1,7 +1,7 @@
-"""Models, memory and clients in virtual time, around the router's own policy and queue.
+"""Clients, processes and memory in virtual time, around the router's own policy, lifecycle and queue.
 
-It does what the manager and its instances do, without processes and without waiting: a day passes in seconds,
-and the same seed gives the same day.
+Nothing is decided here: a process takes its time to load and to exit, and does what its model's lifecycle
+says. A day passes in seconds, and the same seed gives the same day.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from typing import Any
 from app.core import queue
 from app.domain.errors import QueueFull
 from app.domain.priority import Priority
-from app.domain.status import MOVES, Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, ModelView, Need, ProcessView
-from app.models.restarts import backoff_s
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, MemoryNeed, ModelView, ProcessView
+from app.llama.exit_reason import Failure, FailureKind
+from app.models import lifecycle
+from app.models.effects import Effects, EndProcess, ProcessEnd, RejectWaiting
+from app.models.restarts import RestartLimits
 from app.scheduling import policy
-from app.scheduling.placement import Room
-from app.scheduling.plan import Forget, Keep, Limits, Load, Plan, Stop
+from app.scheduling.placement import Capacity
+from app.scheduling.plan import GiveUp, Limits, Load, Plan, Resume, Stop
 
-MAX_LOOKS_AT_ONCE = 50
+MAX_PASSES_AT_ONCE = 50
+RESTARTS = RestartLimits(max_restarts=3, window_s=600, load_retries=2)
+CRASHED = Failure(FailureKind.KILLED, "It crashed.", -9, ())
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Code:
 
     policy: ModuleType = policy
     queue: ModuleType = queue
+    lifecycle: ModuleType = lifecycle
 
 
 @dataclass(frozen=True)
@@ -75,65 +81,61 @@ class Request:
 
 
 class Model:
-    """What `ModelInstance` is in the router: status, queue and accounts of one model."""
+    """A model's queue and lifecycle, as in the router, and what the world knows of its process."""
 
-    def __init__(self, spec: Spec, waiting: Any) -> None:
-        self.spec, self.queue = spec, waiting
-        self.status = Status.OFF
-        self.need = Need(spec.mb, spec.devices, spec.overhead_mb)
-        self.held: Mapping[str, int] = {}
+    def __init__(self, spec: Spec, waiting: Any, life: Any) -> None:
+        self.spec, self.queue, self.life = spec, waiting, life
+        self.need = MemoryNeed(spec.mb, spec.devices, spec.overhead_mb)
+        self.reserved: Mapping[str, int] = {}
         self.requests: dict[Any, Request] = {}
-        self.life = 0  # tells the events of an earlier process from those of this one
-        self.preload = False
-        self.stop_reason: StopReason | None = None
-        self.served = self.loads = self.crashes = self.failures = 0
-        self.ready_since = self.last_used = self.yielded_at = NEVER_USED
-        self.since = self.retry_at = 0.0
+        self.process = 0  # tells the events of an earlier process from those of this one
+        self.loads = 0
 
-    def become(self, status: Status, now: float) -> None:
-        assert status in MOVES[self.status], f"{self.spec.alias}: {self.status} -> {status}"
-        self.status, self.since = status, now
+    @property
+    def status(self) -> Status:
+        status: Status = self.life.status
+        return status
 
     def view(self) -> ModelView:
-        spec, waiting = self.spec, self.queue
-        high, normal, low = waiting.waiting_by_level
+        spec, life = self.spec, self.life
+        high, normal, low = self.queue.waiting_by_level
         return ModelView(
             spec.alias,
             self.status,
             slots=spec.slots,
-            waiting_by_level=(high, normal, low),
-            head=waiting.head,
             pinned=spec.pinned,
             idle_timeout_s=spec.idle_timeout_s,
+            waiting_by_level=(high, normal, low),
+            head=self.queue.head,
             need=self.need,
-            since=self.since,
-            last_used=self.last_used,
-            yielded_at=self.yielded_at,
+            since=life.since,
+            last_used=life.last_used,
+            preempted_at=life.preempted_at,
             reload_s=spec.load_s,
-            preload=self.preload,
-            retry_at=self.retry_at,
-            processes=(self._process(),) if self.status.has_process else (),
+            preload=life.preload,
+            retry_at=life.restarts.retry_at,
+            processes=(self._process_view(),) if self.status.has_process else (),
         )
 
-    def _process(self) -> ProcessView:
+    def _process_view(self) -> ProcessView:
         return ProcessView(
             self.status,
-            self.held,
+            self.reserved,
             self.queue.in_flight,
             self.queue.best_in_flight,
-            self.served,
-            self.ready_since,
-            self.stop_reason,
+            self.life.served,
+            self.life.ready_since,
+            self.life.stop_reason,
         )
 
 
 class Device:
     def __init__(self, id: str, total_mb: int, min_free_mb: int) -> None:
         self.id, self.total_mb, self.min_free_mb = id, total_mb, min_free_mb
-        self.others_mb = self.settling_mb = 0
+        self.others_mb = self.reclaiming_mb = 0
 
     def view(self, ours_mb: int) -> DeviceView:
-        used = ours_mb + self.others_mb + self.settling_mb
+        used = ours_mb + self.others_mb + self.reclaiming_mb
         return DeviceView(
             self.id,
             f"GPU {self.id}",
@@ -143,12 +145,12 @@ class Device:
             ours_mb,
             min_free_mb=self.min_free_mb,
             others_mb=self.others_mb,
-            settling_mb=self.settling_mb,
+            reclaiming_mb=self.reclaiming_mb,
         )
 
 
 class World:
-    """The look-again loop in virtual time. `look` is called after every change, and when the plan says so."""
+    """The scheduler's loop in virtual time: it reconciles after every change, and when the plan says so."""
 
     max_events = math.inf
 
@@ -159,16 +161,15 @@ class World:
         limits: Limits,
         *,
         min_free_mb: int = 0,
-        settle_s: float = 0.1,
+        reclaim_s: float = 0.1,
         queue_timeout_s: float = math.inf,
         max_waiting: int = 500,
-        load_retries: int = 2,
+        restarts: RestartLimits = RESTARTS,
         code: Code | None = None,
     ) -> None:
         self.code = code or Code()
-        self.limits, self.settle_s, self.load_retries = limits, settle_s, load_retries
-        self.queue_timeout_s = queue_timeout_s
-        self.models = {s.alias: Model(s, self.code.queue.RequestQueue(s.slots, max_waiting)) for s in specs}
+        self.limits, self.reclaim_s, self.queue_timeout_s = limits, reclaim_s, queue_timeout_s
+        self.models = {s.alias: self._model(s, max_waiting, restarts) for s in specs}
         self.devices = {str(i): Device(str(i), mb, min_free_mb) for i, mb in enumerate(device_mb)}
         self.requests: list[Request] = []
         self.now = 0.0
@@ -176,7 +177,11 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._alarm = math.inf
-        self._look_wanted = self._contended = False
+        self._is_wanted = self._contended = False
+
+    def _model(self, spec: Spec, max_waiting: int, restarts: RestartLimits) -> Model:
+        waiting = self.code.queue.RequestQueue(spec.slots, max_waiting)
+        return Model(spec, waiting, self.code.lifecycle.Lifecycle(spec.alias, restarts, 0.0))
 
     # --- time
 
@@ -188,16 +193,16 @@ class World:
 
     def run(self, until: float = math.inf) -> None:
         """Everything that happens up to then; without a time, until nothing is left to happen."""
-        self._settle()
+        self._reconcile_until_stable()
         start = next(self._order)
         while (when := self.next_event()) <= until and when < math.inf:
             assert next(self._order) - start < self.max_events, "the world does not come to rest"
             self.now = when
             if when == self._alarm:
-                self._alarm, self._look_wanted = math.inf, True
+                self._alarm, self._is_wanted = math.inf, True
             else:
                 heapq.heappop(self._events)[2]()
-            self._settle()
+            self._reconcile_until_stable()
         if until < math.inf:
             self.now = max(self.now, until)
 
@@ -211,7 +216,7 @@ class World:
         request = Request(model, self.code.queue.Ticket(priority, self.now, self.limits.aging_s), service_s)
         self.requests.append(request)
         if model.status is Status.FAILED:
-            self._turn_away(request, Outcome.FAILED)
+            self._reject(request, Outcome.FAILED)
         else:
             self._push(request)
             if self.queue_timeout_s < math.inf:
@@ -234,13 +239,13 @@ class World:
         try:
             model.queue.push(request.ticket)
         except QueueFull:
-            self._turn_away(request, Outcome.REFUSED)
+            self._reject(request, Outcome.REFUSED)
             return
         model.requests[request.ticket] = request
         self._serve_next(model)
 
-    def _turn_away(self, request: Request, outcome: Outcome) -> None:
-        """At the door: it holds no place."""
+    def _reject(self, request: Request, outcome: Outcome) -> None:
+        """It never gets a place in the queue."""
         assert request.outcome is None, "answered twice"
         request.outcome, request.ended = outcome, self.now
 
@@ -253,12 +258,13 @@ class World:
         model = request.model
         model.requests.pop(request.ticket, None)
         if model.queue.finish(request.ticket, self.now):
-            model.last_used = self.now
-        self._stop_when_drained(model)
+            model.life.finished(self.now)
+        if not model.queue.in_flight:
+            self._do(model, model.life.drained(self.now))
 
     def _serve_next(self, model: Model) -> None:
         if self._contended or model.status is not Status.READY:
-            self.look_again()
+            self.reconcile_soon()
         else:
             self.grant(model)
 
@@ -270,8 +276,8 @@ class World:
         if model.status is not Status.READY or (ticket := model.queue.grant(self.now)) is None:
             return False
         request = model.requests[ticket]
-        model.served += 1
-        model.last_used = request.granted = self.now
+        model.life.granted(self.now)
+        request.granted = self.now
         self.granted(request)
         self.after(request.service_s, partial(self._done, request, ticket))
         return True
@@ -285,10 +291,10 @@ class World:
 
     # --- the loop
 
-    def look_again(self) -> None:
-        self._look_wanted = True
+    def reconcile_soon(self) -> None:
+        self._is_wanted = True
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
@@ -307,99 +313,86 @@ class World:
         return [m.view() for m in self.models.values()]
 
     def device_views(self) -> list[DeviceView]:
-        return [d.view(sum(m.held.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()]
+        return [
+            d.view(sum(m.reserved.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()
+        ]
 
     def live(self) -> list[Model]:
         return [m for m in self.models.values() if m.status.has_process]
 
-    def free(self) -> Room:
+    def free(self) -> Capacity:
         """What may be reserved now."""
-        room = {d.id: d.total_mb - d.others_mb - d.settling_mb - d.min_free_mb for d in self.devices.values()}
+        room = {d.id: d.view(0).free_mb - d.min_free_mb for d in self.devices.values()}
         for model in self.live():
-            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
-        return Room(room, self.limits.max_models - len(self.live()))
+            room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
+        return Capacity(room, self.limits.max_models - len(self.live()))
 
     def carry_out(self, action: Any) -> None:
         model = self.models[action.alias]
         if isinstance(action, Load):
             self.start(model, action.placement)
         elif isinstance(action, Stop):
-            self.drain(model, action.reason)
-        elif isinstance(action, Keep):
-            model.stop_reason, model.yielded_at = None, NEVER_USED
-            self._become(model, Status.READY)
-        elif isinstance(action, Forget):
-            model.preload = False
-            if model.status is Status.CRASHED:
-                self._become(model, Status.OFF)
+            self.drain(model, action.reason, action.target)
+        elif isinstance(action, Resume):
+            self._do(model, model.life.resume(self.now))
+        elif isinstance(action, GiveUp):
+            self._do(model, model.life.give_up(action.reason, self.now))
         else:
             for request in self._waiting(model):
                 self._end(request, Outcome.REFUSED)
-            self.look_again()
+            self.reconcile_soon()
 
-    def _settle(self) -> None:
-        for _ in range(MAX_LOOKS_AT_ONCE):
-            if not self._look_wanted:
+    def _reconcile_until_stable(self) -> None:
+        for _ in range(MAX_PASSES_AT_ONCE):
+            if not self._is_wanted:
                 return
-            self._look_wanted = False
-            self.look()
+            self._is_wanted = False
+            self.reconcile()
         raise AssertionError("the loop does not come to rest")
 
     # --- processes
 
     def start(self, model: Model, placement: Mapping[str, int]) -> None:
-        model.held, model.preload, model.stop_reason = dict(placement), False, None
-        model.served, model.ready_since = 0, NEVER_USED
-        model.loads += 1
-        self._become(model, Status.STARTING)
+        model.reserved, model.loads = dict(placement), model.loads + 1
+        self._do(model, model.life.start(self.now, is_wanted=model.queue.waiting > 0))
         self._later(model, model.spec.load_s / 10, self._port_answers)
 
-    def drain(self, model: Model, reason: StopReason) -> None:
-        if model.status in (Status.STARTING, Status.LOADING):
-            self.stop(model, reason)
-        if model.status is not Status.READY:
-            return
-        if model.queue.waiting and reason.is_swap:
-            model.yielded_at = self.now
-        model.stop_reason = reason
-        self._become(model, Status.DRAINING)
-        self._stop_when_drained(model)
+    def drain(self, model: Model, reason: StopReason, target: str | None = None) -> None:
+        waits, runs = model.queue.waiting > 0, model.queue.in_flight
+        self._do(model, model.life.drain(reason, target, now=self.now, has_waiting=waits, in_flight=runs))
 
     def stop(self, model: Model, reason: StopReason) -> None:
         """At once: running requests are cut, and count as failed."""
-        model.stop_reason = reason
-        self._become(model, Status.STOPPING)
+        self._do(model, model.life.stop(reason, now=self.now))
+
+    def crash(self, model: Model) -> None:
+        """The process dies: unasked, or while it drains, which is what was wanted."""
+        self._release(model, reclaim=False)
+        self._do(model, model.life.process_ended(ProcessEnd(CRASHED), self.now))
+        for request in self._running(model):
+            self._replay(request)
+
+    def reset(self, model: Model) -> None:
+        self._do(model, model.life.reset(self.now))
+
+    def _do(self, model: Model, effects: Effects) -> None:
+        """What a lifecycle says: as the router's instance does it."""
+        for effect in effects:
+            if isinstance(effect, EndProcess):
+                self._end_process(model)
+            elif isinstance(effect, RejectWaiting):
+                for request in self._waiting(model):
+                    self._end(request, Outcome.FAILED)
+            else:
+                self.reconcile_soon()
+
+    def _end_process(self, model: Model) -> None:
         self.stopping(model)
         self.stops += 1
         for request in self._running(model):
             self.killed += 1
             self._end(request, Outcome.FAILED)
         self._later(model, model.spec.unload_s, self._exited)
-
-    def crash(self, model: Model) -> None:
-        """The process dies: unasked, or while it drains, which is what was wanted."""
-        drained = model.status in (Status.DRAINING, Status.STOPPING)
-        loaded = model.status is Status.READY
-        self._release(model, settle=False)
-        if drained:
-            if model.status is Status.DRAINING:
-                self._become(model, Status.STOPPING)
-            self._become(model, Status.OFF)
-        else:
-            model.crashes, model.failures = model.crashes + loaded, model.failures + (not loaded)
-            self._crashed(model)
-        for request in self._running(model):
-            self._replay(request)
-
-    def _crashed(self, model: Model) -> None:
-        if model.failures > self.load_retries:
-            self._become(model, Status.FAILED)
-            for request in self._waiting(model):
-                self._end(request, Outcome.FAILED)
-            return
-        count = model.failures or 1 + (model.crashes - 1) % 3
-        model.retry_at = self.now + backoff_s(count)
-        self._become(model, Status.CRASHED)
 
     def _replay(self, request: Request) -> None:
         """Once more at the old place, as if the answer had not begun."""
@@ -408,59 +401,45 @@ class World:
             return
         old = request.ticket
         self._take_back(request)
-        request.replays, request.ticket, request.granted = 1, old.again(), math.nan
+        request.replays, request.ticket, request.granted = 1, old.for_replay(), math.nan
         if request.model.status is Status.FAILED:
-            self._turn_away(request, Outcome.FAILED)
+            self._reject(request, Outcome.FAILED)
         else:
             self._push(request)
 
-    def reset(self, model: Model) -> None:
-        model.failures = model.crashes = 0
-        self._become(model, Status.OFF)
-
     def _port_answers(self, model: Model) -> None:
-        self._become(model, Status.LOADING)
+        self._do(model, model.life.port_answers(self.now))
         self._later(model, model.spec.load_s * 9 / 10, self._loaded)
 
     def _loaded(self, model: Model) -> None:
-        model.ready_since = model.last_used = self.now
-        model.failures = 0
-        self._become(model, Status.READY)
+        self._do(model, model.life.loaded(self.now))
         self.grant(model)
 
     def _exited(self, model: Model) -> None:
-        self._release(model, settle=True)
-        self._become(model, Status.OFF)
+        self._release(model, reclaim=True)
+        self._do(model, model.life.process_ended(ProcessEnd(), self.now))
 
-    def _release(self, model: Model, *, settle: bool) -> None:
+    def _release(self, model: Model, *, reclaim: bool) -> None:
         """The driver shows a stopped process's memory as free a little later."""
-        held, model.held, model.life = model.held, {}, model.life + 1
-        if settle and self.settle_s:
-            for id, mb in held.items():
-                self._settling(self.devices[id], mb)
-                self.after(self.settle_s, partial(self._settling, self.devices[id], -mb))
+        reserved, model.reserved, model.process = model.reserved, {}, model.process + 1
+        if reclaim and self.reclaim_s:
+            for id, mb in reserved.items():
+                self._reclaiming(self.devices[id], mb)
+                self.after(self.reclaim_s, partial(self._reclaiming, self.devices[id], -mb))
 
-    def _settling(self, device: Device, mb: int) -> None:
-        device.settling_mb += mb
-        self.look_again()
-
-    def _stop_when_drained(self, model: Model) -> None:
-        if model.status is Status.DRAINING and not model.queue.in_flight:
-            self.stop(model, model.stop_reason or StopReason.MANUAL)
+    def _reclaiming(self, device: Device, mb: int) -> None:
+        device.reclaiming_mb += mb
+        self.reconcile_soon()
 
     def _later(self, model: Model, delay_s: float, then: Callable[[Model], None]) -> None:
         """Unless that process has gone, or is on its way, by then."""
-        life, stopping = model.life, model.status is Status.STOPPING
+        process, stopping = model.process, model.status is Status.STOPPING
 
         def happen() -> None:
-            if model.life == life and (model.status is Status.STOPPING) == stopping:
+            if model.process == process and (model.status is Status.STOPPING) == stopping:
                 then(model)
 
         self.after(delay_s, happen)
-
-    def _become(self, model: Model, status: Status) -> None:
-        model.become(status, self.now)
-        self.look_again()
 
     def _running(self, model: Model) -> list[Request]:
         return [model.requests[t] for t in sorted(model.queue.running)]

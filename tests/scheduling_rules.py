@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView, Placement
-from app.scheduling.placement import Room, fit
-from app.scheduling.plan import Keep, Load, Plan, Refuse, Stop
+from app.scheduling.placement import Capacity, fit
+from app.scheduling.plan import Load, Plan, Refuse, Resume, Stop
 from bench.world import Model, Request, World
 
 BARELY = 1e-6
@@ -54,26 +54,26 @@ class CheckedWorld(World):
         request = self.next_of(model)
         assert request is not None
         level = request.ticket.priority
-        arrived = max(request.ticket.arrived, model.yielded_at)
+        arrived = max(request.ticket.arrived, model.life.preempted_at)
         return Claim(level, arrived + level * self.limits.aging_s, arrived, self.order[request])
 
     def candidates(self) -> list[Model]:
         """Whose requests wait for a load that may begin, first in turn first."""
         found = [m for m in self.models.values() if m.status in _UNLOADED and m.queue.waiting]
-        ready = [m for m in found if m.status is not Status.CRASHED or m.retry_at <= self.now]
+        ready = [m for m in found if m.status is not Status.CRASHED or m.life.restarts.retry_at <= self.now]
         return sorted(ready, key=lambda m: (self.claim(m).key, self.claim(m).order))
 
     def leaving(self) -> list[Model]:
         return [m for m in self.live() if _is_leaving(m)]
 
-    def without(self, gone: Iterable[Model]) -> Room:
-        """What may be reserved when these have gone, and all that leaves or settles as well."""
+    def without(self, gone: Iterable[Model]) -> Capacity:
+        """What may be reserved when these have gone, and all that leaves or is being reclaimed as well."""
         room = self.free()
         going = {m.spec.alias: m for m in (*gone, *self.leaving())}.values()
-        free = {d: mb + self.devices[d].settling_mb for d, mb in room.free.items()}
+        free = {d: mb + self.devices[d].reclaiming_mb for d, mb in room.free.items()}
         for model in going:
-            free = {d: mb + model.held.get(d, 0) for d, mb in free.items()}
-        return Room(free, room.places + len(going))
+            free = {d: mb + model.reserved.get(d, 0) for d, mb in free.items()}
+        return Capacity(free, room.places + len(going))
 
     def entitled(self, claim: Claim, victim: Model, slack: float) -> bool:
         """Rules 1, 5 and 6: may that model be stopped for this claim, once nothing runs in it?"""
@@ -83,7 +83,7 @@ class CheckedWorld(World):
         running = [self._request(victim, t).ticket.priority for t in victim.queue.running]
         if head is None and not running:
             return True
-        if head is not None and not victim.served:
+        if head is not None and not victim.life.served:
             return False
         if head is not None:
             level, key = head.ticket.priority, self.key(head)[0]
@@ -97,7 +97,7 @@ class CheckedWorld(World):
         in_turn = claim.key < key + slack
         if claim.level < level and in_turn:
             return True
-        held_until = max(claim.arrived, victim.ready_since) + self.limits.max_swap_wait_s
+        held_until = max(claim.arrived, victim.life.ready_since) + self.limits.max_swap_wait_s
         return (claim.level <= level or in_turn) and self.now >= held_until - slack
 
     def _request(self, model: Model, ticket: object) -> Request:
@@ -112,7 +112,7 @@ class CheckedWorld(World):
         refused = {a.alias for a in plan.actions if isinstance(a, Refuse)}
         self._check_stops(stops)
         self._check_refusals(refused)
-        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, Keep)]
+        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, Resume)]
         assert not any(m.status is not Status.DRAINING or _is_leaving(m) for m in kept), "kept what leaves"
         unclaimed = [m for m in self.live() if m.status is Status.DRAINING and not _is_leaving(m)]
         in_one_order = sorted(kept, key=unclaimed.index)  # the order in which they are kept changes nothing
@@ -142,15 +142,15 @@ class CheckedWorld(World):
         assert model.status is Status.READY
         assert not model.requests, "idle with requests"
         assert model.spec.idle_timeout_s is not None
-        assert self.now >= model.last_used + model.spec.idle_timeout_s
+        assert self.now >= model.life.last_used + model.spec.idle_timeout_s
 
-    def _most_room(self) -> Room:
+    def _most_room(self) -> Capacity:
         """With everything gone that is not pinned."""
         room = {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self.devices.values()}
         stay = [m for m in self.live() if m.spec.pinned and not _is_leaving(m)]
         for model in stay:
-            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
-        return Room(room, self.limits.max_models - len(stay))
+            room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
+        return Capacity(room, self.limits.max_models - len(stay))
 
     def _check_refusals(self, refused: Collection[str]) -> None:
         for alias in refused:
@@ -223,13 +223,13 @@ class CheckedWorld(World):
         helps = fit(first.need, self.without([*others, model])) is not None
         if fit(first.need, self.without(others)) is not None or not helps or model.spec.pinned:
             return
-        if model.spec.slots == 1 and model.served > 1:  # else it may be the second of several at once
+        if model.spec.slots == 1 and model.life.served > 1:  # else it may be the second of several at once
             level, key = request.ticket.priority, self.key(request)[0]
             due = self._goes_before(claim, model, level, key, -BARELY)
             assert not due, "rule 5: granted although the hold is over"
 
     def stopping(self, model: Model) -> None:
-        if model.stop_reason is not StopReason.MANUAL:
+        if model.life.stop_reason is not StopReason.MANUAL:
             assert not model.queue.in_flight, "rule 1: stopped with requests in flight"
 
     # --- at any time
@@ -242,6 +242,7 @@ class CheckedWorld(World):
             assert len(running) == model.queue.in_flight, "in flight miscounted"
             assert all(r.outcome is None for r in (*waiting, *running))
             assert not running or model.status in (Status.READY, Status.DRAINING)
+            assert not waiting or model.status is not Status.FAILED, "who waits is not told of the failure"
         ours = {id(r) for m in self.models.values() for r in m.requests.values()}
         assert ours == {id(r) for r in self.requests if r.outcome is None}, "lost or answered twice"
 
@@ -257,11 +258,11 @@ class CheckedWorld(World):
         stops = [a for a in plan.actions if isinstance(a, Stop)]
         served_first = {s.target for s in stops if self.models[s.alias].queue.in_flight}
         later = [a for a in plan.actions if a in stops and a.target in served_first]
-        later += [a for a in plan.actions if isinstance(a, Keep) and later]
+        later += [a for a in plan.actions if isinstance(a, Resume) and later]
         missed = [a for a in plan.actions if a not in later]
         assert not missed, f"nobody looked in time: {missed}"
 
 
 def _is_leaving(model: Model) -> bool:
-    swap = model.stop_reason is not None and model.stop_reason.is_swap
+    swap = model.life.stop_reason is not None and model.life.stop_reason.is_swap
     return model.status is Status.STOPPING or (model.status is Status.DRAINING and not swap)

@@ -9,18 +9,22 @@ from typing import Any, cast
 
 import pytest
 
-from app.core.config import SystemConfig
+from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
+from app.models.lifecycle import Lifecycle
+from app.models.restarts import RestartLimits
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
+from app.proxy.request_body import RequestBody
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
 SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
@@ -73,7 +77,9 @@ class World:
         self.wakes_at = 0.0
         self.queue = RequestQueue(slots=1, max_waiting=10)
         self.runner: Any = Runner()
-        self.status, self.ready_since, self.load_started, self.alias = Status.READY, 900.0, 890.0, "m"
+        self.status, self.alias = Status.READY, "m"
+        self.lifecycle = Lifecycle("m", RestartLimits(3, 600, 2), 890.0)
+        self.lifecycle.load_started, self.lifecycle.ready_since = 890.0, 900.0
         self.load_progress: float | None = None
         # slots
         self.is_full = False
@@ -97,10 +103,13 @@ class World:
         )
         record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
         everything: Any = self
+        self.memory = ClientMemory(Config(), 1024)
+        body = RequestBody(self.memory)
+        body.add(b"body")
         self.exchange = Exchange(
             everything,
             record,
-            b"body",
+            body,
             Reply(
                 everything,
                 record,

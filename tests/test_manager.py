@@ -298,7 +298,7 @@ async def test_a_bug_in_the_launcher_ends_in_failed_not_in_a_stuck_state(make_wo
     with pytest.raises(LoadFailed, match="internal error"):
         await world.request("a").task
     assert world.status("a") is Status.FAILED
-    assert world.held("a") == {}
+    assert world.reserved("a") == {}
 
 
 async def test_a_crashed_model_comes_back_by_itself(make_world: MakeWorld) -> None:
@@ -518,7 +518,7 @@ async def test_a_free_slot_is_granted_at_once(make_world: MakeWorld) -> None:
     first, second, third = [_entered(world, "a") for _ in range(3)]
     assert [_has_slot(ticket) for ticket in (first, second, third)] == [True, True, False]
     instance = world.manager.instances["a"]
-    assert (first.granted_at, instance.last_used) == (world.clock.now, world.clock.now)
+    assert (first.granted_at, instance.lifecycle.last_used) == (world.clock.now, world.clock.now)
     world.manager.leave(instance, first)
     assert _has_slot(third)
     for ticket in (second, third):
@@ -573,7 +573,7 @@ async def test_only_a_model_that_serves_grants_at_once(make_world: MakeWorld, st
         await world.settle()
         instance.drain(StopReason.MANUAL)
     elif status is Status.FAILED:
-        instance.fail(failure())
+        instance.check_failed(failure())
     assert instance.status is status
     if status is Status.FAILED:
         with pytest.raises(ModelFailed):

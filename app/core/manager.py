@@ -17,21 +17,22 @@ from app.domain.errors import (
     ShuttingDown,
 )
 from app.domain.event_bus import EventBus
-from app.domain.events import Touched
+from app.domain.events import ModelChanged
 from app.domain.jobs import Jobs
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind, Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner import Launcher
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
 from app.memory.need import Footprint, inspect
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
+from app.models.instance import ModelInstance
 from app.models.kv_cache import KvCache
+from app.models.load_errors import load_failed, model_failed
 from app.models.restarts import RestartLimits
 from app.models.scheduler import Scheduler
-from app.models.supervisor import ModelInstance
 from app.scheduling.plan import Limits, Preview
 
 
@@ -63,14 +64,15 @@ class ModelManager:
         bus: EventBus,
         clock: Callable[[], float],
         inspect_file: Callable[[ModelSpec], Footprint] = inspect,
-        learned: LearnedFootprints | None = None,
+        history: LoadHistory | None = None,
         kv_cache: KvCache | None = None,
     ) -> None:
-        self._learned = learned = learned or LearnedFootprints()
-        self.inspection = Inspection(launcher, tracker, learned, inspect_file, config.system.vram_multiplier)
+        self._history = history = history or LoadHistory()
+        self.inspection = Inspection(launcher, tracker, history, inspect_file, config.system.vram_multiplier)
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
-        self._kv_cache, learned.on_change = kv_cache, self._save_learned
+        self._kv_cache = kv_cache
+        history.subscribe(self._save_history)
         self._jobs, self._config = Jobs(), config
         self._fleet = Fleet(self._instance)
         self.scheduler = Scheduler(
@@ -106,7 +108,7 @@ class ModelManager:
         self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
         self.scheduler.forget_removed()
         for alias in self.instances:
-            self._bus.publish(Touched(alias))
+            self._bus.publish(ModelChanged(alias))
         if self._kv_cache is not None:
             self._kv_cache.apply(config)
             self._jobs.start("clean kept conversations", self._kv_cache.clean)
@@ -135,7 +137,7 @@ class ModelManager:
         """
         self._check_open(instance)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
-            self._bus.touch(instance.alias)
+            self._bus.model_changed(instance.alias)
             return
         instance.queue.push(ticket)
         try:
@@ -169,20 +171,20 @@ class ModelManager:
 
     async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
         """Free its memory; False if it holds none. Waiting requests stay and load it again."""
-        over = instance.over
-        if over is None:
-            if instance.status is Status.CRASHED or instance.preload:
-                instance.forget("ejected")  # it would come back by itself
+        process = instance.process
+        if process is None:
+            if instance.status is Status.CRASHED or instance.lifecycle.preload:
+                instance.give_up("ejected")  # it would come back by itself
             return False
         if now or timeout_s <= 0:
             instance.stop(StopReason.MANUAL)
         else:
             instance.drain(StopReason.MANUAL)
         with anyio.move_on_after(timeout_s):
-            await over.wait()
-        if not over.is_set():
+            await process.over.wait()
+        if not process.over.is_set():
             instance.stop(StopReason.MANUAL)
-            await over.wait()
+            await process.over.wait()
         return True
 
     async def preview(self, instance: ModelInstance) -> Preview:
@@ -190,15 +192,14 @@ class ModelManager:
         if instance.need is None:
             await self.scheduler.inspect(instance)
         if instance.status is Status.FAILED:
-            raise instance.load_failed()
+            raise load_failed(instance.alias, instance.lifecycle.failure)
         return await self.scheduler.preview(instance.alias)
 
     def preload(self, aliases: Sequence[str]) -> None:
         """Load those that are off as soon as there is room."""
         for alias in aliases:
-            if self.instances[alias].status is Status.OFF:
-                self.instances[alias].preload = True
-        self.scheduler.look_again()
+            self.instances[alias].lifecycle.want_preload()
+        self.scheduler.reconcile_soon()
 
     def views(self) -> list[ModelView]:
         return self._fleet.views()
@@ -221,7 +222,7 @@ class ModelManager:
             async with anyio.create_task_group() as group:
                 for instance in self.instances.values():
                     instance.drain(StopReason.SHUTDOWN)
-                    group.start_soon(instance.gone)
+                    group.start_soon(instance.until_gone)
         await self.stop_all()
 
     async def stop_all(self) -> None:
@@ -230,8 +231,8 @@ class ModelManager:
         for instance in self.instances.values():
             instance.stop(StopReason.SHUTDOWN)
         for instance in self.instances.values():
-            await instance.gone()
-        await self._learned.save()
+            await instance.until_gone()
+        await self._history.save()
 
     # --- inside
 
@@ -244,8 +245,8 @@ class ModelManager:
             bus=self._bus,
             limits=restarts,
             clock=self._clock,
-            look_again=self.scheduler.look_again,
-            learned=self._learned,
+            reconcile_soon=self.scheduler.reconcile_soon,
+            history=self._history,
             kv_cache=self._kv_cache,
         )
 
@@ -259,19 +260,19 @@ class ModelManager:
         if self.closing:
             raise ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
         if instance.status is Status.FAILED:
-            raise instance.model_failed()
+            raise model_failed(instance.alias, instance.lifecycle.failure)
 
     def _serve_next(self, instance: ModelInstance) -> None:
         """Grant at once, unless somebody else may have a better claim: then the next look decides."""
         if self.scheduler.contended or instance.status is not Status.READY:
-            self.scheduler.look_again()
+            self.scheduler.reconcile_soon()
         elif instance.queue.has_waiting:
             instance.grant()
-        self._bus.touch(instance.alias)
+        self._bus.model_changed(instance.alias)
 
-    def _save_learned(self) -> None:
+    def _save_history(self) -> None:
         if not self.closing:  # `stop_all` saves by itself
-            self._jobs.start("save footprints", self._learned.save)
+            self._jobs.start("save footprints", self._history.save)
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec

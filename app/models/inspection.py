@@ -10,13 +10,12 @@ import anyio.to_thread
 from app.core.vram_tracker import DeviceTracker
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
-from app.domain.status import Status
-from app.domain.views import Need
+from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
 from app.memory.need import Footprint, key, need
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +27,12 @@ class Inspection:
         self,
         launcher: Launcher,
         tracker: DeviceTracker,
-        learned: LearnedFootprints,
+        history: LoadHistory,
         inspect_file: Callable[[ModelSpec], Footprint],
         vram_multiplier: float,
     ) -> None:
         self.vram_multiplier = vram_multiplier
-        self._launcher, self._tracker, self._learned = launcher, tracker, learned
+        self._launcher, self._tracker, self._history = launcher, tracker, history
         self._inspect_file = inspect_file
 
     async def read(self, instance: ModelInstance) -> None:
@@ -53,35 +52,26 @@ class Inspection:
             await self._launcher.check(instance.spec)
             instance.need = self.need_of(instance)
         except LoadError as error:
-            _unfit(instance, error.failure)
+            instance.check_failed(error.failure)
         except Exception as error:  # a bug of ours, or a file stranger than any we know
             logger.exception("%s: looking at its file failed", instance.alias)
             message = f"The router could not make sense of its file ({type(error).__name__}: {error})."
-            _unfit(instance, Failure(FailureKind.UNKNOWN, message, None, ()))
+            instance.check_failed(Failure(FailureKind.UNKNOWN, message, None, ()))
 
-    def need_of(self, instance: ModelInstance) -> Need:
+    def need_of(self, instance: ModelInstance) -> MemoryNeed:
         """By the header of its file, and by what was learned of it and of the GPUs."""
-        spec, found, tracker, learned = instance.spec, instance.footprint, self._tracker, self._learned
+        spec, found, tracker, history = instance.spec, instance.footprint, self._tracker, self._history
         assert found is not None
         gpus = tracker.resolve(spec.gpu_devices)
-        name = key(spec, found, learned.build, tracker.has_gpu)
+        name = key(spec, found, history.build, tracker.has_gpu)
         takes = need(
             spec,
             found,
             gpus,
             tracker.has_gpu,
             self.vram_multiplier,
-            learned.model(name),
-            learned.fixed_cost(tracker.readings(gpus)),
+            history.model(name),
+            history.fixed_cost(tracker.readings(gpus)),
         )
         instance.memory.expect(spec, name, takes)
         return takes
-
-
-def _unfit(instance: ModelInstance, failure: Failure) -> None:
-    if instance.status not in (Status.OFF, Status.CRASHED):
-        return
-    if failure.kind is FailureKind.OUT_OF_FILES:
-        instance.turn_away(failure)
-    else:
-        instance.fail(failure)
