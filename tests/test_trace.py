@@ -50,6 +50,7 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 DOWN = [
     "http_server",
     "request_reader",
+    "request_head",
     "gateway",
     "request_body",
     "body",

@@ -22,21 +22,13 @@ from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.body_reader import BodyReader
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, through_tunnel, to_model
+from app.proxy.headers import through_tunnel, to_model
 from app.proxy.record import RequestRecord
 from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
-from app.proxy.request_reader import RequestHead
+from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
 from app.proxy.seams import Downstream
 from app.proxy.upstream_pool import UpstreamPool
-
-MAX_KNOWN_HEADS = 256
-MAX_KNOWN_BYTES = 4096
-"""Of one head: so much at most is kept of what clients send."""
-
-MAX_ID_BYTES = 128
-"""A longer id is like any other header: checked with the rest."""
-
 
 MAX_TARGET_BYTES = 8192
 
@@ -91,8 +83,9 @@ class Gateway:
     rules: Rules
 
     def __init__(self, refusals: RefusalLog) -> None:
+        self.heads = KnownHeads()
         self._refusals = refusals
-        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
+        self._known: dict[HeadLines, tuple[Endpoint | None, RequestMeta]] = {}
         self._browsers_elsewhere = False
 
     def admit_by(self, rules: Rules, *, browsers_elsewhere: bool) -> None:
@@ -105,50 +98,39 @@ class Gateway:
 
     def accept(self, head: RequestHead) -> Accepted | None:
         """None for what does not go to a model. Raises what the client is to be told instead."""
-        raw_path = head.path
-        path = unquote(raw_path) if "%" in raw_path else raw_path
-        endpoint = BY_PATH.get(path) if head.method == "POST" else None
-        is_tunnel = raw_path.startswith(TUNNEL) and request.is_tunnel(head.method, path)
-        if (endpoint is None and not is_tunnel) or self._is_elsewhere(head):
+        lines = head.lines
+        known = self._known.get(lines) or self._examined(head)
+        if known is None:
             return None
-        check_target(len(head.target))
         if head.length is not None and head.length > self.rules.max_body_bytes:
             raise self.rules.too_large()
-        if endpoint is None:
-            headers = RequestHeaders(head.headers)
-            meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
-            return Accepted(None, head.method, head.target, request_id(headers.get("x-request-id")), meta)
-        given, meta = self._meta(endpoint, head.headers)
-        return Accepted(endpoint, head.method, head.target, request_id(given), meta)
+        endpoint, meta = known
+        if endpoint is None and head.given_id is not None:
+            meta = meta.with_id(head.given_id)
+        return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta)
 
-    def _is_elsewhere(self, head: RequestHead) -> bool:
-        return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
+    def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
+        lines = head.lines
+        path = unquote(lines.path) if "%" in lines.path else lines.path
+        endpoint = BY_PATH.get(path) if lines.method == "POST" else None
+        is_tunnel = lines.path.startswith(TUNNEL) and request.is_tunnel(lines.method, path)
+        if (endpoint is None and not is_tunnel) or self._is_elsewhere(lines):
+            return None
+        check_target(len(lines.target))
+        headers = RequestHeaders(lines.headers)
+        client = self.rules.check(lines.method, path, headers)
+        known = endpoint, self.meta(headers, client) if endpoint else self.admin_meta(headers, client)
+        if len(head.raw) <= MAX_KNOWN_BYTES:
+            self._remember(lines, known)
+        return known
 
-    def _meta(self, endpoint: Endpoint, headers: Headers) -> tuple[str | None, RequestMeta]:
-        given, rest = None, []
-        for header in headers:
-            name, value = header
-            if name == b"x-request-id" and given is None and len(value) <= MAX_ID_BYTES:
-                given = value.decode("latin-1")
-            elif name != b"content-length":
-                rest.append(header)
-        key = tuple(rest)
-        meta = self._known.get(key)
-        if meta is None:
-            meta = self._checked(endpoint, headers)
-            self._remember(key, meta)
-        return given, meta
+    def _remember(self, lines: HeadLines, known: tuple[Endpoint | None, RequestMeta]) -> None:
+        if len(self._known) >= MAX_KNOWN_HEADS:
+            self._known.clear()
+        self._known[lines] = known
 
-    def _checked(self, endpoint: Endpoint, raw: Headers) -> RequestMeta:
-        headers = RequestHeaders(raw)
-        client = self.rules.check("POST", endpoint.path, headers)
-        return self.meta(headers, client)
-
-    def _remember(self, key: tuple[tuple[bytes, bytes], ...], meta: RequestMeta) -> None:
-        if sum(len(name) + len(value) for name, value in key) <= MAX_KNOWN_BYTES:
-            if len(self._known) >= MAX_KNOWN_HEADS:
-                self._known.clear()
-            self._known[key] = meta
+    def _is_elsewhere(self, lines: HeadLines) -> bool:
+        return self._browsers_elsewhere and any(name == b"origin" for name, _ in lines.headers)
 
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:

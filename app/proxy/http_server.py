@@ -26,7 +26,8 @@ from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
 from app.proxy.headers import Headers
 from app.proxy.request_body import RequestBody
-from app.proxy.request_reader import BodyPart, RequestHead, RequestReader
+from app.proxy.request_head import RequestHead
+from app.proxy.request_reader import BodyPart, RequestReader
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._state = State.IDLE
-        self._reader = RequestReader()
+        self._reader = RequestReader(gateway.heads)
         self._alarm = Alarm(self._ring, self._loop)
         self._is_read_paused = self._is_write_paused = False
         self._writer = http1.AnswerWriter()
@@ -157,7 +158,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._handover is not None:
             self._handover.head(head)
             return
-        self._head, self._keep_alive, self._client = head, head.keep_alive, ""
+        self._head, self._keep_alive, self._client = head, head.lines.keep_alive, ""
         try:
             accepted = self._gateway.accept(head)
         except RouterError as error:
@@ -171,7 +172,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._start(accepted, b"")
         else:
             self._state, self._arriving = State.RECEIVING, RequestBody(accepted)
-            if self._reader.waiting == 0 and head.expects_continue:
+            if self._reader.waiting == 0 and head.lines.expects_continue:
                 self._transport.write(http1.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
@@ -212,7 +213,7 @@ class ProxyProtocol(asyncio.Protocol):
         """Instead of an exchange. The rest of the body is read and ignored."""
         head = self._head
         assert head is not None
-        id_, peer = request_id(head.header("x-request-id")), self._transport.get_extra_info("peername")
+        id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
         headers, body = http1.error_answer(error, head.path, id_)
         self.start(error.status, headers, len(body))
@@ -245,8 +246,8 @@ class ProxyProtocol(asyncio.Protocol):
         head = self._head
         assert head is not None
         self._keep_alive = self._writer.start(
-            head.method,
-            head.version,
+            head.lines.method,
+            head.lines.version,
             status,
             headers,
             length,

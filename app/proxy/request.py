@@ -26,7 +26,7 @@ from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
 from app.proxy.headers import Headers as Raw
-from app.proxy.headers import as_lines
+from app.proxy.headers import as_lines, through_tunnel
 from app.proxy.record import RoutedRequest
 
 TUNNEL = "/upstream/"
@@ -99,6 +99,11 @@ class RequestMeta(NamedTuple):
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         return cls(client, _priority(headers), as_lines(passed_on))
+
+    def with_id(self, request_id: str) -> RequestMeta:
+        """For the tunnel, which passes it on."""
+        passed_on = as_lines(through_tunnel([(b"x-request-id", request_id.encode("latin-1"))]))
+        return self._replace(passed_on=self.passed_on + passed_on)
 
 
 def read_body(
