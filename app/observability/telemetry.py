@@ -14,17 +14,27 @@ from app.domain.events import Event, Outcome, RequestFinished, Settled
 
 access_log = logging.getLogger("app.access")
 
+OUTCOMES = {outcome: outcome.value for outcome in Outcome}
+"""Their texts. Asking an enum takes as long as anything else here."""
+
 RECENT = 2000
 """Percentiles are those of this many last requests."""
 
 
 @dataclass
 class ModelTotals:
-    requests: int = 0
-    errors: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
+    tokens_prompt: int = 0
     tokens_generated: int = 0
     last_tps: float | None = None
+
+    @property
+    def requests(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def errors(self) -> int:
+        return self.requests - self.outcomes[Outcome.SUCCESS] - self.outcomes[Outcome.CANCELLED]
 
 
 class Telemetry:
@@ -35,11 +45,9 @@ class Telemetry:
 
     def __init__(self, bus: EventBus) -> None:
         self.by_model: dict[str, ModelTotals] = {}
-        self._outcomes: Counter[Outcome] = Counter()
         self._errors: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
-        self._prompt = self._generated = 0
         self._lines: list[dict[str, Any]] = []
         bus.subscribe(self._on_event, RequestFinished)
         bus.subscribe(self._write, Settled)
@@ -48,24 +56,24 @@ class Telemetry:
         return self.by_model.get(alias) or ModelTotals()
 
     def outcome(self, outcome: Outcome) -> int:
-        return self._outcomes[outcome]
+        return sum(totals.outcomes[outcome] for totals in self.by_model.values())
 
     def summary(self) -> dict[str, Any]:
         """Milliseconds; averages and percentiles over the last requests that succeeded."""
         latencies = sorted(self._latencies)
-        total = sum(self._outcomes.values())
+        models = self.by_model.values()
         return {
-            "total_requests": total,
-            "success_count": self._outcomes[Outcome.SUCCESS],
-            "error_count": total - self._outcomes[Outcome.SUCCESS] - self._outcomes[Outcome.CANCELLED],
-            "cancelled_count": self._outcomes[Outcome.CANCELLED],
+            "total_requests": sum(totals.requests for totals in models),
+            "success_count": self.outcome(Outcome.SUCCESS),
+            "error_count": sum(totals.errors for totals in models),
+            "cancelled_count": self.outcome(Outcome.CANCELLED),
             "avg_latency_ms": _ms(_mean(latencies)),
             "p50_latency_ms": _ms(percentile(latencies, 0.50)),
             "p95_latency_ms": _ms(percentile(latencies, 0.95)),
             "p99_latency_ms": _ms(percentile(latencies, 0.99)),
             "avg_ttft_ms": _ms(_mean(self._ttfts)),
-            "tokens_prompt": self._prompt,
-            "tokens_generated": self._generated,
+            "tokens_prompt": sum(totals.tokens_prompt for totals in models),
+            "tokens_generated": sum(totals.tokens_generated for totals in models),
             "requests_by_model": {alias: totals.requests for alias, totals in self.by_model.items()},
             "errors_by_type": dict(self._errors),
         }
@@ -73,19 +81,20 @@ class Telemetry:
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, RequestFinished):
             return
-        self._outcomes[event.outcome] += 1
-        self._prompt += event.usage.prompt
-        self._generated += event.usage.generated
-        if event.outcome is Outcome.SUCCESS:
-            self._latencies.append(event.duration_s)
-            if event.ttft_s is not None:
-                self._ttfts.append(event.ttft_s)
-        elif event.outcome is not Outcome.CANCELLED:
-            self._errors[event.error or f"upstream_{event.status}"] += 1
         totals = self.by_model.get(event.alias)
         if totals is None:
             totals = self.by_model[event.alias] = ModelTotals()
-        self._count(totals, event)
+        outcome, usage = event.outcome, event.usage
+        totals.outcomes[outcome] += 1
+        totals.tokens_prompt += usage.prompt
+        totals.tokens_generated += usage.generated
+        totals.last_tps = usage.generation_tps or totals.last_tps
+        if outcome is Outcome.SUCCESS:
+            self._latencies.append(event.duration_s)
+            if event.ttft_s is not None:
+                self._ttfts.append(event.ttft_s)
+        elif outcome is not Outcome.CANCELLED:
+            self._errors[event.error or f"upstream_{event.status}"] += 1
         if access_log.isEnabledFor(logging.INFO):
             self._lines.append(_line(event))
 
@@ -94,14 +103,6 @@ class Telemetry:
         lines, self._lines = self._lines, []
         if lines:
             access_log.info("requests", extra={"lines": lines})
-
-    @staticmethod
-    def _count(totals: ModelTotals, event: RequestFinished) -> None:
-        totals.requests += 1
-        totals.outcomes[event.outcome] += 1
-        totals.errors += event.outcome not in (Outcome.SUCCESS, Outcome.CANCELLED)
-        totals.tokens_generated += event.usage.generated
-        totals.last_tps = event.usage.generation_tps or totals.last_tps
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -124,7 +125,7 @@ def _line(event: RequestFinished) -> dict[str, Any]:
         "model": event.alias,
         "endpoint": event.endpoint,
         "status": event.status,
-        "outcome": event.outcome.value,
+        "outcome": OUTCOMES[event.outcome],
         "error": event.error,
         "priority": event.priority.label,
         "client": event.client or None,

@@ -33,17 +33,21 @@ def usage_in(first: bytes, text: bytes) -> Usage:
     """The counts in the end of `text`, or in the `first` bytes of the answer, which may be the same."""
     text = text[-32768:]
     timings = _last_object(b'"timings":', text)
-    cached = _count(timings, "cache_n")
-    prompt = _count(timings, "prompt_n") + cached
-    if prompt and (generated := _count(timings, "predicted_n")):  # they say it all
-        return Usage(prompt, generated, cached, _speed(timings))
+    prompt = generated = cached = 0
+    tps = None
+    if timings:
+        cached = _count(timings, "cache_n")
+        prompt, generated = _count(timings, "prompt_n") + cached, _count(timings, "predicted_n")
+        tps = _speed(timings, generated)
+    if prompt and generated:  # they say it all
+        return Usage(prompt, generated, cached, tps)
     usage = _last_object(b'"usage":', text) or _last_object(b'"usage":', first[:2048])
     details = usage.get("prompt_tokens_details")
     return Usage(
-        prompt=prompt or _count(usage, "prompt_tokens", "input_tokens"),
-        generated=_count(timings, "predicted_n") or _count(usage, "completion_tokens", "output_tokens"),
-        cached=cached or _count(details if isinstance(details, dict) else {}, "cached_tokens"),
-        generation_tps=_speed(timings),
+        prompt or _count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
+        generated or _count(usage, "completion_tokens") or _count(usage, "output_tokens"),
+        cached or (_count(details, "cached_tokens") if isinstance(details, dict) else 0),
+        tps,
     )
 
 
@@ -63,17 +67,14 @@ def _last_object(key: bytes, text: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(values: Mapping[str, object], *keys: str) -> int:
-    for key in keys:
-        value = values.get(key)
-        if type(value) is int and value > 0:  # no bool
-            return value
-    return 0
+def _count(values: Mapping[str, object], key: str) -> int:
+    value = values.get(key)
+    return value if type(value) is int and value > 0 else 0  # no bool
 
 
-def _speed(timings: Mapping[str, object]) -> float | None:
+def _speed(timings: Mapping[str, object], generated: int) -> float | None:
     """Tokens per second; None where llama-server gives none or, after one token, no meaningful one."""
     value = timings.get("predicted_per_second")
-    if isinstance(value, (int, float)) and _count(timings, "predicted_n") > 1 and 0 < value < 1e6:
+    if generated > 1 and isinstance(value, (int, float)) and 0 < value < 1e6:
         return float(value)
     return None
