@@ -33,8 +33,8 @@ MUTATIONS = [
     Mutation(
         "the busy check is dropped",
         TURNS,
-        "    if victim.pinned or victim.status not in _TAKEABLE:\n",
-        "    return now\n    if victim.pinned or victim.status not in _TAKEABLE:\n",
+        "    if victim.model.pinned or victim.process.status not in _TAKEABLE:\n",
+        "    return now\n    if victim.model.pinned or victim.process.status not in _TAKEABLE:\n",
     ),
     Mutation(
         "requests do not age",
@@ -57,13 +57,13 @@ MUTATIONS = [
     Mutation(
         "the hold has no end",
         TURNS,
-        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
         "hold_end = NEVER",
     ),
     Mutation(
         "there is no hold",
         TURNS,
-        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
         "hold_end = now",
     ),
     Mutation(
@@ -87,14 +87,14 @@ MUTATIONS = [
     Mutation(
         "a model need not serve before it goes",
         TURNS,
-        "    if victim.head and not victim.served:\n",
+        "    if victim.model.head and not victim.process.served:\n",
         "    if False:\n",
     ),
     Mutation(
         "busy models go before idle ones",
         TURNS,
-        "        victim.busy,\n        victim.waiting,\n",
-        "        not victim.busy,\n        victim.waiting,\n",
+        "        victim.busy,\n        victim.model.waiting,\n",
+        "        not victim.busy,\n        victim.model.waiting,\n",
     ),
     Mutation(
         "the memory of others is not asked for in turn",

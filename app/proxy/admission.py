@@ -36,6 +36,10 @@ class Admission:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def enter(self, entrant: Entrant) -> asyncio.Task[None] | None:
+        if entrant.record.request.only_reads:
+            entrant.ticket.owner = entrant
+            entrant.instance.let_read(entrant.ticket)
+            return None
         if entrant.instance.status is Status.FAILED:
             return self._start(entrant, self._revive(entrant))
         self._enter(entrant)
@@ -43,6 +47,9 @@ class Admission:
 
     def leave(self, entrant: Entrant) -> None:
         entrant.ticket.owner = None
+        if entrant.record.request.only_reads:
+            entrant.instance.readers.discard(entrant.ticket)
+            return
         self._manager.leave(entrant.instance, entrant.ticket)
 
     def ended(self, entrant: Entrant) -> None:

@@ -29,9 +29,17 @@ class UsageScanner:
         return usage_in(self._first, b"".join(self._last))
 
 
+LAST_BYTES = 32768
+
+
+def usage_of(answer: bytes) -> Usage:
+    """Of a plain one, as a whole."""
+    return usage_in(answer if len(answer) > LAST_BYTES else b"", answer)
+
+
 def usage_in(first: bytes, text: bytes) -> Usage:
-    """The counts in the end of `text`, or in the `first` bytes of the answer, which may be the same."""
-    text = text[-32768:]
+    """The counts in the end of `text`, or in the `first` bytes of the answer."""
+    text = text[-LAST_BYTES:]
     timings = _last_object(b'"timings":', text)
     prompt = generated = cached = 0
     tps = None
@@ -41,14 +49,21 @@ def usage_in(first: bytes, text: bytes) -> Usage:
         tps = _speed(timings, generated)
     if prompt and generated:  # they say it all
         return Usage(prompt, generated, cached, tps)
-    usage = _last_object(b'"usage":', text) or _last_object(b'"usage":', first[:2048])
-    details = usage.get("prompt_tokens_details")
+    usage = _last_object(b'"usage":', text)
+    if first:
+        usage = {**_last_object(b'"usage":', first[:2048]), **usage}
+    read = _count(usage, "cache_read_input_tokens")  # Anthropic's, which counts cached tokens apart
     return Usage(
-        prompt or _count(usage, "prompt_tokens") or _count(usage, "input_tokens"),
+        prompt or read + (_count(usage, "prompt_tokens") or _count(usage, "input_tokens")),
         generated or _count(usage, "completion_tokens") or _count(usage, "output_tokens"),
-        cached or (_count(details, "cached_tokens") if isinstance(details, dict) else 0),
+        cached or read or _cached(usage),
         tps,
     )
+
+
+def _cached(usage: Mapping[str, object]) -> int:
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    return _count(details, "cached_tokens") if isinstance(details, dict) else 0
 
 
 _OBJECT = re.compile(rb"\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.domain.status import Status, StopReason
+from app.domain.status import StopReason
 from app.domain.views import DeviceView, ModelView, Placement
 from app.scheduling.placement import Room, fit
 from app.scheduling.plan import NEVER, Limits, Refuse
 from app.scheduling.refusals import refuse
-from app.scheduling.turns import cost, effective, may_be_taken_at, serves_first
+from app.scheduling.turns import Loaded, cost, effective, loaded, may_be_taken_at, serves_first
 
 
 @dataclass(frozen=True)
 class Swap:
     """These must go, at `at` all of them may, and then the model goes there."""
 
-    victims: tuple[ModelView, ...]
+    victims: tuple[Loaded, ...]
     at: float
     placement: Placement
 
@@ -29,17 +29,18 @@ class Claims:
         self, models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float
     ) -> None:
         self._devices, self._limits, self._now = devices, limits, now
-        live = sorted((m for m in models if m.status.has_process), key=cost)
-        self._stay = [m for m in live if m.pinned and not is_leaving(m)]
-        self.unclaimed = [m for m in live if not m.pinned and not is_leaving(m)]
+        live = sorted(loaded(models), key=cost)
+        staying = [one for one in live if not one.process.is_leaving]
+        self._stay = [one for one in staying if one.model.pinned]
+        self.unclaimed = [one for one in staying if not one.model.pinned]
         sizes = {d.id: d.total_mb for d in devices}
         free = {d.id: d.free_mb - d.min_free_mb for d in devices}
         self._room = Room(free, limits.max_models - len(live), sizes)
         self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
         self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
-        for model in live:
-            if is_leaving(model):
-                self._coming = self._coming.plus(model.held)
+        for one in live:
+            if one.process.is_leaving:
+                self._coming = self._coming.plus(one.process.reserved)
 
     def take_free(self, model: ModelView) -> Placement | None:
         """Room that is free now, which is this model's from now on."""
@@ -76,14 +77,14 @@ class Claims:
             victims = self._fewest(model, by_time) or self._fewest(model, by_time + serve_first)
         return self._swap(model, victims, max(when[v.alias] for v in victims)) if victims else None
 
-    def _fewest(self, model: ModelView, candidates: Sequence[ModelView]) -> tuple[ModelView, ...]:
+    def _fewest(self, model: ModelView, candidates: Sequence[Loaded]) -> tuple[Loaded, ...]:
         """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
         assert model.need is not None
-        chosen: list[ModelView] = []
+        chosen: list[Loaded] = []
         room = self._room_without(())
         for victim in candidates:
             chosen.append(victim)
-            room = room.plus(victim.held)
+            room = room.plus(victim.process.reserved)
             if fit(model.need, room) is not None:
                 break
         else:
@@ -94,7 +95,7 @@ class Claims:
                 chosen = rest
         return tuple(chosen)
 
-    def _swap(self, model: ModelView, victims: tuple[ModelView, ...], at: float) -> Swap:
+    def _swap(self, model: ModelView, victims: tuple[Loaded, ...], at: float) -> Swap:
         assert model.need is not None
         placement = fit(model.need, self._room_without(victims))
         assert placement is not None
@@ -106,10 +107,10 @@ class Claims:
         What victims that go later leave over is nobody's yet: for it, others would be stopped too early.
         """
         claimed = {v.alias for v in swap.victims}
-        self.unclaimed = [m for m in self.unclaimed if m.alias not in claimed]
+        self.unclaimed = [one for one in self.unclaimed if one.alias not in claimed]
         coming = self._coming
         for victim in swap.victims:
-            coming = coming.plus(victim.held)
+            coming = coming.plus(victim.process.reserved)
         self._room, coming = self._room.take(swap.placement, coming)
         self._coming = coming if swap.at <= self._now else coming.at_most(self._coming)
 
@@ -137,20 +138,12 @@ class Claims:
 
     def _room_beside_pinned(self, free: Mapping[str, int]) -> Room:
         room = Room(free, len(self._stay) + 1, self._empty.sizes)
-        for model in self._stay:
-            room = room.minus(model.held)
+        for one in self._stay:
+            room = room.minus(one.process.reserved)
         return room
 
-    def _room_without(self, victims: Sequence[ModelView]) -> Room:
+    def _room_without(self, victims: Sequence[Loaded]) -> Room:
         room = self._room.plus_all(self._coming)
         for victim in victims:
-            room = room.plus(victim.held)
+            room = room.plus(victim.process.reserved)
         return room
-
-
-def is_leaving(model: ModelView) -> bool:
-    """On its way out, and no decision of ours keeps it."""
-    if model.status is Status.STOPPING:
-        return True
-    swap = model.stop_reason is not None and model.stop_reason.is_swap
-    return model.status is Status.DRAINING and not swap

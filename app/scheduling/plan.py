@@ -22,7 +22,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Load:
-    """Start it, on this much of these devices."""
+    """Start a process of it, on this much of these devices."""
 
     alias: str
     placement: Placement
@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Stop:
-    """Let running requests finish, then stop the process. `target` is the model that gets the room."""
+    """Let running requests finish, then stop its process. `target` is the model that gets the room."""
 
     alias: str
     reason: StopReason
@@ -39,7 +39,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Keep:
-    """It drains for nobody any more: serve again."""
+    """Its process drains for nobody any more: serve again."""
 
     alias: str
 

@@ -49,8 +49,9 @@ def preview(
     """What `plan` would do for one more normal request for a model that is not loaded."""
     head = Head(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
     asked = next(m for m in models if m.alias == alias)
-    leaving = Status.STOPPING if asked.status.has_process else asked.status
-    asked = replace(asked, head=asked.head or head, status=leaving)
+    leaving = tuple(replace(process, status=Status.STOPPING) for process in asked.processes)
+    status = Status.STOPPING if leaving else asked.status
+    asked = replace(asked, head=asked.head or head, status=status, processes=leaving)
     step = _Step([asked if m.alias == alias else m for m in models], devices, limits, now)
     return step.preview(asked)
 
@@ -98,9 +99,9 @@ class _Step:
             self.waits[model.alias] = Wait()
 
     def resume_what_nobody_claims(self) -> None:
-        for model in self._claims.unclaimed:
-            if model.status is Status.DRAINING:
-                self.actions.append(Keep(model.alias))
+        for one in self._claims.unclaimed:
+            if one.process.status is Status.DRAINING:
+                self.actions.append(Keep(one.alias))
 
     def restart_or_forget_crashed(self) -> None:
         for model in self._models:
@@ -127,12 +128,13 @@ class _Step:
                 self.actions.append(Forget(model.alias, "not preloaded: no room left"))
 
     def unload_idle(self) -> None:
-        for model in self._claims.unclaimed:
-            if model.status is not Status.READY or model.idle_timeout_s is None:
+        for one in self._claims.unclaimed:
+            timeout_s = one.model.idle_timeout_s
+            if one.process.status is not Status.READY or timeout_s is None:
                 continue
-            expires = (self._now if model.busy else model.last_used) + model.idle_timeout_s
+            expires = (self._now if one.busy else one.model.last_used) + timeout_s
             if expires <= self._now:
-                self.actions.append(Stop(model.alias, StopReason.IDLE))
+                self.actions.append(Stop(one.alias, StopReason.IDLE))
             else:  # a request in between only makes that look come too early
                 self._look_at(expires)
 
@@ -165,7 +167,7 @@ class _Step:
             self._look_at(swap.at)
             return
         for victim in swap.victims:
-            if victim.status is not Status.DRAINING:
+            if victim.process.status is not Status.DRAINING:
                 self.actions.append(Stop(victim.alias, self._claims.stop_reason(target), target.alias))
 
     def _refuse_in_time(self, model: ModelView, refusal: Refuse) -> None:
