@@ -9,7 +9,6 @@ import anyio
 
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
-from app.core.queue import TicketState
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
@@ -72,9 +71,6 @@ class Admission:
             self._manager.enter(entrant.instance, ticket)
         except RouterError as error:
             ticket.refuse(error)
-        except BaseException:
-            ticket.state = TicketState.DONE  # it has not entered, so it must not be counted out
-            raise
 
     async def _revive(self, entrant: Entrant) -> None:
         """A model that has failed gets another try if its file is another one."""
