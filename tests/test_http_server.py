@@ -983,7 +983,7 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "passed_back")],
+    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "own_lines")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
@@ -997,7 +997,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(where, name, fail)
         client.say(request(None, "X-Request-ID: mine"))
-        if name == "passed_back":
+        if name == "own_lines":
             await line.answer()
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
@@ -1007,9 +1007,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
     assert router.instance().queue.in_flight == 0
     other = await router.client()
     other.say(request())
-    await (line if name in ("request_id", "find_model", "passed_back") else await router.line()).answer(
-        ANSWER
-    )
+    await (line if name in ("request_id", "find_model", "own_lines") else await router.line()).answer(ANSWER)
     assert (await other.reply()).body == USAGE
 
 

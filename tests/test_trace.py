@@ -61,8 +61,9 @@ DOWN = [
     "admission",
     "upstream_pool",
     "upstream_connection",
+    "answer_reader",
 ]
-BACK = ["upstream_connection", "exchange", "reply", "http_server", "http1"]
+BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "http1"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {"headers", "record", "usage", "admission", "upstream_pool", "request_reader"}

@@ -18,7 +18,7 @@ from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance
 from app.proxy import messages
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
@@ -139,9 +139,9 @@ class Exchange:
         link.ask(request_to(self._runner, self.request, self._body), self, is_fresh=is_fresh)
 
     @_input
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(status, headers, length)
+        self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 

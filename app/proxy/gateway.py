@@ -112,7 +112,8 @@ class Gateway:
             raise self.rules.too_large()
         endpoint, meta = known
         if endpoint is None and head.given_id is not None:
-            meta = meta.with_id(head.given_id)
+            passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
+            meta = meta._replace(passed_on=passed_on)
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta)
 
     def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:

@@ -25,7 +25,6 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
-from app.proxy.headers import Headers
 from app.proxy.request_body import RequestBody
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart, RequestReader
@@ -216,8 +215,8 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        headers, body = http1.error_answer(error, voice_of(head.path), id_)
-        self.start(error.status, headers, len(body))
+        lines, body = http1.error_answer(error, voice_of(head.path), id_)
+        self.start(error.status, lines, len(body))
         self.write(body, True)
 
     def _refuse_bytes(self, error: BadRequest) -> None:
@@ -243,14 +242,14 @@ class ProxyProtocol(asyncio.Protocol):
 
     # --- the answer
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
         head = self._head
         assert head is not None
         self._keep_alive = self._writer.start(
             head.lines.method,
             head.lines.version,
             status,
-            headers,
+            lines,
             length,
             defaults=self._server_state.default_headers,
             keep_alive=self._keep_alive,

@@ -11,7 +11,6 @@ from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.models.supervisor import ModelInstance
-from app.proxy.headers import Headers
 
 
 class RoutedRequest(NamedTuple):
@@ -64,14 +63,14 @@ class RequestRecord:
         if waited_for_load_s > 0:
             self.load_s += waited_for_load_s
 
-    def headers(self) -> Headers:
-        """What the answer tells of its way."""
-        own = []
+    def lines(self) -> bytes:
+        """What the head of the answer tells of its way."""
+        own = b""
         if self.granted_at is not None:
-            own.append((b"x-queue-wait-ms", b"%d" % (1000 * (self.granted_at - self.ticket.arrived))))
-            own.append((b"x-model-load-ms", b"%d" % (1000 * self.load_s)))
+            waited_ms = 1000 * (self.granted_at - self.ticket.arrived)
+            own = b"x-queue-wait-ms: %d\r\nx-model-load-ms: %d\r\n" % (waited_ms, 1000 * self.load_s)
         if self.request.lowered:
-            own.append((b"x-priority-effective", self.request.priority.label.encode()))
+            own += b"x-priority-effective: %b\r\n" % self.request.priority.label.encode()
         return own
 
     def close(self, error: RouterError | None = None) -> None:

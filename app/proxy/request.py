@@ -27,7 +27,7 @@ from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
 from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
-from app.proxy.headers import as_lines, through_tunnel
+from app.proxy.headers import as_lines
 from app.proxy.record import RoutedRequest
 
 TUNNEL = "/upstream/"
@@ -113,11 +113,6 @@ class RequestMeta(NamedTuple):
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
         return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers))
-
-    def with_id(self, request_id: str) -> RequestMeta:
-        """For the tunnel, which passes it on."""
-        passed_on = as_lines(through_tunnel([(b"x-request-id", request_id.encode("latin-1"))]))
-        return self._replace(passed_on=self.passed_on + passed_on)
 
 
 def read_body(
