@@ -17,6 +17,7 @@ from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.domain.heartbeats import Heartbeats
+from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
@@ -26,10 +27,12 @@ from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.headers import as_json, through_tunnel, to_model
+from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
+from app.proxy.request import RequestMeta
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.seams import Downstream
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -119,9 +122,9 @@ class Gateway:
     def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
         lines = head.lines
         path = unquote(lines.path) if "%" in lines.path else lines.path
-        endpoint = BY_PATH.get(path) if lines.method == "POST" else None
-        is_tunnel = lines.path.startswith(TUNNEL) and request.is_tunnel(lines.method, path)
-        if (endpoint is None and not is_tunnel) or self._is_elsewhere(lines):
+        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if lines.method == "POST" else None
+        in_tunnel = lines.path.startswith(TUNNEL) and is_tunnel(lines.method, path)
+        if (endpoint is None and not in_tunnel) or self._is_elsewhere(lines):
             return None
         check_target(len(lines.target))
         headers = RequestHeaders(lines.headers)
@@ -150,6 +153,10 @@ class Gateway:
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
         request.require_admin(client)
+        return Gateway.tunnel_meta(headers, client)
+
+    @staticmethod
+    def tunnel_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         return RequestMeta.of(headers, client, through_tunnel(headers.raw))
 
     def tell_refusal(
@@ -211,6 +218,8 @@ class Gateway:
                     Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
                 )
                 body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
+        if b"autoload=" in target and not instance.serves and forbids_load(target):
+            raise model_not_loaded(instance.alias)
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,
