@@ -48,7 +48,7 @@ class Telemetry:
         self._errors: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
-        self._lines: list[dict[str, Any]] = []
+        self._finished: list[RequestFinished] = []
         bus.subscribe(self._on_event, RequestFinished)
         bus.subscribe(self._write, Settled)
 
@@ -95,14 +95,13 @@ class Telemetry:
                 self._ttfts.append(event.ttft_s)
         elif outcome is not Outcome.CANCELLED:
             self._errors[event.error or f"upstream_{event.status}"] += 1
-        if access_log.isEnabledFor(logging.INFO):
-            self._lines.append(_line(event))
+        self._finished.append(event)
 
     def _write(self, _: Event) -> None:
         """A batch is one record: `logging` takes longer for one than everything else here for a request."""
-        lines, self._lines = self._lines, []
-        if lines:
-            access_log.info("requests", extra={"lines": lines})
+        finished, self._finished = self._finished, []
+        if finished and access_log.isEnabledFor(logging.INFO):
+            access_log.info("requests", extra={"lines": [_line(event) for event in finished]})
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -121,24 +120,27 @@ def _ms(seconds: float | None) -> float:
 def _line(event: RequestFinished) -> dict[str, Any]:
     """Of the access log. Prompts and answers are never logged."""
     prompt, generated, _, tps = event.usage
-    fields = {
+    line: dict[str, Any] = {
         "model": event.alias,
         "endpoint": event.endpoint,
         "status": event.status,
         "outcome": OUTCOMES[event.outcome],
-        "error": event.error,
-        "priority": event.priority.label,
-        "client": event.client or None,
-        "wait_ms": _rounded(event.queue_wait_s),
-        "load_ms": _rounded(event.load_s) or None,
-        "ttft_ms": _rounded(event.ttft_s),
-        "total_ms": _rounded(event.duration_s),
-        "tokens": f"{prompt}+{generated}" if prompt else None,
-        "tps": round(tps, 1) if tps else None,
-        "id": event.request_id,
     }
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _rounded(seconds: float | None) -> int | None:
-    return None if seconds is None else round(1000 * seconds)
+    if event.error is not None:
+        line["error"] = event.error
+    line["priority"] = event.priority.label
+    if event.client:
+        line["client"] = event.client
+    if event.queue_wait_s is not None:
+        line["wait_ms"] = round(1000 * event.queue_wait_s)
+    if load_ms := round(1000 * event.load_s):
+        line["load_ms"] = load_ms
+    if event.ttft_s is not None:
+        line["ttft_ms"] = round(1000 * event.ttft_s)
+    line["total_ms"] = round(1000 * event.duration_s)
+    if prompt:
+        line["tokens"] = f"{prompt}+{generated}"
+    if tps:
+        line["tps"] = round(tps, 1)
+    line["id"] = event.request_id
+    return line

@@ -49,9 +49,9 @@ def _input(method: Input) -> Input:
     """A bug in one request is answered and logged there; whoever called goes on."""
 
     @wraps(method)
-    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Exchange, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
             self.bug(error)
             return None

@@ -118,7 +118,8 @@ class UpstreamConnection(asyncio.Protocol):
 
 def _head(request: UpstreamRequest, port: int) -> bytes:
     method, target, headers, body, keep_alive = request
-    start = f"{method} {target} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n".encode("latin-1")
+    start = method.encode(), target.encode("latin-1"), port, headers
     has_body = body or method not in ("GET", "HEAD", "OPTIONS", "DELETE")
     length = b"content-length: %d\r\n" % len(body) if has_body else b""
-    return b"%b%b%b%b" % (start, headers, length, b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
+    end = length if keep_alive else length + b"connection: close\r\n"
+    return b"%b %b HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n%b%b\r\n" % (*start, end)

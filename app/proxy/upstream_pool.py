@@ -57,7 +57,7 @@ class UpstreamPool:
         """
         if not fresh:
             if (kept := self._take(port)) is not None:
-                user.connected(kept, is_fresh=False)
+                user.connected(kept, False)
                 return None
             for opening in self._opening.get(port, ()):
                 if opening.user is None:
@@ -125,7 +125,7 @@ class UpstreamPool:
 
     def _opened(self, connection: UpstreamConnection, user: LinkUser | None) -> None:
         if user is not None:
-            user.connected(connection, is_fresh=True)
+            user.connected(connection, True)
         else:
             self._keep(connection)
 
