@@ -55,7 +55,7 @@ class _RequestSeries(NamedTuple):
 class Metrics:
     """One registry for one router; the labels are the configured aliases and closed sets.
 
-    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    Who shows its figures calls `EventBus.flush` first: asking here publishes nothing.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
     )
     yield each(
         "router_model_memory_reserved_bytes",
-        "Promised to it now",
+        "Reserved for it now",
         lambda v: MIB * sum(p.reserved_mb for p in v.processes),
     )
     yield gauge(
