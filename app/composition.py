@@ -43,6 +43,7 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
@@ -57,6 +58,7 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     bus = EventBus(BATCH_S)
@@ -80,8 +82,11 @@ async def build(
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    services = _services(
+        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+    )
     stack.callback(services.upstream.close)
+    stack.callback(services.bodies.close)
     stack.callback(bus.flush)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
@@ -97,6 +102,7 @@ def _services(
     launcher: Launcher,
     manager: ModelManager,
     tracker: DeviceTracker,
+    memory: ClientMemory,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -120,7 +126,7 @@ def _services(
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         figures=figures,

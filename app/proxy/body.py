@@ -39,7 +39,7 @@ class Unread:
 UNREAD: Final = Unread()
 
 
-def fields_of(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """The fields of the object. Raises `InvalidJson`, and `BadRequest` where it is something else."""
     if len(body) > SMALL_BYTES:
         return _Scan(body).fields()
@@ -49,7 +49,7 @@ def fields_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes | bytearray) -> Any:
     try:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
@@ -63,7 +63,7 @@ _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
 _MANY_DIGITS = b"0" * 300
 
 
-def _may_overflow(text: bytes) -> bool:
+def _may_overflow(text: bytes | bytearray) -> bool:
     """Whether a large exponent or many digits stand in it. As a regular expression this took 30 ns a byte."""
     text = text.translate(_ALIKE)
     return b"e00" in text or b"e+00" in text or _MANY_DIGITS in text
@@ -88,7 +88,7 @@ _CLOSES = {_OPEN: _CLOSE, b"["[0]: b"]"[0]}
 class _Scan:
     """One way through a body, from its first byte to its last."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | bytearray) -> None:
         self._body, self._at, self._parts_left = body, 0, MAX_PARTS
 
     def fields(self) -> dict[str, Any]:

@@ -14,8 +14,12 @@ from typing import cast
 from app.proxy.answer_reader import AnswerReader, KnownHeads, NotHttp, Stage
 from app.proxy.seams import Listener, UpstreamGone, UpstreamRequest
 
-COPIED_BYTES = 65536
-"""A larger body is not joined with its head."""
+PIECE_BYTES = 262144
+"""Of a body that is larger, so much is given to the transport in one turn of the event loop, and no more
+until that is taken. Else all of it would be copied there, and sent in one long turn."""
+
+
+_NOTHING = memoryview(b"")
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -34,6 +38,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reader = AnswerReader(known)
         self._may_keep = self._has_heard = False
+        self._unsent = _NOTHING
+        self._is_full = False
 
     @property
     def is_closing(self) -> bool:
@@ -48,10 +54,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._may_keep = request.keep_alive and has_body
         self._reader.expect(has_body=has_body)
         head, body = _head(request, self.port), request.body
-        if len(body) <= COPIED_BYTES:
+        if len(body) <= PIECE_BYTES:
             self._transport.write(head + body)
         else:
-            self._transport.writelines((head, body))
+            self._transport.write(head)
+            self._unsent = memoryview(body)
+            self._send_piece()
 
     def release(self) -> None:
         """The listener wants no more. An answer that is not complete ends its connection, which is what makes
@@ -75,9 +83,26 @@ class UpstreamConnection(asyncio.Protocol):
         has read a request may take the rest of its body for the next one."""
         reader, transport = self._reader, self._transport
         is_complete = reader.stage is Stage.COMPLETE and not reader.has_excess
-        return is_complete and not (transport.is_closing() or transport.get_write_buffer_size())
+        return is_complete and not (
+            self._unsent or transport.is_closing() or transport.get_write_buffer_size()
+        )
+
+    def _send_piece(self) -> None:
+        if self.is_closing or self._is_full or not self._unsent:
+            return
+        piece, self._unsent = self._unsent[:PIECE_BYTES], self._unsent[PIECE_BYTES:]
+        self._transport.write(piece)
+        if self._unsent and not self._is_full:
+            asyncio.get_running_loop().call_soon(self._send_piece)
 
     # --- asyncio's side
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._send_piece()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -106,6 +131,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unsent = _NOTHING
         listener, self._listener = self._listener, None
         self._on_lost(self)
         if listener is None:
