@@ -95,10 +95,6 @@ class ModelState:
         """Loads in a row that failed."""
         return self._restarts.attempts
 
-    @property
-    def trained_context(self) -> int | None:
-        return self.footprint.trained_context if self.footprint else None
-
     # --- without a process
 
     def forget(self, reason: str) -> None:
