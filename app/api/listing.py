@@ -14,7 +14,7 @@ from app.api.render import router_mode_status
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.gguf.card import ModelCard
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 
 class Started(Protocol):
