@@ -777,7 +777,6 @@ def test_what_a_model_that_is_off_tells_is_what_llama_server_says_when_it_is_loa
     told = router.get("/v1/models/chat")
     router.load("chat")
     said = router.get("/upstream/chat/v1/models")["data"][0]["meta"]
-    assert {key: value for key, value in told["meta"].items() if key in said} == {
-        key: said[key] for key in told["meta"] if key in said
-    }
-    assert {"n_ctx_train", "n_embd", "n_params", "n_vocab", "size"} <= told["meta"].keys() & said.keys()
+    del said["ftype"]  # guessed: the tiny file does not say
+    assert {key: told["meta"][key] for key in said} == said
+    assert {"n_ctx_train", "n_embd", "n_params", "n_vocab", "size"} <= said.keys()
