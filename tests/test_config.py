@@ -38,6 +38,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "cors_allow_origins": (),
         "list_aliases": True,
         "max_body_mb": 64,
+        "max_memory_mb": UNSET,
         "stream_heartbeats": Heartbeats.COMMENTS,
     },
     ApiKey: {
