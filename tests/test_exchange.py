@@ -202,6 +202,10 @@ class World:
         code: str = json.loads(text)["error"]["code"]
         return code
 
+    def begin(self, *, is_full: bool = False, has_link: bool = True) -> None:
+        self.is_full, self.has_link = is_full, has_link
+        self.exchange.begin()
+
     def check_over(self, *, error: str | None, status: int) -> None:
         """Everything has been given back, once, and the observers know."""
         assert self.exchange.phase is Phase.ENDED
@@ -803,8 +807,8 @@ def test_the_end_that_comes_while_the_client_is_slow_is_not_lost() -> None:
 
 
 WAYS: dict[str, Callable[[World], object]] = {
-    "queued": lambda world: (setattr(world, "is_full", True), world.exchange.begin()),
-    "connecting": lambda world: (setattr(world, "has_link", False), world.exchange.begin()),
+    "queued": lambda world: world.begin(is_full=True),
+    "connecting": lambda world: world.begin(has_link=False),
     "asked": lambda world: world.asked(),
     "answering": lambda world: world.streaming(),
     "exiting": lambda world: world.asked().broken(LOST),

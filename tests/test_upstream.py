@@ -95,7 +95,7 @@ class Answer:
         self._error: Exception | None = None
         self._link: UpstreamConnection | None = None
         self._news = asyncio.Event()
-        self._opening = pool.open(port, self, fresh=fresh)
+        self._opening = pool.open(port, cast(Any, self), fresh=fresh)
 
     @property
     def content_type(self) -> bytes:
