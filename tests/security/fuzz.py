@@ -165,7 +165,8 @@ class Fuzzer:
         return (
             f"{sum(self.statuses.values())} answers {dict(sorted(self.statuses.items()))}, "
             f"{self.sent_mb:.0f} MB, longest turn {self.longest_s * 1000:.1f} ms, "
-            f"RSS at most {self.most_mb:.0f} MB, /health p99 {waits[int(len(waits) * 0.99)] * 1000:.0f} ms of {len(waits)}"
+            f"RSS at most {self.most_mb:.0f} MB, "
+            f"/health p99 {waits[int(len(waits) * 0.99)] * 1000:.0f} ms of {len(waits)}"
         )
 
     def _fault(self, what: str, case: Case, number: int) -> None:

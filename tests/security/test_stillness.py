@@ -225,3 +225,63 @@ def test_no_name_of_a_model_does(loop: Loop) -> None:
         name = unit * (60_000 // len(unit))
         assert_still(loop, post(CHAT, json.dumps({"model": name}).encode()))
         assert_still(loop, post(CHAT, json.dumps({"model": name[:128]}).encode()))
+
+
+LARGEST = 64 * 2**20 - 1000
+
+
+@pytest.fixture(scope="module")
+def large(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    """One that takes the largest bodies that there are without a word in the configuration."""
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("large"))
+    made.start()
+    made.longest_of(post(CHAT, b'{"model": "m"}'))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("unit", ["letters", "lists", "escapes"])
+def test_no_body_of_the_largest_size_does(large: Loop, unit: str) -> None:
+    """It is received, read and sent on, or refused."""
+    body = AROUND["field"].replace(b"%b", UNITS[unit] * (LARGEST // len(UNITS[unit])))
+    assert_still(large, post(CHAT, body))
+    assert large.memory.held == 0
+
+
+def in_chunks(target: str, data: bytes) -> bytes:
+    head = [f"POST {target} HTTP/1.1", "Host: localhost", "X-Api-Key: secret", "Transfer-Encoding: chunked"]
+    return "\r\n".join([*head, "", ""]).encode() + data + b"0\r\n\r\n"
+
+
+CHUNKS = {
+    "of a byte": b"1\r\na\r\n" * 300_000,
+    "of blank lines": b"%x\r\n%b\r\n" % (2**21, b"\r\n\r\n" * 2**19),
+    "with extensions": b"1;%b\r\na\r\n" % (b"a" * 60_000) * 30,
+}
+
+
+@pytest.mark.parametrize("target", [CHAT, "/v1/models/load", "/nowhere"])
+@pytest.mark.parametrize("data", CHUNKS.values(), ids=CHUNKS.keys())
+def test_no_chunks_do(loop: Loop, data: bytes, target: str) -> None:
+    """Not even a single read of them, which may hold a hundred thousand."""
+    assert_still(loop, in_chunks(target, data))
+
+
+REFUSED = {
+    "an empty body": post(CHAT, b""),
+    "no such model": post(CHAT, b'{"model": "x"}'),
+    "no key": post(CHAT, b"", key=False),
+    "no such path": b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
+def test_no_queue_of_requests_on_one_connection_does(loop: Loop, request_: bytes) -> None:
+    """Each is answered in a turn of its own."""
+    assert_still(loop, request_ * (500_000 // len(request_)))
+
+
+@pytest.mark.parametrize("target", [CHAT, "/v1/models/load"])
+def test_no_number_of_headers_does(loop: Loop, target: str) -> None:
+    for lines in (["a:"] * 15_000, ["a: b"] * 90):
+        assert_still(loop, post(target, b'{"model": "m"}', *lines))
