@@ -33,6 +33,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/observability",
     "app/core/prometheus_metrics.py",
     "app/proxy/dialects",
+    "app/proxy/dialects/responses",
     "app/proxy",
     "app/api",
     "app",

@@ -38,6 +38,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "cors_allow_origins": (),
         "max_body_mb": 64,
         "stream_heartbeats": Heartbeats.COMMENTS,
+        "stored_responses_mb": 64,
     },
     ApiKey: {
         "key": REQUIRED,

@@ -23,6 +23,7 @@ from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
@@ -42,6 +43,7 @@ class Services:
     tracker: DeviceTracker
     upstream: UpstreamPool
     bodies: BodyReader
+    stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.content_encoding import gunzip
 
 
@@ -21,8 +21,9 @@ class BodyReader:
         """As `gunzip`."""
         return await anyio.to_thread.run_sync(gunzip, body, limit, limiter=self._one)
 
-    async def fields(self, body: bytes) -> dict[str, Any]:
-        """As `fields_of`."""
+    async def fields(self, body: bytes, *, whole: bool = False) -> dict[str, Any]:
+        """As `fields_of`, or `whole_fields_of`."""
         if len(body) <= SMALL_BYTES:
             return fields_of(body)
-        return await anyio.to_thread.run_sync(fields_of, body, limiter=self._one)
+        read = whole_fields_of if whole else fields_of
+        return await anyio.to_thread.run_sync(read, body, limiter=self._one)

@@ -189,17 +189,21 @@ class Gateway:
         return None
 
     async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
-        bodies = self.backend.bodies
+        bodies, endpoint = self.backend.bodies, accepted.endpoint
         try:
             if accepted.meta.is_gzip:
                 body = await bodies.unpacked(body, self.rules.max_body_bytes)
-            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
+            fields = await bodies.fields(body, whole=self._edits(endpoint)) if endpoint is not None else {}
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
             entrance.bug(bug)
         else:
             self._start(accepted, body, lambda: fields, entrance)
+
+    def _edits(self, endpoint: Endpoint) -> bool:
+        translation = self.backend.translations.get(endpoint.path)
+        return translation is not None and translation.edits
 
     def _start(
         self, accepted: Accepted, body: bytes, fields: Callable[[], Mapping[str, Any]], entrance: Entrance
@@ -225,7 +229,7 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
                 body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
