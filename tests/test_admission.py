@@ -15,7 +15,7 @@ from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.supervisor import ModelInstance
 from app.proxy.admission import Admission
-from app.proxy.record import RequestRecord
+from app.proxy.record import RequestRecord, RoutedRequest
 from tests.fakes import World
 
 
@@ -25,6 +25,8 @@ class Asker:
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket
         self.record = cast(RequestRecord, self)
+        self.request = cast(RoutedRequest, self)
+        self.only_reads = False
         self.event = cast(RequestFinished, None)
         self.error: RouterError | None = None
         self.has_slot = False
