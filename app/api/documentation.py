@@ -66,7 +66,7 @@ def answers(*kinds: type[RouterError]) -> Answers:
     return found
 
 
-AT_THE_DOOR = (
+ACCESS_ERRORS = (
     errors.BadRequest,
     errors.InvalidApiKey,
     errors.HostNotAllowed,
@@ -98,12 +98,12 @@ OF_A_REQUEST = (
     errors.UpstreamTimeout,
 )
 
-FOR_MODELS = answers(*AT_THE_DOOR, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
-FOR_MANAGEMENT = answers(*AT_THE_DOOR, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
-FOR_MONITORING = answers(*AT_THE_DOOR)
-FOR_RESPONSES = answers(*AT_THE_DOOR, errors.NotFound, errors.OriginNotAllowed)
+FOR_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
+FOR_MANAGEMENT = answers(*ACCESS_ERRORS, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
+FOR_MONITORING = answers(*ACCESS_ERRORS)
+FOR_RESPONSES = answers(*ACCESS_ERRORS, errors.NotFound, errors.OriginNotAllowed)
 FOR_LOGIN = answers(
-    *AT_THE_DOOR,
+    *ACCESS_ERRORS,
     errors.InvalidJson,
     errors.OriginNotAllowed,
     errors.RequestTooLarge,

@@ -42,7 +42,7 @@ class Unread:
 UNREAD: Final = Unread()
 
 
-def fields_of(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """The fields of the object. Raises `InvalidJson`, and `BadRequest` where it is something else."""
     if len(body) > SMALL_BYTES:
         return _Scan(body, MAX_PARTS).fields()
@@ -52,7 +52,7 @@ def fields_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def whole_fields_of(body: bytes) -> dict[str, Any]:
+def whole_fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """As `fields_of`, but all that they hold is read. Raises `BadRequest` for too many parts, too."""
     if len(body) <= SMALL_BYTES:
         return fields_of(body)
@@ -61,7 +61,7 @@ def whole_fields_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes | bytearray) -> Any:
     try:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
@@ -94,7 +94,7 @@ _CLOSES = {_OPEN: _CLOSE, b"["[0]: b"]"[0]}
 class _Scan:
     """One way through a body, from its first byte to its last."""
 
-    def __init__(self, body: bytes, most_parts: int) -> None:
+    def __init__(self, body: bytes | bytearray, most_parts: int) -> None:
         self._body, self._at, self._parts_left = body, 0, most_parts
         self._most_parts = most_parts
 

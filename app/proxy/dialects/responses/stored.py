@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from app.domain.errors import NotFound
@@ -57,10 +57,9 @@ class StoredResponses:
         self._limit_bytes = limit_bytes
         self._make_room(0)
 
-    def keep(self, owner: str, response: dict[str, Any], items: Sequence[Item]) -> None:
-        """What is larger than all the room is not kept."""
-        with_ids = ({"id": _new_id(item), **item} for item in items)
-        entry = Stored(as_json(response), tuple(as_json(item) for item in with_ids))
+    def keep(self, owner: str, response: dict[str, Any], items: tuple[bytes, ...]) -> None:
+        """`items`: all of its input, `packed`. What is larger than all the room is not kept."""
+        entry = Stored(as_json(response), items)
         if entry.size > self._limit_bytes:
             return
         self._make_room(entry.size)
@@ -103,6 +102,11 @@ class StoredResponses:
         self.used_bytes -= entry.size
         for item in entry.body()["output"]:
             self._homes.pop((key[0], item["id"]), None)
+
+
+def packed(items: Iterable[Item]) -> tuple[bytes, ...]:
+    """As they are stored, each with an id."""
+    return tuple(as_json({"id": _new_id(item), **item}) for item in items)
 
 
 _PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}

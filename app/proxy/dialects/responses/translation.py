@@ -15,7 +15,7 @@ from app.proxy.dialects.events import Event, EventReader, as_json, event
 from app.proxy.dialects.responses.answer import Frame, whole_item
 from app.proxy.dialects.responses.items import Item, as_items, resolved
 from app.proxy.dialects.responses.request import as_asked, given
-from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.stored import StoredResponses, packed
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.translation import Asked, Incoming
 from app.proxy.dialects.voice import error_event
@@ -35,7 +35,9 @@ class TokensTranslation:
         fields = given(incoming.fields)
         return Asked(self._body(incoming, fields, self._items(incoming, fields)), stream=False)
 
-    def _body(self, incoming: Incoming, fields: dict[str, Any], items: list[Item] | None) -> bytes:
+    def _body(
+        self, incoming: Incoming, fields: dict[str, Any], items: list[Item] | None
+    ) -> bytes | bytearray:
         asked = as_asked(fields, items)
         return incoming.body if asked == incoming.fields else to_json(asked)
 
@@ -63,14 +65,14 @@ class ResponsesTranslation(TokensTranslation):
         is_stored = self._stored.is_on and fields.get("store") is not False
         context = incoming.spec.params.n_ctx
         frame = Frame(fields, incoming.spec.alias, context, incoming.now, stored=is_stored)
-        keep = partial(self._keep, incoming.owner, fields, items) if is_stored else _forget
+        keep = self._keep(incoming.owner, fields, items) if is_stored else _forget
         body = self._body(incoming, fields, items)
         return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep))
 
-    def _keep(
-        self, owner: str, fields: dict[str, Any], items: list[Item] | None, response: dict[str, Any]
-    ) -> None:
-        self._stored.keep(owner, response, items if items is not None else as_items(fields["input"]))
+    def _keep(self, owner: str, fields: dict[str, Any], items: list[Item] | None) -> Keep:
+        """Text until it is stored, too: as objects the items would take several times as much meanwhile."""
+        given = as_items(fields.get("input", [])) if items is None else items
+        return partial(self._stored.keep, owner, items=packed(given))
 
 
 def _forget(response: dict[str, Any]) -> None:
