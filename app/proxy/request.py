@@ -130,19 +130,20 @@ def _routed(
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
-    return RoutedRequest(
-        endpoint=endpoint,
-        method=method,
-        path=path,
-        headers=passed_on,
-        stream=stream,
-        keep_alive=keeps_connection and not stream,
-        priority=granted,
-        lowered=granted != wish,
-        request_id=request_id,
-        client=client.name,
-        only_reads=only_reads,
-        ttl_s=None if ttl_s is None else keep_alive.allowed(ttl_s, instance.spec, client),
+    ttl_s = None if ttl_s is None else keep_alive.allowed(ttl_s, instance.spec, client)
+    return RoutedRequest(  # by position: names cost as much as the object
+        endpoint,
+        method,
+        path,
+        passed_on,
+        stream,
+        keeps_connection and not stream,
+        granted,
+        granted != wish,
+        request_id,
+        client.name,
+        only_reads,
+        ttl_s,
     )
 
 
