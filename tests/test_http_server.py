@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -894,7 +894,7 @@ async def test_a_connection_has_one_timer_for_all_its_requests(router: Router, h
     leave(client, how)
     await until(lambda: not router.connections)
     assert alarm._handle is None
-    assert all(isinstance(timer, asyncio.TimerHandle) and timer.cancelled() for timer in timers)
+    assert all(cast(Any, timer).cancelled() for timer in timers)  # of either event loop
 
 
 # --- the router's end
