@@ -25,6 +25,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
+from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -57,6 +58,7 @@ async def build(
     heartbeat_s: float,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
+    pauses = Pauses(started_at)
     bus = EventBus(BATCH_S)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
@@ -64,7 +66,7 @@ async def build(
     if launcher is None:
         binary = binary or await _find_binary(config)
         kv_cache = KvCache(KvStore(Path(config.system.cache_dir)), http, binary, config)
-        launcher = await _launcher(configuration, logs, http, stack, binary)
+        launcher = await _launcher(configuration, logs, pauses, stack, binary)
     else:
         binary = None  # nothing is known of other processes than llama-server's
     tracker = await _tracker(configuration, probe, binary, stack, bus)
@@ -184,7 +186,7 @@ async def _find_binary(config: Config) -> BinaryInfo:
 async def _launcher(
     configuration: Configuration,
     logs: LogServer,
-    http: httpx.AsyncClient,
+    pauses: Pauses,
     stack: AsyncExitStack,
     binary: BinaryInfo,
 ) -> LlamaLauncher:
@@ -196,10 +198,10 @@ async def _launcher(
     launcher = LlamaLauncher(
         binary,
         logs,
-        http,
         system.first_port,
         system.load_timeout_sec,
         pid_file=pid_file,
+        pauses=pauses,
     )
     configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
     stack.callback(launcher.kill_all)

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the bottom: a folder, or a file that stands between them; each may import what stands below
     "app/domain",
+    "app/judgement",
     "app/gguf",
     "app/core/config.py",
     "app/configuration",
@@ -42,6 +43,7 @@ PURE = (
     "app.core.config",
     "app.domain",
     "app.gguf",
+    "app.judgement",
     "app.configuration",
     "app.llama.command",
     "app.llama.environment",
