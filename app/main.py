@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import reload
 from app.access.rules import Client, Rules
@@ -55,6 +55,19 @@ class RouterApp(FastAPI):
 
     async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
         await super().__call__(scope, receive, send)
+
+    async def build_routes(self) -> None:
+        """FastAPI builds them when it is asked for the first time, for 60 ms: not while others are served."""
+        nowhere = {"type": "http", "method": "GET", "path": "", "query_string": b"", "headers": []}
+        await self.framework(nowhere, _nothing, _nobody)
+
+
+async def _nothing() -> Message:
+    return {"type": "http.request"}
+
+
+async def _nobody(message: Message) -> None:
+    """Takes an answer that is for nobody."""
 
 
 def refusal(scope: Scope, error: Refused) -> Refusal:

@@ -77,6 +77,7 @@ class RouterServer(uvicorn.Server):
         atexit.register(self._kill_children)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._app.build_routes()
         await super().startup(sockets)
         settle_memory()
         if self._config_path is not None and hasattr(signal, "SIGHUP"):

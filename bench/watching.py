@@ -22,7 +22,7 @@ from app.domain.event_bus import EventBus
 from app.domain.events import Evicted, LoadFinished, LoadResult, Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import DeviceView, ModelView
+from app.domain.views import DeviceView, ModelView, ProcessView
 from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
@@ -46,8 +46,10 @@ def main(names: list[str]) -> None:
 
 
 async def measure_metrics() -> None:
-    bus = EventBus()
-    views = [ModelView(f"model-{n}", Status.READY, vram_mb=4711, estimated_mb=5000) for n in range(MODELS)]
+    bus, process = EventBus(), ProcessView(Status.READY, vram_mb=4711)
+    views = [
+        ModelView(f"model-{n}", Status.READY, estimated_mb=5000, processes=(process,)) for n in range(MODELS)
+    ]
     devices = [DeviceView(str(n), "GPU", 24000, 12000, 12000, 100, utilization=0.5) for n in range(4)]
     metrics = Metrics(bus, views=lambda: views, devices=lambda: devices)
     await _print_scrape("unused", metrics, lambda: None)

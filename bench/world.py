@@ -20,7 +20,7 @@ from app.core import queue
 from app.domain.errors import QueueFull
 from app.domain.priority import Priority
 from app.domain.status import MOVES, Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, ModelView, Need
+from app.domain.views import NEVER_USED, DeviceView, ModelView, Need, ProcessView
 from app.models.restarts import backoff_s
 from app.scheduling import policy
 from app.scheduling.placement import Room
@@ -101,23 +101,29 @@ class Model:
             spec.alias,
             self.status,
             slots=spec.slots,
-            in_flight=waiting.in_flight,
             waiting_by_level=(high, normal, low),
             head=waiting.head,
-            best_in_flight=waiting.best_in_flight,
             pinned=spec.pinned,
             idle_timeout_s=spec.idle_timeout_s,
             need=self.need,
-            held=self.held,
             since=self.since,
-            ready_since=self.ready_since,
             last_used=self.last_used,
-            served=self.served,
             yielded_at=self.yielded_at,
             reload_s=spec.load_s,
             preload=self.preload,
             retry_at=self.retry_at,
-            stop_reason=self.stop_reason,
+            processes=(self._process(),) if self.status.has_process else (),
+        )
+
+    def _process(self) -> ProcessView:
+        return ProcessView(
+            self.status,
+            self.held,
+            self.queue.in_flight,
+            self.queue.best_in_flight,
+            self.served,
+            self.ready_since,
+            self.stop_reason,
         )
 
 
@@ -286,15 +292,12 @@ class World:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
-        self._alarm = plan.wake_at
+        self._alarm, self._contended = plan.wake_at, plan.contended
         for action in plan.actions:
             self.carry_out(action)
-        self._contended = False
         for model in self.models.values():
             if model.queue.waiting:
                 self.grant(model)
-                has_room = model.status in (Status.STARTING, Status.LOADING, Status.READY)
-                self._contended |= model.queue.waiting > 0 and not has_room
 
     def plan(self, views: Sequence[ModelView], devices: Sequence[DeviceView]) -> Plan:
         found: Plan = self.code.policy.plan(views, devices, self.limits, self.now)

@@ -327,7 +327,8 @@ class World:
 
     def held(self, alias: str) -> Placement:
         """Of the devices that it runs on."""
-        return self.manager.instances[alias].view().on_devices
+        process = self.manager.instances[alias].view().process
+        return process.on_devices if process is not None else {}
 
     def status(self, alias: str) -> Status:
         return self.manager.instances[alias].status

@@ -62,9 +62,16 @@ async def start_server(app: RouterApp, **settings: Any) -> uvicorn.Server:
     for name, value in settings.items():
         assert hasattr(config, name), name
         setattr(config, name, value)
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
+    return await started(uvicorn.Server(config))
+
+
+Server = TypeVar("Server", bound=uvicorn.Server)
+
+
+async def started(server: Server) -> Server:
+    """It serves; its own loop does not run."""
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
     await server.startup()
     await server.on_tick(0)  # the Date
     return server

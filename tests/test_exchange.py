@@ -14,6 +14,7 @@ from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
 from app.domain.status import Status
+from app.domain.views import ModelView, ProcessView
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
@@ -101,8 +102,9 @@ class World:
     def _wake(self, delay_s: float) -> None:
         self.wakes_at = self.now + delay_s
 
-    def view(self) -> Any:
-        return self
+    def view(self) -> ModelView:
+        process = ProcessView(self.status, load_progress=self.load_progress)
+        return ModelView(self.alias, self.status, processes=(process,))
 
     def pass_time(self, seconds: float) -> None:
         """With all the calls that were asked for."""

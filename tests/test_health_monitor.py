@@ -253,7 +253,8 @@ async def test_a_missed_probe_is_followed_by_another_one_soon(ward: Ward) -> Non
 
 async def test_the_verdict_is_part_of_the_models_picture(ward: Ward) -> None:
     def shown() -> str | None:
-        return ward.world.manager.instances["a"].view().health
+        process = ward.world.manager.instances["a"].view().process
+        return process.health if process is not None else None
 
     assert shown() is None, "nobody has looked yet"
     await ward.check()

@@ -132,7 +132,7 @@ async def test_a_conversation_is_saved_at_a_swap_and_restored_before_the_next_re
     assert seen[1][1] in (Status.STARTING, Status.LOADING)
     assert slots.restored == {0: b"a long conversation"}
     assert moves(world) == [SAVED, RESTORED]
-    assert world.manager.instances["a"].view().kept_tokens == len(b"a long conversation")
+    assert world.manager.instances["a"].view().kept.tokens == len(b"a long conversation")
 
 
 @pytest.mark.parametrize("reason", [StopReason.MANUAL, StopReason.IDLE, StopReason.SHUTDOWN])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from app.domain.event_bus import EventBus
 from app.domain.events import StatusChanged, Touched
 from app.domain.status import Status
+from app.domain.views import ModelView, ProcessView
 from app.observability.load_reporter import EVERY_S, LoadReporter
 
 
@@ -19,10 +18,11 @@ class World:
         self.now = 0.0
         self.progress: float | None = None
         self.bus = EventBus()
-        LoadReporter(self.bus, self.view, lambda: self.now)  # type: ignore[arg-type]
+        LoadReporter(self.bus, self.view, lambda: self.now)
 
-    def view(self, alias: str) -> Any:
-        return SimpleNamespace(alias=alias, load_progress=self.progress)
+    def view(self, alias: str) -> ModelView:
+        process = ProcessView(Status.LOADING, load_progress=self.progress)
+        return ModelView(alias, Status.LOADING, processes=(process,))
 
     def become(self, status: Status) -> None:
         self.bus.publish(StatusChanged("m", Status.OFF, status, ""))

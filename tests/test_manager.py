@@ -524,7 +524,7 @@ async def test_a_free_slot_is_granted_at_once(make_world: MakeWorld) -> None:
     for ticket in (second, third):
         world.manager.leave(instance, ticket)
     assert (instance.queue.in_flight, instance.queue.waiting) == (0, 0)
-    assert instance.view().served == 4
+    assert [process.served for process in instance.view().processes] == [4]
 
 
 async def test_who_is_granted_at_once_overtakes_nobody(make_world: MakeWorld) -> None:

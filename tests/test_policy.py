@@ -10,15 +10,17 @@ import pytest
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need, ProcessView
 from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Refuse, Stop, Wait
+from app.scheduling.plan import NEVER, Action, Forget, Inspect, Keep, Limits, Load, Plan, Refuse, Stop, Wait
 from app.scheduling.policy import plan, preview
+from app.scheduling.turns import loaded as loaded_of
 from app.scheduling.turns import may_be_taken_at
 
 OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
 DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED
+FAILED = Status.FAILED
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 
 NOW = 1000.0
@@ -38,23 +40,44 @@ def model(
     on: str = "0",
     devices: tuple[str, ...] = ("0",),
     waits: Head | None = None,
-    in_flight: int = 0,
     **rest: Any,
 ) -> ModelView:
     """A model of 6,000 MB. `waits` is its next request; what runs in it is of normal priority."""
     by_level = [0, 0, 0]
     if waits is not None:
         by_level[waits.level] = 1
+    of_process = {key: rest.pop(key) for key in OF_PROCESS & rest.keys()}
+    process = process_of(status, **{"reserved": {on: mb}, **of_process})
     fields: dict[str, Any] = {
         "waiting_by_level": tuple(by_level),
-        "best_in_flight": NORMAL if in_flight else None,
         "need": Need(mb, devices),
-        "held": {on: mb} if status.has_process else {},
-        "served": 1 if status in (READY, DRAINING) else 0,
         "last_used": NOW - 60 if status in (READY, DRAINING) else NEVER_USED,
         **rest,
     }
-    return ModelView(alias, status, head=waits, in_flight=in_flight, **fields)
+    return ModelView(alias, status, head=waits, processes=(process,) if status.has_process else (), **fields)
+
+
+OF_PROCESS = {"in_flight", "best_in_flight", "served", "reserved", "ready_since", "stop_reason"}
+
+
+def process_of(status: Status, *, in_flight: int = 0, **rest: Any) -> ProcessView:
+    defaults: dict[str, Any] = {
+        "best_in_flight": NORMAL if in_flight else None,
+        "served": 1 if status in (READY, DRAINING) else 0,
+    }
+    return ProcessView(status, in_flight=in_flight, **{**defaults, **rest})
+
+
+def changed(view: ModelView, status: Status | None = None, **of_process: Any) -> ModelView:
+    """The same model with its process in another state, or without one."""
+    status = status or view.status
+    processes = tuple(replace(process, status=status, **of_process) for process in view.processes)
+    return replace(view, status=status, processes=processes if status.has_process else ())
+
+
+def taken_at(view: ModelView, head: Head, limits: Limits = LIMITS, now: float = NOW) -> float:
+    (one,) = loaded_of([view])
+    return may_be_taken_at(one, head, limits, now)
 
 
 def gpu(free_mb: int, id: str = "0", total_mb: int = 10_000, **rest: Any) -> DeviceView:
@@ -62,7 +85,7 @@ def gpu(free_mb: int, id: str = "0", total_mb: int = 10_000, **rest: Any) -> Dev
 
 
 def only_gpu(models: Sequence[ModelView], free_mb: int) -> DeviceView:
-    ours = sum(m.held.get("0", 0) for m in models)
+    ours = sum(process.reserved.get("0", 0) for m in models for process in m.processes)
     return gpu(free_mb, others_mb=max(10_000 - free_mb - ours, 0))
 
 
@@ -99,6 +122,50 @@ def test_who_waits_for_whom_is_told() -> None:
     assert look(newcomer, free=10_000).waits == {}
 
 
+# --- what is done ahead, and who may be granted a slot meanwhile
+
+
+def test_only_what_may_be_loaded_soon_is_inspected() -> None:
+    assert decide(model("a", need=None), model("b", READY, need=None), model("c", STOPPING, need=None)) == []
+    assert decide(model("a", preload=True, need=None)) == [Inspect("a")]
+    assert decide(crashed("a", need=None, retry_at=NOW + 5)) == [Inspect("a")]
+
+
+def test_a_crashed_model_that_is_given_up_is_not_inspected() -> None:
+    given_up = crashed("a", need=None, idle_timeout_s=10.0, last_used=NOW - 10)
+    assert [type(action) for action in decide(given_up)] == [Forget]
+
+
+def test_the_files_of_the_next_in_turn_are_read_ahead_while_others_have_to_go() -> None:
+    busy = model("a", READY, in_flight=1)
+    later, sooner = model("b", waits=head()), model("c", waits=head(arrived=NOW - 1))
+    assert look(busy, later, sooner).read_ahead == "c"
+    assert look(busy, model("a2", STOPPING), later).read_ahead is None  # its room comes by itself
+    assert look(later, free=10_000).read_ahead is None
+
+
+def test_slots_are_contended_while_somebody_waits_without_room() -> None:
+    busy, waits = model("a", READY, in_flight=1, waits=head()), model("b", waits=head())
+    assert not look(busy).contended
+    assert look(busy, waits).contended
+    assert look(busy, model("b", FAILED, waits=head())).contended  # a replay, until it is told
+    assert not look(waits, free=10_000).contended  # it loads
+    assert not look(model("b", LOADING, waits=head())).contended
+
+
+def test_slots_are_contended_by_those_whose_model_is_stopped_now() -> None:
+    victim = model("a", READY, waits=head(arrived=NOW - 50))
+    urgent = model("b", waits=head(arrived=NOW - 100))
+    assert stopped(decide(victim, urgent)) == ["a"]
+    assert look(victim, urgent).contended
+    kept = model("a", DRAINING, waits=head(), stop_reason=StopReason.MEMORY)
+    assert look(kept) == Plan((Keep("a"),))
+
+
+def test_slots_are_not_contended_by_those_who_are_refused() -> None:
+    assert not look(model("a", mb=20_000, waits=head())).contended
+
+
 # --- loading into free room
 
 
@@ -111,7 +178,7 @@ def test_nothing_waits_so_nothing_happens() -> None:
 
 
 def test_a_model_whose_file_has_not_been_read_is_not_loaded_yet() -> None:
-    assert decide(model("a", waits=head(), need=None), free=10_000) == []
+    assert decide(model("a", waits=head(), need=None), free=10_000) == [Inspect("a")]
 
 
 def test_a_model_that_stops_is_not_loaded_before_it_is_gone() -> None:
@@ -256,7 +323,7 @@ def test_two_candidates_do_not_share_a_victim() -> None:
 def test_two_candidates_share_a_victim_that_is_large_enough_for_both() -> None:
     models = [model("a", READY, mb=8000), *(model(x, mb=4000, waits=head()) for x in "bc")]
     assert decide(*models, free=0) == [Stop("a", StopReason.MEMORY, "b")]
-    assert decide(replace(models[0], status=STOPPING), *models[1:], free=0) == []
+    assert decide(changed(models[0], STOPPING), *models[1:], free=0) == []
 
 
 # --- places
@@ -340,57 +407,56 @@ def test_a_model_with_waiting_requests_holds_the_newcomer_back_for_a_while() -> 
 
 def test_the_hold_runs_from_when_the_model_was_ready() -> None:
     busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 90), ready_since=NOW - 4)
-    assert may_be_taken_at(busy, head(arrived=NOW - 80), LIMITS, NOW) == NOW - 4 + HOLD
+    assert taken_at(busy, head(arrived=NOW - 80)) == NOW - 4 + HOLD
 
 
 def test_the_hold_ends_even_for_a_long_queue_with_smaller_keys() -> None:
     busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 900), ready_since=NOW - 20)
-    assert may_be_taken_at(busy, head(arrived=NOW - HOLD), LIMITS, NOW) == NOW
+    assert taken_at(busy, head(arrived=NOW - HOLD)) == NOW
 
 
 def test_a_model_that_only_runs_requests_holds_the_newcomer_back_as_well() -> None:
     busy = model("a", READY, in_flight=1)
-    assert may_be_taken_at(busy, head(), LIMITS, NOW) == NOW + HOLD
+    assert taken_at(busy, head()) == NOW + HOLD
 
 
 def test_a_higher_priority_does_not_wait_for_the_queue() -> None:
     busy = model("a", READY, in_flight=1, waits=head(), ready_since=NOW - 1)
-    assert may_be_taken_at(busy, head(HIGH), LIMITS, NOW) == NOW
+    assert taken_at(busy, head(HIGH)) == NOW
 
 
 def test_a_higher_priority_waits_for_the_running_requests() -> None:
     busy = model("a", READY, in_flight=1, waits=head())
     urgent = model("b", waits=head(HIGH))
     assert decide(busy, urgent) == [Stop("a", StopReason.MEMORY, "b")]  # that drains it
-    draining = replace(busy, status=DRAINING, stop_reason=StopReason.MEMORY)
+    draining = changed(busy, DRAINING, stop_reason=StopReason.MEMORY)
     assert decide(draining, urgent) == []
 
 
 def test_a_higher_priority_waits_for_a_request_that_has_aged_past_it() -> None:
     busy = model("a", READY, in_flight=1, waits=head(NORMAL, NOW - AGING - 1), ready_since=NOW - 2)
-    assert may_be_taken_at(busy, head(HIGH), LIMITS, NOW) == NOW + HOLD
+    assert taken_at(busy, head(HIGH)) == NOW + HOLD
 
 
 def test_a_lower_priority_waits_until_its_turn_has_come() -> None:
     busy = model("a", READY, in_flight=1, waits=head(NORMAL))
-    assert may_be_taken_at(busy, head(LOW, NOW - AGING + 1), LIMITS, NOW) == NEVER
-    assert may_be_taken_at(busy, head(LOW, NOW - AGING - 1), LIMITS, NOW) == NOW
+    assert taken_at(busy, head(LOW, NOW - AGING + 1)) == NEVER
+    assert taken_at(busy, head(LOW, NOW - AGING - 1)) == NOW
 
 
 def test_a_lower_priority_ages_past_traffic_that_never_queues() -> None:
     busy = model("a", READY, in_flight=1, best_in_flight=HIGH)
-    assert may_be_taken_at(busy, head(LOW), LIMITS, NOW) == NOW + 2 * AGING
-    assert may_be_taken_at(busy, head(LOW, NOW - 2 * AGING), LIMITS, NOW) == NOW
+    assert taken_at(busy, head(LOW)) == NOW + 2 * AGING
+    assert taken_at(busy, head(LOW, NOW - 2 * AGING)) == NOW
 
 
 def test_without_affinity_a_newcomer_waits_for_running_requests_only() -> None:
     busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 5))
-    assert may_be_taken_at(busy, head(), replace(LIMITS, max_swap_wait_s=0), NOW) == NOW
+    assert taken_at(busy, head(), replace(LIMITS, max_swap_wait_s=0)) == NOW
 
 
-@pytest.mark.parametrize("status", [OFF, CRASHED, STOPPING, Status.FAILED])
-def test_what_is_not_loaded_cannot_be_taken(status: Status) -> None:
-    assert may_be_taken_at(model("a", status), head(HIGH), LIMITS, NOW) == NEVER
+def test_what_is_leaving_cannot_be_taken() -> None:
+    assert taken_at(model("a", STOPPING), head(HIGH)) == NEVER
 
 
 def test_the_later_the_victims_the_later_the_swap() -> None:
@@ -415,7 +481,7 @@ def test_nobody_goes_for_room_that_only_a_later_swap_will_leave() -> None:
         model("second", waits=head(HIGH, NOW)),
     )
     first = replace(first, waiting_by_level=(1, 0, 0), head=head(HIGH, NOW - 1))
-    large = replace(large, best_in_flight=HIGH)
+    large = changed(large, best_in_flight=HIGH)
     found = look(large, idle, first, second, free=500)
     assert (found.actions, found.wake_at) == ((), NOW + HOLD)
     assert stopped(decide(large, idle, first, second, free=500, now=NOW + HOLD)) == ["large", "idle"]
@@ -431,8 +497,8 @@ def test_a_model_that_loads_for_somebody_is_no_victim(status: Status) -> None:
 
 def test_a_model_serves_one_request_before_it_is_a_victim() -> None:
     fresh = model("a", READY, waits=head(), served=0)
-    assert may_be_taken_at(fresh, head(HIGH, NOW - 500), LIMITS, NOW) == NEVER
-    assert may_be_taken_at(replace(fresh, served=1), head(HIGH, NOW - 500), LIMITS, NOW) == NOW
+    assert taken_at(fresh, head(HIGH, NOW - 500)) == NEVER
+    assert taken_at(changed(fresh, served=1), head(HIGH, NOW - 500)) == NOW
 
 
 def test_a_load_that_nobody_waits_for_goes_on() -> None:
@@ -495,7 +561,8 @@ def test_a_draining_model_returns_to_requests_whose_turn_is_earlier() -> None:
 def test_the_draining_victim_is_preferred_to_a_new_one() -> None:
     fresh = model("fresh", READY, last_used=NOW - 900)
     assert (
-        decide(draining("a", mb=4000), replace(fresh, held={"0": 4000}), model("b", waits=head(HIGH))) == []
+        decide(draining("a", mb=4000), changed(fresh, reserved={"0": 4000}), model("b", waits=head(HIGH)))
+        == []
     )
 
 
@@ -504,7 +571,9 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     leaving = model("leaving", STOPPING, mb=3000)
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
-    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan((), waits=waits)
+    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(
+        (), waits=waits, contended=True
+    )
 
 
 def test_memory_that_is_on_its_way_back_is_promised_once() -> None:
@@ -524,7 +593,7 @@ def test_a_model_that_was_evicted_with_requests_waiting_gets_its_turn_back() -> 
     assert stopped(decide(a, b, now=end)) == ["a"]
     a = model("a", STOPPING, waits=head(arrived=NOW - 99), yielded_at=end)
     assert decide(a, b, now=end + 1) == []
-    a = replace(a, status=OFF, held={})
+    a = changed(a, OFF)
     assert loaded(decide(a, b, free=10_000, now=end + 1)) == ["b"]
     b = model("b", READY, in_flight=1, waits=head(arrived=NOW - 99), ready_since=end + 2)
     assert decide(a, b, now=end + 1 + HOLD) == []
@@ -580,8 +649,8 @@ def test_a_crashed_model_with_requests_takes_its_turn() -> None:
     assert stopped(decide(crashed("a", waits=head()), model("b", READY))) == ["b"]
 
 
-def test_a_crashed_model_whose_file_is_being_read_is_left_alone() -> None:
-    assert decide(crashed("a", need=None), free=10_000) == []
+def test_a_crashed_model_whose_file_is_being_read_is_not_loaded_yet() -> None:
+    assert decide(crashed("a", need=None), free=10_000) == [Inspect("a")]
 
 
 @pytest.mark.parametrize(("crashes", "wait"), [(1, 0.5), (2, 1.0), (3, 2.0), (7, 30.0), (99, 30.0)])
@@ -607,7 +676,7 @@ def test_a_waiting_request_goes_before_a_preload() -> None:
 
 def test_preloads_keep_their_order_while_a_file_is_being_read() -> None:
     first, second = model("a", preload=True, need=None), model("b", preload=True)
-    assert decide(first, second, free=10_000) == []
+    assert decide(first, second, free=10_000) == [Inspect("a")]
 
 
 # --- idle unloading
@@ -757,7 +826,6 @@ def test_a_plan_is_stable_once_carried_out() -> None:
     urgent = model("c", mb=3000, waits=head(HIGH))
     (stop,) = decide(*victims, urgent, free=0)
     told = [
-        replace(v, status=DRAINING, stop_reason=StopReason.MEMORY) if v.alias == stop.alias else v
-        for v in victims
+        changed(v, DRAINING, stop_reason=StopReason.MEMORY) if v.alias == stop.alias else v for v in victims
     ]
     assert decide(*told, urgent, free=0) == []

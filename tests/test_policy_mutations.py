@@ -15,7 +15,8 @@ from tests.test_scheduling_properties import Scheduling, run_machine
 
 EXAMPLES = 1000
 PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"
-POLICY, QUEUE = "app.scheduling.policy", "app.core.queue"
+CLAIMS, POLICY = "app.scheduling.claims", "app.scheduling.policy"
+QUEUE = "app.core.queue"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ MUTATIONS = [
     Mutation(
         "the busy check is dropped",
         TURNS,
-        "    if victim.pinned or victim.status not in _TAKEABLE:\n",
-        "    return now\n    if victim.pinned or victim.status not in _TAKEABLE:\n",
+        "    if victim.model.pinned or victim.process.status not in _TAKEABLE:\n",
+        "    return now\n    if victim.model.pinned or victim.process.status not in _TAKEABLE:\n",
     ),
     Mutation(
         "requests do not age",
@@ -56,13 +57,13 @@ MUTATIONS = [
     Mutation(
         "the hold has no end",
         TURNS,
-        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
         "hold_end = NEVER",
     ),
     Mutation(
         "there is no hold",
         TURNS,
-        "hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s",
+        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
         "hold_end = now",
     ),
     Mutation(
@@ -73,27 +74,27 @@ MUTATIONS = [
     ),
     Mutation(
         "victims are chosen without a check that it helps",
-        POLICY,
+        CLAIMS,
         "        else:\n            return ()\n",
         "",
     ),
     Mutation(
         "more victims are named than needed",
-        POLICY,
+        CLAIMS,
         "for victim in reversed(chosen[:-1]):",
         "for victim in ():",
     ),
     Mutation(
         "a model need not serve before it goes",
         TURNS,
-        "    if victim.head and not victim.served:\n",
+        "    if victim.model.head and not victim.process.served:\n",
         "    if False:\n",
     ),
     Mutation(
         "busy models go before idle ones",
         TURNS,
-        "        victim.busy,\n        victim.waiting,\n",
-        "        not victim.busy,\n        victim.waiting,\n",
+        "        victim.busy,\n        victim.model.waiting,\n",
+        "        not victim.busy,\n        victim.model.waiting,\n",
     ),
     Mutation(
         "the memory of others is not asked for in turn",
@@ -116,7 +117,8 @@ MUTATIONS = [
     Mutation(
         "what can never fit is not refused",
         POLICY,
-        "        elif refusal := self._refusal(model):\n            self._refuse_in_time(model, refusal)\n",
+        "        elif refusal := self._claims.refusal(model):\n"
+        "            self._refuse_in_time(model, refusal)\n",
         "",
     ),
     Mutation(
@@ -129,8 +131,8 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Code:
-    """Fresh copies of the four modules, one of them changed; the real ones stay as they are."""
-    changed = {name: _source(name) for name in (PLACEMENT, TURNS, POLICY, QUEUE)}
+    """Fresh copies of the five modules, one of them changed; the real ones stay as they are."""
+    changed = {name: _source(name) for name in (PLACEMENT, TURNS, CLAIMS, POLICY, QUEUE)}
     assert changed[mutation.module].count(mutation.old) == 1, "the code has moved on: adapt the mutation"
     changed[mutation.module] = changed[mutation.module].replace(mutation.old, mutation.new)
     with monkeypatch.context() as patched:

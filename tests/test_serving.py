@@ -6,9 +6,11 @@ import asyncio
 import json
 import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,9 +19,9 @@ from fastapi import FastAPI
 from app.configuration.file import parse
 from app.core.manager import ModelManager
 from app.main import RouterApp, create_app
-from app.server import server_config
+from app.server import RouterServer, server_config
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, loops, serving
+from tests.serving import Client, Reply, loops, port_of, serving, started, stop_server
 from tests.stand_in import llama_server_stand_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
@@ -201,3 +203,36 @@ async def test_a_request_behind_another_ones_mistake_is_not_answered(connect: Ma
     client.say(post("Transfer-Encoding: chunked") + post("X-Request-ID: smuggled"))
     assert (await client.reply()).status == 400
     assert await asyncio.wait_for(client.rest(), 10) == b""
+
+
+async def test_the_first_request_finds_its_routes_built(
+    app: RouterApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a framework builds for its first request holds up everybody else's."""
+    monkeypatch.setattr("app.server.settle_memory", lambda: None)
+    server = await started(RouterServer(app, "127.0.0.1", 0))
+    try:
+        client = await Client.connect(port_of(server))
+        first, second = [
+            await calls_for(client, b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(2)
+        ]
+        client.leave()
+    finally:
+        await stop_server(app, server)
+    assert first < 3 * second
+
+
+async def calls_for(client: Client, request: bytes) -> int:
+    """How many functions are called until it is answered, on both sides."""
+    count = 0
+
+    def on_event(_frame: FrameType, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(on_event)
+    try:
+        await client.ask(request)
+    finally:
+        sys.setprofile(None)
+    return count

@@ -10,7 +10,7 @@ from app.core.config import SystemConfig
 from app.core.vram_tracker import DeviceTracker
 from app.domain.priority import Priority
 from app.domain.status import Status
-from app.domain.views import HOST, DeviceView, ModelView
+from app.domain.views import HOST, DeviceView, ModelView, ProcessView
 from app.models.supervisor import ModelInstance
 from app.scheduling.plan import NEVER, Wait
 
@@ -26,29 +26,30 @@ def by_priority(view: ModelView) -> dict[str, int]:
     return {p.label: view.waiting_by_level[p] for p in Priority}
 
 
-def placement(view: ModelView) -> list[dict[str, Any]]:
+def placement(process: ProcessView) -> list[dict[str, Any]]:
     """What it holds of each device: a reservation while it loads, then what it was given."""
-    return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in view.on_devices.items()]
+    return [{"index": int(d) if d.isdigit() else d, "used_mb": mb} for d, mb in process.on_devices.items()]
 
 
 def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
     """One model in `/v1/models/status`, in its stream and on the page."""
     status: dict[str, Any] = {"status": view.status.public, "kind": view.kind.value, "pinned": view.pinned}
-    if view.status.has_process:
-        status |= {"port": view.port, "pid": view.pid, "vram_mb": view.vram_mb}
-        status |= {"devices": placement(view), "health": view.health}
+    process = view.process or NO_PROCESS
+    if view.process is not None:
+        status |= {"port": process.port, "pid": process.pid, "vram_mb": view.vram_mb}
+        status |= {"devices": placement(process), "health": process.health}
     return status | {
         "estimated_mb": view.estimated_mb,
-        "reserved_mb": view.reserved_mb,
-        "host_mb": view.held.get(HOST, 0),
+        "reserved_mb": process.reserved_mb,
+        "host_mb": process.host_mb,
         "measured_mb": view.measured_mb,
-        "keep_cache": view.keep_cache,
-        "kept_tokens": view.kept_tokens,
-        "kept_bytes": view.kept_bytes,
-        "load_started": None if view.load_started is None else unix(view.load_started),
+        "keep_cache": view.kept.mode,
+        "kept_tokens": view.kept.tokens,
+        "kept_bytes": view.kept.bytes,
+        "load_started": None if process.load_started is None else unix(process.load_started),
         "expected_load_sec": view.expected_load_s,
-        "load_progress": view.load_progress,
-        "load_stage": view.load_stage,
+        "load_progress": process.load_progress,
+        "load_stage": process.load_stage,
         "queue_depth": view.waiting,
         "by_priority": by_priority(view),
         "in_flight": view.in_flight,
@@ -64,6 +65,8 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
         "reason": view.reason,
     }
 
+
+NO_PROCESS = ProcessView(Status.OFF)
 
 _COMING = (Status.STARTING, Status.LOADING)
 
@@ -121,12 +124,12 @@ def gpu_trouble(tracker: DeviceTracker) -> str | None:
 def vram(views: Iterable[ModelView], tracker: DeviceTracker, system: SystemConfig) -> dict[str, Any]:
     devices = tracker.devices()
     gpus = [d for d in devices if d.is_gpu]
-    loaded = [v for v in views if v.status.has_process]
+    loaded = [(view, process) for view in views for process in view.processes]
     body: dict[str, Any] = {
         "status": _vram_status(gpus),
         "devices": [device(d) for d in gpus],
         "host": host(devices),
-        "models": [_vram_of(v) for v in loaded],
+        "models": [_vram_of(view, process) for view, process in loaded],
         "loaded_models_count": len(loaded),
         "can_load_more": len(loaded) < system.max_concurrent_models,
     }
@@ -135,17 +138,17 @@ def vram(views: Iterable[ModelView], tracker: DeviceTracker, system: SystemConfi
     return body
 
 
-def _vram_of(view: ModelView) -> dict[str, Any]:
+def _vram_of(view: ModelView, process: ProcessView) -> dict[str, Any]:
     return {
         "model_alias": view.alias,
-        "status": view.status.public,
-        "port": view.port,
-        "vram_used_mb": view.vram_mb,
+        "status": process.status.public,
+        "port": process.port,
+        "vram_used_mb": process.vram_mb,
         "estimated_mb": view.estimated_mb,
-        "reserved_mb": view.reserved_mb,
-        "host_mb": view.held.get(HOST, 0),
+        "reserved_mb": process.reserved_mb,
+        "host_mb": process.host_mb,
         "measured_mb": view.measured_mb,
-        "devices": placement(view),
+        "devices": placement(process),
     }
 
 

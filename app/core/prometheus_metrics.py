@@ -199,11 +199,15 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
         "Estimated need, safety factor included",
         [(m, v.estimated_mb * MIB) for m, v in shown if v.estimated_mb is not None],
     )
-    yield each("router_model_memory_reserved_bytes", "Promised to it now", lambda v: v.reserved_mb * MIB)
+    yield each(
+        "router_model_memory_reserved_bytes",
+        "Promised to it now",
+        lambda v: MIB * sum(p.reserved_mb for p in v.processes),
+    )
     yield gauge(
         "router_model_healthy",
         "Verdict on a loaded model",
-        [(m, v.health is Health.HEALTHY) for m, v in shown if v.health is not None],
+        [(m, p.health is Health.HEALTHY) for m, v in shown if (p := v.process) and p.health is not None],
     )
     loaded = sum(view.status in (Status.READY, Status.DRAINING) for view in views)
     yield gauge("router_models_loaded", "Models that are loaded", [("", loaded)])

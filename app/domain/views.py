@@ -106,66 +106,110 @@ class Head:
 
 
 @dataclass(frozen=True)
-class ModelView:
-    """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
+class ProcessView:
+    """One process of a model, and what it does now. Times are loop seconds.
 
-    `held` is what it holds of each device, in MB. `yielded_at` is when it last gave way to another model
-    with requests of its own still waiting: those compete as if they had arrived then. `vram_mb` is None
-    without a process, and 0 for a model that runs on the CPU.
+    `reserved` is what was set aside for it on each device, in MB. `served` counts the requests that it was
+    granted. `vram_mb` is what it uses of the GPUs: 0 on the CPU. `load_started` is set until it is ready.
     """
 
-    alias: str
     status: Status
-    kind: ModelKind = ModelKind.CHAT
-    slots: int = 1
+    reserved: Placement = field(default_factory=dict)
     in_flight: int = 0
-    waiting_by_level: tuple[int, int, int] = (0, 0, 0)
-    head: Head | None = None
     best_in_flight: Priority | None = None
-    pinned: bool = False
-    idle_timeout_s: float | None = None
-    need: Need | None = None
-    held: Mapping[str, int] = field(default_factory=dict)
-    since: float = 0.0
-    ready_since: float = 0.0
-    last_used: float = NEVER_USED
     served: int = 0
-    yielded_at: float = NEVER_USED
-    reload_s: float = 1.0
-    preload: bool = False
-    retry_at: float = 0.0
+    ready_since: float = 0.0
     stop_reason: StopReason | None = None
-    stopped_for: str | None = None
-    reason: str = ""
-    error: str | None = None
     health: Health | None = None
     port: int | None = None
     pid: int | None = None
     vram_mb: int | None = None
-    estimated_mb: int | None = None
-    measured_mb: int | None = None
-    keep_cache: str = "off"
-    kept_tokens: int | None = None
-    kept_bytes: int | None = None
     load_started: float | None = None
-    expected_load_s: float | None = None
     load_progress: float | None = None
     load_stage: str | None = None
 
     @property
+    def is_leaving(self) -> bool:
+        """On its way out, and no decision of the policy keeps it."""
+        if self.status is Status.STOPPING:
+            return True
+        is_swap = self.stop_reason is not None and self.stop_reason.is_swap
+        return self.status is Status.DRAINING and not is_swap
+
+    @property
     def on_devices(self) -> Placement:
-        """Of `held`, what is on the devices that it runs on; a model on GPUs keeps more on the host."""
-        gpus = {device: mb for device, mb in self.held.items() if device != HOST}
-        return gpus or self.held
+        """Of `reserved`, what is on the devices that it runs on; a model on GPUs keeps more on the host."""
+        gpus = {device: mb for device, mb in self.reserved.items() if device != HOST}
+        return gpus or self.reserved
 
     @property
     def reserved_mb(self) -> int:
         return sum(self.on_devices.values())
 
     @property
-    def waiting(self) -> int:
-        return sum(self.waiting_by_level)
+    def host_mb(self) -> int:
+        return self.reserved.get(HOST, 0)
+
+
+@dataclass(frozen=True)
+class KeptView:
+    """Whether a model's conversations are kept over a swap, and how large those are that are kept now."""
+
+    mode: str = "off"
+    tokens: int | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
+
+    It has no process, or one; decisions are written as if it could have several. `slots` are those of one
+    process. `yielded_at` is when it last gave way to another model with requests of its own still waiting:
+    those compete as if they had arrived then. `retry_at` counts while it is `crashed`. `stop_reason` and
+    `stopped_for` are those of its last process, if that was stopped.
+    """
+
+    alias: str
+    status: Status
+    kind: ModelKind = ModelKind.CHAT
+    slots: int = 1
+    pinned: bool = False
+    idle_timeout_s: float | None = None
+    waiting_by_level: tuple[int, int, int] = (0, 0, 0)
+    head: Head | None = None
+    need: Need | None = None
+    since: float = 0.0
+    last_used: float = NEVER_USED
+    yielded_at: float = NEVER_USED
+    reload_s: float = 1.0
+    expected_load_s: float | None = None
+    preload: bool = False
+    retry_at: float = 0.0
+    reason: str = ""
+    stop_reason: StopReason | None = None
+    stopped_for: str | None = None
+    error: str | None = None
+    estimated_mb: int | None = None
+    measured_mb: int | None = None
+    kept: KeptView = KeptView()
+    processes: tuple[ProcessView, ...] = ()
 
     @property
-    def busy(self) -> bool:
-        return bool(self.in_flight or self.head)
+    def process(self) -> ProcessView | None:
+        """The one that is shown of it."""
+        return self.processes[0] if self.processes else None
+
+    @property
+    def in_flight(self) -> int:
+        return sum(process.in_flight for process in self.processes)
+
+    @property
+    def vram_mb(self) -> int | None:
+        """None without a process."""
+        known = [process.vram_mb for process in self.processes if process.vram_mb is not None]
+        return sum(known) if known else None
+
+    @property
+    def waiting(self) -> int:
+        return sum(self.waiting_by_level)

@@ -13,13 +13,24 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ReadingTaken, Touched
 from app.domain.jobs import Jobs
-from app.domain.status import Status
 from app.llama.runner import Launcher
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.supervisor import ModelInstance
 from app.scheduling import policy
-from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Preview, Refuse, Stop, Wait
+from app.scheduling.plan import (
+    NEVER,
+    Action,
+    Forget,
+    Inspect,
+    Keep,
+    Limits,
+    Load,
+    Preview,
+    Refuse,
+    Stop,
+    Wait,
+)
 from app.scheduling.refusals import refusal_error
 
 logger = logging.getLogger(__name__)
@@ -45,10 +56,10 @@ class Scheduler:
         self.limits = limits
         self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last look
         self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
-        self.contended = False  # somebody waits for room: a free slot may not be given past the policy
+        self.contended = False  # as the last plan says: a free slot may not be given past the policy
         self._fleet, self._launcher, self._inspection = fleet, launcher, inspection
         self._tracker, self._bus, self._jobs, self._clock = tracker, bus, jobs, clock
-        self._prepared: str | None = None
+        self._reads_ahead: str | None = None
         self._is_stopped = False
         self._next_look: asyncio.Handle | None = None
         self._alarm = Alarm(self.look_again)
@@ -110,20 +121,21 @@ class Scheduler:
         plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, self._clock())
         self.waits = plan.waits
         self._tracker.watch(plan.watches_others)
-        self._prepare(next((alias for alias, wait in plan.waits.items() if wait.victims), None))
+        self.contended = plan.contended
+        self._read_ahead(plan.read_ahead)
         for action in plan.actions:
             self._carry_out(action)
         return plan.wake_at
 
-    def _prepare(self, alias: str | None) -> None:
-        """Whose turn is next, of those for whom others have to go: one at a time, and once."""
-        if alias == self._prepared:
+    def _read_ahead(self, alias: str | None) -> None:
+        """One model at a time, and each once."""
+        if alias == self._reads_ahead:
             return
-        self._jobs.cancel(f"prepare {self._prepared}")
-        self._prepared = alias
+        self._jobs.cancel(f"read ahead {self._reads_ahead}")
+        self._reads_ahead = alias
         if alias is not None:
             spec = self._fleet.instances[alias].spec
-            self._jobs.start(f"prepare {alias}", partial(self._launcher.prepare, spec))
+            self._jobs.start(f"read ahead {alias}", partial(self._launcher.prepare, spec))
 
     def _report(self, error: str) -> None:
         if error != self.error:
@@ -131,14 +143,10 @@ class Scheduler:
         self.error = error
 
     def _grant_all(self) -> None:
-        self.contended = False
         for instance in self._fleet.instances.values():
             if instance.queue.waiting:
                 instance.grant()
                 self._bus.publish(Touched(instance.alias))
-                self.contended |= instance.queue.waiting > 0 and instance.status not in _HAS_ITS_ROOM
-            if instance.need is None and _may_be_loaded_soon(instance):
-                self._jobs.start(f"inspect {instance.alias}", partial(self.inspect, instance))
 
     def _carry_out(self, action: Action) -> None:
         instance = self._fleet.instances[action.alias]
@@ -150,6 +158,8 @@ class Scheduler:
             instance.keep()
         elif isinstance(action, Forget):
             instance.forget(action.reason)
+        elif isinstance(action, Inspect):
+            self._jobs.start(f"inspect {instance.alias}", partial(self.inspect, instance))
         else:
             self._refuse(instance, action)
 
@@ -169,12 +179,3 @@ class Scheduler:
         changed = [model.memory.look(has_served=model.has_served) for model in models]
         if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()
-
-
-_HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})
-
-
-def _may_be_loaded_soon(instance: ModelInstance) -> bool:
-    if instance.status is Status.CRASHED:
-        return True
-    return instance.status is Status.OFF and (instance.preload or instance.queue.waiting > 0)

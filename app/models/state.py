@@ -17,7 +17,7 @@ from app.domain.events import LoadFinished, LoadResult, Touched
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
-from app.domain.views import HOST, NEVER_USED, ModelView, Need
+from app.domain.views import HOST, NEVER_USED, KeptView, ModelView, Need, ProcessView
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, Runner
 from app.memory.history import LearnedFootprints
@@ -156,51 +156,54 @@ class ModelState:
     # --- pictures
 
     def view(self) -> ModelView:
-        queue, runner, kept = self.queue, self.runner, self._conversations.kept
-        log = runner.load_log if runner is not None else None
-        loading = self.status in (Status.STARTING, Status.LOADING)
+        high, normal, low = self.queue.waiting_by_level
+        kept = self._conversations.kept
         return ModelView(
             alias=self.alias,
             status=self.status,
             kind=self.spec.kind,
-            slots=queue.slots,
-            in_flight=queue.in_flight,
-            waiting_by_level=(
-                queue.waiting_by_level[0],
-                queue.waiting_by_level[1],
-                queue.waiting_by_level[2],
-            ),
-            head=queue.head,
-            best_in_flight=queue.best_in_flight,
+            slots=self.queue.slots,
             pinned=self.spec.pinned,
             idle_timeout_s=self.spec.idle_timeout_s,
+            waiting_by_level=(high, normal, low),
+            head=self.queue.head,
             need=self.need,
-            held=self._tracker.held(self.alias),
             since=self._lifecycle.since,
-            ready_since=self.ready_since,
             last_used=self.last_used,
-            served=self._served,
             yielded_at=self._yielded_at,
             reload_s=self._reload_estimate_s(),
+            expected_load_s=self.memory.load_s,
             preload=self.preload,
             retry_at=self._restarts.retry_at,
+            reason=self._lifecycle.reason,
             stop_reason=self.stop_reason,
             stopped_for=self.stopped_for,
-            reason=self._lifecycle.reason,
             error=self.failure.message if self.failure else None,
+            estimated_mb=self.memory.estimated_mb,
+            measured_mb=self.memory.measured_mb,
+            kept=KeptView(self.spec.keep_cache, *((kept.tokens, kept.size) if kept else ())),
+            processes=(self._process_view(),) if self.status.has_process else (),
+        )
+
+    def _process_view(self) -> ProcessView:
+        queue, runner = self.queue, self.runner
+        loading = self.status in (Status.STARTING, Status.LOADING)
+        log = runner.load_log if runner is not None and loading else None
+        return ProcessView(
+            status=self.status,
+            reserved=self._tracker.held(self.alias),
+            in_flight=queue.in_flight,
+            best_in_flight=queue.best_in_flight,
+            served=self._served,
+            ready_since=self.ready_since,
+            stop_reason=self.stop_reason,
             health=self._health if runner is not None else None,
             port=runner.port if runner is not None else None,
             pid=runner.pid if runner is not None else None,
             vram_mb=self._vram_mb(),
-            estimated_mb=self.memory.estimated_mb,
-            measured_mb=self.memory.measured_mb,
-            keep_cache=self.spec.keep_cache,
-            kept_tokens=kept.tokens if kept else None,
-            kept_bytes=kept.size if kept else None,
             load_started=self.load_started if loading else None,
-            expected_load_s=self.memory.load_s,
-            load_progress=log.progress if log is not None and loading else None,
-            load_stage=log.stage if log is not None and loading else None,
+            load_progress=log.progress if log is not None else None,
+            load_stage=log.stage if log is not None else None,
         )
 
     def load_failed(self) -> LoadFailed:
@@ -227,9 +230,7 @@ class ModelState:
     def _load_finished(self, result: LoadResult) -> None:
         self._bus.publish(LoadFinished(self.alias, result, self._clock() - self.load_started))
 
-    def _vram_mb(self) -> int | None:
-        if not self.status.has_process:
-            return None
+    def _vram_mb(self) -> int:
         measured = self._tracker.measured_mb(self.alias)
         if measured is not None:
             return measured

@@ -32,7 +32,8 @@ class LoadReporter:
             self._report(self._view(event.alias))
 
     def _report(self, view: ModelView) -> None:
-        if view.load_progress is None:
+        progress = view.process.load_progress if view.process is not None else None
+        if progress is None:
             return
         self._next[view.alias] = self._clock() + EVERY_S
-        logger.info("%s: loading, %.0f %%", view.alias, 100 * view.load_progress)
+        logger.info("%s: loading, %.0f %%", view.alias, 100 * progress)

@@ -38,4 +38,5 @@ def where_it_stands(instance: ModelInstance, ticket: Ticket, reason: str | None)
     if view.status not in (Status.STARTING, Status.LOADING):
         position = f"queued position={instance.queue.position(ticket)}"
         return position if reason is None else f'{position} reason="{reason}"'
-    return "loading" if view.load_progress is None else f"loading progress={view.load_progress:.2f}"
+    progress = view.process.load_progress if view.process is not None else None
+    return "loading" if progress is None else f"loading progress={progress:.2f}"

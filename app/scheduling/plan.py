@@ -22,7 +22,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Load:
-    """Start it, on this much of these devices."""
+    """Start a process of it, on this much of these devices."""
 
     alias: str
     placement: Placement
@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Stop:
-    """Let running requests finish, then stop the process. `target` is the model that gets the room."""
+    """Let running requests finish, then stop its process. `target` is the model that gets the room."""
 
     alias: str
     reason: StopReason
@@ -39,7 +39,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Keep:
-    """It drains for nobody any more: serve again."""
+    """Its process drains for nobody any more: serve again."""
 
     alias: str
 
@@ -70,7 +70,14 @@ class Refuse:
     arrived_by: float = NEVER
 
 
-Action = Load | Stop | Keep | Forget | Refuse
+@dataclass(frozen=True)
+class Inspect:
+    """Read its file, and what it would take: it may be loaded soon, and that is not known yet."""
+
+    alias: str
+
+
+Action = Load | Stop | Keep | Forget | Refuse | Inspect
 
 
 @dataclass(frozen=True)
@@ -95,11 +102,18 @@ class Wait:
 
 @dataclass(frozen=True)
 class Plan:
-    """`waits` decides nothing: it is what people are told."""
+    """What to do now, and until `wake_at` or the next event.
+
+    `waits` decides nothing: it is what people are told. `read_ahead` is the model whose files should be read
+    into the page cache meanwhile: the next in turn of those for whom others have to go. `contended`: somebody
+    waits for room, so a slot that becomes free may not be granted before the next step.
+    """
 
     actions: tuple[Action, ...]
     wake_at: float = NEVER
     waits: Mapping[str, Wait] = field(default_factory=dict)
+    read_ahead: str | None = None
+    contended: bool = False
 
     @property
     def watches_others(self) -> bool:

@@ -6,16 +6,28 @@ decision never has to be remembered: what should still happen is decided again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Placement
-from app.scheduling.placement import Room, fit
-from app.scheduling.plan import NEVER, Action, Forget, Keep, Limits, Load, Plan, Preview, Refuse, Stop, Wait
-from app.scheduling.refusals import refuse
-from app.scheduling.turns import cost, effective, may_be_taken_at, serves_first, turn
+from app.domain.views import NEVER_USED, DeviceView, Head, ModelView
+from app.scheduling.claims import Claims, Swap
+from app.scheduling.plan import (
+    NEVER,
+    Action,
+    Forget,
+    Inspect,
+    Keep,
+    Limits,
+    Load,
+    Plan,
+    Preview,
+    Refuse,
+    Stop,
+    Wait,
+)
+from app.scheduling.turns import turn
 
 
 def plan(models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float) -> Plan:
@@ -27,7 +39,8 @@ def plan(models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Lim
     step.restart_or_forget_crashed()
     step.preload()
     step.unload_idle()
-    return Plan(tuple(step.actions), step.wake_at, step.waits)
+    step.inspect()
+    return step.decided()
 
 
 def preview(
@@ -36,30 +49,23 @@ def preview(
     """What `plan` would do for one more normal request for a model that is not loaded."""
     head = Head(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
     asked = next(m for m in models if m.alias == alias)
-    leaving = Status.STOPPING if asked.status.has_process else asked.status
-    asked = replace(asked, head=asked.head or head, status=leaving)
+    leaving = tuple(replace(process, status=Status.STOPPING) for process in asked.processes)
+    status = Status.STOPPING if leaving else asked.status
+    asked = replace(asked, head=asked.head or head, status=status, processes=leaving)
     step = _Step([asked if m.alias == alias else m for m in models], devices, limits, now)
     return step.preview(asked)
 
 
 _UNLOADED = frozenset({Status.OFF, Status.CRASHED, Status.STOPPING})
+_HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})
 
 
 def _wants_to_be_loaded(model: ModelView) -> bool:
     return model.head is not None and model.status in _UNLOADED and model.need is not None
 
 
-@dataclass(frozen=True)
-class _Swap:
-    """These must go, at `at` all of them may, and then the model goes there."""
-
-    victims: tuple[ModelView, ...]
-    at: float
-    placement: Placement
-
-
 class _Step:
-    """The working picture of one step: every decision takes its room, so the next one sees what is left."""
+    """The decisions of one step. Each claims its room, so that the next one sees what is left."""
 
     def __init__(
         self, models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float
@@ -68,17 +74,7 @@ class _Step:
         self.waits: dict[str, Wait] = {}
         self.wake_at = NEVER
         self._models, self._devices, self._limits, self._now = models, devices, limits, now
-        self._live = live = sorted((m for m in models if m.status.has_process), key=cost)
-        self._stay = [m for m in live if m.pinned and not _is_leaving(m)]
-        self._unclaimed = [m for m in live if not m.pinned and not _is_leaving(m)]
-        sizes = {d.id: d.total_mb for d in devices}
-        free = {d.id: d.free_mb - d.min_free_mb for d in devices}
-        self._room = Room(free, limits.max_models - len(live), sizes)
-        self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
-        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
-        for model in live:
-            if _is_leaving(model):
-                self._coming = self._coming.plus(model.held)
+        self._claims = Claims(models, devices, limits, now)
 
     # --- decisions
 
@@ -88,25 +84,24 @@ class _Step:
         if model.status is Status.CRASHED and model.retry_at > self._now:
             self._look_at(model.retry_at)
             return
-        placement = fit(model.need, self._room)
+        placement = self._claims.take_free(model)
         if placement is not None:
-            self._room = self._room.minus(placement)
             if model.status is not Status.STOPPING:
                 self.actions.append(Load(model.alias, placement))
             return
-        if swap := self._best_swap(model):
+        if swap := self._claims.best_swap(model):
             self.waits[model.alias] = Wait(tuple(v.alias for v in swap.victims), swap.at)
             self._carry_out(swap, model)
-            self._claim(swap)
-        elif refusal := self._refusal(model):
+            self._claims.claim(swap)
+        elif refusal := self._claims.refusal(model):
             self._refuse_in_time(model, refusal)
         else:
             self.waits[model.alias] = Wait()
 
     def resume_what_nobody_claims(self) -> None:
-        for model in self._unclaimed:
-            if model.status is Status.DRAINING:
-                self.actions.append(Keep(model.alias))
+        for one in self._claims.unclaimed:
+            if one.process.status is Status.DRAINING:
+                self.actions.append(Keep(one.alias))
 
     def restart_or_forget_crashed(self) -> None:
         for model in self._models:
@@ -133,103 +128,47 @@ class _Step:
                 self.actions.append(Forget(model.alias, "not preloaded: no room left"))
 
     def unload_idle(self) -> None:
-        for model in self._unclaimed:
-            if model.status is not Status.READY or model.idle_timeout_s is None:
+        for one in self._claims.unclaimed:
+            timeout_s = one.model.idle_timeout_s
+            if one.process.status is not Status.READY or timeout_s is None:
                 continue
-            expires = (self._now if model.busy else model.last_used) + model.idle_timeout_s
+            expires = (self._now if one.busy else one.model.last_used) + timeout_s
             if expires <= self._now:
-                self.actions.append(Stop(model.alias, StopReason.IDLE))
+                self.actions.append(Stop(one.alias, StopReason.IDLE))
             else:  # a request in between only makes that look come too early
                 self._look_at(expires)
+
+    def inspect(self) -> None:
+        """What may be loaded soon is looked at before: its file, its flags and what it would take."""
+        forgotten = {action.alias for action in self.actions if isinstance(action, Forget)}
+        for model in self._models:
+            if model.need is None and model.alias not in forgotten and _may_be_loaded_soon(model):
+                self.actions.append(Inspect(model.alias))
+
+    def decided(self) -> Plan:
+        next_in_turn = next((alias for alias, wait in self.waits.items() if wait.victims), None)
+        return Plan(tuple(self.actions), self.wake_at, self.waits, next_in_turn, self._is_contended())
 
     def preview(self, model: ModelView) -> Preview:
         if model.need is None:
             return Preview(False, {})
-        if (placement := fit(model.need, self._room)) is not None:
+        if (placement := self._claims.free_for(model)) is not None:
             return Preview(True, placement)
-        if (swap := self._best_swap(model)) is None:
-            refusal = self._refusal(model)
+        if (swap := self._claims.best_swap(model)) is None:
+            refusal = self._claims.refusal(model)
             return Preview(refusal is None, {}, wait_s=self._limits.max_swap_wait_s, refusal=refusal)
         wait_s = swap.at - self._now if swap.at < NEVER else self._limits.max_swap_wait_s
         return Preview(True, swap.placement, tuple(v.alias for v in swap.victims), wait_s)
 
     # --- making room
 
-    def _best_swap(self, model: ModelView) -> _Swap | None:
-        """The cheapest victims that really make room: of those that may go now, else the soonest.
-
-        Failing these, also those that first have to serve a request: nothing is stopped yet (`at` is NEVER),
-        but nobody whose turn is later takes them. Else small models that load in turns keep a large one out.
-        """
-        head = effective(model, self._limits)
-        assert head is not None
-        assert model.need is not None
-        if fit(model.need, self._empty) is None:
-            return None  # whatever else is believed of the memory: nobody is stopped for it
-        now, when = self._now, {}
-        if fit(model.need, self._room_without(())) is not None:
-            return self._swap(model, (), now)
-        for victim in self._unclaimed:
-            when[victim.alias] = may_be_taken_at(victim, head, self._limits, now)
-        victims = self._fewest(model, [v for v in self._unclaimed if when[v.alias] <= now])
-        if not victims:
-            by_time = sorted(
-                (v for v in self._unclaimed if when[v.alias] < NEVER), key=lambda v: when[v.alias]
-            )
-            serve_first = [v for v in self._unclaimed if serves_first(v, head, self._limits, now)]
-            victims = self._fewest(model, by_time) or self._fewest(model, by_time + serve_first)
-        return self._swap(model, victims, max(when[v.alias] for v in victims)) if victims else None
-
-    def _fewest(self, model: ModelView, candidates: Sequence[ModelView]) -> tuple[ModelView, ...]:
-        """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
-        assert model.need is not None
-        chosen: list[ModelView] = []
-        room = self._room_without(())
-        for victim in candidates:
-            chosen.append(victim)
-            room = room.plus(victim.held)
-            if fit(model.need, room) is not None:
-                break
-        else:
-            return ()
-        for victim in reversed(chosen[:-1]):
-            rest = [v for v in chosen if v is not victim]
-            if fit(model.need, self._room_without(rest)) is not None:
-                chosen = rest
-        return tuple(chosen)
-
-    def _swap(self, model: ModelView, victims: tuple[ModelView, ...], at: float) -> _Swap:
-        assert model.need is not None
-        placement = fit(model.need, self._room_without(victims))
-        assert placement is not None
-        return _Swap(victims, at, placement)
-
-    def _claim(self, swap: _Swap) -> None:
-        """Nobody with a later turn may have these victims, nor the room that they and others will leave.
-
-        What victims that go later leave over is nobody's yet: for it, others would be stopped too early.
-        """
-        claimed = {v.alias for v in swap.victims}
-        self._unclaimed = [m for m in self._unclaimed if m.alias not in claimed]
-        coming = self._coming
-        for victim in swap.victims:
-            coming = coming.plus(victim.held)
-        self._room, coming = self._room.take(swap.placement, coming)
-        self._coming = coming if swap.at <= self._now else coming.at_most(self._coming)
-
-    def _carry_out(self, swap: _Swap, target: ModelView) -> None:
+    def _carry_out(self, swap: Swap, target: ModelView) -> None:
         if swap.at > self._now:
             self._look_at(swap.at)
             return
         for victim in swap.victims:
-            if victim.status is not Status.DRAINING:
-                self.actions.append(Stop(victim.alias, self._reason(target), target.alias))
-
-    def _reason(self, target: ModelView) -> StopReason:
-        """Whether it is places that are missing or memory."""
-        assert target.need is not None
-        enough_places = replace(self._room_without(()), places=1)
-        return StopReason.COUNT if fit(target.need, enough_places) is not None else StopReason.MEMORY
+            if victim.process.status is not Status.DRAINING:
+                self.actions.append(Stop(victim.alias, self._claims.stop_reason(target), target.alias))
 
     def _refuse_in_time(self, model: ModelView, refusal: Refuse) -> None:
         """At once, unless it is other programs' memory that is missing: they get some time to let go.
@@ -249,41 +188,20 @@ class _Step:
         if until > self._now:
             self._look_at(until)
 
-    def _refusal(self, model: ModelView) -> Refuse | None:
-        """Set if the model would have no room even with everything gone that is not pinned."""
-        assert model.need is not None
-        need, stay = model.need, self._stay
-        best = self._room_beside_pinned(
-            {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}
-        )
-        if fit(need, best) is None:
-            ever = fit(need, self._empty) is not None
-            without_others = self._room_beside_pinned(self._empty.free)
-            refusal = refuse(model.alias, need, best, ever=ever)
-            return replace(refusal, by_others=ever and fit(need, without_others) is not None)
-        if len(stay) >= self._limits.max_models:
-            return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
-        return None
-
-    def _room_beside_pinned(self, free: Mapping[str, int]) -> Room:
-        room = Room(free, len(self._stay) + 1, self._empty.sizes)
-        for model in self._stay:
-            room = room.minus(model.held)
-        return room
+    def _is_contended(self) -> bool:
+        """Whether, after these actions, somebody waits whose model has no room of its own."""
+        helped = {a.alias for a in self.actions if isinstance(a, Load | Keep)}
+        helped |= {a.alias for a in self.actions if isinstance(a, Refuse) and a.arrived_by == NEVER}
+        going = {a.alias for a in self.actions if isinstance(a, Stop)}
+        waiting = (m for m in self._models if m.head is not None and m.alias not in helped)
+        return any(m.alias in going or m.status not in _HAS_ITS_ROOM for m in waiting)
 
     # --- small things
 
-    def _room_without(self, victims: Sequence[ModelView]) -> Room:
-        room = self._room.plus_all(self._coming)
-        for victim in victims:
-            room = room.plus(victim.held)
-        return room
-
     def _load_into_free_room(self, model: ModelView) -> bool:
-        placement = fit(model.need, self._room) if model.need else None
+        placement = self._claims.take_free(model)
         if placement is None:
             return False
-        self._room = self._room.minus(placement)
         self.actions.append(Load(model.alias, placement))
         return True
 
@@ -291,9 +209,7 @@ class _Step:
         self.wake_at = min(self.wake_at, when)
 
 
-def _is_leaving(model: ModelView) -> bool:
-    """On its way out, and no decision of ours keeps it."""
-    if model.status is Status.STOPPING:
+def _may_be_loaded_soon(model: ModelView) -> bool:
+    if model.status is Status.CRASHED:
         return True
-    swap = model.stop_reason is not None and model.stop_reason.is_swap
-    return model.status is Status.DRAINING and not swap
+    return model.status is Status.OFF and (model.preload or model.head is not None)

@@ -2,45 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status
-from app.domain.views import Head, ModelView
+from app.domain.views import Head, ModelView, ProcessView
 from app.scheduling.plan import NEVER, Limits
 
 _TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
 
 
-def may_be_taken_at(victim: ModelView, head: Head, limits: Limits, now: float) -> float:
+@dataclass(frozen=True)
+class Loaded:
+    """A process, and the model whose requests it serves: what may have to go."""
+
+    model: ModelView
+    process: ProcessView
+
+    @property
+    def alias(self) -> str:
+        return self.model.alias
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.process.in_flight or self.model.head)
+
+
+def loaded(models: Iterable[ModelView]) -> list[Loaded]:
+    return [Loaded(model, process) for model in models for process in model.processes]
+
+
+def may_be_taken_at(victim: Loaded, head: Head, limits: Limits, now: float) -> float:
     """When `victim` may be stopped for a request `head` of another model: now, later, or never as things are.
 
     Only a model without requests of its own goes at once. Else affinity holds the newcomer back, for at most
     `max_swap_wait_s` if it is as urgent or its turn has come, and not at all if it is strictly more urgent.
     """
-    if victim.pinned or victim.status not in _TAKEABLE:
+    if victim.model.pinned or victim.process.status not in _TAKEABLE:
         return NEVER
     if not victim.busy:
         return now
-    if victim.head and not victim.served:
+    if victim.model.head and not victim.process.served:
         return NEVER  # it loads, or has just loaded, for somebody
     rival_level, rival_key = _rival(victim, limits, now)
-    hold_end = max(head.arrived, victim.ready_since) + limits.max_swap_wait_s
+    hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s
     if head.key < rival_key:
         return now if head.level < rival_level else max(now, hold_end)
     if head.level <= rival_level:
         return max(now, hold_end)
-    if victim.head:
+    if victim.model.head:
         return NEVER  # until its head is another one: every grant leads to a new step
     return max(now, hold_end, head.key - rival_level * limits.aging_s)
 
 
-def serves_first(victim: ModelView, head: Head, limits: Limits, now: float) -> bool:
+def serves_first(victim: Loaded, head: Head, limits: Limits, now: float) -> bool:
     """It loads, or has loaded, for a request that it has not served yet; after that, `head` may have it."""
-    if victim.head is None or victim.served:
+    if victim.model.head is None or victim.process.served:
         return False
-    ready = replace(victim, status=Status.READY, served=1, ready_since=now)
-    return may_be_taken_at(ready, head, limits, now) < NEVER
+    ready = replace(victim.process, status=Status.READY, served=1, ready_since=now)
+    return may_be_taken_at(replace(victim, process=ready), head, limits, now) < NEVER
 
 
 def turn(model: ModelView, limits: Limits) -> tuple[float, int]:
@@ -60,24 +81,24 @@ def effective(model: ModelView, limits: Limits) -> Head | None:
     return replace(head, arrived=model.yielded_at, key=model.yielded_at + head.level * limits.aging_s)
 
 
-def _rival(victim: ModelView, limits: Limits, now: float) -> tuple[Priority, float]:
+def _rival(victim: Loaded, limits: Limits, now: float) -> tuple[Priority, float]:
     """Level and key of what the victim would serve next; its in-flight traffic is taken to go on."""
-    if head := victim.head:
+    if head := victim.model.head:
         return head.level, head.key
-    level = victim.best_in_flight or Priority.HIGH
+    level = victim.process.best_in_flight or Priority.HIGH
     return level, now + level * limits.aging_s
 
 
-def cost(victim: ModelView) -> tuple[object, ...]:
+def cost(victim: Loaded) -> tuple[object, ...]:
     """Cheapest first: already leaving, idle, few and unimportant requests, long unused, quick to load."""
-    importance = -victim.head.level if victim.head else -int(Priority.LOW)
-    leaving = victim.status is Status.DRAINING
+    importance = -victim.model.head.level if victim.model.head else -int(Priority.LOW)
+    leaving = victim.process.status is Status.DRAINING
     return (
         not leaving,
         victim.busy,
-        victim.waiting,
+        victim.model.waiting,
         importance,
-        victim.last_used,
-        victim.reload_s,
+        victim.model.last_used,
+        victim.model.reload_s,
         victim.alias,
     )
