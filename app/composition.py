@@ -80,7 +80,9 @@ async def build(
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    services = _services(
+        configuration, launcher, manager, tracker, http, bus, logs, pauses, started_at, heartbeat_s
+    )
     stack.callback(services.upstream.close)
     stack.callback(bus.settle)
     stack.callback(services.feed.close)
@@ -99,6 +101,7 @@ def _services(
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
+    pauses: Pauses,
     started_at: float,
     heartbeat_s: float,
 ) -> Services:
@@ -116,9 +119,7 @@ def _services(
         bus=bus,
         logs=logs,
         background=Background(),
-        health=HealthMonitor(
-            manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
-        ),
+        health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
         telemetry=telemetry,
         status=status,
@@ -167,6 +168,7 @@ def _start(services: Services) -> None:
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
+    services.background.start("time keeper", services.health.keep_time)
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 

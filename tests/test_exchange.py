@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -21,7 +22,7 @@ from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
-SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
+SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
 EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"keep-alive", b"timeout=5")]
 EVENT = b"data: 1\n\n"
@@ -65,6 +66,9 @@ class World:
         self.runner: Any = Runner()
         self.status, self.ready_since, self.load_started, self.alias = Status.READY, 900.0, 890.0, "m"
         self.load_progress: float | None = None
+        self.spec = SimpleNamespace(request_timeout_s=20)
+        self.asked_about: list[float] = []
+        self.pause_s = 0.0
         # slots
         self.is_full = False
         self.reason: str | None = None
@@ -130,6 +134,13 @@ class World:
 
     def waits_because(self, exchange: Exchange) -> str | None:
         return self.reason
+
+    def patience_s(self, exchange: Exchange, runner: Any, quiet_since: float) -> float:
+        self.asked_about.append(self.now - quiet_since)
+        return max(quiet_since + self.spec.request_timeout_s - self.now, 0.0)
+
+    def awake_s(self, since: float, now: float) -> float:
+        return now - since - self.pause_s
 
     def gone(self, exchange: Exchange, runner: Any) -> Pending:
         assert runner is self.runner or runner is None

@@ -29,9 +29,9 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama import pipe as llama_pipe
 from app.llama import process as llama_process
+from app.llama.asking import is_refused
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
-from app.llama.asking import is_refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
@@ -208,7 +208,7 @@ async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         assert runner.phase is Status.READY
-        await runner.look()
+        await runner.look(at_slots=False)
         assert runner.evidence.answered_at is not None
         answer = await http.post(
             f"http://127.0.0.1:{runner.port}/completion",

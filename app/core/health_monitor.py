@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from app.core.config import Config
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, RequestFinished
 from app.domain.status import Health, Status
-from app.judgement.judge import LOOKS, Limits, Repeated, State, Verdict, judge, standing
+from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
 from app.judgement.pauses import TICK_S, Pauses
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance
@@ -60,7 +60,7 @@ class HealthMonitor:
 
     def __init__(
         self,
-        instances: Callable[[], Iterable[ModelInstance]],
+        instances: Callable[[], Mapping[str, ModelInstance]],
         interval_s: float,
         bus: EventBus,
         pauses: Pauses,
@@ -69,6 +69,7 @@ class HealthMonitor:
         self._instances, self._interval_s, self._clock = instances, interval_s, clock
         self.pauses = pauses
         self._watches: dict[str, Watch] = {}
+        self._checking: set[Runner] = set()
         self._hurry = asyncio.Event()
         bus.subscribe(self._on_event, RequestFinished)
 
@@ -82,18 +83,24 @@ class HealthMonitor:
         async with anyio.create_task_group() as group:
             while True:
                 for instance, runner in self._loaded():
-                    if self._is_due(instance, runner):
+                    if runner not in self._checking and self._look_in_s(instance, runner) <= 0:
+                        self._checking.add(runner)
                         group.start_soon(self.check, instance, runner)
+                    elif runner.evidence.asking_since is not None:
+                        group.start_soon(self._act, instance, runner)  # an answer is not waited for
                 with anyio.move_on_after(self._pause_s()):
                     await self._hurry.wait()
                 self._hurry.clear()
 
     async def keep_time(self) -> None:
         """Notices when this program stood still."""
+        pauses, told = self.pauses, 0
         while True:
             await asyncio.sleep(TICK_S)
-            if (paused_s := self.pauses.tick(self._clock())) is not None:
-                logger.warning("the router stood still for %.1f s; what was seen before is not judged", paused_s)
+            pauses.tick(self._clock())
+            if pauses.count > told:
+                told = pauses.count
+                logger.warning("the router stood still for %.1f s: all is looked at afresh", pauses.last_s)
 
     async def check_all(self) -> None:
         """One look at each, at the same time."""
@@ -105,14 +112,17 @@ class HealthMonitor:
         """Look, judge, and end what is stuck. True if it answered."""
         evidence, begun = runner.evidence, self._clock()
         self._note_work(instance, runner)
-        await runner.look()
+        at_slots = is_quiet(evidence, _limits(instance), self.pauses, begun)
+        try:
+            await runner.look(at_slots=at_slots)
+        finally:
+            self._checking.discard(runner)
         if evidence.exited_at is not None:
             return False
         ok = evidence.answered_at is not None and evidence.answered_at >= begun
-        watch = self._watch(instance, runner)
-        watch.probed(ok, 1000 * (self._clock() - begun), time.time())
+        self._watch(instance, runner).probed(ok, 1000 * (self._clock() - begun), time.time())
         self._note_work(instance, runner)
-        await self._act(instance, runner, watch)
+        await self._act(instance, runner)
         return ok
 
     async def suspect(self, instance: ModelInstance, runner: Runner) -> None:
@@ -146,7 +156,7 @@ class HealthMonitor:
     # --- inside
 
     def _loaded(self) -> list[tuple[ModelInstance, Runner]]:
-        serving = [i for i in self._instances() if i.status in (Status.READY, Status.DRAINING)]
+        serving = [i for i in self._instances().values() if i.status in (Status.READY, Status.DRAINING)]
         return [(i, i.runner) for i in serving if i.runner is not None]
 
     def _watch(self, instance: ModelInstance, runner: Runner) -> Watch:
@@ -155,29 +165,18 @@ class HealthMonitor:
             watch = self._watches[instance.alias] = Watch(runner.pid)
         return watch
 
-    def _period_s(self, instance: ModelInstance, runner: Runner) -> float:
-        """Of looks at this process."""
-        watch, evidence = self._watch(instance, runner), runner.evidence
-        if watch.repeated.is_suspect or evidence.missed:
-            return min(SUSPECT_EVERY_S, self._interval_s)
-        limit_s = instance.spec.request_timeout_s
-        if evidence.owed_since is not None and limit_s:
-            return min(limit_s / LOOKS, self._interval_s)
-        return self._interval_s
-
-    def _is_due(self, instance: ModelInstance, runner: Runner) -> bool:
-        evidence = runner.evidence
-        since = max(evidence.looked_at, instance.ready_since)
-        return evidence.asking_since is None and self._clock() - since >= self._period_s(instance, runner)
+    def _look_in_s(self, instance: ModelInstance, runner: Runner) -> float:
+        is_suspect = self._watch(instance, runner).repeated.is_suspect
+        limits, now = _limits(instance), self._clock()
+        return look_in_s(runner.evidence, limits, self.pauses, now, self._interval_s, is_suspect=is_suspect)
 
     def _pause_s(self) -> float:
-        now = self._clock()
-        due = [
-            max(runner.evidence.looked_at, instance.ready_since) + self._period_s(instance, runner) - now
+        """Until the next look, or the next judgement over one that gets no answer."""
+        waits = [
+            SUSPECT_EVERY_S if runner in self._checking else self._look_in_s(instance, runner)
             for instance, runner in self._loaded()
-            if runner.evidence.asking_since is None
         ]
-        return max(min(due, default=self._interval_s), 0.05)
+        return max(min(waits, default=self._interval_s), 0.05)
 
     def _note_work(self, instance: ModelInstance, runner: Runner) -> None:
         """What those who are served have got, and since when they have got nothing."""
@@ -189,8 +188,8 @@ class HealthMonitor:
                 runner.evidence.moved(since)
             runner.evidence.asked(since)
 
-    async def _act(self, instance: ModelInstance, runner: Runner, watch: Watch) -> None:
-        now = self._clock()
+    async def _act(self, instance: ModelInstance, runner: Runner) -> None:
+        watch, now = self._watch(instance, runner), self._clock()
         verdict = watch.verdict = judge(runner.evidence, _limits(instance), self.pauses, now)
         stuck = watch.repeated.stuck(verdict, runner.evidence, now)
         if instance.runner is runner:
@@ -199,19 +198,18 @@ class HealthMonitor:
                 await instance.end_hung(runner, verdict.why)
 
     def _on_event(self, event: Event) -> None:
-        """Clients that got nothing tell as much as time-outs, if they left early or not; answers tell more."""
-        if not isinstance(event, RequestFinished) or event.queue_wait_s is None:
-            return
-        instance = next((i for i in self._instances() if i.alias == event.alias), None)
+        """A client that got nothing tells as much as a time-out, also where it left early."""
+        assert isinstance(event, RequestFinished)
+        instance = self._instances().get(event.alias)
         runner = instance.runner if instance is not None else None
-        if runner is None:
+        if runner is None or event.queue_wait_s is None:
             return
-        now = self._clock()
-        if event.ttft_s is not None:
-            runner.evidence.moved(now - BATCH_S)
-        else:
-            runner.evidence.asked(now - event.duration_s + event.queue_wait_s)
+        evidence = runner.evidence
+        if event.ttft_s is None:
+            evidence.asked(self._clock() - event.duration_s + event.queue_wait_s)
             self._hurry.set()
+        elif evidence.owed_since is not None or evidence.missed:
+            evidence.moved(self._clock() - BATCH_S)
 
 
 def _limits(instance: ModelInstance) -> Limits:

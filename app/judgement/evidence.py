@@ -154,7 +154,7 @@ class Evidence:
     # --- its life
 
     def ready(self, now: float) -> None:
-        self.is_loading = False
+        self.is_loading, self.looked_at = False, now
         self.moved(now)
         self.owed_since = None
 

@@ -28,7 +28,7 @@ CLOSED_S = 3.0
 SLOW_S = 10.0
 """Worth telling people."""
 
-BUSY_SHARE = 1.75
+BUSY_SHARE = 1.4
 """Of the limit, for a process that computes: one batch of a prompt can take long without a sign."""
 
 READS_PER_S = 10.0
@@ -36,6 +36,9 @@ READS_PER_S = 10.0
 
 LOOKS = 4
 """A request that has been quiet is looked at this often within its limit."""
+
+SOON_S = 0.25
+FAR_S = 3600.0
 
 
 class State(Enum):
@@ -98,15 +101,17 @@ class Repeated:
 def judge(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
     if evidence.exited_at is not None:
         return Verdict(State.GONE, evidence.exited_at, "it has ended")
-    awake = not pauses.waking_s(now)
-    if awake and (stuck := _port_closed(evidence, pauses, now)):
-        return stuck
-    if evidence.is_loading:
-        return _load(evidence, limits, pauses, now)
-    return _service(evidence, limits, pauses, now)
+    found = _port_closed(evidence, pauses) or (
+        _load(evidence, limits, pauses, now)
+        if evidence.is_loading
+        else _service(evidence, limits, pauses, now)
+    )
+    if found.state is State.STUCK and pauses.waking_s(now):
+        return Verdict(State.SLOW, found.since, found.why)  # what came in the pause has not been read yet
+    return found
 
 
-def _port_closed(evidence: Evidence, pauses: Pauses, now: float) -> Verdict | None:
+def _port_closed(evidence: Evidence, pauses: Pauses) -> Verdict | None:
     if evidence.refusals < MISSES:
         return None
     first, last = evidence.refused[0], evidence.refused[-1]
@@ -127,7 +132,7 @@ def _load(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Ver
 
 def _service(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
     missed = _moments(evidence.missed)
-    if missed >= MISSES and not pauses.waking_s(now):
+    if missed >= MISSES:
         why = f"it missed {missed} probes in a row{_while(evidence)}"
         return Verdict(State.STUCK, evidence.missed[0], why, Cause.NO_ANSWER)
     owed = evidence.owed_since
@@ -136,7 +141,8 @@ def _service(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> 
             return Verdict(State.SLOW, evidence.missed[0], f"it missed {missed} of its probes")
         return Verdict(State.SERVING)
     still_s = pauses.awake_s(owed, now)
-    if limits.request_s and still_s >= allowed_s(evidence, limits) and is_seen(evidence, pauses, owed, now):
+    overdue_s = still_s - allowed_s(evidence, limits)
+    if limits.request_s and overdue_s >= 0 and _is_seen(evidence, pauses, overdue_s, now):
         return _stuck(owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
     if still_s > min(SLOW_S, limits.request_s or SLOW_S):
         return Verdict(State.SLOW, owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
@@ -155,27 +161,80 @@ def allowed_s(evidence: Evidence, limits: Limits) -> float:
     return max(BUSY_SHARE * limits.request_s, unread / READS_PER_S)
 
 
-def is_seen(evidence: Evidence, pauses: Pauses, since: float, now: float) -> bool:
-    """It was looked at after that, and after this program's own last pause."""
-    if pauses.waking_s(now):
-        return False
-    looked = evidence.looked_at > since and not pauses.interrupted(evidence.looked_at, now)
-    asked = evidence.asking_since
-    return looked or (asked is not None and now - asked >= APART_S and not pauses.interrupted(asked, now))
+def _is_seen(evidence: Evidence, pauses: Pauses, overdue_s: float, now: float) -> bool:
+    """Its last look ended after its time was over; what is stopped needs none."""
+    unseen_s = pauses.awake_s(evidence.looked_at, now)
+    return not pauses.waking_s(now) and (evidence.is_stopped or unseen_s <= overdue_s)
 
 
-def request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:
-    """When the work for one request moved last: the `place`th of those in flight, in order of their start.
+def look_in_s(
+    evidence: Evidence, limits: Limits, pauses: Pauses, now: float, interval_s: float, *, is_suspect: bool
+) -> float:
+    """When it is to be looked at next; not oftener: where one slot streams, a look at the slots every moment
+    keeps cancelled requests alive."""
+    rested_s = now - evidence.looked_at
+    in_s = interval_s - rested_s
+    if is_suspect or evidence.missed:
+        return min(AGAIN_S - rested_s, in_s)
+    if evidence.owed_since is None or not limits.request_s:
+        return in_s
+    left_s = allowed_s(evidence, limits) - pauses.awake_s(evidence.owed_since, now)
+    return min(limits.request_s / LOOKS - rested_s, max(left_s, AGAIN_S - rested_s), in_s)
 
-    llama-server does not say which request sits in which slot, but it starts them in the order in which they
-    come. Where that cannot be, as with one that was given up and still runs, every slot counts for all.
+
+def is_quiet(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> bool:
+    """Its slots are worth a look."""
+    since, part_s = evidence.owed_since, limits.request_s / LOOKS
+    return since is not None and limits.request_s > 0 and pauses.awake_s(since, now) >= part_s - SOON_S
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one request. `left_s`: until this is to be asked again; 0: its slot has stood still for too long."""
+
+    left_s: float
+    wants_look: bool = False
+
+
+def standing(
+    evidence: Evidence,
+    limits: Limits,
+    pauses: Pauses,
+    now: float,
+    quiet_since: float,
+    place: int,
+    in_flight: int,
+) -> Standing:
+    """Whether a request that has got nothing since then is worked on.
+
+    Its process is looked at when it has been quiet for a part of its limit, and once more before it is given
+    up.
     """
-    tasks = sorted(slot.task for slot in evidence.slots or ())
-    if len(tasks) == in_flight and place < in_flight:
-        return max(quiet_since, evidence.slot_moved_at.get(tasks[place], 0.0))
+    if not limits.request_s:
+        return Standing(FAR_S)
+    part_s = limits.request_s / LOOKS
+    quiet_s = pauses.awake_s(quiet_since, now)
+    if quiet_s < part_s:
+        return Standing(part_s - quiet_s)
+    unseen_s = pauses.awake_s(max(evidence.looked_at, quiet_since), now)
+    moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
+    left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
+    if left_s > 0:
+        return Standing(min(left_s, part_s), wants_look=unseen_s >= part_s)
+    if _is_seen(evidence, pauses, -left_s, now):
+        return Standing(0.0)
+    return Standing(SOON_S, wants_look=True)
+
+
+def _request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:
+    """llama-server does not say which request sits in which slot, but it starts them in the order in which
+    they come. Where that does not fit, as with one that was given up and still runs, any slot counts."""
     if evidence.slots is None:
         return max(quiet_since, evidence.moved_at)
-    return max(quiet_since, *(evidence.slot_moved_at.values() or (0.0,)))
+    tasks = sorted(slot.task for slot in evidence.slots)
+    if len(tasks) == in_flight and place < in_flight:
+        return max(quiet_since, evidence.slot_moved_at.get(tasks[place], 0.0))
+    return max([quiet_since, *evidence.slot_moved_at.values()])
 
 
 def _moments(begun: list[float]) -> int:

@@ -21,17 +21,17 @@ class Pauses:
     """Told by `tick`, at least every `TICK_S`. Seconds of one monotonic clock."""
 
     def __init__(self, now: float) -> None:
+        self.count, self.last_s = 0, 0.0
+        """How many there were, and how long the last one was."""
         self._last_tick = now
         self._pauses: deque[tuple[float, float]] = deque(maxlen=KEPT)
 
-    def tick(self, now: float) -> float | None:
-        """The length of the pause that has just ended, if there was one. Call it before anything is judged:
-        other timers may ring before the one that ticks."""
+    def tick(self, now: float) -> None:
+        """Call it before anything is judged: other timers may ring before the one that ticks."""
         begun, self._last_tick = self._last_tick, max(now, self._last_tick)
-        if now - begun <= TICK_S + LATE_S:
-            return None
-        self._pauses.append((begun, now + GRACE_S))
-        return now - begun
+        if now - begun > TICK_S + LATE_S:
+            self._pauses.append((begun, now + GRACE_S))
+            self.last_s, self.count = now - begun, self.count + 1
 
     def waking_s(self, now: float) -> float:
         """What is left of the time after a pause in which nothing is judged; 0 where there was none."""

@@ -61,10 +61,10 @@ class PortProbe:
         serves = health.status == 200 and stranger.status == 401 and ours.status == 200
         return PortAnswer.SERVES if serves else PortAnswer.NOT_OURS
 
-    async def look(self, pid: int) -> None:
+    async def look(self, pid: int, *, at_slots: bool) -> None:
         """At a process that serves. Who comes while one is under way waits for that."""
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look(pid), name=f"look at pid {pid}")
+            self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
         await asyncio.shield(self._looking)
 
     def stop(self) -> None:
@@ -73,11 +73,11 @@ class PortProbe:
 
     # --- inside
 
-    async def _look(self, pid: int) -> None:
+    async def _look(self, pid: int, at_slots: bool) -> None:
         evidence = self._evidence
         cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
         evidence.used_processor(self._clock(), cpu_s, is_stopped=is_stopped)
-        if evidence.owed_since is None:
+        if not at_slots:
             await self._ask("/health")
         elif (answer := await self._ask("/slots")) is not None:
             working = working_slots(answer.body) if answer.status == 200 else None

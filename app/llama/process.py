@@ -137,8 +137,8 @@ class LlamaRunner:
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
 
-    async def look(self) -> None:
-        await self._probe.look(self.pid)
+    async def look(self, *, at_slots: bool) -> None:
+        await self._probe.look(self.pid, at_slots=at_slots)
 
     async def stop(self, grace_s: float = 2.0) -> None:
         if self._transport is None:

@@ -49,8 +49,9 @@ class Runner(Protocol):
         """For any number of waiters; cancelling one changes nothing."""
         ...
 
-    async def look(self) -> None:
-        """Observe it afresh. One at a time: who comes meanwhile waits for the look that is under way."""
+    async def look(self, *, at_slots: bool) -> None:
+        """Observe it afresh, and ask it for its slots, or only for its health. One at a time: who comes
+        meanwhile waits for the look that is under way."""
         ...
 
     async def stop(self, grace_s: float = 2.0) -> None:
