@@ -43,6 +43,7 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.messages import MessagesTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -140,7 +141,13 @@ def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
     return Backend(
-        services.manager, slots, services.upstream, lambda: services.config.system, services.bodies
+        services.manager,
+        slots,
+        services.upstream,
+        lambda: services.config.system,
+        lambda: services.config.api.stream_heartbeats,
+        services.bodies,
+        {"/v1/messages": MessagesTranslation()},
     )
 
 

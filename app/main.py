@@ -16,6 +16,7 @@ from app.access.sessions import Sessions
 from app.api import documentation, errors, models, openai, ops, page
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
+from app.api.head import HeadAsGet
 from app.api.services import Services
 from app.composition import backend, build
 from app.configuration.current import Configuration
@@ -118,7 +119,7 @@ def create_app(
     app.sessions, app.refusals = Sessions(), RefusalLog()
     app.gateway = Gateway(app.refusals)
     app.apply(config)
-    proxy = AsgiProxy(app.framework, app.gateway)
+    proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)
     configuration.subscribe(Rules.TAKES, app.apply)
     configuration.subscribe(CorsGate.TAKES, cors.apply)

@@ -96,7 +96,14 @@ VULKAN = Part(
 NGINX = Part("nginx", _nginx, "apt-get install nginx-light", "the page behind a prefix is")
 NODE = Part("Node", lambda: _first_of("node"), "apt-get install nodejs npm", "the page's scripts are")
 TYPESCRIPT = Part("TypeScript", _typescript, "npm ci", "the types of the page's scripts are")
+CURL = Part("curl", lambda: _first_of("curl"), "apt-get install curl", "its way to speak HTTP is")
+JAVA = Part(
+    "A Java development kit",
+    lambda: _first_of("javac") and _first_of("java"),
+    "apt-get install default-jdk-headless",
+    "its HttpClient is",
+)
 COMPOSE = Part(
     "docker compose", _compose, "it comes with Docker", "docker-compose.monitoring.yml is", wanted_on_ci=False
 )
-PARTS = (CHROMIUM, NODE, TYPESCRIPT, NGINX, PROMTOOL, PROMETHEUS, COMPILER, VULKAN, COMPOSE)
+PARTS = (CHROMIUM, NODE, TYPESCRIPT, NGINX, PROMTOOL, PROMETHEUS, COMPILER, VULKAN, CURL, JAVA, COMPOSE)

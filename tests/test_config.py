@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
+from app.domain.heartbeats import Heartbeats
 from app.domain.owned import OWNED_FLAGS
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams
@@ -36,6 +37,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "public_metrics": True,
         "cors_allow_origins": (),
         "max_body_mb": 64,
+        "stream_heartbeats": Heartbeats.COMMENTS,
     },
     ApiKey: {
         "key": REQUIRED,
@@ -49,6 +51,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "base_models_path": UNSET,
         "max_concurrent_models": 3,
         "preload_models": (),
+        "default_model": UNSET,
         "enable_idle_timeout": True,
         "idle_timeout_sec": 300,
         "request_timeout_sec": 120,
@@ -86,6 +89,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "pinned": False,
         "idle_timeout_sec": UNSET,
         "parallel_requests": UNSET,
+        "request_timeout_sec": UNSET,
         "priority": Priority.NORMAL,
         "vram_mb": UNSET,
         "gpu_devices": UNSET,
@@ -524,11 +528,10 @@ def test_usable_aliases(alias: str) -> None:
         ("..", "must not have an empty, '.' or '..' part"),
         ("", "must be 1 to 128"),
         ("x" * 129, "must be 1 to 128"),
-        ("a b", "must be 1 to 128"),
+        ("a,b", "must be 1 to 128"),
+        (" a", "must be 1 to 128"),
         ("a\n", "must be 1 to 128"),
-        ("modèle", "must be 1 to 128"),
-        ("a?b", "must be 1 to 128"),
-        ("a%2Fb", "must be 1 to 128"),
+        ("a\u200bb", "must be 1 to 128"),
     ],
 )
 def test_unusable_aliases(where: str, name: str, reason: str) -> None:

@@ -15,8 +15,11 @@ import pytest
 from app.configuration import file as config_file
 from app.configuration.current import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
+from app.domain.errors import ModelNotFound
+from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
+from app.domain.status import ModelKind
 from app.llama.command import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
@@ -123,6 +126,15 @@ async def _body_is_too_large(router: Router) -> bool:
     return answer.status_code == 413
 
 
+def _default(router: Any) -> str | None:
+    """Who serves a name that is none."""
+    try:
+        found: str = router.services.manager.serving("gpt-4", {ModelKind.CHAT}).alias
+    except ModelNotFound:
+        return None
+    return found
+
+
 def _spec(field: str, value: object) -> Callable[[Router], bool]:
     """That every model's spec has it: the next process is started with it."""
     return lambda router: getattr(router.spec(), field) == value
@@ -139,6 +151,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
     "api.max_body_mb": (0.5, _body_is_too_large),
+    "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),
@@ -158,6 +171,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
         lambda r: r.services.manager.instances["a"].queue.max_waiting == 7,
     ),
     "system.vram_multiplier": (3, lambda r: r.need_mb() >= 300),
+    "system.default_model": ("a", lambda r: _default(r) == "a"),
     "system.foreign_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.foreign_wait_s == 7),
     "system.min_free_vram_mb": (7, lambda r: r.services.tracker.devices()[0].min_free_mb == 7),
     "system.load_timeout_sec": (7, lambda r: r.launcher.load_timeout_s == 7),

@@ -12,10 +12,12 @@ import pytest
 
 from app.core.config import SystemConfig
 from app.core.queue import RequestQueue, Ticket
-from app.domain.errors import Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
+from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
@@ -59,7 +61,15 @@ class Pending:
 class World:
     """All seams of one exchange, and the model that it is for."""
 
-    def __init__(self, *, stream: bool = False, method: str = "POST", endpoint: str = "/v1/x") -> None:
+    def __init__(
+        self,
+        *,
+        stream: bool = False,
+        method: str = "POST",
+        endpoint: str = "/v1/x",
+        heartbeats: Heartbeats = Heartbeats.COMMENTS,
+        translator: Any = None,
+    ) -> None:
         self.now = 1000.0
         self.wakes_at = 0.0
         self.queue = RequestQueue(slots=1, max_waiting=10)
@@ -95,7 +105,14 @@ class World:
             everything,
             record,
             b"body",
-            Reply(everything, record, lambda: self.now),
+            Reply(
+                everything,
+                record,
+                lambda: self.now,
+                voice_of(endpoint),
+                heartbeats=heartbeats,
+                translator=translator,
+            ),
             slots=everything,
             links=Links(self),
             limits=SYSTEM,
@@ -283,13 +300,148 @@ def test_an_answer_without_a_body_keeps_its_length(method: str, status: int, len
     assert world.ended_with[0].ttft_s is None
 
 
-def test_llama_servers_own_error_passes_as_it_is() -> None:
-    world = World(stream=True)
+def test_llama_servers_own_error_passes_as_it_is_on_its_own_paths() -> None:
+    world = World(stream=True, endpoint="/infill")
     exchange = world.asked()
     exchange.head(400, JSON, 2)
     exchange.body(b"{}", True)
     assert (world.heads[0][0], world.sent) == (400, b"{}")
     world.check_over(error=None, status=400)
+
+
+@pytest.mark.parametrize("length", [60, None])
+def test_llama_servers_own_error_is_made_whole_on_the_paths_of_other_apis(length: int | None) -> None:
+    """The status is by the meaning of what it says."""
+    world = World()
+    exchange = world.asked()
+    exchange.head(500, JSON, length)
+    exchange.body(b'{"error":{"code":500,"message":"Invalid base64', False)
+    exchange.body(b' value","type":"server_error","n":1}}', True)
+    ((status, headers, sent),) = world.heads
+    assert (status, sent) == (400, len(world.sent))
+    assert json.loads(world.sent)["error"] == {
+        "message": "Invalid base64 value",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "invalid_request",
+        "n": 1,
+    }
+    assert (headers[b"x-should-retry"], headers[b"x-queue-wait-ms"]) == (b"false", b"0")
+    world.check_over(error=None, status=400)
+
+
+@pytest.mark.parametrize("began", [b"", EVENT])
+def test_an_error_that_llama_server_tells_in_its_stream_is_made_whole(began: bytes) -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    world.sent = b""
+    exchange.body(began + b'data: {"error":{"code":500,"message"', False)
+    assert world.sent == began
+    exchange.body(b':"Compute error.","type":"server_error"}}\n\n', False)
+    exchange.body(b"", True)
+    assert world.sent.startswith(began + b"data: {")
+    assert world.code == "server"
+    assert world.sent.count(b"data: {") == 1
+    world.check_over(error=None, status=500)
+
+
+def test_a_text_that_looks_like_an_error_is_none() -> None:
+    world = World(stream=True)
+    exchange = world.streaming()
+    text = b"data: " + json.dumps({"content": 'data: {"error"'}).encode() + b"\n\n"
+    exchange.body(text, True)
+    assert world.sent == EVENT + text
+    world.check_over(error=None, status=200)
+
+
+# --- translated answers
+
+
+class Shouting:
+    """Waits for whole lines."""
+
+    failure: RouterError | None = None
+
+    def __init__(self) -> None:
+        self.rest = b""
+
+    def whole(self, body: bytes) -> bytes:
+        return body.upper() + b"!"
+
+    def feed(self, data: bytes) -> bytes:
+        *lines, self.rest = (self.rest + data).split(b"\n")
+        if b"broken" in lines:
+            self.failure = ModelError("m", status=500, type_="server_error", code="server")
+            return b""
+        return b"".join(line.upper() + b"\n" for line in lines)
+
+    def end(self) -> bytes:
+        return b"bye"
+
+    def fail(self, error: RouterError) -> bytes:
+        return b"alas: " + error.code.encode()
+
+
+def test_a_plain_answer_is_translated_whole() -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(200, JSON, None)
+    exchange.body(b"some", False)
+    assert world.heads == []
+    exchange.body(b"thing", True)
+    assert (world.sent, world.heads[0][2]) == (b"SOMETHING!", 10)
+
+
+def test_a_stream_is_translated_as_it_comes() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    assert exchange.reply.holds_head
+    exchange.body(b"one\ntw", False)
+    assert world.sent == b"ONE\n"
+    exchange.body(b":\n\n", False)
+    exchange.body(b"o\n", False)
+    exchange.body(b"", True)
+    assert (world.sent, world.is_complete) == (b"ONE\n:\n\nTWO\nbye", True)
+    world.check_over(error=None, status=200)
+
+
+def test_the_translator_tells_how_a_stream_that_has_begun_fails() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    exchange.body(b"one\n", False)
+    exchange.broken(LOST)
+    assert world.sent == b"ONE\nalas: model_crashed"
+
+
+def test_the_translator_tells_the_error_that_llama_server_told_in_its_stream() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    exchange.body(b"one\nbroken\n", False)
+    exchange.body(b"", True)
+    assert world.sent == b"alas: server"
+    world.check_over(error=None, status=500)
+
+
+def test_a_replay_has_a_translator_of_its_own() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(200, EVENTS, None)
+    exchange.broken(LOST)
+    exchange.replay()
+    exchange.head(200, EVENTS, None)
+    exchange.body(b"one\n", True)
+    assert world.sent == b"ONE\nbye"
+
+
+def test_an_error_is_not_translated() -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(404, JSON, 2)
+    exchange.body(b"no", True)
+    assert (world.heads[0][0], world.code) == (404, "invalid_request")
 
 
 # --- the head of a stream
@@ -369,6 +521,29 @@ def test_a_stream_that_waits_gets_its_head_and_comments() -> None:
     world.exchange.body(EVENT, True)
     assert world.sent.endswith(b'memory"\n\n' + EVENT)
     assert len(world.heads) == 1
+
+
+def test_blank_heartbeats_are_empty_lines_and_llama_servers_own_too() -> None:
+    world = World(stream=True, heartbeats=Heartbeats.BLANK)
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(HEARTBEAT_S)
+    assert (len(world.heads), world.sent) == (1, b"\n")
+    world.entered[0].grant(world.now)
+    world.exchange.head(200, EVENTS, None)
+    world.exchange.body(b":\n\n", False)
+    world.exchange.body(EVENT, True)
+    assert world.sent == b"\n\n" + EVENT
+
+
+def test_without_heartbeats_not_even_the_head_comes_before_the_answer() -> None:
+    world = World(stream=True, heartbeats=Heartbeats.OFF)
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(29.9)
+    assert world.heads == []
+    world.pass_time(0.1)
+    assert (world.code, world.heads[0][0]) == ("queue_timeout", 504)
 
 
 @pytest.mark.parametrize("endpoint", ["/v1/x", "/v1/messages"])

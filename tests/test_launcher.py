@@ -29,7 +29,7 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama import pipe as llama_pipe
 from app.llama import process as llama_process
-from app.llama.asking import is_refused
+from app.llama.asking import Answer, ask
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
@@ -428,14 +428,17 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.0)
     may_bind, refusals = tmp_path / "may bind", 0
 
-    def counted(port: int) -> bool:
+    async def counted(*args: Any) -> Answer:
         nonlocal refusals
-        refusals += 1
-        if refusals == 3:
-            may_bind.touch()
-        return is_refused(port)
+        try:
+            return await ask(*args)
+        except ConnectionRefusedError:
+            refusals += 1
+            if refusals == 3:
+                may_bind.touch()
+            raise
 
-    monkeypatch.setattr("app.llama.port_probe.is_refused", counted)
+    monkeypatch.setattr("app.llama.port_probe.ask", counted)
     launcher = fake()
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):
@@ -529,7 +532,7 @@ async def test_a_port_that_was_taken_meanwhile_is_reported(
 ) -> None:
     stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
     port = stranger.sockets[0].getsockname()[1]
-    runner = LlamaRunner("m", port, "key", logs.open("m"), http, 30, nobody)
+    runner = LlamaRunner("m", port, "key", logs.open("m"), 30, nobody)
     await runner.spawn(build_command(binary, spec(tiny), {}, port, "key", os.environ))
     try:
         with pytest.raises(LoadError) as caught:

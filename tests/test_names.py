@@ -1,4 +1,4 @@
-"""The names of models that look like the one that was asked for."""
+"""What clients mean by names that are no model's, and which models look like the one that was asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.domain.names import MAX_NAME, MOST_COMPARED, nearest_first
+from app.domain.names import MAX_NAME, MAX_READ, MOST_COMPARED, nearest_first, readings
 
 KNOWN = ["llama-3-8b", "qwen2.5-7b", "embed", "gemma-3-4b"]
 
@@ -37,3 +37,43 @@ def test_a_long_name_costs_no_more_than_a_short_one() -> None:
 
     allowed = min(seconds("ba" * (MAX_NAME // 2)) for _ in range(3))
     assert min(seconds("ba" * 10_000_000) for _ in range(3)) < 3 * allowed
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("Qwen", "qwen"),
+        ("\u041c\u041e\u0414\u0415\u041b\u042c", "\u043c\u043e\u0434\u0435\u043b\u044c"),
+        ("qwen:latest", "qwen"),
+        ("qwen[1m]", "qwen"),
+        ("qwen [1m]", "qwen"),
+        ("qwen:latest[1m]", "qwen"),
+        ("qwen[1m]:latest", "qwen"),
+        ("openai/qwen", "qwen"),
+        ("OpenAI/Qwen:latest[1m]", "qwen"),
+        ("openai/org/qwen", "org/qwen"),
+    ],
+)
+def test_a_name_is_read_without_what_programs_add_to_it(asked: str, meant: str) -> None:
+    assert meant in readings(asked)
+
+
+@pytest.mark.parametrize(
+    "asked", ["qwen2", "qwen:8b", "qwen]", "[1m]qwen", "openai/x/qwen", "qwe", "q" * 300]
+)
+def test_another_name_stays_another_one(asked: str) -> None:
+    assert "qwen" not in readings(asked)
+
+
+def test_what_is_nearest_to_the_name_is_read_first() -> None:
+    assert next(readings("openai/Qwen:latest")) == "openai/qwen:latest"
+    found = list(readings("openai/qwen:latest"))
+    assert found.index("openai/qwen") < found.index("qwen:latest") < found.index("qwen")
+
+
+def test_a_name_of_any_length_is_read_in_little_time() -> None:
+    for piece in ("[", "[]", " [", "/", ":latest"):
+        begun = time.thread_time()
+        assert list(readings(piece * 10_000_000)) == []
+        list(readings(piece * (MAX_READ // len(piece))))
+        assert time.thread_time() - begun < 0.5

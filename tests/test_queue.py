@@ -137,6 +137,13 @@ def test_finishing_a_waiting_ticket_twice_counts_once() -> None:
     assert (waiting.waiting, waiting.waiting_by_level) == (1, [0, 1, 0])
 
 
+def test_a_ticket_that_never_entered_is_not_counted_out() -> None:
+    early = ticket()
+    waiting = queue(ticket())
+    assert waiting.finish(early, now=1.0) is False
+    assert (early.state, waiting.waiting) == (TicketState.DONE, 1)
+
+
 def test_a_free_slot_is_taken_without_a_wait() -> None:
     waiting = queue(slots=2)
     one, other, late = ticket(LOW), ticket(HIGH), ticket()
@@ -145,7 +152,7 @@ def test_a_free_slot_is_taken_without_a_wait() -> None:
     assert (one.state, one.granted_at) == (TicketState.GRANTED, 3.0)
     assert (waiting.in_flight, waiting.waiting, waiting.best_in_flight) == (2, 0, HIGH)
     assert not waiting.seat(late, now=5.0)
-    assert (late.state, waiting.in_flight, waiting.waiting) == (TicketState.WAITING, 2, 0)
+    assert (late.state, waiting.in_flight, waiting.waiting) == (TicketState.NEW, 2, 0)
     assert waiting.finish(one, now=5.0)
     assert waiting.seat(late, now=5.0)
 

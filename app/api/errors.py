@@ -17,16 +17,6 @@ from app.proxy.asgi import ERROR_KEY
 
 logger = logging.getLogger(__name__)
 
-_ANTHROPIC_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    503: "overloaded_error",
-    504: "timeout_error",
-}
-
 
 def install(app: FastAPI) -> None:
     """Every error of every route goes through here."""
@@ -70,16 +60,19 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.scope["path"]
     translated: RouterError
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         translated = NotFound(f"there is no {path[:200]}; docs/api.md lists the endpoints, /docs shows them")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = headers.get("Allow", "another method")
+        if "GET" in allowed.split(", ") and "HEAD" not in allowed:
+            headers["Allow"] = allowed = f"{allowed}, HEAD"
         translated = MethodNotAllowed(f"{path[:200]} does not take {request.method}; use {allowed}")
     else:
         translated = BadRequest(str(error.detail))
         translated.status = error.status_code
     answer = response(translated, path)
-    answer.headers.update(error.headers or {})
+    answer.headers.update(headers)
     return answer
 
 

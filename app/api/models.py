@@ -19,7 +19,7 @@ from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.supervisor import ModelInstance
-from app.proxy.request import find_model
+from app.proxy.request import named_model
 from app.scheduling.plan import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
@@ -142,7 +142,7 @@ def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:
     require_admin(request)
     services = services_of(request)
-    return services, find_model(services.manager, await json_object(request))
+    return services, named_model(services.manager, await json_object(request))
 
 
 async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:

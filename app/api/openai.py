@@ -12,9 +12,11 @@ from starlette.responses import Response
 
 from app.api import render
 from app.api.documentation import FOR_MODELS, json_body
+from app.api.guard import client_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.content_encoding import gunzip, is_gzip
 from app.proxy.request import ENDPOINTS, TUNNEL, TUNNEL_METHODS, check_media_type
 
 router = APIRouter(responses=FOR_MODELS)
@@ -62,10 +64,11 @@ MANAGEMENT_BYTES = SMALL_BYTES
 
 async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
     """The body of a request that is not for a model; a larger one is refused before it has come."""
-    check_media_type(request.headers)
+    check_media_type(request.headers, client_of(request))
+    is_packed = is_gzip(request.headers)
     body = b""
     async for piece in request.stream():
         body += piece
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
-    return fields_of(body)
+    return fields_of(gunzip(body, most_bytes) if is_packed else body)

@@ -25,7 +25,11 @@ from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
 from app.proxy.upstream_pool import UpstreamPool
 
-READ_AT_USE = ("system.drain_timeout_sec", "system.queue_timeout_sec")
+READ_AT_USE = (
+    "api.stream_heartbeats",
+    "system.drain_timeout_sec",
+    "system.queue_timeout_sec",
+)
 """Keys that routes and requests read from `config` each time."""
 
 

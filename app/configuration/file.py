@@ -82,7 +82,7 @@ def json_schema() -> dict[str, Any]:
     schema["title"] = "RouterModelCustom configuration"
     schema["properties"]["$schema"] = {"type": "string", "description": "where this schema lies"}
     for section in (schema, *schema["$defs"].values()):
-        for part in (section, *section["properties"].values()):
+        for part in (section, *section.get("properties", {}).values()):
             if part.get("type") == "object":
                 part["patternProperties"] = {"^_": {"description": "a comment"}}
     schema["$defs"]["ApiKey"]["oneOf"] = [{"required": [key]} for key in ("key", "key_file")]

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from app.core.config import (
-    ALIAS,
     RESERVED_ALIASES,
     RESERVED_LAST_PARTS,
     ApiConfig,
@@ -21,6 +20,7 @@ from app.core.config import (
     SystemConfig,
 )
 from app.domain.fields import Section
+from app.domain.names import MAX_NAME
 from app.domain.spec import QUANTISED, ModelParams
 
 # These look at the tree as it was read, so that they are reported together with everything else. What has a
@@ -64,8 +64,8 @@ def _alias_problems(tree: Mapping[str, Any]) -> Iterator[str]:
 
 def _bad_alias(name: str) -> str | None:
     parts = name.split("/")
-    if not ALIAS.match(name):
-        return "must be 1 to 128 letters, digits or . _ - : / @ +"
+    if not (1 <= len(name) <= MAX_NAME and name.isprintable() and name == name.strip() and "," not in name):
+        return f"must be 1 to {MAX_NAME} printable characters, without a comma and without blanks at its ends"
     if any(part in ("", ".", "..") for part in parts):
         return "must not have an empty, '.' or '..' part between slashes"
     if name in RESERVED_ALIASES or (len(parts) > 1 and parts[-1] in RESERVED_LAST_PARTS):
@@ -75,9 +75,13 @@ def _bad_alias(name: str) -> str | None:
 
 def _reference_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     names = {name for name, _, _ in _names(tree)}
-    for name in _texts(section_of(tree, "system"), "preload_models"):
-        if name not in names and name != "*":
-            yield f"system.preload_models: there is no model {shown(name)}{nearest(name, names)}"
+    system = section_of(tree, "system")
+    default = system.get("default_model")
+    wanted = [("preload_models", name) for name in _texts(system, "preload_models") if name != "*"]
+    wanted += [("default_model", default)] if isinstance(default, str) else []
+    for key, name in wanted:
+        if name not in names:
+            yield f"system.{key}: there is no model {shown(name)}{nearest(name, names)}"
 
 
 def _key_problems(tree: Mapping[str, Any]) -> Iterator[str]:

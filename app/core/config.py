@@ -19,7 +19,7 @@ from app.domain.fields import (
     Text,
     Whole,
 )
-from app.domain.names import MAX_NAME
+from app.domain.heartbeats import Heartbeats
 from app.domain.network import (
     checked_host_name,
     checked_listening,
@@ -35,7 +35,6 @@ ENV_PREFIX = "ROUTER_"
 
 RESERVED_ALIASES = frozenset({"status", "failed", "load", "eject"})
 RESERVED_LAST_PARTS = RESERVED_ALIASES | {"logs", "plan", "reset", "stream"}
-ALIAS = re.compile(rf"[A-Za-z0-9._\-:/@+]{{1,{MAX_NAME}}}\Z")
 
 
 def _key_object(value: object) -> object:
@@ -79,6 +78,11 @@ class ApiConfig(Section):
         "any port",
     )
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
+    stream_heartbeats: Heartbeats = Field(
+        Heartbeats.COMMENTS,
+        description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
+        "`blank` are empty lines, `off`: nothing, not even the head",
+    )
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -93,6 +97,9 @@ class SystemConfig(Section):
     base_models_path: PathText | None = Field(None, description="folder for relative `model_path`")
     max_concurrent_models: Whole = Field(3, ge=1, description="models loaded at the same time")
     preload_models: tuple[str, ...] = Field((), description='aliases to load at start; `["*"]`: all that fit')
+    default_model: str | None = Field(
+        None, description="serves requests without `model`, and those that name a model that is not there"
+    )
     enable_idle_timeout: bool = Field(True, description="unload models that nobody uses")
     idle_timeout_sec: Whole = Field(300, ge=1, description="counted from the end of the last request")
     request_timeout_sec: Whole = Field(

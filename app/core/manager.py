@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -21,7 +21,7 @@ from app.domain.events import Touched
 from app.domain.jobs import Jobs
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
-from app.domain.status import Status, StopReason
+from app.domain.status import ModelKind, Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner import Launcher
 from app.memory.history import LearnedFootprints
@@ -42,6 +42,7 @@ class ModelManager:
         *SPEC_KEYS,
         *KvCache.TAKES,
         "system.aging_sec",
+        "system.default_model",
         "system.foreign_wait_sec",
         "system.load_max_retries",
         "system.max_concurrent_models",
@@ -91,7 +92,7 @@ class ModelManager:
 
     @property
     def names(self) -> Mapping[str, ModelInstance]:
-        """By every name that they can be asked for."""
+        """By every name that they are configured with."""
         return self._fleet.names
 
     def apply(self, config: Config) -> None:
@@ -102,7 +103,7 @@ class ModelManager:
         self._config = config
         self.scheduler.limits = _limits(config)
         restarts = RestartLimits(system.max_restarts, system.restart_window_sec, system.load_max_retries)
-        self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model)
+        self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
         self.scheduler.forget_removed()
         for alias in self.instances:
             self._bus.publish(Touched(alias))
@@ -112,9 +113,17 @@ class ModelManager:
 
     # --- requests
 
+    def like(self, name: str) -> ModelInstance | None:
+        """As `Fleet.like`."""
+        return self._fleet.like(name)
+
     def find(self, name: str) -> ModelInstance:
-        """By alias or other name. Raises `ModelNotFound` with the known ones, nearest first."""
+        """As `Fleet.find`."""
         return self._fleet.find(name)
+
+    def serving(self, name: str | None, kinds: Collection[ModelKind]) -> ModelInstance:
+        """As `Fleet.serving`."""
+        return self._fleet.serving(name, kinds)
 
     def ticket(self, priority: Priority) -> Ticket:
         return Ticket(priority, self._clock(), self.scheduler.limits.aging_s)

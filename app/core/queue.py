@@ -19,6 +19,7 @@ _order = itertools.count()
 
 
 class TicketState(Enum):
+    NEW = "in no queue yet"
     WAITING = "waiting"
     GRANTED = "granted"
     DONE = "done"
@@ -52,7 +53,7 @@ class Ticket:
         self.arrived = arrived
         self.key = arrived + priority * aging_s
         self.order = next(_order)
-        self.state = TicketState.WAITING
+        self.state = TicketState.NEW
         self.is_replay = False
         self.granted_at = 0.0
         self.owner: TicketOwner | None = None
@@ -152,6 +153,7 @@ class RequestQueue:
                 "system.max_queue_size_per_model",
                 retry_after_s=self.expected_wait_s(),
             )
+        ticket.state = TicketState.WAITING
         heapq.heappush(self._heap, ticket)
         self.waiting_by_level[ticket.priority] += 1
 
@@ -183,7 +185,8 @@ class RequestQueue:
         return True
 
     def finish(self, ticket: Ticket, now: float) -> bool:
-        """Take the ticket back, whatever became of it. True if it held a slot. Safe to call twice."""
+        """Take the ticket back, whatever became of it: one that never entered as well. True if it held a slot.
+        Safe to call twice."""
         held = ticket.state is TicketState.GRANTED
         if held:
             self.running.discard(ticket)

@@ -19,6 +19,9 @@ class RouterError(Exception):
     """Whether the same request can be answered otherwise without anybody changing anything; where it cannot,
     clients are told so, which else ask for minutes."""
 
+    headers: tuple[tuple[str, str], ...] = ()
+    """What HTTP wants an answer with this error to say beside it."""
+
     def __init__(
         self,
         message: str,
@@ -70,6 +73,7 @@ class WrongModelKind(BadRequest):
 
 class InvalidApiKey(Refused):
     status, type, code = 401, "authentication_error", "invalid_api_key"
+    headers = (("www-authenticate", "Bearer"),)
 
 
 class Forbidden(Refused):
@@ -116,6 +120,10 @@ class UnsupportedMediaType(Refused):
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    headers = (("accept-encoding", "gzip"),)
+
+
 class InternalError(RouterError):
     pass
 
@@ -142,6 +150,12 @@ class NoCapacity(Overloaded):
     code = "no_capacity"
 
 
+class ModelNotLoaded(Overloaded):
+    """Who only reads does not have a model loaded for it."""
+
+    code = "model_not_loaded"
+
+
 class LoadFailed(Overloaded):
     code = "load_failed"
 
@@ -161,3 +175,20 @@ class QueueTimeout(RouterError):
 class UpstreamTimeout(RouterError):
     status, type, code = 504, "timeout_error", "upstream_timeout"
     retryable = False  # a client that asks at once has the same work begun once more
+
+
+class ModelError(RouterError):
+    """What llama-server says is wrong. The details are its own."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        type_: str,
+        code: str,
+        param: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retryable=status in (429, 500, 503), details=details)
+        self.status, self.type, self.code = status, type_, code

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 MAX_NAME = 128
 """Characters of an alias."""
+
+MAX_READ = 2 * MAX_NAME
+"""A longer name stands for none but itself."""
+
+_TAG = ":latest"
+_ADDED = re.compile(r" ?\[[^\[\]]*\]\Z")
+
+
+def folded(name: str) -> str:
+    """Names that differ only in case have the same."""
+    return name.casefold()
+
+
+def readings(name: str) -> Iterator[str]:
+    """Names, folded, that a client may mean by one that is no model's: without what programs add to it.
+
+    Ollama's programs add a tag, Claude Code a size of context in brackets, and programs that know several
+    providers write the provider before it. Likeliest first.
+    """
+    if len(name) > MAX_READ:
+        return
+    whole = folded(name)
+    for text in (whole, whole.partition("/")[2]):
+        bare = _ADDED.sub("", text)
+        yield from (text, text.removesuffix(_TAG), bare, bare.removesuffix(_TAG))
+        yield _ADDED.sub("", text.removesuffix(_TAG))
+
 
 MOST_COMPARED = 200
 """A comparison takes some ten microseconds."""

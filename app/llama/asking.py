@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import select
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,9 +35,11 @@ async def ask(
     """Raises `NoAnswer`, or `OSError` where there is no connection, or `TimeoutError`."""
     loop = asyncio.get_running_loop()
     transport: asyncio.Transport | None = None
+    connection = _begin_to_connect(port)
     try:
         with anyio.fail_after(timeout_s):
-            transport, reader = await loop.create_connection(lambda: _Reader(loop), HOST, port)
+            await _connected(loop, connection)
+            transport, reader = await loop.create_connection(lambda: _Reader(loop), sock=connection)
             on_connected()
             # One connection each: an idle one holds a thread of the server, and dies after 5 s anyway.
             key = f"Authorization: Bearer {api_key}\r\n" if api_key is not None else ""
@@ -45,13 +49,51 @@ async def ask(
     finally:
         if transport is not None:
             transport.abort()
+        else:
+            connection.close()
 
 
-def is_refused(port: int) -> bool:
-    """Nobody listens there. On this machine that is known at once, at a hundredth of what a request costs."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex((HOST, port)) == errno.ECONNREFUSED
+def _begin_to_connect(port: int) -> socket.socket:
+    """On this machine it is known at once that nobody listens, at a hundredth of what a request costs."""
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    error = connection.connect_ex((HOST, port))
+    if error not in _UNDER_WAY:
+        connection.close()
+        raise OSError(error, os.strerror(error))
+    return connection
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    if not select.select((), (connection,), (), 0)[1]:
+        writable = loop.create_future()
+        loop.add_writer(connection, lambda: writable.done() or writable.set_result(None))
+        try:
+            await writable
+        finally:
+            loop.remove_writer(connection)
+    if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error, os.strerror(error))
+
+
+_UNDER_WAY:
+        connection.close()
+        raise OSError(error, os.strerror(error))
+    return connection
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    writable = loop.create_future()
+    loop.add_writer(connection, lambda: writable.done() or writable.set_result(None))
+    try:
+        await writable
+    finally:
+        loop.remove_writer(connection)
+    if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(error, os.strerror(error))
+
+
+_UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 
 
 class _Reader(asyncio.Protocol):

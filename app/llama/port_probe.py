@@ -15,7 +15,7 @@ import anyio.to_thread
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
-from app.llama.asking import Answer, NoAnswer, ask, is_refused
+from app.llama.asking import Answer, NoAnswer, ask
 from app.llama.os_process import out_of_files, processor_use
 from app.llama.slots import working_slots
 
@@ -46,9 +46,6 @@ class PortProbe:
 
     async def load_step(self) -> PortAnswer:
         """While it loads. A port that nobody has bound yet costs next to nothing."""
-        if is_refused(self._port):
-            self._evidence.port_refused(self._clock())
-            return PortAnswer.NOTHING
         health = await self._ask("/health")
         if health is None:
             return PortAnswer.NOTHING

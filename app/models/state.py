@@ -11,7 +11,7 @@ import anyio
 
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
-from app.domain.errors import LoadFailed, ModelFailed
+from app.domain.errors import LoadFailed, ModelFailed, ModelNotLoaded
 from app.domain.event_bus import EventBus
 from app.domain.events import LoadFinished, LoadResult, Touched
 from app.domain.files import FileIdentity
@@ -50,6 +50,7 @@ class ModelState:
     ) -> None:
         self.spec = self._next_spec = spec
         self.queue, self._launcher = queue, launcher
+        self.readers: set[Ticket] = set()  # who asks its process without a slot
         self.removed = False
         self.runner: Runner | None = None
         self.footprint: Footprint | None = None
@@ -83,6 +84,11 @@ class ModelState:
     @property
     def status(self) -> Status:
         return self._lifecycle.status
+
+    @property
+    def serves(self) -> bool:
+        """Its process can be asked, by whoever needs no slot."""
+        return self.status in (Status.READY, Status.DRAINING) and self.runner is not None
 
     @property
     def attempts(self) -> int:
@@ -146,6 +152,17 @@ class ModelState:
         self._served += 1
         self.last_used = now
         return True
+
+    def let_read(self, ticket: Ticket) -> None:
+        """Without a slot: it neither waits for one nor takes it from others, and the model may be idle.
+
+        Whoever is let in takes itself out of `readers`.
+        """
+        if self.serves:
+            self.readers.add(ticket)
+            ticket.grant(self._clock())
+        else:
+            ticket.refuse(self.not_loaded())
 
     def judged(self, health: Health) -> None:
         """What the health monitor thinks of the process."""
@@ -216,6 +233,14 @@ class ModelState:
         """For those who come later."""
         hint = f"Fix the cause, then POST /v1/models/{self.alias}/reset"
         return ModelFailed(f"{self.alias} has failed: {self._last_error()} {hint}", **self._failure_details())
+
+    def not_loaded(self) -> ModelNotLoaded:
+        """For those who only read."""
+        return ModelNotLoaded(
+            f"{self.alias} is not loaded, and what only reads does not load it: send it a request, or "
+            "POST /v1/models/load",
+            retry_after_s=30.0,
+        )
 
     # --- inside
 

@@ -83,7 +83,7 @@ class ModelInstance(ModelState):
             self._life.cancel()
 
     def _cut_running(self) -> None:
-        for ticket in tuple(self.queue.running):
+        for ticket in (*self.queue.running, *self.readers):
             if ticket.owner is not None:
                 ticket.owner.cut()
 

@@ -9,7 +9,6 @@ import anyio
 
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
-from app.core.queue import TicketState
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
@@ -36,6 +35,10 @@ class Admission:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def enter(self, entrant: Entrant) -> asyncio.Task[None] | None:
+        if entrant.record.request.only_reads:
+            entrant.ticket.owner = entrant
+            entrant.instance.let_read(entrant.ticket)
+            return None
         if entrant.instance.status is Status.FAILED:
             return self._start(entrant, self._revive(entrant))
         self._enter(entrant)
@@ -43,6 +46,9 @@ class Admission:
 
     def leave(self, entrant: Entrant) -> None:
         entrant.ticket.owner = None
+        if entrant.record.request.only_reads:
+            entrant.instance.readers.discard(entrant.ticket)
+            return
         self._manager.leave(entrant.instance, entrant.ticket)
 
     def ended(self, entrant: Entrant) -> None:
@@ -73,9 +79,6 @@ class Admission:
             self._manager.enter(entrant.instance, ticket)
         except RouterError as error:
             ticket.refuse(error)
-        except BaseException:
-            ticket.state = TicketState.DONE  # it has not entered, so it must not be counted out
-            raise
 
     async def _revive(self, entrant: Entrant) -> None:
         """A model that has failed gets another try if its file is another one."""

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.proxy import http1, messages
+from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import Headers
@@ -127,7 +128,8 @@ class AsgiAnswer:
 
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error
-        headers, body = http1.error_answer(error, self._scope["path"], self._scope["router.request_id"])
+        voice = voice_of(self._scope["path"])
+        headers, body = http1.error_answer(error, voice, self._scope["router.request_id"])
         self.start(error.status, headers, len(body))
         self.write(body, True)
 

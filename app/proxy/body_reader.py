@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from app.proxy.body import SMALL_BYTES, fields_of
+from app.proxy.content_encoding import gunzip
 
 
 class BodyReader:
@@ -15,6 +16,10 @@ class BodyReader:
 
     def __init__(self) -> None:
         self._one = anyio.CapacityLimiter(1)
+
+    async def unpacked(self, body: bytes, limit: int) -> bytes:
+        """As `gunzip`."""
+        return await anyio.to_thread.run_sync(gunzip, body, limit, limiter=self._one)
 
     async def fields(self, body: bytes) -> dict[str, Any]:
         """As `fields_of`."""

@@ -16,14 +16,17 @@ from app.access.rules import Client, Rules
 from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
+from app.domain.heartbeats import Heartbeats
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.translation import Asked, Incoming, Translation
+from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, through_tunnel, to_model
-from app.proxy.record import RequestRecord
+from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
 from app.proxy.request_reader import RequestHead
@@ -66,7 +69,10 @@ class Backend(NamedTuple):
     links: UpstreamPool
     limits: Callable[[], SystemConfig]
     """Of the configuration that counts now."""
+    heartbeats: Callable[[], Heartbeats]
     bodies: BodyReader
+    translations: Mapping[str, Translation]
+    """By the path of their endpoint, for those that have one."""
 
 
 class Entrance(Downstream, Protocol):
@@ -153,8 +159,9 @@ class Gateway:
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For an endpoint."""
-        request.check_media_type(headers)
-        return RequestMeta.of(headers, client, to_model(headers.raw))
+        request.check_media_type(headers, client)
+        passed_on = to_model(headers.raw)
+        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
@@ -173,19 +180,20 @@ class Gateway:
     # --- answering
 
     def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
-        """Calls `begin`, `refuse` or `bug` of the entrance; for a large body, which is read beside the event
-        loop, not before this returns."""
-        if accepted.endpoint is None:
-            self._start(accepted, body, dict, entrance)
-        elif len(body) <= SMALL_BYTES:
-            self._start(accepted, body, partial(fields_of, body), entrance)
-        else:
+        """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
+        the event loop, not before this returns."""
+        is_named_inside, is_packed = accepted.endpoint is not None, accepted.meta.is_gzip and body
+        if is_packed or (is_named_inside and len(body) > SMALL_BYTES):
             return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
+        self._start(accepted, body, partial(fields_of, body) if is_named_inside else dict, entrance)
         return None
 
     async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
+        bodies = self.backend.bodies
         try:
-            fields = await self.backend.bodies.fields(body)
+            if accepted.meta.is_gzip:
+                body = await bodies.unpacked(body, self.rules.max_body_bytes)
+            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -209,20 +217,39 @@ class Gateway:
         self, accepted: Accepted, body: bytes, fields: Mapping[str, Any], entrance: Entrance
     ) -> Exchange:
         endpoint, method, target, id_, meta = accepted
-        manager, slots, links, limits, _ = self.backend
+        manager, slots, links, limits, heartbeats, _, translations = self.backend
+        translator = None
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
         else:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+            if (translation := translations.get(endpoint.path)) is not None:
+                asked = translation.ask(
+                    Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
+                )
+                body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,
             record,
             body,
-            Reply(entrance, record, time.monotonic),
+            Reply(
+                entrance,
+                record,
+                time.monotonic,
+                voice_of(routed.endpoint),
+                heartbeats=heartbeats(),
+                translator=translator,
+            ),
             slots=slots,
             links=links,
             limits=limits(),
             clock=time.monotonic,
             wake=entrance.wake,
         )
+
+
+def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:
+    """What llama-server is asked may go to another path, and be a stream where the client's API says so."""
+    path = routed.path if asked.path is None else asked.path
+    return routed._replace(path=path, stream=asked.stream, keep_alive=not asked.stream)

@@ -18,8 +18,8 @@ _HOP_BY_HOP = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
     b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
-_OF_THIS_CONNECTION = frozenset({b"content-length", b"expect", b"host"})
-"""Written anew for the connection to llama-server, which gets the body whole."""
+_OF_THIS_CONNECTION = frozenset({b"content-length", b"content-encoding", b"expect", b"host"})
+"""Written anew for the connection to llama-server, which gets the body whole and unpacked."""
 
 _CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key"})
 """They open the router. llama-server has a key of its own, which the router adds."""
@@ -46,6 +46,12 @@ _VALUE = re.compile(rb"[\t -~\x80-\xff]*")
 def to_model(raw: Raw) -> Headers:
     """For a request that the router understands. The last of several of one name counts."""
     return list({name: value for name, value in raw if name in _FOR_A_MODEL and _is_whole(value)}.items())
+
+
+def as_json(headers: Headers) -> Headers:
+    """What the body is, whatever its client calls it: of a form llama-server takes 8 KB."""
+    others = [header for header in headers if header[0] != b"content-type"]
+    return [*others, (b"content-type", b"application/json")]
 
 
 def through_tunnel(raw: Raw) -> Headers:

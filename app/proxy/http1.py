@@ -1,14 +1,14 @@
-"""HTTP/1.1 as bytes: the one writer of heads, chunks, errors and events, for every answer that is ours."""
+"""HTTP/1.1 as bytes: the one writer of heads, chunks and errors, for every answer that is ours."""
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
-from typing import Any
 
 from app.access.request_id import own_headers
 from app.domain.errors import RouterError
 from app.proxy import error_format
+from app.proxy.dialects.events import as_json
+from app.proxy.dialects.voice import Voice
 from app.proxy.headers import Headers, as_lines
 
 EVENT_STREAM = b"text/event-stream"
@@ -90,41 +90,12 @@ class AnswerWriter:
         return data
 
 
-# --- errors and events
+# --- errors
 
 
-def error_answer(error: RouterError, path: str, request_id: str) -> tuple[Headers, bytes]:
-    """Headers and body of an answer that is an error of ours."""
+def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[Headers, bytes]:
+    """Headers and body of an answer that is an error."""
     told = error_format.headers_of(error).items()
     headers = [(b"content-type", b"application/json")]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
-    return headers + own_headers(request_id), _json(error_format.body_of(error, path))
-
-
-def error_event(error: RouterError, path: str) -> bytes:
-    """The last event of a stream whose head has been sent."""
-    return _event(error_format.body_of(error, path), path)
-
-
-def upstream_error_event(text: bytes, status: int, path: str) -> bytes:
-    """llama-server's own error as the last event of such a stream."""
-    return _event(error_format.body_of_upstream(text, status), path)
-
-
-def comment(text: str) -> bytes:
-    """An event-stream line that clients ignore."""
-    return f": {text}\n\n".encode()
-
-
-def is_only_comments(data: bytes) -> bool:
-    """Whether these lines of an event stream carry nothing for the client. One read may hold both kinds."""
-    return all(not line or line.startswith(b":") for line in data.split(b"\n"))
-
-
-def _event(body: dict[str, Any], path: str) -> bytes:
-    name = b"event: error\n" if error_format.is_anthropic(path) else b""
-    return name + b"data: " + _json(body) + b"\n\n"
-
-
-def _json(body: dict[str, Any]) -> bytes:
-    return json.dumps(body).encode()  # in ASCII: a client's text may hold half a surrogate pair
+    return headers + own_headers(request_id), as_json(voice.body(error))

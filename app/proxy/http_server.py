@@ -21,6 +21,7 @@ from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
 from app.proxy import http1, messages
+from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
@@ -214,7 +215,7 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.header("x-request-id")), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        headers, body = http1.error_answer(error, head.path, id_)
+        headers, body = http1.error_answer(error, voice_of(head.path), id_)
         self.start(error.status, headers, len(body))
         self.write(body, True)
 

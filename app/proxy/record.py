@@ -32,6 +32,8 @@ class RoutedRequest(NamedTuple):
     """The key's ceiling made the priority lower than what was asked for."""
     request_id: str
     client: str
+    only_reads: bool = False
+    """It takes no slot, and counts as no use of its model."""
 
 
 class RequestRecord:

@@ -8,7 +8,12 @@ from functools import partial
 
 from app.access.request_id import own_headers
 from app.domain.errors import RouterError
+from app.domain.heartbeats import Heartbeats
+from app.llama.told_errors import read_error
 from app.proxy import http1
+from app.proxy.dialects.events import is_only_comments
+from app.proxy.dialects.translation import Translator
+from app.proxy.dialects.voice import Voice
 from app.proxy.headers import Headers, passed_back
 from app.proxy.http1 import EVENT_STREAM
 from app.proxy.record import RequestRecord
@@ -19,6 +24,8 @@ HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
 
 MAX_ERROR_BYTES = 65536
+ERROR_IN_STREAM = b'data: {"error"'
+"""No answer holds it: inside a text its quotation mark would be escaped."""
 
 
 class _Mode(Enum):
@@ -26,21 +33,35 @@ class _Mode(Enum):
     HELD = "a plain answer, held back until it is whole"
     PASSED = "bytes pass as they come"
     EVENT_STREAM = "events pass as they come"
-    REFUSED = "llama-server's error, collected: it becomes an event, as our head has been sent"
+    TRANSLATED = "events pass through the translator"
+    REFUSED = "llama-server's error, collected: it is told in the shape of this API"
 
 
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_clock", "_downstream", "_headers", "_is_event_stream", "_length", "_mode", "_parts",
-                 "_record", "_usage", "progress_at", "started")  # fmt: skip
+    __slots__ = ("_clock", "_downstream", "_headers", "_heartbeats", "_is_event_stream", "_length", "_mode",
+                 "_new_translator", "_parts", "_record", "_translator", "_usage", "_voice", "progress_at",
+                 "started")  # fmt: skip
 
-    def __init__(self, downstream: Downstream, record: RequestRecord, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        downstream: Downstream,
+        record: RequestRecord,
+        clock: Callable[[], float],
+        voice: Voice,
+        *,
+        heartbeats: Heartbeats = Heartbeats.COMMENTS,
+        translator: Callable[[], Translator] | None = None,
+    ) -> None:
+        """`translator` makes one for each attempt; without it an answer of llama-server passes as it is."""
         self.started = False
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
         self._downstream, self._record, self._clock = downstream, record, clock
+        self._voice, self._heartbeats, self._new_translator = voice, heartbeats, translator
+        self._translator: Translator | None = None
         self._mode = _Mode.EMPTY
         self._is_event_stream = False
         self._headers: Headers = []
@@ -56,20 +77,22 @@ class Reply:
     @property
     def holds_head(self) -> bool:
         """The head of an event stream waits for its first event."""
-        return self._mode is _Mode.EVENT_STREAM and not self.started
+        return self._is_event_stream and self._mode is not _Mode.EMPTY and not self.started
 
     # --- before the answer
 
     def heartbeat(self, text: str) -> None:
-        """A stream that waits gets its head at once, and comments."""
+        """A stream that waits gets its head at once, and a sign of life."""
+        if self._heartbeats is Heartbeats.OFF:
+            return
         if not self.started:
-            self._is_event_stream, self._headers = True, [(b"content-type", EVENT_STREAM)]
+            self._is_event_stream, self._headers = True, [(b"content-type", self._voice.stream_type)]
             self._start(200, None)
-        self._downstream.write(http1.comment(text), False)
+        self._downstream.write(self._voice.heartbeat(self._heartbeats, text), False)
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage = _Mode.EMPTY, None
+        self._mode, self._usage, self._translator = _Mode.EMPTY, None, None
         self._parts.clear()
 
     # --- the answer
@@ -77,17 +100,25 @@ class Reply:
     def head(self, status: int, headers: Headers, length: int | None) -> None:
         self._record.status = status
         streamed = any(n == b"content-type" and v.lower().startswith(EVENT_STREAM) for n, v in headers)
+        self._mode = self._mode_for(status, length, streamed)
+        if not self.started:
+            is_event_stream = streamed and self._mode is not _Mode.REFUSED
+            self._headers, self._length, self._is_event_stream = headers, length, is_event_stream
+
+    def _mode_for(self, status: int, length: int | None, streamed: bool) -> _Mode:
         if self.started:
-            self._mode = _Mode.EVENT_STREAM if streamed and status == 200 else _Mode.REFUSED
-            return
-        self._headers, self._length, self._is_event_stream = headers, length, streamed
-        has_body = self._record.request.method != "HEAD" and status not in (204, 304)
+            if not streamed or status != 200:
+                return _Mode.REFUSED
+        elif status >= 400 and not self._voice.keeps_model_errors:
+            return _Mode.REFUSED
+        if self._new_translator is not None and status == 200:
+            self._translator = self._new_translator()
+            return _Mode.TRANSLATED if streamed else _Mode.HELD
         if streamed:
-            self._mode = _Mode.EVENT_STREAM
-        elif has_body and length is not None and length <= HELD_BYTES:
-            self._mode = _Mode.HELD
-        else:
-            self._mode = _Mode.PASSED
+            return _Mode.EVENT_STREAM
+        has_body = self._record.request.method != "HEAD" and status not in (204, 304)
+        is_short = has_body and length is not None and length <= HELD_BYTES
+        return _Mode.HELD if is_short else _Mode.PASSED
 
     def flush_head(self) -> None:
         """Of an event stream whose first event does not come."""
@@ -101,24 +132,58 @@ class Reply:
         if mode is _Mode.EVENT_STREAM:
             return self._pass_event(data, last)
         if mode is _Mode.PASSED:
-            return self._pass(data, last)
+            return self._pass(data, data, last)
+        if mode is _Mode.TRANSLATED:
+            return self._pass_translated(data, last)
         self._parts.append(data)
         if not last:
             self.progress_at = self._clock()
-        elif mode is _Mode.HELD:
-            self._pass_whole(b"".join(self._parts) if len(self._parts) > 1 else data)
+            return True
+        whole = b"".join(self._parts) if len(self._parts) > 1 else data
+        if mode is _Mode.HELD:
+            self._pass_whole(whole)
         else:
-            self._refuse_in_stream(b"".join(self._parts)[:MAX_ERROR_BYTES])
+            error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
+            self._record.status = error.status
+            self.fail(error)
         return True
 
     def _pass_event(self, data: bytes, last: bool) -> bool:
-        if data.startswith(b":") and http1.is_only_comments(data):
-            if not self.started:
-                self._start(self._record.status, None)
-            return self._downstream.write(data, last)
-        return self._pass(data, last)
+        if data.startswith(b":") and is_only_comments(data):
+            return self._pass_comment(last)
+        if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
+            return self._refuse_in_stream(data, last)
+        return self._pass(data, data, last)
 
-    def _pass(self, data: bytes, last: bool) -> bool:
+    def _refuse_in_stream(self, data: bytes, last: bool) -> bool:
+        """The error is the last that llama-server says."""
+        begin = data.index(ERROR_IN_STREAM)
+        go_on = self._pass(data[:begin], data[:begin], False) if begin else True
+        self._mode = _Mode.REFUSED
+        return self.body(data[begin + len(b"data: ") :], last) and go_on
+
+    def _pass_comment(self, last: bool) -> bool:
+        """llama-server's own sign of life."""
+        if not self.started:
+            self._start(self._record.status, None)
+        return self._downstream.write(self._voice.heartbeat(self._heartbeats, ""), last)
+
+    def _pass_translated(self, data: bytes, last: bool) -> bool:
+        if data.startswith(b":") and not last and is_only_comments(data):
+            return self._pass_comment(last)
+        assert self._translator is not None
+        translated = self._translator.feed(data)
+        if last:
+            if (failure := self._translator.failure) is not None:
+                self._record.status = failure.status
+                self._pass(data, translated, False)
+                self.fail(failure)
+                return True
+            translated += self._translator.end()
+        return self._pass(data, translated, last)
+
+    def _pass(self, data: bytes, translated: bytes, last: bool) -> bool:
+        """`data` is llama-server's, and what is counted."""
         self.progress_at = now = self._clock()
         if data:
             if self._usage is None:
@@ -126,7 +191,7 @@ class Reply:
             self._usage.feed(data)  # type: ignore[union-attr]
         if not self.started:
             self._start(self._record.status, self._length)
-        return self._downstream.write(data, last)
+        return self._downstream.write(translated, last)
 
     def _begin(self, data: bytes, now: float) -> None:
         self._record.first_byte_at = now
@@ -139,25 +204,30 @@ class Reply:
         if data:
             record.first_byte_at = self._clock()
             record.usage = partial(usage_in, data, data)
+        if self._translator is not None:
+            data = self._translator.whole(data)
         self._start(record.status, len(data))
         self._downstream.write(data, True)
-
-    def _refuse_in_stream(self, text: bytes) -> None:
-        path = self._record.request.endpoint
-        self._downstream.write(http1.upstream_error_event(text, self._record.status, path), True)
 
     # --- its end
 
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
-        path = self._record.request.endpoint
         if not self.started:
-            headers, body = http1.error_answer(error, path, self._record.request.request_id)
-            self._downstream.start(error.status, headers, len(body))
+            headers, body = http1.error_answer(error, self._voice, self._record.request.request_id)
+            self._downstream.start(error.status, headers + self._record.headers(), len(body))
             self._downstream.write(body, True)
-        elif self._is_event_stream:
-            self._downstream.write(http1.error_event(error, path), True)
+        elif not self._is_event_stream:
+            self._downstream.abort()
+        elif self._translator is not None:
+            self._end_failed(self._translator.fail(error))
         else:
+            self._end_failed(self._voice.last_event(error))
+
+    def _end_failed(self, last_event: bytes) -> None:
+        cut = self._voice.cuts_failed_streams
+        self._downstream.write(last_event, not cut)
+        if cut:
             self._downstream.abort()
 
     def abort(self) -> None:
@@ -166,7 +236,10 @@ class Reply:
     # --- the head
 
     def _start(self, status: int, length: int | None) -> None:
-        headers = passed_back(self._headers, self._is_event_stream) + self._record.headers()
+        given = self._headers
+        if self._translator is not None and self._is_event_stream:
+            given = [(b"content-type", self._voice.stream_type)]
+        headers = passed_back(given, self._is_event_stream) + self._record.headers()
         headers += own_headers(self._record.request.request_id)
         self._downstream.start(status, headers, length)
         self.started = True

@@ -6,7 +6,7 @@ Every function here raises `RouterError`s that tell the client what is wrong wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
@@ -25,6 +25,7 @@ from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.supervisor import ModelInstance
+from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
 from app.proxy.record import RoutedRequest
@@ -33,6 +34,8 @@ TUNNEL = "/upstream/"
 """What follows it is an alias and any path of that model's llama-server."""
 
 TUNNEL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def is_tunnel(method: str, path: str) -> bool:
@@ -83,8 +86,14 @@ class Models(Protocol):
     @property
     def names(self) -> Mapping[str, ModelInstance]: ...
 
+    def like(self, name: str) -> ModelInstance | None: ...
+
     def find(self, name: str) -> ModelInstance:
         """Raises `ModelNotFound`."""
+        ...
+
+    def serving(self, name: str | None, kinds: Collection[ModelKind]) -> ModelInstance:
+        """Raises `ModelNotFound` and `MissingModel`."""
         ...
 
 
@@ -95,17 +104,22 @@ class RequestMeta(NamedTuple):
     wish: Priority | None
     passed_on: bytes
     """As lines, for llama-server."""
+    is_gzip: bool = False
+    """Its body is packed."""
+    is_navigation: bool = False
+    """A person opens a page in a browser."""
 
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
-        return cls(client, _priority(headers), as_lines(passed_on))
+        lines = as_lines(passed_on)
+        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers))
 
 
 def read_body(
     models: Models, meta: RequestMeta, request_id: str, fields: Mapping[str, Any], endpoint: Endpoint
 ) -> tuple[ModelInstance, RoutedRequest]:
     """For an endpoint whose body names the model."""
-    instance = find_model(models, fields)
+    instance = find_model(models, fields, endpoint.kinds)
     if instance.spec.kind not in endpoint.kinds:
         raise _wrong_kind(instance, endpoint)
     stream = _streams(fields)
@@ -120,10 +134,15 @@ def read_tunnel(
     own at llama-server."""
     raw_path, _, raw_query = raw_target[len(TUNNEL) :].partition(b"?")
     instance, path = _split_target(models, quote(raw_path, safe=_KEPT_IN_PATH))
+    only_reads = method in _READING and not meta.is_navigation
+    if only_reads and not instance.serves:
+        raise instance.not_loaded()
     query = quote(raw_query, safe=_KEPT_IN_QUERY)
     where = f"/{path}" + (f"?{query}" if query else "")
     endpoint = TUNNEL.rstrip("/")
-    return instance, _routed(meta, instance, endpoint, method, where, request_id, keep_alive=False)
+    return instance, _routed(
+        meta, instance, endpoint, method, where, request_id, keep_alive=False, only_reads=only_reads
+    )
 
 
 def _routed(
@@ -136,8 +155,9 @@ def _routed(
     *,
     stream: bool = False,
     keep_alive: bool = True,
+    only_reads: bool = False,
 ) -> RoutedRequest:
-    client, wish, passed_on = meta
+    client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
     return RoutedRequest(
@@ -151,19 +171,33 @@ def _routed(
         lowered=granted != wish,
         request_id=request_id,
         client=client.name,
+        only_reads=only_reads,
     )
 
 
 # --- the body
 
 
-def find_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+def find_model(models: Models, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
+    """Who answers a request that needs one of these kinds."""
+    return models.serving(_name_in(fields), kinds)
+
+
+def named_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+    """Who is to be managed: for that no model stands for another."""
+    name = _name_in(fields)
+    if name is None:
+        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    return models.find(name)
+
+
+def _name_in(fields: Mapping[str, Any]) -> str | None:
     name = fields.get("model")
     if name is None or name == "":
-        raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+        return None
     if not isinstance(name, str):
         raise BadRequest("'model' must be a string", param="model")
-    return models.find(name)
+    return name
 
 
 def _streams(fields: Mapping[str, Any]) -> bool:
@@ -191,13 +225,31 @@ def require_admin(client: Client) -> None:
         raise Forbidden('this API key may not manage models; use one with "admin": true')
 
 
-def check_media_type(headers: Headers) -> None:
+def is_json(headers: Headers) -> bool:
     """JSON, or a type that says that it is JSON; without a type JSON is meant."""
-    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    media_type = _media_type(headers)
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def check_media_type(headers: Headers, client: Client) -> None:
+    """A page of another site can send a form or a text, but no key: with one, the type does not matter.
+
+    Raises `UnsupportedMediaType`.
+    """
+    if not (client.showed_key or is_json(headers)):
         raise UnsupportedMediaType(
-            f"send JSON with 'Content-Type: application/json', not {media_type[:80]!r}"
+            f"send JSON with 'Content-Type: application/json', not {_media_type(headers)[:80]!r}"
         )
+
+
+def _media_type(headers: Headers) -> str:
+    return headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def _is_navigation(headers: Headers) -> bool:
+    """Browsers tell the first only where the connection is safe, by TLS or on this machine."""
+    mode = headers.get("sec-fetch-mode")
+    return mode == "navigate" if mode is not None else headers.get("upgrade-insecure-requests") == "1"
 
 
 def _priority(headers: Headers) -> Priority | None:
@@ -220,14 +272,19 @@ _KEPT_IN_QUERY = _KEPT_IN_PATH + "?[]"
 
 
 def _split_target(models: Models, target: str) -> tuple[ModelInstance, str]:
-    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant."""
+    """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant.
+
+    What only resembles a name ends as early as it can, else `qwen/embed` could be a provider's `embed`.
+    """
     parts = target.split("/")
-    known = [count for count, name in enumerate(_beginnings(parts), 1) if name in models.names]
-    count = known[-1] if known else 1
-    name, path = unquote("/".join(parts[:count])), "/".join(parts[count:])
-    if known and {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
+    names = list(_beginnings(parts))
+    known = [count for count, name in enumerate(names, 1) if name in models.names]
+    alike = () if known else (count for count, name in enumerate(names, 1) if models.like(name) is not None)
+    count = known[-1] if known else next(iter(alike), 1)
+    instance, path = models.find(unquote("/".join(parts[:count]))), "/".join(parts[count:])
+    if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
         raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
-    return models.find(name), path
+    return instance, path
 
 
 def _beginnings(parts: Iterable[str]) -> Iterator[str]:

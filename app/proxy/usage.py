@@ -37,14 +37,19 @@ def usage_in(first: bytes, text: bytes) -> Usage:
     prompt = _count(timings, "prompt_n") + cached
     if prompt and (generated := _count(timings, "predicted_n")):  # they say it all
         return Usage(prompt, generated, cached, _speed(timings))
-    usage = _last_object(b'"usage":', text) or _last_object(b'"usage":', first[:2048])
-    details = usage.get("prompt_tokens_details")
+    usage = {**_last_object(b'"usage":', first[:2048]), **_last_object(b'"usage":', text)}
+    read = _count(usage, "cache_read_input_tokens")  # Anthropic's, which counts cached tokens apart
     return Usage(
-        prompt=prompt or _count(usage, "prompt_tokens", "input_tokens"),
+        prompt=prompt or read + _count(usage, "prompt_tokens", "input_tokens"),
         generated=_count(timings, "predicted_n") or _count(usage, "completion_tokens", "output_tokens"),
-        cached=cached or _count(details if isinstance(details, dict) else {}, "cached_tokens"),
+        cached=cached or read or _cached(usage),
         generation_tps=_speed(timings),
     )
+
+
+def _cached(usage: Mapping[str, object]) -> int:
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    return _count(details, "cached_tokens") if isinstance(details, dict) else 0
 
 
 _OBJECT = re.compile(rb"\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")

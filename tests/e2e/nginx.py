@@ -23,10 +23,11 @@ def nginx() -> str:
 
 
 @contextmanager
-def in_front(folder: Path, router_url: str) -> Iterator[str]:
-    """The address of an nginx with the documented block for a prefix."""
+def in_front(folder: Path, router_url: str, block: str | None = None) -> Iterator[str]:
+    """The address of an nginx with this block for the prefix `/llm/`, or else with the documented one."""
     port, config = free_port(), folder / "nginx.conf"
-    config.write_text(_config(folder, port, router_url))
+    block = (block or _documented()).replace("http://127.0.0.1:8000", router_url)
+    config.write_text(_config(folder, port, block))
     command = [nginx(), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -45,16 +46,20 @@ def _serves(url: str) -> bool:
         return False
 
 
-def _config(folder: Path, port: int, router_url: str) -> str:
+def _documented() -> str:
     document = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```nginx\n(    location /llm/ .*?)^```", document, re.M | re.S)
     assert "http://127.0.0.1:8000/;" in block
+    return str(block)
+
+
+def _config(folder: Path, port: int, block: str) -> str:
     temporary = "\n".join(f"{name}_temp_path {folder / name};" for name in FOLDERS)
     return f"""
         daemon off; master_process off; pid {folder / "nginx.pid"};
         events {{}}
         http {{
             access_log off; {temporary}
-            server {{ listen 127.0.0.1:{port}; {block.replace("http://127.0.0.1:8000", router_url)} }}
+            server {{ listen 127.0.0.1:{port}; {block} }}
         }}
     """

@@ -386,6 +386,7 @@ def test_an_alias_with_a_slash_works_plain_and_encoded(router: RouterProcess, al
 
 
 def test_upstream_passes_any_path_and_method_through(router: RouterProcess) -> None:
+    router.load("chat")
     assert router.get("/upstream/chat/props")["model_path"].endswith("tiny.gguf")
     assert router.get("/upstream/chat/v1/models")["data"][0]["id"] == "chat"
     posted = router.client.post("/upstream/chat/tokenize", json={"content": "Hello"})

@@ -1,0 +1,102 @@
+"""How an API tells what is no answer: errors, before and after the head, and that it still waits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from app.domain.errors import RouterError
+from app.domain.heartbeats import Heartbeats
+from app.proxy.dialects.events import comment, event
+
+
+class Voice:
+    """OpenAI's chat completions, and most of what others speak. An API of its own overrides what differs."""
+
+    stream_type = b"text/event-stream"
+    """Of a stream whose head is sent before llama-server's."""
+
+    keeps_model_errors = False
+    """llama-server's own errors pass as they are."""
+
+    cuts_failed_streams = False
+    """After the event that tells an error the connection is ended without the stream's own end."""
+
+    def body(self, error: RouterError) -> dict[str, Any]:
+        """The answer that is an error."""
+        return error.body()
+
+    def last_event(self, error: RouterError) -> bytes:
+        """The end of a stream of which nothing but its head, and heartbeats, have been sent."""
+        return event(self.body(error))
+
+    def heartbeat(self, kind: Heartbeats, text: str) -> bytes:
+        """What carries nothing for programs; `text` is for people."""
+        if kind is Heartbeats.COMMENTS:
+            return comment(text)
+        return b"\n" if kind is Heartbeats.BLANK else b""
+
+
+class _Native(Voice):
+    """llama-server's own paths."""
+
+    keeps_model_errors = True
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class _Anthropic(Voice):
+    def body(self, error: RouterError) -> dict[str, Any]:
+        told = error.body()["error"]
+        type_ = _ANTHROPIC_TYPES.get(error.status, "api_error")
+        return {"type": "error", "error": {**told, "type": type_, "message": _in_its_words(told)}}
+
+    def last_event(self, error: RouterError) -> bytes:
+        return event(self.body(error), "error")
+
+
+def _in_its_words(told: Mapping[str, Any]) -> str:
+    """Agents look for these words, and shorten their conversation."""
+    message: str = told["message"]
+    if told["code"] != "context_length_exceeded" or "n_prompt_tokens" not in told:
+        return message
+    return f"prompt is too long: {told['n_prompt_tokens']} tokens > {told.get('n_ctx')} maximum; {message}"
+
+
+class _Responses(Voice):
+    def last_event(self, error: RouterError) -> bytes:
+        return event(error_event(error, 0), "error")
+
+
+def error_event(error: RouterError, sequence_number: int) -> dict[str, Any]:
+    """As it stands in a stream of the Responses API. The four fields are those of its schema; some clients
+    read the object that other APIs have."""
+    told = error.body()
+    flat = {name: told["error"][name] for name in ("code", "message", "param")}
+    return {"type": "error", "sequence_number": sequence_number, **flat, **told}
+
+
+OPENAI, NATIVE, ANTHROPIC, RESPONSES = Voice(), _Native(), _Anthropic(), _Responses()
+
+_OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
+
+
+def voice_of(path: str) -> Voice:
+    """By the path that was asked for, with or without `/v1`."""
+    parts = path.strip("/").split("/", 2)
+    is_versioned = parts[0] == "v1"
+    first = parts[1] if is_versioned and len(parts) > 1 else parts[0]
+    if first == "messages":
+        return ANTHROPIC
+    if first == "responses":
+        return RESPONSES
+    return OPENAI if is_versioned or first in _OPENAI_PATHS else NATIVE

@@ -1,0 +1,217 @@
+"""HTTP as clients really speak it: HEAD, packed bodies, no media type; on sockets, both event loops."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.configuration.file import parse
+from app.main import create_app
+from app.proxy.body import SMALL_BYTES
+from tests.fakes import FakeLauncher, FakeProbe
+from tests.serving import Client, Reply, serving
+from tests.stand_in import StandIn, llama_server_stand_in
+from tests.test_upstream import event_loop_policy
+
+__all__ = ["event_loop_policy"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+
+CHAT, TUNNEL, LOAD = "/v1/chat/completions", "/upstream/tiny/tokenize", "/v1/models/load"
+KEY = "Authorization: Bearer boss-secret"
+FORM = "Content-Type: application/x-www-form-urlencoded"
+"""What curl says of a body without being told otherwise."""
+JSON = "Content-Type: application/json"
+ANSWER = b'{"choices":[]}'
+Ask = Callable[..., Awaitable[Reply]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[StandIn]:
+    async with llama_server_stand_in(ANSWER) as found:
+        yield found
+
+
+@pytest.fixture
+async def start(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIterator[Any]:
+    """A router on a socket; its port."""
+    async with AsyncExitStack() as stack:
+
+        async def begin(**api: Any) -> int:
+            tree = {
+                "api": api,
+                "system": {"log_dir": str(tmp_path / "logs")},
+                "models": {"tiny": {"model_path": str(tiny_gguf)}},
+            }
+            config = parse(json.dumps(tree), tmp_path, {})
+            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
+            return await stack.enter_async_context(serving(app))
+
+        yield begin
+
+
+def said(method: str, target: str, *headers: str, body: bytes = b"", version: str = "1.1") -> bytes:
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *headers]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def ask(port: int, method: str, target: str, *headers: str, **more: Any) -> Reply:
+    client = await Client.connect(port)
+    reply = await client.ask(said(method, target, *headers, **more), method=method)
+    client.leave()
+    return reply
+
+
+# --- H4, R6
+
+READABLE = ("/", "/health", "/v1/models", "/v1/models/tiny", "/v1/models/status", "/vram", "/metrics",
+            "/docs", "/openapi.json", "/session", "/ui/base.css", "/v1/models/tiny/logs")  # fmt: skip
+STREAMS = ("/metrics/stream", "/v1/models/status/stream", "/v1/models/tiny/logs?follow=true")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_an_uptime_monitor_that_asks_with_head_gets_the_head_of_a_get(start: Any, version: str) -> None:
+    port = await start()
+    for path in READABLE:
+        plain = await ask(port, "GET", path, "Connection: close")
+        assert plain.status == 200, path
+        client = await Client.connect(port)
+        reply = await client.ask(said("HEAD", path, version=version), method="HEAD")
+        assert (reply.status, reply[b"content-type"]) == (200, plain[b"content-type"]), path
+        if path not in ("/metrics", "/v1/models/status"):  # figures of this moment
+            assert reply[b"content-length"] == plain[b"content-length"], path
+        if version == "1.0":
+            assert await client.rest() == b"", "a body"
+        else:
+            assert (await client.ask(said("GET", "/health"), method="GET")).status == 200, "a body"
+        client.leave()
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_head_of_a_stream_of_events_ends_with_its_head(start: Any, path: str) -> None:
+    client = await Client.connect(await start())
+    reply = await client.ask(said("HEAD", path), method="HEAD")
+    assert (reply.status, reply.is_stream) == (200, True)
+    assert (await client.ask(said("GET", "/health"), method="GET")).status == 200
+    client.leave()
+
+
+async def test_head_is_refused_as_a_get_would_be(start: Any) -> None:
+    port = await start(api_keys=["boss-secret"])
+    assert (await ask(port, "HEAD", "/v1/models")).status == 401
+    assert (await ask(port, "HEAD", "/v1/models", KEY)).status == 200
+    assert (await ask(port, "HEAD", "/nowhere", KEY)).status == 404
+    wrong = await ask(port, "HEAD", CHAT, KEY)
+    assert (wrong.status, wrong[b"allow"]) == (405, b"POST")
+    assert (await ask(port, "DELETE", "/v1/models", KEY))[b"allow"] == b"GET, HEAD"
+
+
+# --- H2
+
+SMALL = json.dumps({"model": "tiny", "content": "Hello"}).encode()
+BOMB = gzip.compress(b" " * 2**22)
+LARGE = json.dumps({"content": "Hello" * SMALL_BYTES, "model": "tiny"}).encode()
+
+
+def chunked(body: bytes) -> bytes:
+    half = len(body) // 2
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:half], body[half:], b""))
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZIP", "identity, gzip"])
+async def test_a_packed_body_is_unpacked(start: Any, upstream: StandIn, name: str) -> None:
+    port = await start()
+    for target in (CHAT, TUNNEL):
+        for plain in (SMALL, LARGE):
+            for version in ("1.1", "1.0"):
+                headers = (JSON, f"Content-Encoding: {name}")
+                reply = await ask(port, "POST", target, *headers, body=gzip.compress(plain), version=version)
+                assert (reply.status, reply.body) == (200, ANSWER)
+                head, _, body = upstream.requests[-1].partition(b"\r\n\r\n")
+                assert body == plain
+                assert b"content-encoding" not in head.lower()
+
+
+async def test_a_packed_body_may_come_in_chunks(start: Any, upstream: StandIn) -> None:
+    port = await start()
+    head = said("POST", CHAT, JSON, "Content-Encoding: gzip", "Transfer-Encoding: chunked")
+    client = await Client.connect(port)
+    assert (await client.ask(head + chunked(gzip.compress(LARGE)))).status == 200
+    assert upstream.requests[-1].endswith(LARGE)
+    client.leave()
+
+
+async def test_what_manages_models_may_be_packed_too(start: Any) -> None:
+    port = await start()
+    body = gzip.compress(b'{"model": "tiny"}')
+    assert (await ask(port, "POST", LOAD, JSON, "Content-Encoding: gzip", body=body)).status == 202
+
+
+@pytest.mark.parametrize("target", [CHAT, TUNNEL, LOAD, "/session"])
+async def test_a_bomb_is_too_large(start: Any, upstream: StandIn, target: str) -> None:
+    port = await start(max_body_mb=1)
+    reply = await ask(port, "POST", target, JSON, "Content-Encoding: gzip", body=BOMB)
+    assert (reply.status, reply.code) == (413, "request_too_large")
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize("target", [CHAT, TUNNEL, LOAD])
+@pytest.mark.parametrize(
+    "body",
+    [b"not packed", gzip.compress(SMALL)[:-9], gzip.compress(SMALL) + b"x", zlib.compress(SMALL)],
+    ids=["plain", "cut", "more", "zlib"],
+)
+async def test_what_is_not_gzip_is_told(start: Any, upstream: StandIn, target: str, body: bytes) -> None:
+    reply = await ask(await start(), "POST", target, JSON, "Content-Encoding: gzip", body=body)
+    assert (reply.status, reply.code) == (400, "invalid_request")
+    assert b"gzip" in reply.body
+    assert not upstream.requests
+
+
+@pytest.mark.parametrize("target", [CHAT, TUNNEL, LOAD])
+@pytest.mark.parametrize("name", ["deflate", "br", "zstd", "gzip, gzip", "aes128gcm"])
+async def test_an_encoding_that_is_not_taken_is_named(start: Any, target: str, name: str) -> None:
+    reply = await ask(await start(), "POST", target, JSON, f"Content-Encoding: {name}", body=b"some")
+    assert (reply.status, reply.code) == (415, "unsupported_media_type")
+    assert name in json.loads(reply.body)["error"]["message"]
+    assert (reply[b"accept-encoding"], reply[b"x-should-retry"]) == (b"gzip", b"false")
+
+
+# --- H8
+
+
+@pytest.mark.parametrize("target", [CHAT, LOAD])
+@pytest.mark.parametrize("media_type", [FORM, "Content-Type: text/plain", "Content-Type: "])
+async def test_curl_without_a_media_type_is_served_with_a_key(
+    start: Any, upstream: StandIn, target: str, media_type: str
+) -> None:
+    port = await start(api_keys=["boss-secret"])
+    for key in (KEY, "X-Api-Key: boss-secret"):
+        reply = await ask(port, "POST", target, key, media_type, body=SMALL)
+        assert reply.status in (200, 202), reply.body
+    if target == CHAT:
+        head = upstream.requests[-1].partition(b"\r\n\r\n")[0].lower()
+        assert head.count(b"content-type") == 1
+        assert b"content-type: application/json" in head, "llama-server takes 8 KB of a form"
+
+
+@pytest.mark.parametrize("target", [CHAT, LOAD])
+async def test_without_a_key_a_form_is_refused_as_ever(start: Any, upstream: StandIn, target: str) -> None:
+    reply = await ask(await start(), "POST", target, FORM, body=SMALL)
+    assert (reply.status, reply.code) == (415, "unsupported_media_type")
+    locked = await start(api_keys=["boss-secret"])
+    assert (await ask(locked, "POST", target, FORM, "Authorization: Bearer x", body=SMALL)).status == 401
+    session = await ask(locked, "POST", "/session", JSON, body=b'{"key":"boss-secret"}')
+    cookie = "Cookie: " + session[b"set-cookie"].decode().partition(";")[0]
+    reply = await ask(locked, "POST", target, FORM, cookie, body=SMALL)
+    assert (reply.status, reply.code) == (415, "unsupported_media_type"), "a page's form sends the cookie too"
+    assert not upstream.requests
