@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import select
 import socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -54,31 +53,16 @@ async def ask(
 
 
 def _begin_to_connect(port: int) -> socket.socket:
-    """On this machine it is known at once that nobody listens, at a hundredth of what a request costs."""
+    """Raises `ConnectionRefusedError`: on this machine it is known at once that nobody listens, at a hundredth
+    of what a request costs."""
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.setblocking(False)
-    error = connection.connect_ex((HOST, port))
-    if error not in _UNDER_WAY:
+    try:
+        error = connection.connect_ex((HOST, port))
+        _check(connection, 0 if error in _UNDER_WAY else error)
+    except OSError:
         connection.close()
-        raise OSError(error, os.strerror(error))
-    return connection
-
-
-async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-    if not select.select((), (connection,), (), 0)[1]:
-        writable = loop.create_future()
-        loop.add_writer(connection, lambda: writable.done() or writable.set_result(None))
-        try:
-            await writable
-        finally:
-            loop.remove_writer(connection)
-    if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise OSError(error, os.strerror(error))
-
-
-_UNDER_WAY:
-        connection.close()
-        raise OSError(error, os.strerror(error))
+        raise
     return connection
 
 
@@ -89,7 +73,11 @@ async def _connected(loop: asyncio.AbstractEventLoop, connection: socket.socket)
         await writable
     finally:
         loop.remove_writer(connection)
-    if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+    _check(connection)
+
+
+def _check(connection: socket.socket, error: int = 0) -> None:
+    if error := error or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(error, os.strerror(error))
 
 
