@@ -220,15 +220,21 @@ def test_a_stopped_process_does_not_compute() -> None:
     assert "stopped by a signal" in case.verdict.why
 
 
-def test_where_slots_cannot_be_seen_what_moves_is_what_it_says() -> None:
+@pytest.mark.parametrize("works", [True, False])
+def test_where_slots_cannot_be_seen_what_moves_is_what_it_says_by_itself(works: bool) -> None:
     case = Case().serving()
+    begun = case.ask()
     for _ in range(10):
-        case.seen.asked(case.now)
-        case.wait(15)
+        if works:
+            case.wait(5)
+            case.seen.said(case.now)
+        case.wait(5)
         case.probe(ok=True)
         case.seen.saw_slots(case.now, None)
-        case.seen.moved(case.now)
-    assert case.state is State.SERVING
+        case.wait(0.1)
+        case.seen.said(case.now)  # of the probe
+        case.seen.asked(begun)
+    assert case.state is (State.SERVING if works else State.STUCK)
 
 
 def test_nothing_is_ended_that_was_found_stuck_once() -> None:

@@ -119,11 +119,11 @@ class HealthMonitor:
             self._checking.discard(runner)
         if evidence.exited_at is not None:
             return False
-        ok = evidence.answered_at is not None and evidence.answered_at >= begun
-        self._watch(instance, runner).probed(ok, 1000 * (self._clock() - begun), time.time())
+        missed = bool(evidence.missed) and evidence.missed[-1] >= begun
+        self._watch(instance, runner).probed(not missed, 1000 * (self._clock() - begun), time.time())
         self._note_work(instance, runner)
         await self._act(instance, runner)
-        return ok
+        return evidence.answered_at is not None and evidence.answered_at >= begun
 
     async def suspect(self, instance: ModelInstance, runner: Runner) -> None:
         """A connection failed although the process lives: returns when it answers, or is gone."""

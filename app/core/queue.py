@@ -185,7 +185,7 @@ class RequestQueue:
         return True
 
     def finish(self, ticket: Ticket, now: float) -> bool:
-        """Take the ticket back, whatever became of it: one that never entered as well. True if it held a slot.
+        """Take the ticket back, whatever became of it: one that never entered, too. True if it held a slot.
         Safe to call twice."""
         held = ticket.state is TicketState.GRANTED
         if held:

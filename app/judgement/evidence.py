@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 BUSY_SHARE = 0.2
 """Of one processor; a process that waits for something uses next to nothing."""
 
+ECHO_S = 1.0
 KEPT = 8
 
 
@@ -116,6 +117,11 @@ class Evidence:
         if self.owed_since is not None and self.owed_since <= now:
             self.owed_since = None
         self.missed = [begun for begun in self.missed if begun > now]
+
+    def said(self, now: float) -> None:
+        """It wrote to its log: that counts where its slots cannot be seen, but for what it writes of probes."""
+        if self.asking_since is None and now - self.looked_at > ECHO_S:
+            self.moved(now)
 
     def asked(self, since: float) -> None:
         """A request was sent then, and had got nothing when this was told or its client left."""

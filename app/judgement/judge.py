@@ -133,7 +133,7 @@ def _load(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Ver
 def _service(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
     missed = _moments(evidence.missed)
     if missed >= MISSES:
-        why = f"it missed {missed} probes in a row{_while(evidence)}"
+        why = f"it missed {missed} probes in a row"
         return Verdict(State.STUCK, evidence.missed[0], why, Cause.NO_ANSWER)
     owed = evidence.owed_since
     if owed is None:

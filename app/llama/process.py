@@ -185,7 +185,7 @@ class LlamaRunner:
             self.evidence.moved(time.monotonic())
             self._read_lines(data)
         elif not self.evidence.shows_slots:
-            self.evidence.moved(time.monotonic())
+            self.evidence.said(time.monotonic())
         return self.phase is Status.READY
 
     def process_exited(self, code: int) -> None:

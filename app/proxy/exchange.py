@@ -109,7 +109,7 @@ class Exchange:
         if runner is None:
             self._retry()
             return
-        self.phase, self.reply.progress_at = Phase.CONNECTING, self._clock()
+        self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
         self._wake(self.instance.spec.request_timeout_s / LOOKS or CLIENT_STALLS_S)
         self._connect(runner)
