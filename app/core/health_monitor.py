@@ -21,7 +21,7 @@ from app.domain.status import Health, Status
 from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
 from app.judgement.pauses import TICK_S, Pauses
 from app.llama.runner import Runner
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
 
@@ -193,9 +193,9 @@ class HealthMonitor:
         verdict = watch.verdict = judge(runner.evidence, _limits(instance), self.pauses, now)
         stuck = watch.repeated.stuck(verdict, runner.evidence, now)
         if instance.runner is runner:
-            instance.judged(watch.health)
+            instance.health_changed(watch.health)
             if stuck:
-                await instance.end_hung(runner, verdict.why)
+                await instance.kill_unresponsive(runner, verdict.why)
 
     def _on_event(self, event: Event) -> None:
         """A client that got nothing tells as much as a time-out, also where it left early."""

@@ -119,7 +119,7 @@ class Evidence:
         self.missed = [begun for begun in self.missed if begun > now]
 
     def said(self, now: float) -> None:
-        """It wrote to its log: that counts where its slots cannot be seen, but for what it writes of probes."""
+        """It wrote to its log: that counts where no slots can be seen, but for what it writes of probes."""
         if self.asking_since is None and now - self.looked_at > ECHO_S:
             self.moved(now)
 
