@@ -34,7 +34,7 @@ from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
-from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
@@ -78,7 +78,7 @@ async def build(
         tracker=tracker,
         bus=bus,
         clock=time.monotonic,
-        learned=await _learned(config.system.log_dir, binary),
+        history=await _load_history(config.system.log_dir, binary),
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
@@ -86,7 +86,7 @@ async def build(
         configuration, launcher, manager, tracker, http, bus, logs, pauses, started_at, heartbeat_s
     )
     stack.callback(services.upstream.close)
-    stack.callback(bus.settle)
+    stack.callback(bus.flush)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
     stack.callback(services.peer_feed.close)
@@ -162,14 +162,14 @@ def _subscribe(services: Services) -> None:
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
-    configuration.subscribe(("api.api_keys",), lambda _: _hang_up(services))
+    configuration.subscribe(("api.api_keys",), lambda _: _disconnect_all(services))
 
 
-def _hang_up(services: Services) -> None:
+def _disconnect_all(services: Services) -> None:
     """Streams were let in with a key of before; with one that still counts they come again by themselves."""
-    services.feed.hang_up()
-    services.metrics_feed.hang_up()
-    services.peer_feed.hang_up()
+    services.feed.disconnect_all()
+    services.metrics_feed.disconnect_all()
+    services.peer_feed.disconnect_all()
     services.logs.end_followers()
 
 
@@ -221,13 +221,13 @@ async def _launcher(
     return launcher
 
 
-async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:
+async def _load_history(log_dir: str, binary: BinaryInfo | None) -> LoadHistory:
     """What a real llama-server taught earlier routers."""
     if binary is None:
-        return LearnedFootprints()
-    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, binary.identity)
-    await anyio.to_thread.run_sync(learned.load)
-    return learned
+        return LoadHistory()
+    history = LoadHistory(Path(log_dir) / FILE_NAME, binary.identity)
+    await anyio.to_thread.run_sync(history.load)
+    return history
 
 
 async def _tracker(

@@ -79,7 +79,7 @@ class RouterServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.build_routes()
         await super().startup(sockets)
-        settle_memory()
+        freeze_garbage_collection()
         if self._config_path is not None and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
@@ -140,7 +140,7 @@ class RouterServer(uvicorn.Server):
             services.launcher.kill_all()
 
 
-def settle_memory() -> None:
+def freeze_garbage_collection() -> None:
     """What start-up made lives as long as the router: collections need not look at it again.
 
     A collection of the oldest generation held the loop for 75 ms, every second or so under load. Requests

@@ -79,7 +79,7 @@ class Ward:
     @property
     def hung(self) -> str | None:
         """Why it was ended, if it was."""
-        failure = self.world.manager.instances["a"].failure
+        failure = self.world.manager.instances["a"].lifecycle.failure
         return failure.message if failure is not None else None
 
     def reported(self, field: str) -> object:

@@ -9,7 +9,7 @@ import pytest
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
-from app.domain.views import Head
+from app.domain.views import QueueHead
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 AGING = 30.0
@@ -61,9 +61,9 @@ def test_one_level_is_worth_one_aging_time() -> None:
 def test_the_head_is_who_is_served_next() -> None:
     late, early = ticket(HIGH, arrived=1.0), ticket(HIGH, arrived=0.5)
     waiting = queue(late, early)
-    assert waiting.head == Head(0.5, HIGH, 0.5, early.order)
+    assert waiting.head == QueueHead(0.5, HIGH, 0.5, early.order)
     waiting.finish(early, now=2.0)
-    assert waiting.head == Head(1.0, HIGH, 1.0, late.order)
+    assert waiting.head == QueueHead(1.0, HIGH, 1.0, late.order)
     waiting.finish(late, now=2.0)
     assert waiting.head is None
 
@@ -75,7 +75,7 @@ def test_asking_who_waits_changes_nothing() -> None:
         waiting.finish(leaver, now=9.0)
     before = list(waiting._heap)
     assert (waiting.has_waiting, waiting.peek()) == (True, tickets[4])
-    assert waiting.head == Head(tickets[4].key, NORMAL, 4.0, tickets[4].order)
+    assert waiting.head == QueueHead(tickets[4].key, NORMAL, 4.0, tickets[4].order)
     assert waiting._heap == before
 
 

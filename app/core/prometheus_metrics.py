@@ -41,7 +41,7 @@ _PRIORITIES = [(level, label_text([("priority", level.label)])) for level in Pri
 class Metrics:
     """One registry for one router; the labels are the configured aliases and closed sets.
 
-    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    Who shows its figures calls `EventBus.flush` first: asking here publishes nothing.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
     )
     yield each(
         "router_model_memory_reserved_bytes",
-        "Promised to it now",
+        "Reserved for it now",
         lambda v: MIB * sum(p.reserved_mb for p in v.processes),
     )
     yield gauge(

@@ -124,7 +124,7 @@ class Exchange:
     def replay(self) -> None:
         """Its process is gone: once more, at the old place in the queue."""
         self._pending = None
-        self.ticket = self.ticket.again()
+        self.ticket = self.ticket.for_replay()
         self.reply.restart()
         self._enter(since=self._clock())
 
