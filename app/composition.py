@@ -44,6 +44,7 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
@@ -58,6 +59,7 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     pauses = Pauses(started_at)
@@ -83,9 +85,10 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(
-        configuration, launcher, manager, tracker, http, bus, logs, pauses, started_at, heartbeat_s
+        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
     )
     stack.callback(services.upstream.close)
+    stack.callback(services.bodies.close)
     stack.callback(bus.flush)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
@@ -101,6 +104,7 @@ def _services(
     launcher: Launcher,
     manager: ModelManager,
     tracker: DeviceTracker,
+    memory: ClientMemory,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -123,7 +127,7 @@ def _services(
         logs=logs,
         background=Background(),
         health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         figures=figures,

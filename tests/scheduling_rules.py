@@ -242,6 +242,7 @@ class CheckedWorld(World):
             assert len(running) == model.queue.in_flight, "in flight miscounted"
             assert all(r.outcome is None for r in (*waiting, *running))
             assert not running or model.status in (Status.READY, Status.DRAINING)
+            assert not waiting or model.status is not Status.FAILED, "who waits is not told of the failure"
         ours = {id(r) for m in self.models.values() for r in m.requests.values()}
         assert ours == {id(r) for r in self.requests if r.outcome is None}, "lost or answered twice"
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.core.config import SystemConfig
+from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.heartbeats import Heartbeats
@@ -19,11 +19,13 @@ from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
+from app.proxy.request_body import RequestBody
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
@@ -105,10 +107,13 @@ class World:
         )
         record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
         everything: Any = self
+        self.memory = ClientMemory(Config(), 1024)
+        body = RequestBody(self.memory)
+        body.add(b"body")
         self.exchange = Exchange(
             everything,
             record,
-            b"body",
+            body,
             Reply(
                 everything,
                 record,

@@ -71,7 +71,7 @@ def test_a_file_of_an_earlier_version_kept_the_largest_only(tmp_path: Path) -> N
 async def test_only_a_change_is_written(tmp_path: Path) -> None:
     changes: list[int] = []
     history = load(tmp_path)
-    history.on_change = lambda: changes.append(1)
+    history.subscribe(lambda: changes.append(1))
     history.put("a", device_mb=1)
     history.put("a", device_mb=1)
     assert len(changes) == 1

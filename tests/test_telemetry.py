@@ -199,7 +199,7 @@ def test_with_a_higher_level_nothing_is_written(
 async def test_asking_for_figures_publishes_nothing() -> None:
     bus = EventBus(batch_s=60.0)  # a batch that is not due yet
     telemetry = Telemetry(bus)
-    metrics = Metrics(bus, views=list, devices=list)
+    metrics = Metrics(bus, views=list, devices=list, clients=dict)
     bus.finished(finished)
     assert telemetry.totals("m").requests == telemetry.outcome(Outcome.SUCCESS) == 0
     assert telemetry.summary()["total_requests"] == 0

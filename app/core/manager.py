@@ -71,7 +71,8 @@ class ModelManager:
         self.inspection = Inspection(launcher, tracker, history, inspect_file, config.system.vram_multiplier)
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
-        self._kv_cache, history.on_change = kv_cache, self._save_history
+        self._kv_cache = kv_cache
+        history.subscribe(self._save_history)
         self._jobs, self._config = Jobs(), config
         self._fleet = Fleet(self._instance)
         self.scheduler = Scheduler(

@@ -43,8 +43,7 @@ class LoadHistory:
 
     def __init__(self, path: Path | None = None, build: str = "") -> None:
         self.build = build
-        self.on_change: Callable[[], None] = lambda: None
-        self._path = path
+        self._path, self._on_change = path, _nobody
         self._models: dict[str, LoadRecord] = {}
         self._costs: dict[str, SeenCost] = {}
         self._dirty = False
@@ -65,6 +64,10 @@ class LoadHistory:
             logger.warning("%s cannot be used and will be replaced: %r", self._path, error)
             return
         self._models, self._costs = models, costs
+
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """There is something to `save`."""
+        self._on_change = on_change
 
     def model(self, key: str) -> LoadRecord:
         return self._models.get(key, LoadRecord())
@@ -101,17 +104,21 @@ class LoadHistory:
         """Until nothing is unsaved."""
         while self._dirty and self._path is not None:
             self._dirty = False
-            models = {key: asdict(history) for key, history in self._models.items()}
+            models = {key: asdict(record) for key, record in self._models.items()}
             costs = {kind: [seen.least_mb, seen.most_mb] for kind, seen in self._costs.items()}
             tree = {"version": VERSION, "overheads": costs, "models": models}
             await anyio.to_thread.run_sync(_write, self._path, tree)
 
     def _changed(self) -> None:
         self._dirty = True
-        self.on_change()
+        self._on_change()
 
     def _cost_key(self, kind: str) -> str:
         return f"{kind} / {self.build}"
+
+
+def _nobody() -> None:
+    """Is told of changes."""
 
 
 def _total_mb(cost: FixedCost) -> int:

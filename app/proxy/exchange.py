@@ -22,7 +22,8 @@ from app.proxy.headers import Headers
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
+from app.proxy.request_body import RequestBody
+from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, request_to
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Exchange:
         self,
         instance: ModelInstance,
         record: RequestRecord,
-        body: bytes,
+        body: RequestBody,
         reply: Reply,
         *,
         slots: Slots,
@@ -79,7 +80,8 @@ class Exchange:
         self.instance, self.record, self.reply = instance, record, reply
         self.ticket = record.ticket
         self.phase = Phase.QUEUED
-        self._body, self._slots, self._links, self._limits = body, slots, links, limits
+        self._body: RequestBody | None = body
+        self._slots, self._links, self._limits = slots, links, limits
         self._clock, self._wake = clock, wake
         self._runner: Runner | None = None
         self._link: Link | None = None
@@ -132,11 +134,11 @@ class Exchange:
 
     @_input
     def connected(self, link: Link, is_fresh: bool) -> None:
-        if self.phase is not Phase.CONNECTING or self._runner is None:
+        if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
             link.release()
             return
         self.phase, self._link, self._pending = Phase.ASKED, link, None
-        link.ask(request_to(self._runner, self.request, self._body), self, is_fresh=is_fresh)
+        link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
     def head(self, status: int, headers: Headers, length: int | None) -> None:
@@ -194,6 +196,8 @@ class Exchange:
             self._due_in_queue(now)
         elif self.phase in AT_LLAMA_SERVER:
             self.reply.flush_head()
+            if self.reply.has_begun:
+                self._body = None  # it cannot be sent once more
             if (left_s := self._patience_s(now)) > 0:
                 self._wake(left_s)
             elif self._is_paused:
@@ -269,7 +273,7 @@ class Exchange:
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
             return
-        self.phase = Phase.ENDED
+        self.phase, self._body = Phase.ENDED, None
         self._let_go()
         self.record.close(error)
         self._slots.ended(self)
@@ -292,9 +296,3 @@ class Exchange:
             logger.exception("and could not say so")
             self.reply.abort()
         self._end(error)
-
-
-def request_to(runner: Runner, request: RoutedRequest, body: bytes) -> UpstreamRequest:
-    """The request with the key of this process."""
-    headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
-    return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)
