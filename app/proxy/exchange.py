@@ -19,24 +19,13 @@ from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy import messages
 from app.proxy.headers import Headers
-from app.proxy.phase import AT_LLAMA_SERVER, Phase
+from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
-from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, request_to
+from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 
 logger = logging.getLogger(__name__)
-
-HEARTBEAT_S = 5.0
-"""A stream that waits gets its head after this time, and a comment each time it passes again."""
-
-CLIENT_STALLS_S = 120.0
-"""How long a client may leave its answer unread where no time-out is configured."""
-
-HEAD_WAITS_S = 0.01
-"""llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at
-once, and reaches a client later that is woken for the head before."""
-
 
 Input = TypeVar("Input", bound=Callable[..., Any])
 
@@ -296,3 +285,9 @@ class Exchange:
             logger.exception("and could not say so")
             self.reply.abort()
         self._end(error)
+
+
+def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:
+    """The request with the key of this process."""
+    headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
+    return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

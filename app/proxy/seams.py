@@ -9,7 +9,7 @@ from app.domain.errors import RouterError
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy.headers import Headers
-from app.proxy.record import RequestRecord, RoutedRequest
+from app.proxy.record import RequestRecord
 
 
 class UpstreamGone(Exception):
@@ -31,12 +31,6 @@ class UpstreamRequest(NamedTuple):
     headers: bytes
     body: bytes | bytearray
     keep_alive: bool
-
-
-def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:
-    """The request with the key of this process."""
-    headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
-    return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)
 
 
 class Pending(Protocol):
