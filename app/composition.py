@@ -38,6 +38,7 @@ from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
+from app.models.cards import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
@@ -126,6 +127,7 @@ def _services(
         bus=bus,
         logs=logs,
         background=Background(),
+        cards=Cards(),
         health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
@@ -184,6 +186,7 @@ def _start(services: Services) -> None:
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
     services.background.start("time keeper", services.health.keep_time)
+    services.background.once("model cards", partial(services.cards.read, services.config.specs()))
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 
