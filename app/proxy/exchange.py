@@ -18,7 +18,7 @@ from app.judgement.judge import LOOKS
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy import messages
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
@@ -34,9 +34,9 @@ def _input(method: Input) -> Input:
     """A bug in one request is answered and logged there; whoever called goes on."""
 
     @wraps(method)
-    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Exchange, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
             self.bug(error)
             return None
@@ -130,9 +130,9 @@ class Exchange:
         link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(status, headers, length)
+        self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 
