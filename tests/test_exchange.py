@@ -22,8 +22,9 @@ from app.models.restarts import RestartLimits
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
-from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
+from app.proxy.exchange import Exchange
 from app.proxy.headers import Headers, from_lines
+from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
@@ -164,7 +165,8 @@ class World:
 
     def patience_s(self, exchange: Exchange, runner: Any, quiet_since: float) -> float:
         self.asked_about.append(self.now - quiet_since)
-        return max(quiet_since + self.spec.request_timeout_s - self.now, 0.0)
+        limit_s: float = self.spec.request_timeout_s
+        return max(quiet_since + limit_s - self.now, 0.0)
 
     def awake_s(self, since: float, now: float) -> float:
         return now - since - self.pause_s
