@@ -26,6 +26,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.units import MIB
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -46,6 +47,8 @@ from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
+from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -120,6 +123,7 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
+        stored=StoredResponses(_stored_bytes(configuration.current)),
         http=http,
         bus=bus,
         logs=logs,
@@ -145,6 +149,10 @@ def _services(
     )
 
 
+def _stored_bytes(config: Config) -> int:
+    return config.api.stored_responses_mb * MIB
+
+
 def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
@@ -155,7 +163,11 @@ def backend(services: Services) -> Backend:
         lambda: services.config.system,
         lambda: services.config.api.stream_heartbeats,
         services.bodies,
-        {"/v1/messages": MessagesTranslation()},
+        {
+            "/v1/messages": MessagesTranslation(),
+            "/v1/responses": ResponsesTranslation(services.stored),
+            "/v1/responses/input_tokens": TokensTranslation(services.stored),
+        },
     )
 
 
@@ -166,6 +178,7 @@ def _subscribe(services: Services) -> None:
     configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
+    configuration.subscribe(("api.stored_responses_mb",), lambda c: services.stored.limit(_stored_bytes(c)))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
     configuration.subscribe(("api.api_keys",), lambda _: _disconnect_all(services))
 

@@ -40,6 +40,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "max_body_mb": 64,
         "max_memory_mb": UNSET,
         "stream_heartbeats": Heartbeats.COMMENTS,
+        "stored_responses_mb": 64,
     },
     ApiKey: {
         "key": REQUIRED,

@@ -379,7 +379,7 @@ class Shouting:
         return b"".join(line.upper() + b"\n" for line in lines)
 
     def end(self) -> bytes:
-        return b"bye"
+        return b"" if self.failure else b"bye"
 
     def fail(self, error: RouterError) -> bytes:
         return b"alas: " + error.code.encode()

@@ -25,6 +25,7 @@ from app.llama.runner import Launcher
 from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
@@ -45,6 +46,7 @@ class Services:
     tracker: DeviceTracker
     upstream: UpstreamPool
     bodies: BodyReader
+    stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

@@ -89,6 +89,11 @@ class ApiConfig(Section):
         description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
         "`blank` are empty lines, `off`: nothing, not even the head",
     )
+    stored_responses_mb: Whole = Field(
+        64,
+        ge=0,
+        description="memory for answers of `/v1/responses` that later requests refer to; 0: none is kept",
+    )
 
     @property
     def addresses(self) -> tuple[str, ...]:

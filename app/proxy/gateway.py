@@ -20,8 +20,8 @@ from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader, Read
+from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
@@ -179,14 +179,20 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        body, has_fields = accepted.body, accepted.endpoint is not None
+        body, parse = accepted.body, self._parser(accepted.endpoint)
         is_packed = accepted.meta.is_gzip and len(body) > 0
-        if is_packed or (has_fields and len(body) > SMALL_BYTES):
+        if is_packed or (parse is not None and len(body) > SMALL_BYTES):
             unpack_to = self.rules.max_body_bytes if is_packed else None
             tell = partial(self._on_read, accepted, entrance)
-            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, has_fields=has_fields)
-        self._start(accepted, partial(fields_of, body.data) if has_fields else dict, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
+        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
+
+    def _parser(self, endpoint: Endpoint | None) -> Parse | None:
+        if endpoint is None:
+            return None
+        translation = self.backend.translations.get(endpoint.path)
+        return whole_fields_of if translation is not None and translation.edits else fields_of
 
     def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
         if isinstance(found, Read):
@@ -216,7 +222,7 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body.data, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
                 routed, translator = _as_asked(routed, asked), asked.translator
                 body.replace(asked.body)
