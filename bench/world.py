@@ -23,6 +23,7 @@ from app.domain.status import MOVES, Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, ModelView, Need, ProcessView
 from app.models.restarts import backoff_s
 from app.scheduling import policy
+from app.scheduling.demand import Demand
 from app.scheduling.placement import Room
 from app.scheduling.plan import Forget, Keep, Limits, Load, Plan, Stop
 
@@ -94,7 +95,7 @@ class Model:
         assert status in MOVES[self.status], f"{self.spec.alias}: {self.status} -> {status}"
         self.status, self.since = status, now
 
-    def view(self) -> ModelView:
+    def view(self, demand: Demand) -> ModelView:
         spec, waiting = self.spec, self.queue
         high, normal, low = waiting.waiting_by_level
         return ModelView(
@@ -110,6 +111,8 @@ class Model:
             last_used=self.last_used,
             yielded_at=self.yielded_at,
             reload_s=spec.load_s,
+            service_s=self.queue.service_s,
+            asked_per_s=demand.per_s(spec.alias),
             preload=self.preload,
             retry_at=self.retry_at,
             processes=(self._process(),) if self.status.has_process else (),
@@ -171,6 +174,7 @@ class World:
         self.models = {s.alias: Model(s, self.code.queue.RequestQueue(s.slots, max_waiting)) for s in specs}
         self.devices = {str(i): Device(str(i), mb, min_free_mb) for i, mb in enumerate(device_mb)}
         self.requests: list[Request] = []
+        self.demand = Demand()
         self.now = 0.0
         self.stops = self.killed = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -210,6 +214,7 @@ class World:
         model = self.models[alias]
         request = Request(model, self.code.queue.Ticket(priority, self.now, self.limits.aging_s), service_s)
         self.requests.append(request)
+        self.demand.asked(alias, priority, self.now)
         if model.status is Status.FAILED:
             self._turn_away(request, Outcome.FAILED)
         else:
@@ -292,7 +297,8 @@ class World:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
-        self._alarm, self._contended = plan.wake_at, plan.contended
+        self._alarm, self._contended = plan.wake_at, bool(plan.contended)
+        self.demand.contended_by(plan.contended, self.now)
         for action in plan.actions:
             self.carry_out(action)
         for model in self.models.values():
@@ -304,7 +310,7 @@ class World:
         return found
 
     def views(self) -> list[ModelView]:
-        return [m.view() for m in self.models.values()]
+        return [m.view(self.demand) for m in self.models.values()]
 
     def device_views(self) -> list[DeviceView]:
         return [d.view(sum(m.held.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()]
