@@ -13,9 +13,9 @@ from app.domain.errors import RouterError
 from app.domain.events import RequestFinished
 from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.admission import Admission
-from app.proxy.record import RequestRecord
+from app.proxy.record import RequestRecord, RoutedRequest
 from tests.fakes import World
 
 
@@ -25,6 +25,8 @@ class Asker:
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket
         self.record = cast(RequestRecord, self)
+        self.request = cast(RoutedRequest, self)
+        self.only_reads = False
         self.event = cast(RequestFinished, None)
         self.error: RouterError | None = None
         self.has_slot = False
@@ -56,7 +58,7 @@ async def test_who_leaves_while_the_file_of_a_failed_model_is_looked_at_was_neve
 ) -> None:
     """It would be counted out without having been counted in: one fewer would seem to wait than do."""
     instance = world.manager.instances["a"]
-    instance.fail(Failure(FailureKind.UNKNOWN, "it broke", None, ()))
+    instance.check_failed(Failure(FailureKind.UNKNOWN, "it broke", None, ()))
     looked = asyncio.Event()
 
     async def is_another_file(_: ModelInstance) -> bool:

@@ -18,7 +18,7 @@ from app.api.openai import json_object
 from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.domain.views import HOST
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.request import named_model
 from app.scheduling.plan import Preview
 
@@ -57,6 +57,12 @@ async def load_as_router_mode(request: Request) -> dict[str, Any]:
     services, instance = await _managed(request)
     await services.manager.load(instance, wait=False)
     return {"success": True}
+
+
+@router.get("/models/sse")
+async def events_as_router_mode(request: Request) -> Response:
+    """Server-sent events as in llama-server's router mode: what becomes of models."""
+    return event_stream(services_of(request).peer_feed.stream())
 
 
 @router.post("/models/unload", openapi_extra=_BODY)
@@ -159,10 +165,10 @@ def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
-    failure = instance.failure
+    failure = instance.lifecycle.failure
     return {
         "model": instance.alias,
-        "attempts": instance.attempts,
+        "attempts": instance.lifecycle.restarts.attempts,
         "error": failure.message if failure else None,
         "kind": failure.kind.value if failure else None,
         "exit_code": failure.exit_code if failure else None,

@@ -176,8 +176,8 @@ class RequestQueue:
         return True
 
     def finish(self, ticket: Ticket, now: float) -> bool:
-        """Take the ticket back, whatever became of it: one that never entered as well. True if it held a slot.
-        Safe to call twice."""
+        """Take the ticket back, whatever became of it: one that never entered as well. True if it held a
+        slot. Safe to call twice."""
         held = ticket.state is TicketState.GRANTED
         if held:
             self.running.discard(ticket)

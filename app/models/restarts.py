@@ -25,19 +25,20 @@ class Restarts:
         self.retry_at = 0.0
         self._crashes: list[float] = []
 
-    def after_crash(self, now: float) -> bool:
-        """Whether it may be started again, at `retry_at`."""
-        recent = [when for when in self._crashes if now - when < self.limits.window_s]
-        self._crashes = [*recent, now]
-        self.retry_at = now + backoff_s(len(self._crashes))
-        return len(self._crashes) <= self.limits.max_restarts
+    def after_crash(self, now: float, *, counts: bool = True) -> bool:
+        """Whether it may be started again, at `retry_at`.
 
-    def after_failed_load(self, kind: FailureKind, now: float, *, was_taken: bool = False) -> bool:
-        """Whether it may be tried again, at `retry_at`.
-
-        `was_taken`: other programs took its memory meanwhile, which is no fault of its own.
+        One that does not count against the model is no reason to give it up, nor to wait for long.
         """
-        self.attempts += not was_taken
+        self._crashes = [when for when in self._crashes if now - when < self.limits.window_s]
+        if counts:
+            self._crashes.append(now)
+        self.retry_at = now + backoff_s(len(self._crashes))
+        return not counts or len(self._crashes) <= self.limits.max_restarts
+
+    def after_failed_load(self, kind: FailureKind, now: float, *, counts: bool = True) -> bool:
+        """Whether it may be tried again, at `retry_at`. One that does not count is no attempt."""
+        self.attempts += counts
         self.retry_at = now + backoff_s(self.attempts)
         retries = self.limits.load_retries
         if kind is FailureKind.OUT_OF_MEMORY:

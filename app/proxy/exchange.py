@@ -16,7 +16,7 @@ from app.core.config import SystemConfig
 from app.domain.errors import RouterError
 from app.domain.status import Status
 from app.llama.runner import Runner
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy import messages
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
