@@ -65,7 +65,7 @@ class Outcome(Enum):
 
 
 class Request:
-    """A client: it waits, is served for `service_s`, and remembers how that went."""
+    """A client: it waits, is served for `service_s`, remembers how that went, then does `then`."""
 
     __slots__ = ("ended", "granted", "model", "outcome", "replays", "service_s", "then", "ticket")
 
@@ -113,6 +113,9 @@ class Model:
             last_used=life.last_used,
             yielded_at=life.preempted_at,
             reload_s=spec.load_s,
+            service_s=self.queue.service_s,
+            asked_per_s=demand.per_s(spec.alias),
+            popularity=demand.popularity(spec.alias),
             preload=life.preload,
             retry_at=life.restarts.retry_at,
             processes=(self._process_view(),) if self.status.has_process else (),
@@ -251,10 +254,11 @@ class World:
         """At the door: it holds no place."""
         assert request.outcome is None, "answered twice"
         request.outcome, request.ended = outcome, self.now
+        if request.then is not None:
+            self.after(0.0, request.then)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
-        assert request.outcome is None, "answered twice"
-        request.outcome, request.ended = outcome, self.now
+        self._turn_away(request, outcome)
         self._take_back(request)
 
     def _take_back(self, request: Request) -> None:
@@ -289,8 +293,6 @@ class World:
         if request.outcome is None and request.ticket is ticket:
             self._end(request, Outcome.SERVED)
             self._serve_next(request.model)
-            if request.then is not None:
-                request.then()
 
     # --- the loop
 

@@ -15,8 +15,8 @@ from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
 from app.scheduling.plan import NEVER, Action, Forget, Inspect, Keep, Limits, Load, Plan, Refuse, Stop, Wait
 from app.scheduling.policy import plan, preview
+from app.scheduling.turns import Newcomer, may_be_taken_at
 from app.scheduling.turns import loaded as loaded_of
-from app.scheduling.turns import may_be_taken_at
 
 OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
 DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED
@@ -75,9 +75,10 @@ def changed(view: ModelView, status: Status | None = None, **of_process: Any) ->
     return replace(view, status=status, processes=processes if status.has_process else ())
 
 
-def taken_at(view: ModelView, head: Head, limits: Limits = LIMITS, now: float = NOW) -> float:
+def taken_at(view: ModelView, head: Head, limits: Limits = LIMITS, now: float = NOW, **rest: Any) -> float:
     (one,) = loaded_of([view])
-    return may_be_taken_at(one, head, limits, now)
+    newcomer = Newcomer(model("newcomer", waits=head), head, **{"least_missed": [view.alias], **rest})
+    return may_be_taken_at(one, newcomer, limits, now)
 
 
 def gpu(free_mb: int, id: str = "0", total_mb: int = 10_000, **rest: Any) -> DeviceView:
@@ -572,7 +573,7 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
     assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(
-        (), waits=waits, contended=True
+        (), waits=waits, contended=frozenset({"wants"})
     )
 
 
@@ -829,3 +830,82 @@ def test_a_plan_is_stable_once_carried_out() -> None:
         changed(v, DRAINING, stop_reason=StopReason.MEMORY) if v.alias == stop.alias else v for v in victims
     ]
     assert decide(*told, urgent, free=0) == []
+
+
+# --- swaps are weighed
+
+
+AUTO = replace(LIMITS, max_swap_wait_s=None)
+
+
+def asked(per_s: float) -> dict[str, Any]:
+    """Of a model that is asked for that often while others wait, all with normal priority."""
+    return {"asked_per_s": (0.0, per_s, 0.0), "popularity": per_s, "service_s": 1.0}
+
+
+def waits_since(alias: str, seconds: float, count: int = 1, level: Priority = NORMAL) -> ModelView:
+    """A newcomer of which a swap takes 4 s."""
+    view = model(alias, waits=head(level, NOW - seconds), reload_s=3.0, service_s=1.0)
+    return replace(view, waiting_by_level=tuple(count if p is level else 0 for p in Priority))
+
+
+def test_an_idle_model_goes_at_once_if_more_wait_than_would_miss_it() -> None:
+    idle = model("a", READY, reload_s=3.0, **asked(0.3))  # in 2 x 4 s: 2.4
+    assert stopped(decide(idle, waits_since("b", 0, count=3))) == ["a"]
+    assert stopped(decide(idle, waits_since("b", 0, count=2))) == []
+
+
+def test_an_idle_model_that_is_missed_least_is_kept_for_less_than_a_swap() -> None:
+    idle = model("a", READY, reload_s=3.0, **asked(1.0))
+    held = look(idle, waits_since("b", 1))
+    assert held.actions == ()
+    assert held.wake_at == NOW - 1 + 0.9 * 4
+    assert stopped(decide(idle, waits_since("b", 3.7))) == ["a"]
+
+
+def two_loaded(popular: float = 1.2, rare: float = 0.3, **of_rare: Any) -> tuple[ModelView, ModelView]:
+    """On a device of 13,000 MB; the one that is missed least is the second."""
+    return (
+        model("popular", READY, reload_s=3.0, ready_since=NOW - 100, last_used=NOW - 9, **asked(popular)),
+        model("rare", READY, reload_s=3.0, ready_since=NOW - 50, **{**asked(rare), **of_rare}),
+    )
+
+
+def test_the_victim_is_the_model_that_is_missed_least_not_the_one_unused_for_longest() -> None:
+    assert stopped(decide(*two_loaded(), waits_since("b", 5), free=1000)) == ["rare"]
+
+
+def test_a_popular_model_stays_while_the_rare_one_is_busy() -> None:
+    popular, rare = two_loaded(in_flight=1, waits=head(arrived=NOW - 0.5))
+    held = look(popular, rare, waits_since("b", 5), free=1000)
+    assert held.actions == ()
+    assert held.wake_at == NOW - 5 + HOLD
+    assert stopped(decide(popular, rare, waits_since("b", HOLD), free=1000)) == ["rare"]
+    loads = changed(rare, LOADING, served=0)
+    assert stopped(decide(popular, loads, waits_since("b", HOLD), free=1000)) == ["popular"]
+
+
+def test_the_promise_to_a_newcomer_counts_from_the_last_load_of_the_others_that_take_turns() -> None:
+    popular, rare = two_loaded(in_flight=1, waits=head(arrived=NOW - 0.5))
+    rare = changed(rare, ready_since=NOW - 2)
+    assert stopped(decide(popular, rare, waits_since("b", HOLD + 1), free=1000)) == []
+    assert look(popular, rare, waits_since("b", HOLD + 1), free=1000).wake_at == NOW - 2 + HOLD
+
+
+def test_a_more_urgent_request_is_not_held_back_for_less_urgent_ones_that_are_expected() -> None:
+    idle = model("a", READY, reload_s=3.0, **asked(1.0))
+    assert stopped(decide(idle, waits_since("b", 0, level=HIGH))) == ["a"]
+    assert stopped(decide(idle, waits_since("b", 0, level=LOW))) == []
+
+
+def test_without_a_hold_nothing_is_kept() -> None:
+    idle = model("a", READY, reload_s=3.0, **asked(5.0))
+    assert stopped(decide(idle, waits_since("b", 0), limits=replace(LIMITS, max_swap_wait_s=0))) == ["a"]
+
+
+@pytest.mark.parametrize(("load_s", "promise_s"), [(1.0, 10.0), (4.0, 10.0), (10.0, 22.0)])
+def test_the_promise_follows_from_what_a_swap_costs(load_s: float, promise_s: float) -> None:
+    busy = model("a", READY, in_flight=1, waits=head(arrived=NOW - 1), ready_since=NOW - 500)
+    newcomer = replace(waits_since("b", 1), reload_s=load_s)
+    assert look(busy, newcomer, limits=AUTO).wake_at == NOW - 1 + promise_s
+    assert preview([changed(busy, served=0), newcomer], [gpu(4000)], AUTO, NOW, "b").wait_s == promise_s

@@ -14,7 +14,7 @@ from bench.world import Code
 from tests.test_scheduling_properties import Scheduling, run_machine
 
 EXAMPLES = 1000
-PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"
+PLACEMENT, SWAPS, TURNS = "app.scheduling.placement", "app.scheduling.swaps", "app.scheduling.turns"
 CLAIMS, POLICY = "app.scheduling.claims", "app.scheduling.policy"
 QUEUE, LIFECYCLE = "app.core.queue", "app.models.lifecycle"
 
@@ -57,13 +57,13 @@ MUTATIONS = [
     Mutation(
         "the hold has no end",
         TURNS,
-        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
+        "hold_end = _held_since(victim, newcomer) + promise_s(newcomer.model, limits)",
         "hold_end = NEVER",
     ),
     Mutation(
         "there is no hold",
         TURNS,
-        "hold_end = max(head.arrived, victim.process.ready_since) + limits.max_swap_wait_s",
+        "hold_end = _held_since(victim, newcomer) + promise_s(newcomer.model, limits)",
         "hold_end = now",
     ),
     Mutation(
@@ -75,7 +75,7 @@ MUTATIONS = [
     Mutation(
         "victims are chosen without a check that it helps",
         CLAIMS,
-        "        else:\n            return ()\n",
+        "    else:\n        return ()\n",
         "",
     ),
     Mutation(
@@ -92,9 +92,9 @@ MUTATIONS = [
     ),
     Mutation(
         "busy models go before idle ones",
-        TURNS,
-        "        victim.busy,\n        victim.model.waiting,\n",
-        "        not victim.busy,\n        victim.model.waiting,\n",
+        SWAPS,
+        "return missed(model) + model.in_flight + model.waiting",
+        "return missed(model) - model.in_flight - model.waiting",
     ),
     Mutation(
         "the memory of others is not asked for in turn",
@@ -149,8 +149,8 @@ MUTATIONS = [
 
 
 def mutated(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Code:
-    """Fresh copies of the six modules, one of them changed; the real ones stay as they are."""
-    changed = {name: _source(name) for name in (PLACEMENT, TURNS, CLAIMS, POLICY, QUEUE, LIFECYCLE)}
+    """Fresh copies of the seven modules, one of them changed; the real ones stay as they are."""
+    changed = {name: _source(name) for name in (PLACEMENT, SWAPS, TURNS, CLAIMS, POLICY, QUEUE, LIFECYCLE)}
     assert changed[mutation.module].count(mutation.old) == 1, "the code has moved on: adapt the mutation"
     changed[mutation.module] = changed[mutation.module].replace(mutation.old, mutation.new)
     with monkeypatch.context() as patched:

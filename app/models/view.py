@@ -14,6 +14,7 @@ from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
+from app.scheduling.demand import Demand
 
 
 class Viewed(Protocol):
@@ -32,7 +33,7 @@ class Viewed(Protocol):
     def runner(self) -> Runner | None: ...
 
 
-def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
+def model_view(model: Viewed, tracker: DeviceTracker, demand: Demand) -> ModelView:
     life, spec, kept = model.lifecycle, model.spec, model.conversations.kept
     high, normal, low = model.queue.waiting_by_level
     return ModelView(
@@ -50,6 +51,9 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         yielded_at=life.preempted_at,
         reload_s=_reload_s(model),
         expected_load_s=model.memory.load_s,
+        service_s=model.queue.service_s,
+        asked_per_s=demand.per_s(spec.alias),
+        popularity=demand.popularity(spec.alias),
         preload=life.preload,
         retry_at=life.restarts.retry_at,
         reason=life.reason,

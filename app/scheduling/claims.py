@@ -84,8 +84,9 @@ class Claims:
         head = effective(model, self._limits)
         assert head is not None
         least = _fewest(model, self._least_missed_first, self._unclaimed_room)
-        loads = (one.process.ready_since for one in self._least_missed_first if one.process.status is Status.READY)
-        return Newcomer(model, head, [one.alias for one in least], max(loads, default=NEVER_USED))
+        ready = (one.process for one in self._least_missed_first if one.process.status is Status.READY)
+        last_load = max((process.ready_since for process in ready), default=NEVER_USED)
+        return Newcomer(model, head, [one.alias for one in least], last_load)
 
     def _fewest(self, model: ModelView, candidates: Sequence[Loaded]) -> tuple[Loaded, ...]:
         return _fewest(model, candidates, self._room_without(()))

@@ -23,7 +23,7 @@ def expected_away(victim: ModelView, newcomer: ModelView, level: Priority) -> fl
 
 def missed(model: ModelView) -> float:
     """Requests that are expected to come for it during one load of it."""
-    return sum(model.asked_per_s) * swap_s(model)
+    return model.popularity * swap_s(model)
 
 
 def loss(model: ModelView) -> float:

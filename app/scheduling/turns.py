@@ -11,6 +11,8 @@ from app.domain.views import NEVER_USED, Head, ModelView, ProcessView
 from app.scheduling.plan import NEVER, Limits
 from app.scheduling.swaps import expected_away, loss, patience_s, promise_s
 
+RETURN_TRIPS = 2  # a model that is missed more than others will be fetched back, which costs two swaps more
+
 _TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
 
 
@@ -39,7 +41,7 @@ class Newcomer:
     """A model that needs the room of others, and the request that asks for it.
 
     `least_missed` are the loaded models that would make room for it at the lowest expected loss. `turn_since`
-    is when the last load among those that may go was over, or later, when the request came.
+    is when the last load among those that may go was over.
     """
 
     model: ModelView
@@ -76,9 +78,11 @@ def may_be_taken_at(victim: Loaded, newcomer: Newcomer, limits: Limits, now: flo
 
 def _kept_until(victim: Loaded, newcomer: Newcomer, limits: Limits) -> float:
     model, head = newcomer.model, newcomer.head
-    if expected_away(victim.model, model, head.level) <= max(model.waiting, 1):
+    expected = expected_away(victim.model, model, head.level)
+    is_least_missed = victim.alias in newcomer.least_missed
+    if expected * (1 if is_least_missed else RETURN_TRIPS) <= max(model.waiting, 1):
         return head.arrived
-    if victim.alias in newcomer.least_missed:
+    if is_least_missed:
         return head.arrived + patience_s(model, limits)
     return _held_since(victim, newcomer) + promise_s(model, limits)
 
@@ -90,7 +94,7 @@ def _held_since(victim: Loaded, newcomer: Newcomer) -> float:
 
 
 def serves_first(victim: Loaded, newcomer: Newcomer, limits: Limits, now: float) -> bool:
-    """It loads, or has loaded, for a request that it has not served yet; after that, the newcomer may have it."""
+    """It loads, or has loaded, for a request that it has not served yet; after that, it may give way."""
     if victim.model.head is None or victim.process.served:
         return False
     ready = replace(victim.process, status=Status.READY, served=1, ready_since=now)
