@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from app.domain.priority import Priority
@@ -206,6 +206,13 @@ def row(name: str, evening: Evening) -> str:
     return f"| {name} | {figures} | {loads:.0f} | {evening.answers_per_min:.0f} | {evening.lost} |"
 
 
+def trade(seconds: float, seed: int) -> None:
+    """How long an idle model is kept, and what that gives and takes."""
+    for swaps in (0.0, 0.5, 0.9, 1.5, 2.0, 3.0):
+        way = Way(f"{swaps:g}", World, replace(AUTO, patience_swaps=swaps))
+        print(row(way.name, play(Crowd(_THREE), way, seconds, seed)), flush=True)
+
+
 def main() -> None:
     hours = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
     seed, began = int(sys.argv[2]) if len(sys.argv) > 2 else 1, time.perf_counter()
@@ -213,6 +220,8 @@ def main() -> None:
         print(f"\n**{name}**\n\n{HEADER}", flush=True)
         for way in WAYS:
             print(row(way.name, play(crowd, way, hours * 3600, seed)), flush=True)
+    print(f"\n**kept for, in swaps: 6, 4, 2 users, 3 s**\n\n{HEADER}")
+    trade(hours * 3600, seed)
     print(f"\n{hours:g} h each, seed {seed}; simulated in {time.perf_counter() - began:.0f} s")
 
 

@@ -93,7 +93,7 @@ def test_every_way_of_the_table_answers() -> None:
     [
         Mutation("the victim's rate is ignored", SWAPS, "sum(victim.asked_per_s[: level + 1])", "0.0"),
         Mutation("all are missed alike", SWAPS, "return model.popularity * swap_s(model)", "return 0.0"),
-        Mutation("nobody is patient", SWAPS, "PATIENCE_SWAPS = 0.9", "PATIENCE_SWAPS = 0.0"),
+        Mutation("nobody is patient", SWAPS, "limits.patience_swaps * swap", "0.0 * swap"),
     ],
     ids=lambda m: m.name.replace(" ", "-"),
 )

@@ -14,12 +14,15 @@ NEVER = math.inf
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_swap_wait_s` is None where it follows from what a swap costs."""
+    """`max_swap_wait_s` is None where it follows from what a swap costs. `patience_swaps`: so many swaps long
+    an idle model is kept for those who are expected, if it is one of those that are missed least.
+    """
 
     max_models: int
     max_swap_wait_s: float | None
     aging_s: float
     foreign_wait_s: float = 0.0
+    patience_swaps: float = 0.9
 
 
 @dataclass(frozen=True)

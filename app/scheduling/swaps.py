@@ -8,7 +8,6 @@ from app.scheduling.plan import Limits
 
 PROMISE_SWAPS = 2.0  # "auto": nobody is held back for longer than this many swaps take
 LEAST_PROMISE_S = 10.0  # and quick loads are no reason to cut a backlog into pieces
-PATIENCE_SWAPS = 0.9  # for which an idle model is kept for those who are expected
 
 
 def swap_s(model: ModelView) -> float:
@@ -43,4 +42,4 @@ def patience_s(newcomer: ModelView, limits: Limits) -> float:
 
     The newcomer then waits for about two swaps in all, as does who comes for a model that has just left.
     """
-    return min(promise_s(newcomer, limits), PATIENCE_SWAPS * swap_s(newcomer))
+    return min(promise_s(newcomer, limits), limits.patience_swaps * swap_s(newcomer))
