@@ -26,6 +26,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.units import MIB
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -33,17 +34,21 @@ from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
-from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
+from app.models.cards import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
+from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -57,6 +62,7 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     bus = EventBus(BATCH_S)
@@ -76,13 +82,16 @@ async def build(
         tracker=tracker,
         bus=bus,
         clock=time.monotonic,
-        learned=await _learned(config.system.log_dir, binary),
+        history=await _load_history(config.system.log_dir, binary),
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    services = _services(
+        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+    )
     stack.callback(services.upstream.close)
-    stack.callback(bus.settle)
+    stack.callback(services.bodies.close)
+    stack.callback(bus.flush)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
     stack.callback(services.peer_feed.close)
@@ -97,6 +106,7 @@ def _services(
     launcher: Launcher,
     manager: ModelManager,
     tracker: DeviceTracker,
+    memory: ClientMemory,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -113,14 +123,16 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
+        stored=StoredResponses(_stored_bytes(configuration.current)),
         http=http,
         bus=bus,
         logs=logs,
         background=Background(),
+        cards=Cards(),
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         figures=figures,
@@ -137,6 +149,10 @@ def _services(
     )
 
 
+def _stored_bytes(config: Config) -> int:
+    return config.api.stored_responses_mb * MIB
+
+
 def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
@@ -147,7 +163,11 @@ def backend(services: Services) -> Backend:
         lambda: services.config.system,
         lambda: services.config.api.stream_heartbeats,
         services.bodies,
-        {"/v1/messages": MessagesTranslation()},
+        {
+            "/v1/messages": MessagesTranslation(),
+            "/v1/responses": ResponsesTranslation(services.stored),
+            "/v1/responses/input_tokens": TokensTranslation(services.stored),
+        },
     )
 
 
@@ -158,15 +178,16 @@ def _subscribe(services: Services) -> None:
     configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
+    configuration.subscribe(("api.stored_responses_mb",), lambda c: services.stored.limit(_stored_bytes(c)))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
-    configuration.subscribe(("api.api_keys",), lambda _: _hang_up(services))
+    configuration.subscribe(("api.api_keys",), lambda _: _disconnect_all(services))
 
 
-def _hang_up(services: Services) -> None:
+def _disconnect_all(services: Services) -> None:
     """Streams were let in with a key of before; with one that still counts they come again by themselves."""
-    services.feed.hang_up()
-    services.metrics_feed.hang_up()
-    services.peer_feed.hang_up()
+    services.feed.disconnect_all()
+    services.metrics_feed.disconnect_all()
+    services.peer_feed.disconnect_all()
     services.logs.end_followers()
 
 
@@ -176,6 +197,7 @@ def _start(services: Services) -> None:
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
+    services.background.once("model cards", partial(services.cards.read, services.config.specs()))
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 
@@ -217,13 +239,13 @@ async def _launcher(
     return launcher
 
 
-async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:
+async def _load_history(log_dir: str, binary: BinaryInfo | None) -> LoadHistory:
     """What a real llama-server taught earlier routers."""
     if binary is None:
-        return LearnedFootprints()
-    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, binary.identity)
-    await anyio.to_thread.run_sync(learned.load)
-    return learned
+        return LoadHistory()
+    history = LoadHistory(Path(log_dir) / FILE_NAME, binary.identity)
+    await anyio.to_thread.run_sync(history.load)
+    return history
 
 
 async def _tracker(

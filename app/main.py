@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import reload
 from app.access.rules import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, models, openai, ops, page
+from app.api import documentation, errors, models, openai, ops, page, responses
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head import HeadAsGet
@@ -24,9 +24,11 @@ from app.core.config import Config
 from app.domain.errors import Refused
 from app.llama.command import BinaryInfo
 from app.llama.runner import Launcher
+from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
+from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
 from app.proxy.routes import normal
 
@@ -96,11 +98,13 @@ def create_app(
 ) -> RouterApp:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
     configuration = Configuration(config)
+    memory = ClientMemory(config, machine_mb())
+    configuration.subscribe(ClientMemory.TAKES, memory.apply)
 
     @asynccontextmanager
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await build(configuration, stack, launcher, probe, binary, heartbeat_s)
+            services = await build(configuration, stack, launcher, probe, binary, heartbeat_s, memory)
             app.state.services = services
             router_app.gateway.backend = backend(services)
             if config_path is not None:
@@ -112,13 +116,13 @@ def create_app(
     router_app = app = RouterApp(
         title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
-    for router in (openai.router, models.router, ops.router, page.router):
+    for router in (openai.router, responses.router, models.router, ops.router, page.router):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
     app.sessions, app.refusals = Sessions(), RefusalLog()
-    app.gateway = Gateway(app.refusals)
+    app.gateway = Gateway(app.refusals, memory)
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)

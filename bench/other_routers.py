@@ -12,9 +12,9 @@ class FifoWorld(World):
     """Whoever came first is served first; nobody passes, and nobody is cut."""
 
     def grant(self, model: Model) -> None:
-        self.look_again()
+        self.reconcile_soon()
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         while (first := self._oldest()) is not None and self.grant_one(first):
             pass
         if first is not None and first.status is Status.OFF:
@@ -34,7 +34,7 @@ class FifoWorld(World):
 
     def _memory_is_coming(self) -> bool:
         leaving = any(m.status is Status.STOPPING for m in self.live())
-        return leaving or any(d.settling_mb for d in self.devices.values())
+        return leaving or any(d.reclaiming_mb for d in self.devices.values())
 
 
 class LruWorld(FifoWorld):
@@ -44,7 +44,7 @@ class LruWorld(FifoWorld):
         self.models[alias].life.last_used = self.now
         return super().arrive(alias, priority, service_s)
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         wanted = [m for m in self.models.values() if m.queue.waiting]
         for model in wanted:
             while self.grant_one(model):
@@ -73,7 +73,7 @@ class FirstComeWorld(FifoWorld):
 
     _expiring: Model | None = None
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         wanted = [m for m in self.models.values() if m.queue.waiting]
         for model in wanted:
             while self.grant_one(model):
@@ -107,7 +107,7 @@ class FixedSetsWorld(FifoWorld):
     until the one that must go is free, however long, while whoever asks for that is still served.
     """
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         wanted = [m for m in self.models.values() if m.queue.waiting]
         for model in wanted:
             while self.grant_one(model):
@@ -140,7 +140,7 @@ class CountedWorld(FixedSetsWorld):
 
     in_a_row = 8
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         out = [m for m in self.models.values() if m.queue.waiting and m.status is Status.OFF]
         for model in self.models.values():
             while (not out or model.life.served < self.in_a_row) and self.grant_one(model):
@@ -149,7 +149,7 @@ class CountedWorld(FixedSetsWorld):
             self._load(model)
 
     def grant(self, model: Model) -> None:
-        self.look_again()
+        self.reconcile_soon()
 
     def _load(self, model: Model) -> None:
         if (placement := fit(model.need, self.free())) is not None:

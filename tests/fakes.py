@@ -54,7 +54,7 @@ class FakeRunner:
         self.phase = Status.STARTING
         self.load_log = LoadLog()
         self.log: Any = None
-        self.stopped = self.undead = False
+        self.stopped = self.unkillable = False
         self.is_healthy = True
         self.is_working = False
         self.is_immortal = False
@@ -81,8 +81,8 @@ class FakeRunner:
     async def stop(self, grace_s: float = 2.0) -> None:
         if not self.is_immortal:
             self.die(failure(FailureKind.KILLED, "stopped."))
-        elif not self.undead:
-            self.undead = True
+        elif not self.unkillable:
+            self.unkillable = True
             self.on_change(self)
 
     def say(self, *lines: str) -> None:
@@ -325,7 +325,7 @@ class World:
     def _read_host(self, pids: Sequence[int]) -> Reading:
         return self.host or wide_host(pids)
 
-    def held(self, alias: str) -> Placement:
+    def reserved(self, alias: str) -> Placement:
         """Of the devices that it runs on."""
         process = self.manager.instances[alias].view().process
         return process.on_devices if process is not None else {}
@@ -348,14 +348,14 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.manager.scheduler.look_again()
+        self.manager.scheduler.reconcile_soon()
         await self.settle()
 
     async def settle(self) -> None:
         """Until nothing moves any more: threads have answered, and every callback has run."""
         for _ in range(3):
             await self.tracker.refresh()
-            self.manager.scheduler.look_again()
+            self.manager.scheduler.reconcile_soon()
             for _ in range(20):
                 await asyncio.sleep(0)
             inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]

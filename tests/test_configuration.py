@@ -20,6 +20,7 @@ from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
+from app.domain.units import MIB
 from app.llama.command import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
@@ -118,7 +119,7 @@ async def _foreign_host_may_ask(router: Router) -> bool:
 
 async def _page_may_read(router: Router) -> bool:
     answer = await router.status("GET", "/v1/models", origin=ORIGIN)
-    return answer.headers.get("access-control-allow-origin") == ORIGIN
+    return bool(answer.headers.get("access-control-allow-origin") == ORIGIN)
 
 
 async def _body_is_too_large(router: Router) -> bool:
@@ -150,8 +151,11 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.allowed_hosts": (["ai.example"], _foreign_host_may_ask),
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
+    "api.list_aliases": (False, lambda r: not r.services.config.api.list_aliases),
     "api.max_body_mb": (0.5, _body_is_too_large),
+    "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
     "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
+    "api.stored_responses_mb": (7, lambda r: r.services.stored._limit_bytes == 7 * 2**20),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),

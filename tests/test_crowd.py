@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from app.domain.priority import Priority
 from bench.crowd import AUTO, WAYS, Crowd, Evening, Thinking, Way, play
 from bench.other_routers import FirstComeWorld, FixedSetsWorld, LruWorld
-from bench.world import Code, World
+from bench.world import Code, Request, World
 from tests.test_policy_mutations import SWAPS, Mutation, mutated
 
 MINUTES = 60.0
@@ -67,7 +68,11 @@ def test_a_single_person_who_uses_two_models_in_turn_never_waits_for_more_than_a
     def ask(number: int = 0) -> None:
         request = world.arrive("ab"[number % 2], service_s=1.0)
         if number < 50:
-            request.then = lambda: (waits.append(request.waited_s), ask(number + 1))[1]
+            request.then = partial(answered, request, number)
+
+    def answered(request: Request, number: int) -> None:
+        waits.append(request.waited_s)
+        ask(number + 1)
 
     world.at(0.0, ask)
     world.run()

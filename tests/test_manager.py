@@ -298,7 +298,7 @@ async def test_a_bug_in_the_launcher_ends_in_failed_not_in_a_stuck_state(make_wo
     with pytest.raises(LoadFailed, match="internal error"):
         await world.request("a").task
     assert world.status("a") is Status.FAILED
-    assert world.held("a") == {}
+    assert world.reserved("a") == {}
 
 
 async def test_a_crashed_model_comes_back_by_itself(make_world: MakeWorld) -> None:
@@ -548,7 +548,7 @@ async def test_nothing_is_granted_at_once_while_another_model_waits_for_room(mak
     world = await make_world({"a": 6000, "b": 6000}, parallel_requests=2, max_swap_wait_sec=0)
     running = world.request("a")
     await world.settle()
-    world.manager.scheduler.contended = True
+    world.manager.scheduler.contended = {"b"}
     late = _entered(world, "a")
     assert not _has_slot(late)
     await world.settle()  # nobody waits for room after all

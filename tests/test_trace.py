@@ -49,9 +49,12 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 
 DOWN = [
     "http_server",
+    "intake",
     "request_reader",
+    "request_head",
     "gateway",
     "request_body",
+    "client_memory",
     "body",
     "request",
     "record",
@@ -60,11 +63,15 @@ DOWN = [
     "admission",
     "upstream_pool",
     "upstream_connection",
+    "answer_reader",
 ]
-BACK = ["upstream_connection", "exchange", "reply", "http_server", "http1"]
+BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "http1"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
-TOLD = {"headers", "record", "usage", "admission", "upstream_pool", "request_reader"}
+TOLD = {
+    "headers", "record", "usage", "admission", "upstream_pool", "request_reader", "request_body",
+    "client_memory",
+}  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 
 

@@ -77,11 +77,22 @@ class ApiConfig(Section):
         description="origins of web pages that may call the API; `localhost`: every page of this machine, on "
         "any port",
     )
+    list_aliases: bool = Field(True, description="`aliases` are entries of `/v1/models` too")
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
+    max_memory_mb: Count | None = Field(
+        None,
+        description="for all bodies that are arriving, waiting or being answered; over it 503 `overloaded`; "
+        "default: a quarter of the memory, at most 2048",
+    )
     stream_heartbeats: Heartbeats = Field(
         Heartbeats.COMMENTS,
         description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
         "`blank` are empty lines, `off`: nothing, not even the head",
+    )
+    stored_responses_mb: Whole = Field(
+        64,
+        ge=0,
+        description="memory for answers of `/v1/responses` that later requests refer to; 0: none is kept",
     )
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -38,10 +39,23 @@ _STATUSES = [(name, label_text([("status", name)])) for name in PUBLIC_STATUSES]
 _PRIORITIES = [(level, label_text([("priority", level.label)])) for level in Priority]
 
 
+class _RequestSeries(NamedTuple):
+    """What a request counts in: looked up once for all requests that are alike."""
+
+    requests: Count
+    duration: Distribution
+    wait: Distribution
+    ttft: Distribution
+    prompt: Count
+    generated: Count
+    cached: Count
+    speed: Distribution
+
+
 class Metrics:
     """One registry for one router; the labels are the configured aliases and closed sets.
 
-    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    Who shows its figures calls `EventBus.flush` first: asking here publishes nothing.
     """
 
     def __init__(
@@ -50,8 +64,11 @@ class Metrics:
         *,
         views: Callable[[], Sequence[ModelView]],
         devices: Callable[[], Sequence[DeviceView]],
+        clients: Callable[[], Mapping[str, int]],
     ) -> None:
-        self._views, self._devices = views, devices
+        """`clients`: bytes that are held for them, by kind."""
+        self._views, self._devices, self._clients = views, devices, clients
+        self._of_requests: dict[tuple[str, str, Outcome, Priority], _RequestSeries] = {}
         self._make_counters()
         self._make_histograms()
         self._families: tuple[Family[Count] | Family[Distribution], ...] = tuple(
@@ -69,7 +86,9 @@ class Metrics:
     def text(self) -> str:
         """Everything but the process; with 50 busy models a matter of 2 ms, so the loop can spare it."""
         texts = [family.text() for family in self._families]
-        return "".join([*texts, *_model_gauges(self._views()), *_device_gauges(self._devices())])
+        devices = self._devices()
+        texts += [*_model_gauges(self._views()), *_gpu_gauges(devices), _host_gauge(devices, self._clients())]
+        return "".join(texts)
 
     def _make_counters(self) -> None:
         self._requests = counter("router_requests", "Total requests processed", "model", "status")
@@ -155,23 +174,38 @@ class Metrics:
         self._cache_bytes.labels(event.alias, direction).inc(event.size)
         self._cache_move.labels(event.alias, direction).observe(event.seconds)
 
+    def _series_of(self, event: RequestFinished) -> _RequestSeries:
+        alias = event.alias
+        return _RequestSeries(
+            self._requests.labels(alias, event.outcome.value),
+            self._duration.labels(alias, event.endpoint),
+            self._wait.labels(alias, event.priority.label),
+            self._ttft.labels(alias),
+            self._tokens.labels(alias, "prompt"),
+            self._tokens.labels(alias, "generated"),
+            self._tokens.labels(alias, "cached"),
+            self._speed.labels(alias),
+        )
+
     def _finished(self, event: RequestFinished) -> None:
-        alias, usage = event.alias, event.usage
-        self._requests.labels(alias, event.outcome.value).inc()
-        self._duration.labels(alias, event.endpoint).observe(event.duration_s)
+        usage, key = event.usage, (event.alias, event.endpoint, event.outcome, event.priority)
+        series = self._of_requests.get(key)
+        if series is None:
+            series = self._of_requests[key] = self._series_of(event)
+        series.requests.inc()
+        series.duration.observe(event.duration_s)
         if event.queue_wait_s is not None:
-            self._wait.labels(alias, event.priority.label).observe(event.queue_wait_s)
+            series.wait.observe(event.queue_wait_s)
         if event.ttft_s is not None:
-            self._ttft.labels(alias).observe(event.ttft_s)
-        for kind, count in (
-            ("prompt", usage.prompt),
-            ("generated", usage.generated),
-            ("cached", usage.cached),
-        ):
-            if count:
-                self._tokens.labels(alias, kind).inc(count)
+            series.ttft.observe(event.ttft_s)
+        if usage.prompt:
+            series.prompt.inc(usage.prompt)
+        if usage.generated:
+            series.generated.inc(usage.generated)
+        if usage.cached:
+            series.cached.inc(usage.cached)
         if usage.generation_tps is not None:
-            self._speed.labels(alias).observe(usage.generation_tps)
+            series.speed.observe(usage.generation_tps)
 
 
 def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
@@ -201,7 +235,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
     )
     yield each(
         "router_model_memory_reserved_bytes",
-        "Promised to it now",
+        "Reserved for it now",
         lambda v: MIB * sum(p.reserved_mb for p in v.processes),
     )
     yield gauge(
@@ -213,7 +247,7 @@ def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:
     yield gauge("router_models_loaded", "Models that are loaded", [("", loaded)])
 
 
-def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[str]:
+def _gpu_gauges(devices: Sequence[DeviceView]) -> Iterator[str]:
     gpus = [(label_text([("gpu", device.id)]), device) for device in devices if device.is_gpu]
     yield gauge(
         "router_gpu_memory_bytes",
@@ -225,11 +259,14 @@ def _device_gauges(devices: Sequence[DeviceView]) -> Iterator[str]:
         "Load of a GPU, 0 to 1",
         [(gpu, device.utilization) for gpu, device in gpus if device.utilization is not None],
     )
-    host = [device for device in devices if not device.is_gpu]
-    yield gauge(
+
+
+def _host_gauge(devices: Sequence[DeviceView], clients: Mapping[str, int]) -> str:
+    host = [(k, mb * MIB) for device in devices if not device.is_gpu for k, mb in _figures(device)]
+    return gauge(
         "router_host_memory_bytes",
-        "The machine's own memory, or what its control group may use of it",
-        [(f'kind="{kind}"', mb * MIB) for device in host for kind, mb in _figures(device)],
+        "The machine's own memory, or what its control group may use of it, and what is held for clients",
+        [(label_text([("kind", kind)]), size) for kind, size in [*host, *clients.items()]],
     )
 
 

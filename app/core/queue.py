@@ -11,7 +11,7 @@ from typing import Protocol
 
 from app.domain.errors import QueueFull, RouterError
 from app.domain.priority import Priority
-from app.domain.views import Head
+from app.domain.views import QueueHead
 
 SWEEP_OVER = 64
 
@@ -69,11 +69,11 @@ class Ticket:
             raise self._error
         return self.state is TicketState.GRANTED
 
-    def again(self) -> Ticket:
+    def for_replay(self) -> Ticket:
         """A fresh ticket at the old place, for the one replay after a crash."""
-        twin = Ticket(self.priority, self.arrived, 0.0)
-        twin.key, twin.order, twin.is_replay = self.key, self.order, True
-        return twin
+        fresh = Ticket(self.priority, self.arrived, 0.0)
+        fresh.key, fresh.order, fresh.is_replay = self.key, self.order, True
+        return fresh
 
     def grant(self, now: float) -> None:
         self.state, self.granted_at = TicketState.GRANTED, now
@@ -152,9 +152,11 @@ class RequestQueue:
         return self._heap[0] if self._heap else None
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> QueueHead | None:
         ticket = self.peek()
-        return None if ticket is None else Head(ticket.key, ticket.priority, ticket.arrived, ticket.order)
+        if ticket is None:
+            return None
+        return QueueHead(ticket.key, ticket.priority, ticket.arrived, ticket.order)
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
@@ -167,7 +169,7 @@ class RequestQueue:
         ticket.grant(now)
         return ticket
 
-    def seat(self, ticket: Ticket, now: float) -> bool:
+    def try_grant(self, ticket: Ticket, now: float) -> bool:
         """As `push` and `grant`, where it would be granted at once; else nothing happens."""
         if self._heap or len(self.running) >= self.slots:
             return False

@@ -18,9 +18,10 @@ from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy import messages
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
+from app.proxy.request_body import RequestBody
 from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 
 logger = logging.getLogger(__name__)
@@ -49,9 +50,9 @@ def _input(method: Input) -> Input:
     """A bug in one request is answered and logged there; whoever called goes on."""
 
     @wraps(method)
-    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Exchange, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
             self.bug(error)
             return None
@@ -71,7 +72,7 @@ class Exchange:
         self,
         instance: ModelInstance,
         record: RequestRecord,
-        body: bytes,
+        body: RequestBody,
         reply: Reply,
         *,
         slots: Slots,
@@ -84,7 +85,8 @@ class Exchange:
         self.instance, self.record, self.reply = instance, record, reply
         self.ticket = record.ticket
         self.phase = Phase.QUEUED
-        self._body, self._slots, self._links, self._limits = body, slots, links, limits
+        self._body: RequestBody | None = body
+        self._slots, self._links, self._limits = slots, links, limits
         self._clock, self._wake = clock, wake
         self._runner: Runner | None = None
         self._link: Link | None = None
@@ -124,7 +126,7 @@ class Exchange:
     def replay(self) -> None:
         """Its process is gone: once more, at the old place in the queue."""
         self._pending = None
-        self.ticket = self.ticket.again()
+        self.ticket = self.ticket.for_replay()
         self.reply.restart()
         self._enter(since=self._clock())
 
@@ -132,16 +134,16 @@ class Exchange:
 
     @_input
     def connected(self, link: Link, is_fresh: bool) -> None:
-        if self.phase is not Phase.CONNECTING or self._runner is None:
+        if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
             link.release()
             return
         self.phase, self._link, self._pending = Phase.ASKED, link, None
-        link.ask(request_to(self._runner, self.request, self._body), self, is_fresh=is_fresh)
+        link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(status, headers, length)
+        self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 
@@ -194,6 +196,8 @@ class Exchange:
             self._due_in_queue(now)
         elif self.phase in _AT_LLAMA_SERVER:
             self.reply.flush_head()
+            if self.reply.has_begun:
+                self._body = None  # it cannot be sent once more
             left_s = self.reply.progress_at + self._limits.request_timeout_sec - now
             if left_s > 0:
                 self._wake(left_s)
@@ -258,7 +262,7 @@ class Exchange:
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
             return
-        self.phase = Phase.ENDED
+        self.phase, self._body = Phase.ENDED, None
         self._let_go()
         self.record.close(error)
         self._slots.ended(self)
@@ -286,7 +290,7 @@ class Exchange:
 _AT_LLAMA_SERVER = frozenset({Phase.CONNECTING, Phase.ASKED, Phase.ANSWERING})
 
 
-def request_to(runner: Runner, request: RoutedRequest, body: bytes) -> UpstreamRequest:
+def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:
     """The request with the key of this process."""
     headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
     return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

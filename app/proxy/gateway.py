@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,28 +20,22 @@ from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader
+from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.body_reader import BodyReader, Parse, Read
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.headers import as_json, through_tunnel, to_model
 from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
-from app.proxy.request_reader import RequestHead
+from app.proxy.request_body import RequestBody
+from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
-from app.proxy.seams import Downstream
+from app.proxy.seams import Downstream, Pending
 from app.proxy.upstream_pool import UpstreamPool
-
-MAX_KNOWN_HEADS = 256
-MAX_KNOWN_BYTES = 4096
-"""Of one head: so much at most is kept of what clients send."""
-
-MAX_ID_BYTES = 128
-"""A longer id is like any other header: checked with the rest."""
-
 
 MAX_TARGET_BYTES = 8192
 
@@ -54,7 +47,7 @@ def check_target(size: int) -> None:
 
 
 class Accepted(NamedTuple):
-    """A request to a model that was let in, before its body."""
+    """A request to a model that was let in, its body first empty."""
 
     endpoint: Endpoint | None
     """None: its target names the model."""
@@ -62,6 +55,7 @@ class Accepted(NamedTuple):
     target: bytes
     request_id: str
     meta: RequestMeta
+    body: RequestBody
 
 
 class Backend(NamedTuple):
@@ -99,9 +93,10 @@ class Gateway:
     backend: Backend
     rules: Rules
 
-    def __init__(self, refusals: RefusalLog) -> None:
+    def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
+        self.heads, self.memory = KnownHeads(), memory
         self._refusals = refusals
-        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
+        self._known: dict[HeadLines, tuple[Endpoint | None, RequestMeta]] = {}
         self._browsers_elsewhere = False
 
     def admit_by(self, rules: Rules, *, browsers_elsewhere: bool) -> None:
@@ -114,50 +109,45 @@ class Gateway:
 
     def accept(self, head: RequestHead) -> Accepted | None:
         """None for what does not go to a model. Raises what the client is to be told instead."""
-        raw_path = head.path
-        path = unquote(raw_path) if "%" in raw_path else raw_path
-        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if head.method == "POST" else None
-        in_tunnel = raw_path.startswith(TUNNEL) and is_tunnel(head.method, path)
-        if (endpoint is None and not in_tunnel) or self._is_elsewhere(head):
+        lines = head.lines
+        known = self._known.get(lines) or self._examined(head)
+        if known is None:
             return None
-        check_target(len(head.target))
-        if head.length is not None and head.length > self.rules.max_body_bytes:
-            raise self.rules.too_large()
-        if endpoint is None:
-            headers = RequestHeaders(head.headers)
-            meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
-            return Accepted(None, head.method, head.target, request_id(headers.get("x-request-id")), meta)
-        given, meta = self._meta(endpoint, head.headers)
-        return Accepted(endpoint, head.method, head.target, request_id(given), meta)
+        self.rules.check_body(head.length or 0)
+        endpoint, meta = known
+        if endpoint is None and head.given_id is not None:
+            passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
+            meta = meta._replace(passed_on=passed_on)
+        body = RequestBody(self.memory, head.length or 0)
+        return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
 
-    def _is_elsewhere(self, head: RequestHead) -> bool:
-        return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
+    def receive(self, accepted: Accepted, data: bytes) -> None:
+        """More of its body. Raises what the client is to be told instead of an answer."""
+        accepted.body.add(data)
+        self.rules.check_body(len(accepted.body))
 
-    def _meta(self, endpoint: Endpoint, headers: Headers) -> tuple[str | None, RequestMeta]:
-        given, rest = None, []
-        for header in headers:
-            name, value = header
-            if name == b"x-request-id" and given is None and len(value) <= MAX_ID_BYTES:
-                given = value.decode("latin-1")
-            elif name != b"content-length":
-                rest.append(header)
-        key = tuple(rest)
-        meta = self._known.get(key)
-        if meta is None:
-            meta = self._checked(endpoint, headers)
-            self._remember(key, meta)
-        return given, meta
+    def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
+        lines = head.lines
+        path = unquote(lines.path) if "%" in lines.path else lines.path
+        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if lines.method == "POST" else None
+        in_tunnel = lines.path.startswith(TUNNEL) and is_tunnel(lines.method, path)
+        if (endpoint is None and not in_tunnel) or self._is_elsewhere(lines):
+            return None
+        check_target(len(lines.target))
+        headers = RequestHeaders(lines.headers)
+        client = self.rules.check(lines.method, path, headers)
+        known = endpoint, self.meta(headers, client) if endpoint else self.admin_meta(headers, client)
+        if len(head.raw) <= MAX_KNOWN_BYTES:
+            self._remember(lines, known)
+        return known
 
-    def _checked(self, endpoint: Endpoint, raw: Headers) -> RequestMeta:
-        headers = RequestHeaders(raw)
-        client = self.rules.check("POST", endpoint.path, headers)
-        return self.meta(headers, client)
+    def _remember(self, lines: HeadLines, known: tuple[Endpoint | None, RequestMeta]) -> None:
+        if len(self._known) >= MAX_KNOWN_HEADS:
+            self._known.clear()
+        self._known[lines] = known
 
-    def _remember(self, key: tuple[tuple[bytes, bytes], ...], meta: RequestMeta) -> None:
-        if sum(len(name) + len(value) for name, value in key) <= MAX_KNOWN_BYTES:
-            if len(self._known) >= MAX_KNOWN_HEADS:
-                self._known.clear()
-            self._known[key] = meta
+    def _is_elsewhere(self, lines: HeadLines) -> bool:
+        return self._browsers_elsewhere and any(name == b"origin" for name, _ in lines.headers)
 
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
@@ -186,33 +176,35 @@ class Gateway:
 
     # --- answering
 
-    def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
+    def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        is_named_inside, is_packed = accepted.endpoint is not None, accepted.meta.is_gzip and body
-        if is_packed or (is_named_inside and len(body) > SMALL_BYTES):
-            return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
-        self._start(accepted, body, partial(fields_of, body) if is_named_inside else dict, entrance)
+        body, parse = accepted.body, self._parser(accepted.endpoint)
+        is_packed = accepted.meta.is_gzip and len(body) > 0
+        if is_packed or (parse is not None and len(body) > SMALL_BYTES):
+            unpack_to = self.rules.max_body_bytes if is_packed else None
+            tell = partial(self._on_read, accepted, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
+        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
 
-    async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
-        bodies = self.backend.bodies
-        try:
-            if accepted.meta.is_gzip:
-                body = await bodies.unpacked(body, self.rules.max_body_bytes)
-            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
-        except RouterError as error:
-            entrance.refuse(error)
-        except Exception as bug:
-            entrance.bug(bug)
-        else:
-            self._start(accepted, body, lambda: fields, entrance)
+    def _parser(self, endpoint: Endpoint | None) -> Parse | None:
+        if endpoint is None:
+            return None
+        translation = self.backend.translations.get(endpoint.path)
+        return whole_fields_of if translation is not None and translation.edits else fields_of
 
-    def _start(
-        self, accepted: Accepted, body: bytes, fields: Callable[[], Mapping[str, Any]], entrance: Entrance
-    ) -> None:
+    def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
+        if isinstance(found, Read):
+            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
+        elif isinstance(found, RouterError):
+            entrance.refuse(found)
+        elif isinstance(found, Exception):
+            entrance.bug(found)
+
+    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
         try:
-            exchange = self._exchange(accepted, body, fields(), entrance)
+            exchange = self._exchange(accepted, fields(), entrance)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -220,10 +212,8 @@ class Gateway:
         else:
             entrance.begin(exchange)
 
-    def _exchange(
-        self, accepted: Accepted, body: bytes, fields: Mapping[str, Any], entrance: Entrance
-    ) -> Exchange:
-        endpoint, method, target, id_, meta = accepted
+    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
+        endpoint, method, target, id_, meta, body = accepted
         manager, slots, links, limits, heartbeats, _, translations = self.backend
         translator = None
         if endpoint is None:
@@ -232,9 +222,10 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
-                body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
+                routed, translator = _as_asked(routed, asked), asked.translator
+                body.replace(asked.body)
         if b"autoload=" in target and not instance.serves and forbids_load(target):
             raise model_not_loaded(instance.alias)
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
@@ -256,6 +247,11 @@ class Gateway:
             clock=time.monotonic,
             wake=entrance.wake,
         )
+
+
+def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
+    body.replace(found.data)
+    return found.fields
 
 
 def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:

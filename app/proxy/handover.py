@@ -10,7 +10,7 @@ from typing import Any
 import httptools
 
 from app.domain.errors import BadRequest
-from app.proxy.request_reader import RequestHead
+from app.proxy.request_head import RequestHead
 
 
 class AnswerEnd:
@@ -96,6 +96,7 @@ class Handover:
         """`protocol`: an `HttpToolsProtocol` of any version."""
         self._protocol, self._answer = protocol, AnswerEnd()
         self._transport = FrontedTransport(transport, self._answer, on_change)
+        self._given = 0
         protocol.connection_made(self._transport)
 
     @property
@@ -107,6 +108,11 @@ class Handover:
         return not self._transport.is_paused
 
     @property
+    def held_bytes(self) -> int:
+        """Of a body, by uvicorn: the piece with which it had enough."""
+        return self._given if self._transport.is_paused else 0
+
+    @property
     def owes_answer(self) -> bool:
         """To the request that it was given last, of which not a byte has been sent."""
         return self._answer.is_open and not self._answer.has_begun
@@ -114,13 +120,14 @@ class Handover:
     def head(self, head: RequestHead) -> None:
         """Raises `BadRequest` for a target that uvicorn would not understand."""
         try:
-            httptools.parse_url(head.target)
+            httptools.parse_url(head.lines.target)
         except httptools.HttpParserInvalidURLError:
             raise BadRequest("Invalid HTTP request received.") from None
         self._answer.expect(head.method)
         self._protocol.data_received(head.raw)
 
     def body(self, raw: bytes) -> None:
+        self._given = len(raw)
         self._protocol.data_received(raw)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, ModelView, Placement
-from app.scheduling.placement import Room, fit
+from app.scheduling.placement import Capacity, fit
 from app.scheduling.plan import NEVER, Limits, Refuse
 from app.scheduling.refusals import refuse
 from app.scheduling.swaps import missed
@@ -37,16 +37,16 @@ class Claims:
         self._least_missed_first = sorted(self.unclaimed, key=lambda one: missed(one.model))
         sizes = {d.id: d.total_mb for d in devices}
         free = {d.id: d.free_mb - d.min_free_mb for d in devices}
-        self._room = Room(free, limits.max_models - len(live), sizes)
-        self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
-        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
+        self._room = Capacity(free, limits.max_models - len(live), sizes)
+        self._coming = Capacity(free={d.id: d.reclaiming_mb for d in devices}, places=0)
+        self._empty = Capacity({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
         for one in live:
             if one.process.is_leaving:
                 self._coming = self._coming.plus(one.process.reserved)
         self._unclaimed_room = self._room_without(())
 
     def take_free(self, model: ModelView) -> Placement | None:
-        """Room that is free now, which is this model's from now on."""
+        """Capacity that is free now, which is this model's from now on."""
         placement = self.free_for(model)
         if placement is not None:
             self._room = self._room.minus(placement)
@@ -132,23 +132,23 @@ class Claims:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
         return None
 
-    def _room_beside_pinned(self, free: Mapping[str, int]) -> Room:
-        room = Room(free, len(self._stay) + 1, self._empty.sizes)
+    def _room_beside_pinned(self, free: Mapping[str, int]) -> Capacity:
+        room = Capacity(free, len(self._stay) + 1, self._empty.sizes)
         for one in self._stay:
             room = room.minus(one.process.reserved)
         return room
 
-    def _room_without(self, victims: Sequence[Loaded]) -> Room:
+    def _room_without(self, victims: Sequence[Loaded]) -> Capacity:
         return _without(self._room.plus_all(self._coming), victims)
 
 
-def _without(room: Room, victims: Sequence[Loaded]) -> Room:
+def _without(room: Capacity, victims: Sequence[Loaded]) -> Capacity:
     for victim in victims:
         room = room.plus(victim.process.reserved)
     return room
 
 
-def _fewest(model: ModelView, candidates: Sequence[Loaded], room: Room) -> tuple[Loaded, ...]:
+def _fewest(model: ModelView, candidates: Sequence[Loaded], room: Capacity) -> tuple[Loaded, ...]:
     """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
     assert model.need is not None
     chosen: list[Loaded] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status
-from app.domain.views import NEVER_USED, Head, ModelView, ProcessView
+from app.domain.views import NEVER_USED, ModelView, ProcessView, QueueHead
 from app.scheduling.plan import NEVER, Limits
 from app.scheduling.swaps import expected_away, loss, patience_s, promise_s
 
@@ -45,7 +45,7 @@ class Newcomer:
     """
 
     model: ModelView
-    head: Head
+    head: QueueHead
     least_missed: Collection[str] = ()
     turn_since: float = NEVER_USED
 
@@ -107,15 +107,15 @@ def turn(model: ModelView, limits: Limits) -> tuple[float, int]:
     return head.key, head.order
 
 
-def effective(model: ModelView, limits: Limits) -> Head | None:
+def effective(model: ModelView, limits: Limits) -> QueueHead | None:
     """The head as other models see it: a model that gave way queues behind those that waited meanwhile.
 
     Without this a long backlog would win its memory back the moment it had left it.
     """
     head = model.head
-    if head is None or model.yielded_at <= head.arrived:
+    if head is None or model.preempted_at <= head.arrived:
         return head
-    return replace(head, arrived=model.yielded_at, key=model.yielded_at + head.level * limits.aging_s)
+    return replace(head, arrived=model.preempted_at, key=model.preempted_at + head.level * limits.aging_s)
 
 
 def _rival(victim: Loaded, limits: Limits, now: float) -> tuple[Priority, float]:

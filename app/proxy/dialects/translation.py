@@ -24,7 +24,7 @@ class Translator(Protocol):
         ...
 
     def end(self) -> bytes:
-        """llama-server's stream has ended."""
+        """llama-server's stream has ended. If there is a failure now, `fail` follows."""
         ...
 
     def fail(self, error: RouterError) -> bytes:
@@ -40,7 +40,7 @@ class Translator(Protocol):
 class Asked(NamedTuple):
     """What llama-server is asked in the place of what the client asked."""
 
-    body: bytes
+    body: bytes | bytearray
     stream: bool
     translator: Callable[[], Translator] | None = None
     path: str | None = None
@@ -52,9 +52,9 @@ class Incoming(NamedTuple):
 
     fields: Mapping[str, Any]
     """All of its body where the translation `edits`; else long values of large bodies are left out."""
-    body: bytes
-    client: str
-    """The name of its key."""
+    body: bytes | bytearray
+    owner: str
+    """Whose key was shown."""
     spec: ModelSpec
     stream: bool
     """As its field of this name says."""
