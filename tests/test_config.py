@@ -92,6 +92,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "pinned": False,
         "idle_timeout_sec": UNSET,
         "parallel_requests": UNSET,
+        "request_timeout_sec": UNSET,
         "priority": Priority.NORMAL,
         "vram_mb": UNSET,
         "gpu_devices": UNSET,
