@@ -11,7 +11,7 @@ from app.domain.priority import Priority
 from bench.crowd import AUTO, WAYS, Crowd, Evening, Thinking, Way, play
 from bench.other_routers import FirstComeWorld, FixedSetsWorld, LruWorld
 from bench.world import Code, Request, World
-from tests.test_policy_mutations import SWAPS, Mutation, mutated
+from tests.mutations import SWAPS, Mutation, mutated
 
 MINUTES = 60.0
 THREE = Crowd({"a": 6, "b": 4, "c": 2}, (3.0,))

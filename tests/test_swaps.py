@@ -10,7 +10,7 @@ import pytest
 from app.domain.priority import Priority
 from app.domain.views import ModelView
 from app.scheduling.policy import preview
-from tests.test_policy import changed, decide, look, stopped
+from tests.decisions import changed, decide, look, stopped
 from tests.views import HIGH, HOLD, LIMITS, LOADING, LOW, NORMAL, NOW, READY, gpu, head, model
 
 AUTO = replace(LIMITS, max_swap_wait_s=None)
