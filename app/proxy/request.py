@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 from app.access.headers import Headers
-from app.access.rules import Client
+from app.access.rules import ANYBODY, Client
 from app.domain.errors import (
     BadRequest,
     Forbidden,
@@ -70,7 +70,9 @@ class RequestMeta(NamedTuple):
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
         ttl_s = keep_alive.in_header(headers)
-        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers), ttl_s)
+        return cls(
+            client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers, client), ttl_s
+        )
 
 
 def read_body(
@@ -218,10 +220,13 @@ def _media_type(headers: Headers) -> str:
     return headers.get("content-type", "application/json").partition(";")[0].strip().lower()
 
 
-def _is_navigation(headers: Headers) -> bool:
-    """Browsers tell the first only where the connection is safe, by TLS or on this machine."""
+def _is_navigation(headers: Headers, client: Client) -> bool:
+    """Browsers tell the first only where the connection is safe, by TLS or on this machine. The second comes
+    with any page's frame, too: it counts where a key or a session shows that no stranger's page asks."""
     mode = headers.get("sec-fetch-mode")
-    return mode == "navigate" if mode is not None else headers.get("upgrade-insecure-requests") == "1"
+    if mode is not None:
+        return mode == "navigate"
+    return headers.get("upgrade-insecure-requests") == "1" and client is not ANYBODY
 
 
 def _priority(headers: Headers) -> Priority | None:

@@ -136,10 +136,10 @@ class Page:
 
 
 @asynccontextmanager
-async def browser(binary: str) -> AsyncIterator[Page]:
+async def browser(binary: str, *flags: str) -> AsyncIterator[Page]:
     port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [binary, *FLAGS, f"--user-data-dir={profile}", f"--remote-debugging-port={port}"]
+        command = [binary, *FLAGS, *flags, f"--user-data-dir={profile}", f"--remote-debugging-port={port}"]
         process = _started([*command, "about:blank"])
         try:
             async with aiohttp.ClientSession() as session:

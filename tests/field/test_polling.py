@@ -119,15 +119,33 @@ async def test_who_reads_while_the_process_dies_does_not_load_it_again(router: R
     assert (reply.status, reply.code) == (503, "model_not_loaded")
 
 
+KEY = "Authorization: Bearer secret"
+
+
 @pytest.mark.parametrize(
-    "headers", [["Sec-Fetch-Mode: navigate"], ["Upgrade-Insecure-Requests: 1"]], ids=["TLS", "plain HTTP"]
+    ("headers", "api"),
+    [
+        (["Sec-Fetch-Mode: navigate"], {}),
+        (["Upgrade-Insecure-Requests: 1", KEY], {"api_keys": ["secret"]}),
+    ],
+    ids=["TLS", "plain HTTP"],
 )
-async def test_a_person_who_opens_the_chat_page_has_it_loaded(router: Router, headers: list[str]) -> None:
+async def test_a_person_who_opens_the_chat_page_has_it_loaded(
+    make_router: MakeRouter, headers: list[str], api: dict[str, list[str]]
+) -> None:
+    router = await make_router(api=api)
     router.answers = SIZED
     client = await router.client()
     assert (await read(client, "/", *headers)).status == 200
-    assert (await read(client, "/bundle.js", "Sec-Fetch-Mode: no-cors")).status == 200
+    assert (await read(client, "/bundle.js", "Sec-Fetch-Mode: no-cors", *headers[1:])).status == 200
     assert router.launcher.loads("m") == 1
+
+
+async def test_a_frame_in_a_strangers_page_loads_nothing(router: Router) -> None:
+    """From plain HTTP it looks like a person who opens the page."""
+    client = await router.client()
+    assert (await read(client, "/", "Upgrade-Insecure-Requests: 1")).status == 503
+    assert router.launcher.loads("m") == 0
 
 
 @pytest.mark.parametrize("mode", ["no-cors", "cors", "same-origin"])
