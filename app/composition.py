@@ -27,6 +27,7 @@ from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.units import MIB
+from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -65,6 +66,7 @@ async def build(
     memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
+    pauses = Pauses(started_at)
     bus = EventBus(BATCH_S)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
@@ -72,7 +74,7 @@ async def build(
     if launcher is None:
         binary = binary or await _find_binary(config)
         kv_cache = KvCache(KvStore(Path(config.system.cache_dir)), http, binary, config)
-        launcher = await _launcher(configuration, logs, http, stack, binary)
+        launcher = await _launcher(configuration, logs, pauses, stack, binary)
     else:
         binary = None  # nothing is known of other processes than llama-server's
     tracker = await _tracker(configuration, probe, binary, stack, bus)
@@ -87,7 +89,7 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(
-        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
     )
     stack.callback(services.upstream.close)
     stack.callback(services.bodies.close)
@@ -110,6 +112,7 @@ def _services(
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
+    pauses: Pauses,
     started_at: float,
     heartbeat_s: float,
 ) -> Services:
@@ -129,9 +132,7 @@ def _services(
         logs=logs,
         background=Background(),
         cards=Cards(),
-        health=HealthMonitor(
-            manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
-        ),
+        health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
@@ -160,8 +161,7 @@ def backend(services: Services) -> Backend:
         services.manager,
         slots,
         services.upstream,
-        lambda: services.config.system,
-        lambda: services.config.api.stream_heartbeats,
+        services.configuration,
         services.bodies,
         {
             "/v1/messages": MessagesTranslation(),
@@ -197,6 +197,7 @@ def _start(services: Services) -> None:
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
+    services.background.start("time keeper", services.health.keep_time)
     services.background.once("model cards", partial(services.cards.read, services.config.specs()))
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
@@ -217,7 +218,7 @@ async def _find_binary(config: Config) -> BinaryInfo:
 async def _launcher(
     configuration: Configuration,
     logs: LogServer,
-    http: httpx.AsyncClient,
+    pauses: Pauses,
     stack: AsyncExitStack,
     binary: BinaryInfo,
 ) -> LlamaLauncher:
@@ -229,10 +230,10 @@ async def _launcher(
     launcher = LlamaLauncher(
         binary,
         logs,
-        http,
         system.first_port,
         system.load_timeout_sec,
         pid_file=pid_file,
+        pauses=pauses,
     )
     configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
     stack.callback(launcher.kill_all)

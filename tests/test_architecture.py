@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the bottom: a folder, or a file that stands between them; each may import what stands below
     "app/domain",
+    "app/judgement",
     "app/gguf",
     "app/core/config.py",
     "app/configuration",
@@ -44,6 +45,7 @@ PURE = (
     "app.core.config",
     "app.domain",
     "app.gguf",
+    "app.judgement",
     "app.configuration",
     "app.llama.command",
     "app.llama.environment",
@@ -116,6 +118,7 @@ LARGE = {
     "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
     "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
     "DeviceTracker": "one method a question about the ledger, most of them one line",
+    "Evidence": "a record: one field a fact, one method an observation; it judges nothing",
     "LlamaRunner": "one process: its port, key and log, and what was seen of each",
 }
 """Why a class has more fields or methods than that, in one line."""
@@ -276,3 +279,13 @@ def _fields(of: ast.ClassDef) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     )
     return declared | {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
+
+
+TESTS = sorted(path for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_test_imports_another(path: Path) -> None:
+    """What several need is in a library beside them."""
+    found = [name for name in imports(ast.parse(path.read_text(encoding="utf-8"))) if ".test_" in name]
+    assert not found

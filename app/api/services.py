@@ -33,7 +33,6 @@ READ_AT_USE = (
     "api.stream_heartbeats",
     "system.drain_timeout_sec",
     "system.queue_timeout_sec",
-    "system.request_timeout_sec",
 )
 """Keys that routes and requests read from `config` each time."""
 

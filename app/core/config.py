@@ -114,7 +114,7 @@ class SystemConfig(Section):
     enable_idle_timeout: bool = Field(True, description="unload models that nobody uses")
     idle_timeout_sec: Whole = Field(300, ge=1, description="counted from the end of the last request")
     request_timeout_sec: Whole = Field(
-        120, ge=1, description="longest wait for llama-server: first byte, and between two of a stream"
+        120, ge=0, description="how long a request's slot may stand still; 0: for ever"
     )
     queue_timeout_sec: Whole = Field(300, ge=1, description="longest wait in the queue, loading included")
     gpu_devices: tuple[Device, ...] | None = Field(
@@ -138,8 +138,10 @@ class SystemConfig(Section):
     health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
     max_restarts: Whole = Field(3, ge=0, description="more crashes than this in the window: `failed`")
     restart_window_sec: Whole = Field(600, ge=1, description="window of `max_restarts`")
-    max_swap_wait_sec: Number = Field(
-        10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
+    max_swap_wait_sec: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="longest time for which the users of loaded models hold back another model whose turn it "
+        'is; "auto": twice what a swap takes, at least 10',
     )
     aging_sec: Number = Field(
         30, gt=0, description="waiting this long raises a request by one priority level"
@@ -173,6 +175,7 @@ class ModelConfig(Section):
     pinned: bool = Field(False, description="never evicted, never idle-unloaded")
     idle_timeout_sec: Count | None = Field(None, description="default: the system's")
     parallel_requests: Slots | None = Field(None, description="default: the system's")
+    request_timeout_sec: Whole | None = Field(None, ge=0, description="default: the system's")
     priority: Priority = Field(Priority.NORMAL, description="of requests without the header")
     vram_mb: Size | None = Field(None, description="declared need; overrides the estimate")
     gpu_devices: tuple[Device, ...] | None = Field(None, description="default: the system's")
@@ -197,6 +200,7 @@ SPEC_KEYS = (
     "system.keep_cache",
     "system.parallel_requests",
     "system.prompt_cache_mb",
+    "system.request_timeout_sec",
 )
 """Those that end in a model's spec."""
 
@@ -210,7 +214,7 @@ class Config(Section):
 
     def spec(self, alias: str) -> ModelSpec:
         model, system = self.models[alias], self.system
-        idle = model.idle_timeout_sec or system.idle_timeout_sec
+        idle, timeout = model.idle_timeout_sec or system.idle_timeout_sec, model.request_timeout_sec
         return ModelSpec(
             alias=alias,
             aliases=model.aliases,
@@ -218,6 +222,7 @@ class Config(Section):
             kind=model.params.kind,
             pinned=model.pinned,
             idle_timeout_s=idle if system.enable_idle_timeout and not model.pinned else None,
+            request_timeout_s=timeout if timeout is not None else system.request_timeout_sec,
             slots=model.parallel_requests or system.parallel_requests,
             priority=model.priority,
             declared_mb=model.vram_mb,

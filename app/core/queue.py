@@ -28,6 +28,11 @@ class TicketState(Enum):
 class TicketOwner(Protocol):
     """Who holds a ticket, and is told what becomes of it. None of these may raise."""
 
+    @property
+    def quiet_since(self) -> float | None:
+        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
+        ...
+
     def granted(self) -> None:
         """It has a slot."""
 
@@ -91,6 +96,10 @@ class _Waiter:
 
     def __init__(self) -> None:
         self.resolved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def quiet_since(self) -> None:
+        """It asks nothing."""
 
     def granted(self) -> None:
         if not self.resolved.done():
@@ -212,6 +221,11 @@ class RequestQueue:
 
     def oldest_arrival(self) -> float | None:
         return min((t.arrived for t in self._heap if t.state is TicketState.WAITING), default=None)
+
+    @property
+    def service_s(self) -> float:
+        """What a request takes, from its slot to its end, as seen lately. 0: nobody knows yet."""
+        return self._service_s
 
     def expected_wait_s(self) -> float:
         """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
