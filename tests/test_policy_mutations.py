@@ -13,7 +13,7 @@ import pytest
 from bench.world import Code
 from tests.scheduling_machine import Scheduling, run_machine
 
-EXAMPLES = 1000
+EXAMPLES = 2000
 PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"
 CLAIMS, POLICY = "app.scheduling.claims", "app.scheduling.policy"
 QUEUE, LIFECYCLE = "app.core.queue", "app.models.lifecycle"
@@ -188,4 +188,4 @@ def test_a_mistake_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch
 
 def test_the_unchanged_code_passes_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
     same = Mutation("nothing", TURNS, "\n_TAKEABLE = ", "\n_TAKEABLE = ")
-    run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 25)
+    run_machine(machine_with(mutated(same, monkeypatch)), EXAMPLES // 50)
