@@ -179,6 +179,7 @@ def machine_with(code: Code) -> type[Scheduling]:
     return type("Mutated", (Scheduling,), dict(fields))
 
 
+@pytest.mark.timeout(900)  # to find nothing takes minutes on a busy machine
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name.replace(" ", "-"))
 def test_a_mistake_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = machine_with(mutated(mutation, monkeypatch))
