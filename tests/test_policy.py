@@ -2,111 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, MemoryNeed, ModelView, ProcessView, QueueHead
+from app.domain.views import NEVER_USED, MemoryNeed, ModelView, QueueHead
 from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, Action, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
+from app.scheduling.plan import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.policy import plan, preview
+from app.scheduling.turns import Newcomer, may_be_taken_at
 from app.scheduling.turns import loaded as loaded_of
-from app.scheduling.turns import may_be_taken_at
+from tests.decisions import changed, decide, loaded, look, only_gpu, stopped
+from tests.views import (
+    AGING,
+    CRASHED,
+    DRAINING,
+    HIGH,
+    HOLD,
+    LIMITS,
+    LOADING,
+    LOW,
+    NORMAL,
+    NOW,
+    OFF,
+    READY,
+    STARTING,
+    STOPPING,
+    gpu,
+    head,
+    model,
+)
 
-OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
-DRAINING, STOPPING, CRASHED = Status.DRAINING, Status.STOPPING, Status.CRASHED
 FAILED = Status.FAILED
-HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
-
-NOW = 1000.0
-HOLD, AGING = 10.0, 30.0
-LIMITS = Limits(max_models=9, max_swap_wait_s=HOLD, aging_s=AGING)
-
-
-def head(level: Priority = NORMAL, arrived: float = NOW) -> QueueHead:
-    return QueueHead(arrived + level * AGING, level, arrived)
-
-
-def model(
-    alias: str,
-    status: Status = OFF,
-    *,
-    mb: int = 6000,
-    on: str = "0",
-    devices: tuple[str, ...] = ("0",),
-    waits: QueueHead | None = None,
-    **rest: Any,
-) -> ModelView:
-    """A model of 6,000 MB. `waits` is its next request; what runs in it is of normal priority."""
-    by_level = [0, 0, 0]
-    if waits is not None:
-        by_level[waits.level] = 1
-    of_process = {key: rest.pop(key) for key in OF_PROCESS & rest.keys()}
-    process = process_of(status, **{"reserved": {on: mb}, **of_process})
-    fields: dict[str, Any] = {
-        "waiting_by_level": tuple(by_level),
-        "need": MemoryNeed(mb, devices),
-        "last_used": NOW - 60 if status in (READY, DRAINING) else NEVER_USED,
-        **rest,
-    }
-    return ModelView(alias, status, head=waits, processes=(process,) if status.has_process else (), **fields)
-
-
-OF_PROCESS = {"in_flight", "best_in_flight", "served", "reserved", "ready_since", "stop_reason"}
-
-
-def process_of(status: Status, *, in_flight: int = 0, **rest: Any) -> ProcessView:
-    defaults: dict[str, Any] = {
-        "best_in_flight": NORMAL if in_flight else None,
-        "served": 1 if status in (READY, DRAINING) else 0,
-    }
-    return ProcessView(status, in_flight=in_flight, **{**defaults, **rest})
-
-
-def changed(view: ModelView, status: Status | None = None, **of_process: Any) -> ModelView:
-    """The same model with its process in another state, or without one."""
-    status = status or view.status
-    processes = tuple(replace(process, status=status, **of_process) for process in view.processes)
-    return replace(view, status=status, processes=processes if status.has_process else ())
 
 
 def taken_at(view: ModelView, head: QueueHead, limits: Limits = LIMITS, now: float = NOW) -> float:
     (one,) = loaded_of([view])
-    return may_be_taken_at(one, head, limits, now)
-
-
-def gpu(free_mb: int, id: str = "0", total_mb: int = 10_000, **rest: Any) -> DeviceView:
-    return DeviceView(id, f"GPU {id}", total_mb, total_mb - free_mb, free_mb, 0, **rest)
-
-
-def only_gpu(models: Sequence[ModelView], free_mb: int) -> DeviceView:
-    ours = sum(process.reserved.get("0", 0) for m in models for process in m.processes)
-    return gpu(free_mb, others_mb=max(10_000 - free_mb - ours, 0))
-
-
-def look(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> Plan:
-    """One device of 10,000 MB: beside one model of 6,000 MB there is no room for another.
-
-    What is neither free nor held by one of the models belongs to other programs.
-    """
-    return plan(models, [only_gpu(models, free)], limits, now)
-
-
-def decide(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> list[Action]:
-    return list(look(*models, free=free, limits=limits, now=now).actions)
-
-
-def stopped(actions: list[Action]) -> list[str]:
-    return [a.alias for a in actions if isinstance(a, Stop)]
-
-
-def loaded(actions: list[Action]) -> list[str]:
-    return [a.alias for a in actions if isinstance(a, Load)]
+    newcomer = Newcomer(model("newcomer", waits=head), head, [view.alias])
+    return may_be_taken_at(one, newcomer, limits, now)
 
 
 # --- what people are told
@@ -572,7 +508,7 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
     assert plan([idle, wants], [gpu(4000, reclaiming_mb=2000)], LIMITS, NOW) == Plan(
-        (), waits=waits, contended=True
+        (), waits=waits, contended=frozenset({"wants"})
     )
 
 

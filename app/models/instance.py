@@ -29,6 +29,7 @@ from app.models.restarts import RestartLimits
 from app.models.supervisor import Supervisor
 from app.models.unkillable import UnkillableProcesses
 from app.models.view import model_view
+from app.scheduling.demand import Demand
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class ModelInstance:
         clock: Callable[[], float],
         reconcile_soon: Callable[[], None],
         history: LoadHistory,
+        demand: Demand,
         kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
@@ -62,6 +64,7 @@ class ModelInstance:
         self.need: MemoryNeed | None = None
         self.health: Health | None = None
         self.removed = False
+        self.ttl_s: float | None = None  # how long it stays when nobody uses it, if its last user said so
         self._supervise = partial(
             Supervisor,
             launcher=launcher,
@@ -70,7 +73,7 @@ class ModelInstance:
             conversations=self.conversations,
         )
         self._unkillable = UnkillableProcesses(self.memory, tracker, reconcile_soon)
-        self._tracker = tracker
+        self._tracker, self._demand = tracker, demand
         self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
 
     @property
@@ -91,7 +94,7 @@ class ModelInstance:
         return self.status in (Status.READY, Status.DRAINING) and self.runner is not None
 
     def view(self) -> ModelView:
-        return model_view(self, self._tracker)
+        return model_view(self, self._tracker, self._demand)
 
     # --- requests
 
@@ -132,7 +135,7 @@ class ModelInstance:
     def start(self, placement: Placement) -> None:
         """Begin a load. The caller has seen that there is room."""
         self.memory.reserve(placement)
-        self.health = None
+        self.health = self.ttl_s = None
         self._carry_out(self.lifecycle.start(self._clock(), is_wanted=self.queue.waiting > 0))
         self.process = self._supervise(self, self.spec, placement)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from app.core.queue import RequestQueue
@@ -14,6 +15,7 @@ from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
+from app.scheduling.demand import Demand
 
 
 class Viewed(Protocol):
@@ -26,13 +28,14 @@ class Viewed(Protocol):
     conversations: Conversations
     footprint: Footprint | None
     need: MemoryNeed | None
+    ttl_s: float | None
     health: Health | None
 
     @property
     def runner(self) -> Runner | None: ...
 
 
-def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
+def model_view(model: Viewed, tracker: DeviceTracker, demand: Demand) -> ModelView:
     life, spec, kept = model.lifecycle, model.spec, model.conversations.kept
     high, normal, low = model.queue.waiting_by_level
     return ModelView(
@@ -41,7 +44,7 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         kind=spec.kind,
         slots=model.queue.slots,
         pinned=spec.pinned,
-        idle_timeout_s=spec.idle_timeout_s,
+        idle_timeout_s=_idle_timeout_s(model),
         waiting_by_level=(high, normal, low),
         head=model.queue.head,
         need=model.need,
@@ -50,6 +53,9 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         preempted_at=life.preempted_at,
         reload_s=_reload_s(model),
         expected_load_s=model.memory.load_s,
+        service_s=model.queue.service_s,
+        asked_per_s=demand.per_s(spec.alias),
+        popularity=demand.popularity(spec.alias),
         preload=life.preload,
         retry_at=life.restarts.retry_at,
         reason=life.reason,
@@ -91,6 +97,13 @@ def _vram_mb(model: Viewed, tracker: DeviceTracker) -> int:
     if measured is not None:
         return measured
     return sum(mb for device, mb in tracker.reserved(model.spec.alias).items() if device != HOST)
+
+
+def _idle_timeout_s(model: Viewed) -> float | None:
+    """None: it stays. Pinned models stay whatever their users say."""
+    if model.ttl_s is None or model.spec.pinned:
+        return model.spec.idle_timeout_s
+    return None if math.isinf(model.ttl_s) else model.ttl_s
 
 
 def _reload_s(model: Viewed) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from app.configuration.file import ConfigError, load, parse
 from app.core.config import Config
 from app.domain.owned import OWNED
 from app.llama.command import parse_help
-from tests.test_cli import ROOT, environment
+from tests.commands import run_py
+from tests.field.environment import KEYS
 
 
 def read(tree: Mapping[str, Any]) -> Config:
@@ -34,15 +34,7 @@ def problems(tree: Mapping[str, Any]) -> list[str]:
 
 def check(config: Path, tree: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
     config.write_text(json.dumps(tree))
-    return subprocess.run(
-        [sys.executable, "run.py", "check", "-c", str(config)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+    return run_py("check", "-c", str(config))
 
 
 def help_entries(llama_server: Path) -> list[tuple[frozenset[str], str]]:
@@ -114,8 +106,6 @@ def test_whatever_downloads_or_ends_at_once_in_this_build_is_refused(llama_serve
 
 
 # --- F5
-
-KEYS: list[Any] = ["plain", {"key": "k1", "name": "silent"}, {"key": "k2", "name": "boss", "admin": True}]
 
 
 def test_a_key_object_that_says_nothing_of_admin_is_no_admin() -> None:
