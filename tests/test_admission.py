@@ -11,11 +11,12 @@ import pytest
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import RequestFinished
+from app.domain.fingerprint import Fingerprint
 from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.supervisor import ModelInstance
 from app.proxy.admission import Admission
-from app.proxy.record import RequestRecord
+from app.proxy.record import RequestRecord, RoutedRequest
 from tests.fakes import World
 
 
@@ -25,6 +26,8 @@ class Asker:
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket
         self.record = cast(RequestRecord, self)
+        self.request = cast(RoutedRequest, self)
+        self.only_reads = False
         self.event = cast(RequestFinished, None)
         self.error: RouterError | None = None
         self.has_slot = False
@@ -37,7 +40,10 @@ class Asker:
 
     def cut(self) -> None: ...
 
-    def replay(self) -> None: ...
+    def process_gone(self, error: RouterError | None) -> None: ...
+
+    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
+        return None
 
     def bug(self, bug: Exception) -> None:
         raise bug

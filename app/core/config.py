@@ -127,6 +127,9 @@ class SystemConfig(Section):
     health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
     max_restarts: Whole = Field(3, ge=0, description="more crashes than this in the window: `failed`")
     restart_window_sec: Whole = Field(600, ge=1, description="window of `max_restarts`")
+    crash_quarantine_sec: Whole = Field(
+        600, ge=1, description="how long a request that crashed llama-server twice is refused"
+    )
     max_swap_wait_sec: Number = Field(
         10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from app.domain.errors import RequestCrashesModel
 from app.domain.event_bus import EventBus
 from app.domain.events import (
     CacheMoved,
@@ -87,6 +88,9 @@ class Metrics:
         )
         self._cache_bytes = counter("router_kv_cache_bytes", "Saved and restored cache", "model", "direction")
         self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
+        self._quarantined = counter(
+            "router_requests_quarantined", "Requests refused because they crash llama-server", "model"
+        )
 
     def _make_histograms(self) -> None:
         self._duration = histogram(
@@ -129,6 +133,7 @@ class Metrics:
             self._cache_bytes.labels(alias, direction.value)
         self._restarts.labels(alias)
         self._replays.labels(alias)
+        self._quarantined.labels(alias)
         for figure in (self._load, self._ttft, self._speed):
             figure.labels(alias)
 
@@ -158,6 +163,8 @@ class Metrics:
     def _finished(self, event: RequestFinished) -> None:
         alias, usage = event.alias, event.usage
         self._requests.labels(alias, event.outcome.value).inc()
+        if event.error == RequestCrashesModel.code:
+            self._quarantined.labels(alias).inc()
         self._duration.labels(alias, event.endpoint).observe(event.duration_s)
         if event.queue_wait_s is not None:
             self._wait.labels(alias, event.priority.label).observe(event.queue_wait_s)

@@ -132,6 +132,11 @@ class ModelCrashed(RouterError):
     status, type, code = 502, "server_error", "model_crashed"
 
 
+class RequestCrashesModel(RouterError):
+    status, type, code = 502, "server_error", "request_crashes_model"
+    retryable = False
+
+
 class Overloaded(RouterError):
     """503. Where a retry cannot help, `retryable` is False and no Retry-After is sent."""
 

@@ -59,6 +59,11 @@ class Failure:
     log_tail: tuple[str, ...]
     served: bool = False
 
+    @property
+    def is_crash(self) -> bool:
+        """The process ended by itself: it was not told to, and nobody outside killed it."""
+        return bool(self.exit_code) and self.kind not in (FailureKind.KILLED, FailureKind.TIMEOUT)
+
 
 @dataclass(frozen=True)
 class _Rule:

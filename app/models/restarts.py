@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from app.llama.exit_reason import FailureKind
 
 
 @dataclass(frozen=True)
 class RestartLimits:
-    """More than `max_restarts` crashes within `window_s`, or `load_retries` loads in a row, are given up."""
+    """More than `max_restarts` crashes within `window_s`, or `load_retries` loads in a row, are given up.
+
+    A request that crashed its process twice is refused for `refuse_s`.
+    """
 
     max_restarts: int
     window_s: float
     load_retries: int
+    refuse_s: float = 600.0
+
+
+class Blame(Enum):
+    """Who crashed a process."""
+
+    MODEL = "the model, its file or its build: no request ran, or all that ran are cleared"
+    REQUEST = "a request, as the only one that ran; if none is answered in between, several are the model"
+    PERHAPS_REQUEST = "one of the requests that ran, perhaps: they are run once more, one at a time"
 
 
 class Restarts:
@@ -24,13 +38,27 @@ class Restarts:
         self.attempts = 0  # loads in a row that failed
         self.retry_at = 0.0
         self._crashes: list[float] = []
+        self._by_requests: list[float] = []  # of these, since one was answered
 
-    def after_crash(self, now: float) -> bool:
+    def after_crash(self, now: float, blame: Blame = Blame.MODEL) -> bool:
         """Whether it may be started again, at `retry_at`."""
-        recent = [when for when in self._crashes if now - when < self.limits.window_s]
-        self._crashes = [*recent, now]
+        self._crashes = [when for when in self._crashes if now - when < self.limits.window_s]
+        if blame is not Blame.PERHAPS_REQUEST:
+            self._crashes.append(now)
+        if blame is Blame.REQUEST:
+            self._by_requests.append(now)
         self.retry_at = now + backoff_s(len(self._crashes))
         return len(self._crashes) <= self.limits.max_restarts
+
+    def unexplained(self, crashes: Iterable[float]) -> None:
+        """No request was to blame after all."""
+        self._crashes += crashes
+
+    def answered(self) -> None:
+        """A request: so it was others that crashed the process, not whatever is asked."""
+        if self._by_requests:
+            self._crashes = [when for when in self._crashes if when not in self._by_requests]
+            self._by_requests.clear()
 
     def after_failed_load(self, kind: FailureKind, now: float, *, was_taken: bool = False) -> bool:
         """Whether it may be tried again, at `retry_at`.
@@ -51,6 +79,7 @@ class Restarts:
         """As if nothing had gone wrong yet."""
         self.attempts = 0
         self._crashes.clear()
+        self._by_requests.clear()
 
 
 def backoff_s(crashes: int) -> float:

@@ -24,6 +24,7 @@ from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint
 from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
+from app.models.crash_inquiry import CrashInquiry
 from app.models.kv_cache import KvCache
 from app.models.lifecycle import Lifecycle, log_level
 from app.models.restarts import RestartLimits, Restarts
@@ -65,6 +66,7 @@ class ModelState:
         self._tracker, self._bus, self._clock, self._look_again = tracker, bus, clock, look_again
         self._lifecycle = Lifecycle(spec.alias, clock())
         self._restarts = Restarts(limits)
+        self.crash_inquiry = CrashInquiry(spec.alias, queue, self._restarts, clock)
         self._conversations = Conversations(spec.alias, kv_cache, bus)
         self._served = 0
         self.has_served = False  # a request of its own to the end, since it was loaded

@@ -22,7 +22,7 @@ from app.llama.load_output import LoadLog
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError, Runner
 from app.models.lifecycle import why_stopped
-from app.models.restarts import RestartLimits
+from app.models.restarts import Blame, RestartLimits
 from app.models.state import ModelState
 
 logger = logging.getLogger(__name__)
@@ -254,6 +254,8 @@ class ModelInstance(ModelState):
         was_taken = False
         if not wanted_gone and failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
             was_taken = self.memory.ran_out(runner.load_log if runner is not None else LoadLog())
+        was_ready = self.ready_since > NEVER_USED
+        blame = self.crash_inquiry.process_ended(failure) if was_ready else Blame.MODEL
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         if self.status is Status.DRAINING:
@@ -261,7 +263,7 @@ class ModelInstance(ModelState):
         if wanted_gone:
             self._set(Status.OFF, self._lifecycle.reason)
         elif self.status is Status.READY:
-            self._crashed(failure or _VANISHED)
+            self._crashed(failure or _VANISHED, blame)
         else:
             self._load_ended(failure or _VANISHED, was_taken)
         if self.spec != self._next_spec:
@@ -272,8 +274,8 @@ class ModelInstance(ModelState):
             return exit_reason
         return replace(exit_reason, kind=FailureKind.TIMEOUT, message=self._hung)
 
-    def _crashed(self, failure: Failure) -> None:
-        if not self._restarts.after_crash(self._clock()):
+    def _crashed(self, failure: Failure, blame: Blame) -> None:
+        if not self._restarts.after_crash(self._clock(), blame):
             self.fail(failure)
             return
         self.failure = failure

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
+from app.domain.fingerprint import Fingerprint
 from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.supervisor import ModelInstance
@@ -38,7 +39,7 @@ class Phase(Enum):
     CONNECTING = "granted; no connection yet"
     ASKED = "sent; no head has come"
     ANSWERING = "bytes pass"
-    EXITING = "its process failed; it queues once more when that is gone"
+    EXITING = "its process failed; what becomes of it is known when that is gone"
     ENDED = "slot and connection are given back"
 
 
@@ -107,7 +108,7 @@ class Exchange:
         self._pending = None
         runner = self._runner = self.instance.runner
         if runner is None:
-            self._retry()
+            self._lost()
             return
         self.phase, self.reply.progress_at = Phase.CONNECTING, self._clock()
         self.record.granted(self.ticket, self.instance)
@@ -121,12 +122,21 @@ class Exchange:
         self._fail(error)
 
     @_input
-    def replay(self) -> None:
-        """Its process is gone: once more, at the old place in the queue."""
+    def process_gone(self, error: RouterError | None) -> None:
+        """Without an error: once more, at the old place in the queue."""
         self._pending = None
+        self._slots.leave(self)
+        if error is not None:
+            self._fail(error)
+            return
         self.ticket = self.ticket.again()
         self.reply.restart()
         self._enter(since=self._clock())
+
+    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
+        if sizes is not None and len(self._body) not in sizes:
+            return None
+        return Fingerprint.of(self.request.path, self._body)
 
     # --- the connection to llama-server
 
@@ -162,12 +172,12 @@ class Exchange:
             self._connect(self._runner, fresh=True)
             return
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
-        self._retry()
+        self._lost()
 
     @_input
     def cut(self) -> None:
         """The process is stopped without waiting for this request."""
-        self._retry()
+        self._lost()
 
     # --- the client
 
@@ -241,15 +251,13 @@ class Exchange:
         if waiting and not self.request.keep_alive and runner is not None and runner.phase is Status.READY:
             self._links.open_ahead(runner.port, waiting)
 
-    def _retry(self) -> None:
-        """The process failed under it: once more, if that has not been done and nobody has seen a byte."""
+    def _lost(self) -> None:
+        """The process failed under it."""
         self._let_go()
-        self._slots.leave(self)
-        if self.reply.has_begun or self.ticket.is_replay:
-            self._fail(messages.crashed(self.instance))
-            return
         self.phase = Phase.EXITING
-        self._pending = self._slots.gone(self, self._runner)
+        pending = self._slots.lost(self, self._runner)
+        if self.phase is Phase.EXITING:
+            self._pending = pending
 
     def _fail(self, error: RouterError) -> None:
         self.reply.fail(error)
