@@ -13,6 +13,7 @@ import httpx
 
 from app.api.figures import Figures
 from app.api.metrics_feed import MetricsFeed
+from app.api.peer_feed import PeerFeed
 from app.api.services import READ_AT_USE, Services
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
@@ -84,6 +85,7 @@ async def build(
     stack.callback(bus.settle)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
+    stack.callback(services.peer_feed.close)
     stack.push_async_callback(services.background.stop)
     _subscribe(services)
     _start(services)
@@ -130,6 +132,7 @@ def _services(
             heartbeat_s=heartbeat_s,
         ),
         metrics_feed=MetricsFeed(figures.snapshot, heartbeat_s),
+        peer_feed=PeerFeed(bus, manager.instances),
         started_at=started_at,
     )
 
@@ -163,6 +166,7 @@ def _hang_up(services: Services) -> None:
     """Streams were let in with a key of before; with one that still counts they come again by themselves."""
     services.feed.hang_up()
     services.metrics_feed.hang_up()
+    services.peer_feed.hang_up()
     services.logs.end_followers()
 
 

@@ -28,6 +28,7 @@ from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.gateway import Gateway
+from app.proxy.routes import normal
 
 
 class RouterApp(FastAPI):
@@ -47,7 +48,7 @@ class RouterApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["app"] = self
+            scope["app"], scope["path"] = self, normal(scope["path"])
             await self.entry(scope, receive, send)
             if isinstance(error := scope.get(ERROR_KEY), Refused):
                 self.refusals.tell(refusal(scope, error))
@@ -135,5 +136,6 @@ async def drain(app: FastAPI) -> None:
     services.feed.server_update()
     services.feed.close()
     services.metrics_feed.close()
+    services.peer_feed.close()
     services.logs.end_followers()
     await services.manager.shutdown(services.config.system.drain_timeout_sec)

@@ -14,7 +14,7 @@ from app.api.documentation import EXAMPLES
 from app.core.config import Config
 from app.domain.errors import QueueFull
 from app.main import create_app
-from app.proxy.request import ENDPOINTS
+from app.proxy.routes import ENDPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT: dict[str, Any] = create_app(Config()).openapi()
@@ -35,7 +35,10 @@ CONTRACT = {
         ("get", path)
         for path in (
             "/v1/models",
-            "/models",
+            "/models/sse",
+            "/props",
+            "/slots",
+            "/lora-adapters",
             "/v1/models/{alias}",
             "/v1/models/{alias}/status",
             "/v1/models/failed",

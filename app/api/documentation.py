@@ -43,6 +43,12 @@ def json_body(example: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+MODEL_IN_QUERY: dict[str, Any] = {
+    "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "example": "qwen"}]
+}
+"""For a route's `openapi_extra=`."""
+
+
 def answers(*kinds: type[RouterError]) -> Answers:
     """Error answers by status, for a router's `responses=`."""
     found: Answers = {"default": {"model": Error, "description": "Any other error"}}
@@ -189,6 +195,12 @@ _EVENTS = "text/event-stream"
 
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "/v1/chat/completions": (_JSON, _CHAT),
+    "/v1/chat/completions/input_tokens": (_JSON, {"input_tokens": 9}),
+    "/v1/responses/input_tokens": (_JSON, {"input_tokens": 9}),
+    "/completion": (_JSON, {"content": "Hello!", "stop": True}),
+    "/embedding": (_JSON, [{"index": 0, "embedding": [[0.1, -0.2]]}]),
+    "/reranking": (_JSON, _RERANK),
+    "/v1/reranking": (_JSON, _RERANK),
     "/v1/completions": (
         _JSON,
         {"object": "text_completion", "model": "qwen", "choices": [{"text": " upon"}]},
@@ -208,7 +220,13 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "/apply-template": (_JSON, {"prompt": "<|user|>Hello"}),
     "/upstream/{target}": (_JSON, {"whatever": "llama-server answers"}),
     "/v1/models": (_JSON, _MODELS),
-    "/models": (_JSON, _MODELS),
+    "/props": (_JSON, {"model_alias": "qwen", "total_slots": 1}),
+    "/slots": (_JSON, [{"id": 0, "is_processing": False}]),
+    "/lora-adapters": (_JSON, [{"id": 0, "path": "style.gguf", "scale": 1.0}]),
+    "/models/sse": (
+        _EVENTS,
+        'data: {"model": "qwen", "event": "model_status", "data": {"status": "loaded"}}\n\n',
+    ),
     "/v1/models/{alias}": (_JSON, _MODEL),
     "/v1/models/load": (_JSON, _STATUS),
     "/v1/models/eject": (

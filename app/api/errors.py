@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
 from app.proxy import error_format, messages
 from app.proxy.asgi import ERROR_KEY
+from app.proxy.routes import meant_by
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     translated: RouterError
     headers = dict(error.headers or {})
     if error.status_code == 404:
-        translated = NotFound(f"there is no {path[:200]}; docs/api.md lists the endpoints, /docs shows them")
+        known = meant_by(path)
+        hint = f"did you mean {known}?" if known else "docs/api.md lists the endpoints, /docs shows them"
+        translated = NotFound(f"there is no {path[:200]}; {hint}")
     elif error.status_code == 405:
         allowed = headers.get("Allow", "another method")
         if "GET" in allowed.split(", ") and "HEAD" not in allowed:

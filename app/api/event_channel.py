@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from app.domain.alarm import Alarm
@@ -57,7 +57,7 @@ class _Reader:
 class Channel:
     """A reader gets the picture first, then what is told; the picture again when it fell behind."""
 
-    def __init__(self, picture: Picture, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, picture: Picture, heartbeat_s: float | None = HEARTBEAT_S) -> None:
         self.closed = False
         self._picture, self._heartbeat_s = picture, heartbeat_s
         self._readers: set[_Reader] = set()
@@ -68,12 +68,13 @@ class Channel:
     def readers(self) -> int:
         return len(self._readers)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Server-sent events, ready to send. Ends with the last that was told before `close`."""
         reader = _Reader()
         reader.over = self.closed
         self._readers.add(reader)
-        self._heartbeat.set_within(self._heartbeat_s)
+        if self._heartbeat_s is not None:
+            self._heartbeat.set_within(self._heartbeat_s)
         try:
             while not reader.over or reader.backlog or reader.needs_picture:
                 for event in self._take(reader):
@@ -83,7 +84,7 @@ class Channel:
             self._readers.discard(reader)
 
     def tell(self, name: str, data: str) -> None:
-        """To everybody; `data` is JSON."""
+        """To everybody; `data` is JSON. An event without a name is a message, and has no id either."""
         event = self._event(name, data)
         for reader in self._readers:
             reader.push(event)
@@ -95,7 +96,7 @@ class Channel:
 
     def beat(self) -> None:
         """A sign of life. Goes on by itself while somebody reads."""
-        if self._readers and not self.closed:
+        if self._readers and not self.closed and self._heartbeat_s is not None:
             self.tell("heartbeat", json.dumps({"timestamp": time.time()}))
             self._heartbeat.set_within(self._heartbeat_s)
 
@@ -121,4 +122,6 @@ class Channel:
         return taken
 
     def _event(self, name: str, data: str) -> bytes:
+        if not name:
+            return f"data: {data}\n\n".encode()
         return f"id: {next(self._ids)}\nevent: {name}\ndata: {data}\n\n".encode()

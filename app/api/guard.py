@@ -21,7 +21,7 @@ from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
 from app.proxy.gateway import check_target
-from app.proxy.request import TUNNEL
+from app.proxy.routes import TUNNEL
 
 
 def client_of(request: Request) -> Client:

@@ -59,6 +59,12 @@ async def load_as_router_mode(request: Request) -> dict[str, Any]:
     return {"success": True}
 
 
+@router.get("/models/sse")
+async def events_as_router_mode(request: Request) -> Response:
+    """Server-sent events as in llama-server's router mode: what becomes of models."""
+    return event_stream(services_of(request).peer_feed.stream())
+
+
 @router.post("/models/unload", openapi_extra=_BODY)
 async def unload_as_router_mode(request: Request) -> dict[str, Any]:
     """As in llama-server's router mode."""

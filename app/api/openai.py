@@ -11,13 +11,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import render
-from app.api.documentation import FOR_MODELS, json_body
+from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, json_body
 from app.api.guard import client_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
-from app.proxy.request import ENDPOINTS, TUNNEL, TUNNEL_METHODS, check_media_type
+from app.proxy.request import check_media_type
+from app.proxy.routes import ENDPOINTS, READINGS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
 
@@ -43,6 +44,19 @@ for _endpoint in ENDPOINTS:
         openapi_extra=json_body(_endpoint.example),
     )
 
+for _reading in READINGS:
+    if not _reading.is_ours_without_model:  # else there is a route of ours
+        router.add_api_route(
+            _reading.path,
+            _described,
+            methods=["GET"],
+            summary=_reading.summary,
+            tags=["models"],
+            name=_reading.path,
+            response_model=None,
+            openapi_extra=MODEL_IN_QUERY,
+        )
+
 for _method in TUNNEL_METHODS:
     router.add_api_route(
         TUNNEL + "{target:path}", upstream, methods=[_method], tags=["tunnel"], response_model=None
@@ -50,7 +64,6 @@ for _method in TUNNEL_METHODS:
 
 
 @router.get("/v1/models", tags=["models"])
-@router.get("/models", tags=["models"])
 async def list_models(request: Request) -> dict[str, Any]:
     services = services_of(request)
     return {

@@ -35,7 +35,7 @@ async def health(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
+    """Prometheus text. With `?model=` it is llama-server's own, of that model while it is loaded."""
     text = await _settled(request).metrics.render()
     return Response(text, media_type=prometheus_metrics.CONTENT_TYPE)
 

@@ -83,14 +83,14 @@ def openai_model(instance: ModelInstance, router: Started) -> dict[str, Any]:
         "aliases": list(spec.aliases),
         "kind": spec.kind.value,
         "state": view.status.public,
-        "status": _router_mode_status(instance),
+        "status": router_mode_status(instance),
     }
     if instance.trained_context is not None:
         found["n_ctx_train"] = instance.trained_context
     return found
 
 
-def _router_mode_status(instance: ModelInstance) -> dict[str, Any]:
+def router_mode_status(instance: ModelInstance) -> dict[str, Any]:
     if instance.status is Status.FAILED and instance.failure is not None:
         code = instance.failure.exit_code  # None where no process was started for it
         return {"value": "unloaded", "failed": True, "exit_code": 1 if code is None else code}

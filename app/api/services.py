@@ -9,6 +9,7 @@ from starlette.requests import Request
 
 from app.api.figures import Figures
 from app.api.metrics_feed import MetricsFeed
+from app.api.peer_feed import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
 from app.configuration.current import Configuration
@@ -53,6 +54,7 @@ class Services:
     figures: Figures
     feed: StatusFeed
     metrics_feed: MetricsFeed
+    peer_feed: PeerFeed
     started_at: float
 
     @property

@@ -237,9 +237,9 @@ class ModelState:
         return ModelFailed(f"{self.alias} has failed: {self._last_error()} {hint}", **self._failure_details())
 
     def not_loaded(self) -> ModelNotLoaded:
-        """For those who only read."""
+        """For those who do not have it loaded."""
         return ModelNotLoaded(
-            f"{self.alias} is not loaded, and what only reads does not load it: send it a request, or "
+            f"{self.alias} is not loaded, and this request does not load it: send it another one, or "
             "POST /v1/models/load",
             retry_after_s=30.0,
         )

@@ -18,7 +18,9 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import Headers
-from app.proxy.request import BY_PATH, TUNNEL, is_tunnel
+from app.proxy.readings import reading_of, tunnel_target
+from app.proxy.request import require_admin
+from app.proxy.routes import BY_PATH, TUNNEL, Reading, is_tunnel
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +44,15 @@ class AsgiProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         endpoint = BY_PATH.get(path) if method == "POST" else None
-        if endpoint is None and not is_tunnel(method, path):
+        reading = reading_of(method, path, scope["query_string"])
+        if endpoint is None and reading is None and not is_tunnel(method, path):
             await self._app(scope, receive, send)
             return
-        answer, reading = AsgiAnswer(scope, send), None
+        answer, task = AsgiAnswer(scope, send), None
         try:
-            accepted = self._accepted(scope)
+            accepted = self._accepted(scope) if reading is None else self._accepted_to_read(scope, reading)
             body = await _whole_body(receive)
-            reading = self._gateway.start(accepted, body, answer)
+            task = self._gateway.start(accepted, body, answer)
         except RouterError as error:
             answer.refuse(error)
         except ClientDisconnect:
@@ -59,8 +62,8 @@ class AsgiProxy:
         try:
             await answer.run(receive)
         finally:
-            if reading is not None:
-                reading.cancel()
+            if task is not None:
+                task.cancel()
 
     def _accepted(self, scope: Scope) -> Accepted:
         """`Guard` has checked who asks."""
@@ -68,6 +71,14 @@ class AsgiProxy:
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta if endpoint else self._gateway.admin_meta
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client))
+
+    def _accepted_to_read(self, scope: Scope, reading: Reading) -> Accepted:
+        client = scope["router.client"]
+        if reading.admin:
+            require_admin(client)
+        meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
+        target = tunnel_target(self._gateway.backend.manager, reading, scope["query_string"])
+        return Accepted(None, scope["method"], target, scope["router.request_id"], meta)
 
 
 class AsgiAnswer:
@@ -201,7 +212,7 @@ async def _until_disconnect(receive: Receive) -> None:
 
 def _target(scope: Scope) -> bytes:
     """As it was sent, where the server tells."""
-    raw: bytes = scope.get("raw_path") or b""
+    raw: bytes = b"/" + (scope.get("raw_path") or b"").lstrip(b"/")
     if not raw.startswith(TUNNEL.encode()):
         raw = quote(scope["path"], safe="/").encode()
     query: bytes = scope["query_string"]

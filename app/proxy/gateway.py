@@ -26,10 +26,12 @@ from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.request import BY_PATH, TUNNEL, Endpoint, RequestMeta
+from app.proxy.request import RequestMeta
 from app.proxy.request_reader import RequestHead
+from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.seams import Downstream
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -113,9 +115,9 @@ class Gateway:
         """None for what does not go to a model. Raises what the client is to be told instead."""
         raw_path = head.path
         path = unquote(raw_path) if "%" in raw_path else raw_path
-        endpoint = BY_PATH.get(path) if head.method == "POST" else None
-        is_tunnel = raw_path.startswith(TUNNEL) and request.is_tunnel(head.method, path)
-        if (endpoint is None and not is_tunnel) or self._is_elsewhere(head):
+        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if head.method == "POST" else None
+        in_tunnel = raw_path.startswith(TUNNEL) and is_tunnel(head.method, path)
+        if (endpoint is None and not in_tunnel) or self._is_elsewhere(head):
             return None
         check_target(len(head.target))
         if head.length is not None and head.length > self.rules.max_body_bytes:
@@ -167,6 +169,10 @@ class Gateway:
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
         request.require_admin(client)
+        return Gateway.tunnel_meta(headers, client)
+
+    @staticmethod
+    def tunnel_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         return RequestMeta.of(headers, client, through_tunnel(headers.raw))
 
     def tell_refusal(
@@ -228,6 +234,8 @@ class Gateway:
                     Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
                 )
                 body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
+        if b"autoload=" in target and not instance.serves and forbids_load(target):
+            raise instance.not_loaded()
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,

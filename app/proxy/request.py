@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
@@ -29,55 +28,9 @@ from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
 from app.proxy.record import RoutedRequest
-
-TUNNEL = "/upstream/"
-"""What follows it is an alias and any path of that model's llama-server."""
-
-TUNNEL_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+from app.proxy.routes import TUNNEL, Endpoint
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-def is_tunnel(method: str, path: str) -> bool:
-    """`path` is decoded; one with a line break in it is none."""
-    return path.startswith(TUNNEL) and method in TUNNEL_METHODS and "\n" not in path
-
-
-_ANY_KIND = frozenset(ModelKind)
-_CHAT = frozenset({ModelKind.CHAT})
-_EMBEDDING = frozenset({ModelKind.EMBEDDING})
-_RERANK = frozenset({ModelKind.RERANK})
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A path whose requests go to the model that their body names."""
-
-    path: str
-    kinds: frozenset[ModelKind]
-    summary: str
-    example: dict[str, Any]
-
-
-_CHAT_BODY = {"model": "qwen", "messages": [{"role": "user", "content": "Hello"}]}
-_INFILL_BODY = {"model": "qwen", "input_prefix": "a", "input_suffix": "b"}
-_RERANK_BODY = {"model": "rerank", "query": "q", "documents": ["d"]}
-
-ENDPOINTS = (
-    Endpoint("/v1/chat/completions", _CHAT, "Chat", _CHAT_BODY),
-    Endpoint("/v1/completions", _CHAT, "Text completion", {"model": "qwen", "prompt": "Once"}),
-    Endpoint("/v1/responses", _CHAT, "OpenAI's Responses API", {"model": "qwen", "input": "Hello"}),
-    Endpoint("/v1/messages", _CHAT, "Anthropic's Messages API", _CHAT_BODY),
-    Endpoint("/v1/messages/count_tokens", _CHAT, "Count a prompt's tokens", _CHAT_BODY),
-    Endpoint("/infill", _CHAT, "Fill in the middle", _INFILL_BODY),
-    Endpoint("/v1/embeddings", _EMBEDDING, "Embeddings", {"model": "embed", "input": "Hello"}),
-    Endpoint("/v1/rerank", _RERANK, "Rerank documents", _RERANK_BODY),
-    Endpoint("/rerank", _RERANK, "As /v1/rerank", _RERANK_BODY),
-    Endpoint("/tokenize", _ANY_KIND, "Tokens of a text", {"model": "qwen", "content": "Hello"}),
-    Endpoint("/detokenize", _ANY_KIND, "Text of tokens", {"model": "qwen", "tokens": [1, 2]}),
-    Endpoint("/apply-template", _CHAT, "The prompt of a chat", _CHAT_BODY),
-)
-BY_PATH: Mapping[str, Endpoint] = {endpoint.path: endpoint for endpoint in ENDPOINTS}
 
 
 class Models(Protocol):
@@ -180,24 +133,24 @@ def _routed(
 
 def find_model(models: Models, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
     """Who answers a request that needs one of these kinds."""
-    return models.serving(_name_in(fields), kinds)
+    name = fields.get("model")
+    if name is not None and not isinstance(name, str):
+        raise _no_text()
+    return models.serving(name or None, kinds)
 
 
 def named_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
     """Who is to be managed: for that no model stands for another."""
-    name = _name_in(fields)
-    if name is None:
+    name = fields.get("model")
+    if name is None or name == "":
         raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
+    if not isinstance(name, str):
+        raise _no_text()
     return models.find(name)
 
 
-def _name_in(fields: Mapping[str, Any]) -> str | None:
-    name = fields.get("model")
-    if name is None or name == "":
-        return None
-    if not isinstance(name, str):
-        raise BadRequest("'model' must be a string", param="model")
-    return name
+def _no_text() -> BadRequest:
+    return BadRequest("'model' must be a string", param="model")
 
 
 def _streams(fields: Mapping[str, Any]) -> bool:

@@ -1,0 +1,64 @@
+"""What llama-server tells of itself, asked under its own paths: of a loaded model, which the query names.
+
+It goes through the tunnel, so it never loads a model and counts as no use of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+from urllib.parse import parse_qsl, quote, urlencode
+
+from app.domain.errors import MissingModel
+from app.models.supervisor import ModelInstance
+from app.proxy.routes import READINGS_BY_PATH, TUNNEL, Reading
+
+_NOT_PASSED_ON = frozenset({"model", "autoload"})
+
+
+class Fleet(Protocol):
+    @property
+    def instances(self) -> dict[str, ModelInstance]: ...
+
+    def find(self, name: str) -> ModelInstance:
+        """Raises `ModelNotFound`."""
+        ...
+
+
+def reading_of(method: str, path: str, query: bytes) -> Reading | None:
+    """`path` is in its normal form."""
+    reading = READINGS_BY_PATH.get(path) if method in ("GET", "HEAD") else None
+    if reading is None or (reading.is_ours_without_model and not _named(query)):
+        return None
+    return reading
+
+
+def tunnel_target(models: Fleet, reading: Reading, query: bytes) -> bytes:
+    """Raises `ModelNotFound`, and `MissingModel` where it is not plain who is asked."""
+    name = _named(query)
+    instance = models.find(name) if name else _only_loaded(models.instances.values(), reading)
+    rest = urlencode([(key, value) for key, value in _pairs(query) if key not in _NOT_PASSED_ON])
+    path = f"{TUNNEL}{quote(instance.alias, safe='')}{reading.path}"
+    return (f"{path}?{rest}" if rest else path).encode()
+
+
+def forbids_load(target: bytes) -> bool:
+    """As in llama-server's router mode: `?autoload=false`."""
+    given = dict(_pairs(target.partition(b"?")[2])).get("autoload", "true")
+    return given.lower() in ("false", "0")
+
+
+def _only_loaded(models: Collection[ModelInstance], reading: Reading) -> ModelInstance:
+    loaded = [model for model in models if model.serves]
+    if len(loaded) != 1:
+        known = ", ".join(model.alias for model in loaded) or "none"
+        raise MissingModel(f"name a model: {reading.path}?model=...; loaded: {known}", param="model")
+    return loaded[0]
+
+
+def _named(query: bytes) -> str:
+    return dict(_pairs(query)).get("model", "")
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(query.decode("latin-1"), keep_blank_values=True)
