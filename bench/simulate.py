@@ -83,7 +83,7 @@ class FifoWorld(World):
         elif not self._memory_is_coming():
             idle = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
             if idle:
-                self.drain(min(idle, key=lambda m: m.last_used), StopReason.MEMORY)
+                self.drain(min(idle, key=lambda m: m.life.last_used), StopReason.MEMORY)
 
     def _memory_is_coming(self) -> bool:
         leaving = any(m.status is Status.STOPPING for m in self.live())
@@ -94,7 +94,7 @@ class LruWorld(FifoWorld):
     """An eviction does not wait: what the victim runs, and what waits for it, gets an error."""
 
     def arrive(self, alias: str, priority: Priority = Priority.NORMAL, service_s: float = 1.0) -> Request:
-        self.models[alias].last_used = self.now
+        self.models[alias].life.last_used = self.now
         return super().arrive(alias, priority, service_s)
 
     def look(self) -> None:
@@ -109,7 +109,7 @@ class LruWorld(FifoWorld):
         if (placement := fit(model.need, self.free())) is not None:
             self.start(model, placement)
         elif not self._memory_is_coming() and (loaded := self.live()):
-            self._kill(min(loaded, key=lambda m: m.last_used))
+            self._kill(min(loaded, key=lambda m: m.life.last_used))
 
     def _kill(self, victim: Model) -> None:
         self.stop(victim, StopReason.MEMORY)

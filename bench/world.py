@@ -1,7 +1,7 @@
-"""Models, memory and clients in virtual time, around the router's own policy and queue.
+"""Clients, processes and memory in virtual time, around the router's own policy, lifecycle and queue.
 
-It does what the manager and its instances do, without processes and without waiting: a day passes in seconds,
-and the same seed gives the same day.
+Nothing is decided here: a process takes its time to load and to exit, and does what its model's lifecycle
+says. A day passes in seconds, and the same seed gives the same day.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from typing import Any
 from app.core import queue
 from app.domain.errors import QueueFull
 from app.domain.priority import Priority
-from app.domain.status import MOVES, Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, ModelView, Need, ProcessView
-from app.models.restarts import backoff_s
+from app.domain.status import Status, StopReason
+from app.domain.views import DeviceView, ModelView, Need, ProcessView
+from app.llama.exit_reason import Failure, FailureKind
+from app.models import lifecycle
+from app.models.effects import Effects, EndProcess, ProcessEnd, RejectWaiting
+from app.models.restarts import RestartLimits
 from app.scheduling import policy
 from app.scheduling.placement import Room
 from app.scheduling.plan import Forget, Keep, Limits, Load, Plan, Stop
 
 MAX_LOOKS_AT_ONCE = 50
+RESTARTS = RestartLimits(max_restarts=3, window_s=600, load_retries=2)
+CRASHED = Failure(FailureKind.KILLED, "It crashed.", -9, ())
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Code:
 
     policy: ModuleType = policy
     queue: ModuleType = queue
+    lifecycle: ModuleType = lifecycle
 
 
 @dataclass(frozen=True)
@@ -75,55 +81,51 @@ class Request:
 
 
 class Model:
-    """What `ModelInstance` is in the router: status, queue and accounts of one model."""
+    """A model's queue and lifecycle, as in the router, and what the world knows of its process."""
 
-    def __init__(self, spec: Spec, waiting: Any) -> None:
-        self.spec, self.queue = spec, waiting
-        self.status = Status.OFF
+    def __init__(self, spec: Spec, waiting: Any, life: Any) -> None:
+        self.spec, self.queue, self.life = spec, waiting, life
         self.need = Need(spec.mb, spec.devices, spec.overhead_mb)
-        self.held: Mapping[str, int] = {}
+        self.reserved: Mapping[str, int] = {}
         self.requests: dict[Any, Request] = {}
-        self.life = 0  # tells the events of an earlier process from those of this one
-        self.preload = False
-        self.stop_reason: StopReason | None = None
-        self.served = self.loads = self.crashes = self.failures = 0
-        self.ready_since = self.last_used = self.yielded_at = NEVER_USED
-        self.since = self.retry_at = 0.0
+        self.process = 0  # tells the events of an earlier process from those of this one
+        self.loads = 0
 
-    def become(self, status: Status, now: float) -> None:
-        assert status in MOVES[self.status], f"{self.spec.alias}: {self.status} -> {status}"
-        self.status, self.since = status, now
+    @property
+    def status(self) -> Status:
+        status: Status = self.life.status
+        return status
 
     def view(self) -> ModelView:
-        spec, waiting = self.spec, self.queue
-        high, normal, low = waiting.waiting_by_level
+        spec, life = self.spec, self.life
+        high, normal, low = self.queue.waiting_by_level
         return ModelView(
             spec.alias,
             self.status,
             slots=spec.slots,
-            waiting_by_level=(high, normal, low),
-            head=waiting.head,
             pinned=spec.pinned,
             idle_timeout_s=spec.idle_timeout_s,
+            waiting_by_level=(high, normal, low),
+            head=self.queue.head,
             need=self.need,
-            since=self.since,
-            last_used=self.last_used,
-            yielded_at=self.yielded_at,
+            since=life.since,
+            last_used=life.last_used,
+            yielded_at=life.preempted_at,
             reload_s=spec.load_s,
-            preload=self.preload,
-            retry_at=self.retry_at,
-            processes=(self._process(),) if self.status.has_process else (),
+            preload=life.preload,
+            retry_at=life.restarts.retry_at,
+            processes=(self._process_view(),) if self.status.has_process else (),
         )
 
-    def _process(self) -> ProcessView:
+    def _process_view(self) -> ProcessView:
         return ProcessView(
             self.status,
-            self.held,
+            self.reserved,
             self.queue.in_flight,
             self.queue.best_in_flight,
-            self.served,
-            self.ready_since,
-            self.stop_reason,
+            self.life.served,
+            self.life.ready_since,
+            self.life.stop_reason,
         )
 
 
@@ -162,13 +164,12 @@ class World:
         settle_s: float = 0.1,
         queue_timeout_s: float = math.inf,
         max_waiting: int = 500,
-        load_retries: int = 2,
+        restarts: RestartLimits = RESTARTS,
         code: Code | None = None,
     ) -> None:
         self.code = code or Code()
-        self.limits, self.settle_s, self.load_retries = limits, settle_s, load_retries
-        self.queue_timeout_s = queue_timeout_s
-        self.models = {s.alias: Model(s, self.code.queue.RequestQueue(s.slots, max_waiting)) for s in specs}
+        self.limits, self.settle_s, self.queue_timeout_s = limits, settle_s, queue_timeout_s
+        self.models = {s.alias: self._model(s, max_waiting, restarts) for s in specs}
         self.devices = {str(i): Device(str(i), mb, min_free_mb) for i, mb in enumerate(device_mb)}
         self.requests: list[Request] = []
         self.now = 0.0
@@ -177,6 +178,10 @@ class World:
         self._order = itertools.count()
         self._alarm = math.inf
         self._look_wanted = self._contended = False
+
+    def _model(self, spec: Spec, max_waiting: int, restarts: RestartLimits) -> Model:
+        waiting = self.code.queue.RequestQueue(spec.slots, max_waiting)
+        return Model(spec, waiting, self.code.lifecycle.Lifecycle(spec.alias, restarts, 0.0))
 
     # --- time
 
@@ -253,8 +258,9 @@ class World:
         model = request.model
         model.requests.pop(request.ticket, None)
         if model.queue.finish(request.ticket, self.now):
-            model.last_used = self.now
-        self._stop_when_drained(model)
+            model.life.finished(self.now)
+        if not model.queue.in_flight:
+            self._do(model, model.life.drained(self.now))
 
     def _serve_next(self, model: Model) -> None:
         if self._contended or model.status is not Status.READY:
@@ -270,8 +276,8 @@ class World:
         if model.status is not Status.READY or (ticket := model.queue.grant(self.now)) is None:
             return False
         request = model.requests[ticket]
-        model.served += 1
-        model.last_used = request.granted = self.now
+        model.life.granted(self.now)
+        request.granted = self.now
         self.granted(request)
         self.after(request.service_s, partial(self._done, request, ticket))
         return True
@@ -307,7 +313,9 @@ class World:
         return [m.view() for m in self.models.values()]
 
     def device_views(self) -> list[DeviceView]:
-        return [d.view(sum(m.held.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()]
+        return [
+            d.view(sum(m.reserved.get(d.id, 0) for m in self.models.values())) for d in self.devices.values()
+        ]
 
     def live(self) -> list[Model]:
         return [m for m in self.models.values() if m.status.has_process]
@@ -316,7 +324,7 @@ class World:
         """What may be reserved now."""
         room = {d.id: d.total_mb - d.others_mb - d.settling_mb - d.min_free_mb for d in self.devices.values()}
         for model in self.live():
-            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
+            room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
         return Room(room, self.limits.max_models - len(self.live()))
 
     def carry_out(self, action: Any) -> None:
@@ -324,14 +332,11 @@ class World:
         if isinstance(action, Load):
             self.start(model, action.placement)
         elif isinstance(action, Stop):
-            self.drain(model, action.reason)
+            self.drain(model, action.reason, action.target)
         elif isinstance(action, Keep):
-            model.stop_reason, model.yielded_at = None, NEVER_USED
-            self._become(model, Status.READY)
+            self._do(model, model.life.resume(self.now))
         elif isinstance(action, Forget):
-            model.preload = False
-            if model.status is Status.CRASHED:
-                self._become(model, Status.OFF)
+            self._do(model, model.life.give_up(action.reason, self.now))
         else:
             for request in self._waiting(model):
                 self._end(request, Outcome.REFUSED)
@@ -348,58 +353,46 @@ class World:
     # --- processes
 
     def start(self, model: Model, placement: Mapping[str, int]) -> None:
-        model.held, model.preload, model.stop_reason = dict(placement), False, None
-        model.served, model.ready_since = 0, NEVER_USED
-        model.loads += 1
-        self._become(model, Status.STARTING)
+        model.reserved, model.loads = dict(placement), model.loads + 1
+        self._do(model, model.life.start(self.now, is_wanted=model.queue.waiting > 0))
         self._later(model, model.spec.load_s / 10, self._port_answers)
 
-    def drain(self, model: Model, reason: StopReason) -> None:
-        if model.status in (Status.STARTING, Status.LOADING):
-            self.stop(model, reason)
-        if model.status is not Status.READY:
-            return
-        if model.queue.waiting and reason.is_swap:
-            model.yielded_at = self.now
-        model.stop_reason = reason
-        self._become(model, Status.DRAINING)
-        self._stop_when_drained(model)
+    def drain(self, model: Model, reason: StopReason, target: str | None = None) -> None:
+        waits, runs = model.queue.waiting > 0, model.queue.in_flight
+        self._do(model, model.life.drain(reason, target, now=self.now, has_waiting=waits, in_flight=runs))
 
     def stop(self, model: Model, reason: StopReason) -> None:
         """At once: running requests are cut, and count as failed."""
-        model.stop_reason = reason
-        self._become(model, Status.STOPPING)
+        self._do(model, model.life.stop(reason, now=self.now))
+
+    def crash(self, model: Model) -> None:
+        """The process dies: unasked, or while it drains, which is what was wanted."""
+        self._release(model, settle=False)
+        self._do(model, model.life.process_ended(ProcessEnd(CRASHED), self.now))
+        for request in self._running(model):
+            self._replay(request)
+
+    def reset(self, model: Model) -> None:
+        self._do(model, model.life.reset(self.now))
+
+    def _do(self, model: Model, effects: Effects) -> None:
+        """What a lifecycle says: as the router's instance does it."""
+        for effect in effects:
+            if isinstance(effect, EndProcess):
+                self._end_process(model)
+            elif isinstance(effect, RejectWaiting):
+                for request in self._waiting(model):
+                    self._end(request, Outcome.FAILED)
+            else:
+                self.look_again()
+
+    def _end_process(self, model: Model) -> None:
         self.stopping(model)
         self.stops += 1
         for request in self._running(model):
             self.killed += 1
             self._end(request, Outcome.FAILED)
         self._later(model, model.spec.unload_s, self._exited)
-
-    def crash(self, model: Model) -> None:
-        """The process dies: unasked, or while it drains, which is what was wanted."""
-        drained = model.status in (Status.DRAINING, Status.STOPPING)
-        loaded = model.status is Status.READY
-        self._release(model, settle=False)
-        if drained:
-            if model.status is Status.DRAINING:
-                self._become(model, Status.STOPPING)
-            self._become(model, Status.OFF)
-        else:
-            model.crashes, model.failures = model.crashes + loaded, model.failures + (not loaded)
-            self._crashed(model)
-        for request in self._running(model):
-            self._replay(request)
-
-    def _crashed(self, model: Model) -> None:
-        if model.failures > self.load_retries:
-            self._become(model, Status.FAILED)
-            for request in self._waiting(model):
-                self._end(request, Outcome.FAILED)
-            return
-        count = model.failures or 1 + (model.crashes - 1) % 3
-        model.retry_at = self.now + backoff_s(count)
-        self._become(model, Status.CRASHED)
 
     def _replay(self, request: Request) -> None:
         """Once more at the old place, as if the answer had not begun."""
@@ -414,29 +407,23 @@ class World:
         else:
             self._push(request)
 
-    def reset(self, model: Model) -> None:
-        model.failures = model.crashes = 0
-        self._become(model, Status.OFF)
-
     def _port_answers(self, model: Model) -> None:
-        self._become(model, Status.LOADING)
+        self._do(model, model.life.port_answers(self.now))
         self._later(model, model.spec.load_s * 9 / 10, self._loaded)
 
     def _loaded(self, model: Model) -> None:
-        model.ready_since = model.last_used = self.now
-        model.failures = 0
-        self._become(model, Status.READY)
+        self._do(model, model.life.loaded(self.now))
         self.grant(model)
 
     def _exited(self, model: Model) -> None:
         self._release(model, settle=True)
-        self._become(model, Status.OFF)
+        self._do(model, model.life.process_ended(ProcessEnd(), self.now))
 
     def _release(self, model: Model, *, settle: bool) -> None:
         """The driver shows a stopped process's memory as free a little later."""
-        held, model.held, model.life = model.held, {}, model.life + 1
+        reserved, model.reserved, model.process = model.reserved, {}, model.process + 1
         if settle and self.settle_s:
-            for id, mb in held.items():
+            for id, mb in reserved.items():
                 self._settling(self.devices[id], mb)
                 self.after(self.settle_s, partial(self._settling, self.devices[id], -mb))
 
@@ -444,23 +431,15 @@ class World:
         device.settling_mb += mb
         self.look_again()
 
-    def _stop_when_drained(self, model: Model) -> None:
-        if model.status is Status.DRAINING and not model.queue.in_flight:
-            self.stop(model, model.stop_reason or StopReason.MANUAL)
-
     def _later(self, model: Model, delay_s: float, then: Callable[[Model], None]) -> None:
         """Unless that process has gone, or is on its way, by then."""
-        life, stopping = model.life, model.status is Status.STOPPING
+        process, stopping = model.process, model.status is Status.STOPPING
 
         def happen() -> None:
-            if model.life == life and (model.status is Status.STOPPING) == stopping:
+            if model.process == process and (model.status is Status.STOPPING) == stopping:
                 then(model)
 
         self.after(delay_s, happen)
-
-    def _become(self, model: Model, status: Status) -> None:
-        model.become(status, self.now)
-        self.look_again()
 
     def _running(self, model: Model) -> list[Request]:
         return [model.requests[t] for t in sorted(model.queue.running)]

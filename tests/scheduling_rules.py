@@ -54,13 +54,13 @@ class CheckedWorld(World):
         request = self.next_of(model)
         assert request is not None
         level = request.ticket.priority
-        arrived = max(request.ticket.arrived, model.yielded_at)
+        arrived = max(request.ticket.arrived, model.life.preempted_at)
         return Claim(level, arrived + level * self.limits.aging_s, arrived, self.order[request])
 
     def candidates(self) -> list[Model]:
         """Whose requests wait for a load that may begin, first in turn first."""
         found = [m for m in self.models.values() if m.status in _UNLOADED and m.queue.waiting]
-        ready = [m for m in found if m.status is not Status.CRASHED or m.retry_at <= self.now]
+        ready = [m for m in found if m.status is not Status.CRASHED or m.life.restarts.retry_at <= self.now]
         return sorted(ready, key=lambda m: (self.claim(m).key, self.claim(m).order))
 
     def leaving(self) -> list[Model]:
@@ -72,7 +72,7 @@ class CheckedWorld(World):
         going = {m.spec.alias: m for m in (*gone, *self.leaving())}.values()
         free = {d: mb + self.devices[d].settling_mb for d, mb in room.free.items()}
         for model in going:
-            free = {d: mb + model.held.get(d, 0) for d, mb in free.items()}
+            free = {d: mb + model.reserved.get(d, 0) for d, mb in free.items()}
         return Room(free, room.places + len(going))
 
     def entitled(self, claim: Claim, victim: Model, slack: float) -> bool:
@@ -83,7 +83,7 @@ class CheckedWorld(World):
         running = [self._request(victim, t).ticket.priority for t in victim.queue.running]
         if head is None and not running:
             return True
-        if head is not None and not victim.served:
+        if head is not None and not victim.life.served:
             return False
         if head is not None:
             level, key = head.ticket.priority, self.key(head)[0]
@@ -97,7 +97,7 @@ class CheckedWorld(World):
         in_turn = claim.key < key + slack
         if claim.level < level and in_turn:
             return True
-        held_until = max(claim.arrived, victim.ready_since) + self.limits.max_swap_wait_s
+        held_until = max(claim.arrived, victim.life.ready_since) + self.limits.max_swap_wait_s
         return (claim.level <= level or in_turn) and self.now >= held_until - slack
 
     def _request(self, model: Model, ticket: object) -> Request:
@@ -142,14 +142,14 @@ class CheckedWorld(World):
         assert model.status is Status.READY
         assert not model.requests, "idle with requests"
         assert model.spec.idle_timeout_s is not None
-        assert self.now >= model.last_used + model.spec.idle_timeout_s
+        assert self.now >= model.life.last_used + model.spec.idle_timeout_s
 
     def _most_room(self) -> Room:
         """With everything gone that is not pinned."""
         room = {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self.devices.values()}
         stay = [m for m in self.live() if m.spec.pinned and not _is_leaving(m)]
         for model in stay:
-            room = {d: mb - model.held.get(d, 0) for d, mb in room.items()}
+            room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
         return Room(room, self.limits.max_models - len(stay))
 
     def _check_refusals(self, refused: Collection[str]) -> None:
@@ -223,13 +223,13 @@ class CheckedWorld(World):
         helps = fit(first.need, self.without([*others, model])) is not None
         if fit(first.need, self.without(others)) is not None or not helps or model.spec.pinned:
             return
-        if model.spec.slots == 1 and model.served > 1:  # else it may be the second of several at once
+        if model.spec.slots == 1 and model.life.served > 1:  # else it may be the second of several at once
             level, key = request.ticket.priority, self.key(request)[0]
             due = self._goes_before(claim, model, level, key, -BARELY)
             assert not due, "rule 5: granted although the hold is over"
 
     def stopping(self, model: Model) -> None:
-        if model.stop_reason is not StopReason.MANUAL:
+        if model.life.stop_reason is not StopReason.MANUAL:
             assert not model.queue.in_flight, "rule 1: stopped with requests in flight"
 
     # --- at any time
@@ -263,5 +263,5 @@ class CheckedWorld(World):
 
 
 def _is_leaving(model: Model) -> bool:
-    swap = model.stop_reason is not None and model.stop_reason.is_swap
+    swap = model.life.stop_reason is not None and model.life.stop_reason.is_swap
     return model.status is Status.STOPPING or (model.status is Status.DRAINING and not swap)

@@ -14,7 +14,7 @@ from app.domain.events import RequestFinished
 from app.domain.fingerprint import Fingerprint
 from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.admission import Admission
 from app.proxy.record import RequestRecord, RoutedRequest
 from tests.fakes import World
@@ -62,7 +62,7 @@ async def test_who_leaves_while_the_file_of_a_failed_model_is_looked_at_was_neve
 ) -> None:
     """It would be counted out without having been counted in: one fewer would seem to wait than do."""
     instance = world.manager.instances["a"]
-    instance.fail(Failure(FailureKind.UNKNOWN, "it broke", None, ()))
+    instance.check_failed(Failure(FailureKind.UNKNOWN, "it broke", None, ()))
     looked = asyncio.Event()
 
     async def is_another_file(_: ModelInstance) -> bool:

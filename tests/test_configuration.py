@@ -157,7 +157,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.log_dir": ("elsewhere", NAMED),
     "system.base_models_path": ("/models", _spec("path", Path("/models/a.gguf"))),
     "system.max_concurrent_models": (7, lambda r: r.services.manager.scheduler.limits.max_models == 7),
-    "system.preload_models": (["b"], lambda r: r.services.manager.instances["b"].preload),
+    "system.preload_models": (["b"], lambda r: r.services.manager.instances["b"].lifecycle.preload),
     "system.enable_idle_timeout": (False, _spec("idle_timeout_s", None)),
     "system.idle_timeout_sec": (7, _spec("idle_timeout_s", 7)),
     "system.request_timeout_sec": (7, lambda r: r.services.health._silence_s < 7),
@@ -177,16 +177,20 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.load_timeout_sec": (7, lambda r: r.launcher.load_timeout_s == 7),
     "system.load_max_retries": (
         7,
-        lambda r: r.services.manager.instances["a"]._restarts.limits.load_retries == 7,
+        lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.load_retries == 7,
     ),
     "system.health_check_interval_sec": (7, lambda r: r.services.health._pause_s() == 7),
     "system.max_restarts": (
         7,
-        lambda r: r.services.manager.instances["a"]._restarts.limits.max_restarts == 7,
+        lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.max_restarts == 7,
     ),
     "system.restart_window_sec": (
         7,
-        lambda r: r.services.manager.instances["a"]._restarts.limits.window_s == 7,
+        lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.window_s == 7,
+    ),
+    "system.crash_quarantine_sec": (
+        7,
+        lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.refuse_s == 7,
     ),
     "system.max_swap_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.max_swap_wait_s == 7),
     "system.aging_sec": (7, lambda r: _key_of_a_low_one(r) == pytest.approx(14)),
@@ -315,10 +319,10 @@ async def test_what_nobody_takes_is_told_at_each_reload_until_the_restart(
 async def test_models_that_a_reload_adds_to_the_preloads_are_loaded(router: Router) -> None:
     await router.change("system", "preload_models", ["*"])
     instances = router.services.manager.instances
-    assert instances["a"].preload
+    assert instances["a"].lifecycle.preload
     router.tree["models"]["c"] = {"model_path": "c.gguf"}
     await router.reload()
-    assert instances["c"].preload
+    assert instances["c"].lifecycle.preload
 
 
 async def test_no_change_is_taken_while_the_router_stops(router: Router) -> None:

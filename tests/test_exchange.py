@@ -17,6 +17,8 @@ from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
+from app.models.lifecycle import Lifecycle
+from app.models.restarts import RestartLimits
 from app.proxy import messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
@@ -75,7 +77,9 @@ class World:
         self.wakes_at = 0.0
         self.queue = RequestQueue(slots=1, max_waiting=10)
         self.runner: Any = Runner()
-        self.status, self.ready_since, self.load_started, self.alias = Status.READY, 900.0, 890.0, "m"
+        self.status, self.alias = Status.READY, "m"
+        self.lifecycle = Lifecycle("m", RestartLimits(3, 600, 2), 890.0)
+        self.lifecycle.load_started, self.lifecycle.ready_since = 890.0, 900.0
         self.load_progress: float | None = None
         # slots
         self.is_full = False

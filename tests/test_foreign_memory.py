@@ -146,7 +146,7 @@ async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not
     world.launcher.newest("a").fail_to_load(NO_MEMORY)
     await world.settle()
     instance = world.manager.instances["a"]
-    assert (instance.status, instance.attempts) == (Status.CRASHED, 0)
+    assert (instance.status, instance.lifecycle.restarts.attempts) == (Status.CRASHED, 0)
     await world.pass_time(3)
     assert world.manager.scheduler.waits["a"].for_others
     world.launcher.slow = False
@@ -182,7 +182,7 @@ async def test_out_of_memory_without_another_program_still_raises_the_need(make_
     world.launcher.fail_next = [NO_MEMORY]
     request = world.request("a")
     await world.settle()
-    assert world.manager.instances["a"].attempts == 1
+    assert world.manager.instances["a"].lifecycle.restarts.attempts == 1
     await world.pass_time(1)
     assert request.granted.is_set() and world.held("a") == {"0": 6600}
 

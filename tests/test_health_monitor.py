@@ -142,7 +142,7 @@ async def test_a_hung_model_takes_the_way_of_a_crash(ward: Ward) -> None:
     await ward.check(3)
     assert hung.stopped
     assert ward.world.status("a") is Status.CRASHED
-    failure = ward.world.manager.instances["a"].failure
+    failure = ward.world.manager.instances["a"].lifecycle.failure
     assert failure is not None and failure.kind is FailureKind.TIMEOUT
     assert "hung (it missed 3 probes in a row)" in failure.message
 

@@ -24,7 +24,7 @@ from app.configuration.file import parse
 from app.domain.events import Outcome, RequestFinished
 from app.domain.status import StopReason
 from app.main import RouterApp, create_app
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy import exchange, gateway, reply
 from app.proxy import request as proxied
 from app.proxy.gateway import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, Accepted
@@ -808,8 +808,8 @@ async def test_the_time_of_a_load_is_told_once(router: Router) -> None:
         client.say(request())
         await router.waiting(count)
     await until(lambda: router.launcher.loads("m"))
-    began = router.instance().load_started
-    router.instance().load_started = began - 100  # as if it took that long
+    began = router.instance().lifecycle.load_started
+    router.instance().lifecycle.load_started = began - 100  # as if it took that long
     for connection in router.connections:
         assert connection._exchange is not None
         connection._exchange.ticket.arrived -= 100

@@ -144,7 +144,7 @@ async def test_every_planned_stop_saves_also_one_that_cuts_a_request(
     await eventually(world, request.granted.is_set)
     world.manager.instances["a"].stop(reason)
     assert request.cut.is_set()
-    await world.manager.instances["a"].gone()
+    await world.manager.instances["a"].until_gone()
     assert moves(world) == [SAVED]
 
 
@@ -164,7 +164,7 @@ async def test_a_model_that_served_nobody_or_is_still_loading_has_nothing_to_sav
     request = world.request("a")
     await eventually(world, lambda: world.launcher.loads("a") == 1)
     world.manager.instances["a"].stop(StopReason.MANUAL)
-    await world.manager.instances["a"].gone()
+    await world.manager.instances["a"].until_gone()
     await request.leave()
 
     world.launcher.slow = False
@@ -279,7 +279,7 @@ async def test_a_stop_during_the_restore_ends_the_load(build: Build, slots: Slot
     request = world.request("a")
     await eventually(world, lambda: "restore 0" in slots.log)
     world.manager.instances["a"].stop(StopReason.MANUAL)
-    await world.manager.instances["a"].gone()
+    await world.manager.instances["a"].until_gone()
     slots.answers.set()
     await eventually(world, request.granted.is_set)
     assert slots.log == ["save 0", "restore 0", "restore 0"]

@@ -518,7 +518,7 @@ async def test_a_free_slot_is_granted_at_once(make_world: MakeWorld) -> None:
     first, second, third = [_entered(world, "a") for _ in range(3)]
     assert [_has_slot(ticket) for ticket in (first, second, third)] == [True, True, False]
     instance = world.manager.instances["a"]
-    assert (first.granted_at, instance.last_used) == (world.clock.now, world.clock.now)
+    assert (first.granted_at, instance.lifecycle.last_used) == (world.clock.now, world.clock.now)
     world.manager.leave(instance, first)
     assert _has_slot(third)
     for ticket in (second, third):
@@ -573,7 +573,7 @@ async def test_only_a_model_that_serves_grants_at_once(make_world: MakeWorld, st
         await world.settle()
         instance.drain(StopReason.MANUAL)
     elif status is Status.FAILED:
-        instance.fail(failure())
+        instance.check_failed(failure())
     assert instance.status is status
     if status is Status.FAILED:
         with pytest.raises(ModelFailed):

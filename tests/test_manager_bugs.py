@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.errors import LoadFailed
 from app.domain.status import Status
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.scheduling import policy
 from app.scheduling.plan import Plan
 from tests.fakes import World

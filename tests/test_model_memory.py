@@ -158,7 +158,7 @@ async def test_a_preloaded_model_is_planned_again_too(make_world: MakeWorld) -> 
     world.launcher.newest("a").say(announced(5200))
     await world.settle()
     assert world.status("a") is Status.OFF
-    assert not world.manager.instances["a"].preload, "there is no room, so it is forgotten"
+    assert not world.manager.instances["a"].lifecycle.preload, "there is no room, so it is forgotten"
 
 
 async def test_a_declared_need_is_the_last_word(make_world: MakeWorld) -> None:

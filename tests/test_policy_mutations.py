@@ -16,7 +16,7 @@ from tests.test_scheduling_properties import Scheduling, run_machine
 EXAMPLES = 1000
 PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"
 CLAIMS, POLICY = "app.scheduling.claims", "app.scheduling.policy"
-QUEUE = "app.core.queue"
+QUEUE, LIFECYCLE = "app.core.queue", "app.models.lifecycle"
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,35 @@ MUTATIONS = [
         "        elif ticket.state is TicketState.WAITING:\n",
         "        elif False:\n",
     ),
+    Mutation(
+        "what has drained is not stopped",
+        LIFECYCLE,
+        "        return self.stop(self.stop_reason or StopReason.MANUAL, now=now)\n",
+        "        return []\n",
+    ),
+    Mutation(
+        "what drains is stopped with requests in flight",
+        LIFECYCLE,
+        "return [move] if in_flight else [move, *self.drained(now)]",
+        "return [move, *self.drained(now)]",
+    ),
+    Mutation(
+        "those who wait for a model that has failed are not told",
+        LIFECYCLE,
+        "return [self._move(Status.FAILED, failure.message, now), RejectWaiting(failure)]",
+        "return [self._move(Status.FAILED, failure.message, now)]",
+    ),
 ]
 
 
 def mutated(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> Code:
-    """Fresh copies of the five modules, one of them changed; the real ones stay as they are."""
-    changed = {name: _source(name) for name in (PLACEMENT, TURNS, CLAIMS, POLICY, QUEUE)}
+    """Fresh copies of the six modules, one of them changed; the real ones stay as they are."""
+    changed = {name: _source(name) for name in (PLACEMENT, TURNS, CLAIMS, POLICY, QUEUE, LIFECYCLE)}
     assert changed[mutation.module].count(mutation.old) == 1, "the code has moved on: adapt the mutation"
     changed[mutation.module] = changed[mutation.module].replace(mutation.old, mutation.new)
     with monkeypatch.context() as patched:
         modules = {name: _fresh(name, source, patched) for name, source in changed.items()}
-    return Code(policy=modules[POLICY], queue=modules[QUEUE])
+    return Code(modules[POLICY], modules[QUEUE], modules[LIFECYCLE])
 
 
 def _source(name: str) -> str:

@@ -106,22 +106,17 @@ class Scheduling(RuleBasedStateMachine):
         if kind == "crash" and model.status.has_process:
             self.world.crash(model)
         elif kind == "eject":
-            self._eject(model)
+            self.world.drain(model, StopReason.MANUAL)
         elif kind == "eject now" and model.status.has_process and model.status is not Status.STOPPING:
             self.world.stop(model, StopReason.MANUAL)
         elif kind == "others":
             self._other_programs(which)
         elif kind == "preload":
-            model.preload = True
+            model.life.want_preload()
         if model.status is Status.FAILED:
             self.world.reset(model)
         self.world.look_again()
         self.world.run(self.world.now)
-
-    def _eject(self, model: Model) -> None:
-        if model.status is Status.DRAINING:  # for a swap: from now on nobody may keep it
-            model.stop_reason = StopReason.MANUAL
-        self.world.drain(model, StopReason.MANUAL)
 
     def _other_programs(self, which: int) -> None:
         devices = list(self.world.devices.values())

@@ -109,9 +109,10 @@ async def test_a_hang_that_cannot_be_ended_is_a_crash_and_cuts_its_requests(worl
     instance, runner = world.manager.instances["a"], world.launcher.newest("a")
     runner.is_immortal = True
     with anyio.fail_after(5):
-        await instance.end_hung(runner, "it missed 3 probes in a row")
+        await instance.kill_unresponsive(runner, "it missed 3 probes in a row")
     assert instance.status is Status.CRASHED
-    assert instance.failure is not None and "hung" in instance.failure.message
+    failure = instance.lifecycle.failure
+    assert failure is not None and "hung" in failure.message
     assert request.cut.is_set(), "its connection would never end"
     await request.leave()
     await world.pass_time(1)

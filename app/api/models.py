@@ -18,7 +18,7 @@ from app.api.openai import json_object
 from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.domain.views import HOST
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.request import named_model
 from app.scheduling.plan import Preview
 
@@ -165,10 +165,10 @@ def _status(services: Services, instance: ModelInstance) -> dict[str, Any]:
 
 
 def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
-    failure = instance.failure
+    failure = instance.lifecycle.failure
     return {
         "model": instance.alias,
-        "attempts": instance.attempts,
+        "attempts": instance.lifecycle.restarts.attempts,
         "error": failure.message if failure else None,
         "kind": failure.kind.value if failure else None,
         "exit_code": failure.exit_code if failure else None,

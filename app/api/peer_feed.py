@@ -10,7 +10,7 @@ from app.api.event_channel import Channel
 from app.api.render import router_mode_status
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, StatusChanged, Touched
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 
 class PeerFeed:

@@ -11,7 +11,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import HOST, DeviceView, ModelView, ProcessView
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.scheduling.plan import NEVER, Wait
 
 
@@ -85,14 +85,14 @@ def openai_model(instance: ModelInstance, router: Started) -> dict[str, Any]:
         "state": view.status.public,
         "status": router_mode_status(instance),
     }
-    if instance.trained_context is not None:
-        found["n_ctx_train"] = instance.trained_context
+    if instance.footprint is not None and instance.footprint.trained_context is not None:
+        found["n_ctx_train"] = instance.footprint.trained_context
     return found
 
 
 def router_mode_status(instance: ModelInstance) -> dict[str, Any]:
-    if instance.status is Status.FAILED and instance.failure is not None:
-        code = instance.failure.exit_code  # None where no process was started for it
+    if instance.status is Status.FAILED and instance.lifecycle.failure is not None:
+        code = instance.lifecycle.failure.exit_code  # None where no process was started for it
         return {"value": "unloaded", "failed": True, "exit_code": 1 if code is None else code}
     if instance.status in _COMING:
         return {"value": "loading"}

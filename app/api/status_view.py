@@ -11,7 +11,7 @@ from app.configuration.current import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
 from app.domain.views import NEVER_USED, ModelView
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 _NO_PROCESS: dict[str, Any] = {"port": None, "pid": None, "vram_mb": None, "devices": [], "health": None}
 
@@ -56,4 +56,4 @@ class StatusView:
 def _preloads(instance: ModelInstance) -> bool:
     """It waits for its first load, or is in it."""
     loads = instance.status in (Status.STARTING, Status.LOADING)
-    return instance.preload or (loads and instance.last_used == NEVER_USED)
+    return instance.lifecycle.preload or (loads and instance.lifecycle.last_used == NEVER_USED)

@@ -17,7 +17,7 @@ from app.domain.event_bus import EventBus
 from app.domain.events import Event, RequestFinished
 from app.domain.status import Health, Status
 from app.llama.runner import Runner
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class HealthMonitor:
     def _keep(self, instance: ModelInstance, record: Record) -> None:
         self._records[instance.alias] = record
         if instance.runner is not None and instance.runner.pid == record.pid:
-            instance.judged(judge(record))
+            instance.health_changed(judge(record))
 
     async def _check(self, instance: ModelInstance, runner: Runner) -> bool:
         started = self._clock()
@@ -149,12 +149,16 @@ class HealthMonitor:
 
     async def _end(self, instance: ModelInstance, runner: Runner, record: Record) -> None:
         if record.consecutive_failures >= UNHEALTHY_AFTER:
-            await instance.end_hung(runner, f"it missed {record.consecutive_failures} probes in a row")
+            await instance.kill_unresponsive(
+                runner, f"it missed {record.consecutive_failures} probes in a row"
+            )
         elif not instance.view().vram_mb and await runner.working():
             logger.info("%s: no answer for long, but it computes: a long prompt, most likely", instance.alias)
             self._keep(instance, record.after_answer())
         else:
-            await instance.end_hung(runner, f"{record.silent_timeouts} requests in a row got no answer")
+            await instance.kill_unresponsive(
+                runner, f"{record.silent_timeouts} requests in a row got no answer"
+            )
 
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, RequestFinished):

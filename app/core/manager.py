@@ -25,10 +25,11 @@ from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint, inspect
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
+from app.models.instance import ModelInstance
 from app.models.kv_cache import KvCache
+from app.models.load_errors import load_failed, model_failed
 from app.models.restarts import RestartLimits
 from app.models.scheduler import Scheduler
-from app.models.supervisor import ModelInstance
 from app.scheduling.plan import Limits, Preview
 
 
@@ -174,20 +175,20 @@ class ModelManager:
 
     async def eject(self, instance: ModelInstance, *, now: bool, timeout_s: float) -> bool:
         """Free its memory; False if it holds none. Waiting requests stay and load it again."""
-        over = instance.over
-        if over is None:
-            if instance.status is Status.CRASHED or instance.preload:
-                instance.forget("ejected")  # it would come back by itself
+        process = instance.process
+        if process is None:
+            if instance.status is Status.CRASHED or instance.lifecycle.preload:
+                instance.give_up("ejected")  # it would come back by itself
             return False
         if now or timeout_s <= 0:
             instance.stop(StopReason.MANUAL)
         else:
             instance.drain(StopReason.MANUAL)
         with anyio.move_on_after(timeout_s):
-            await over.wait()
-        if not over.is_set():
+            await process.over.wait()
+        if not process.over.is_set():
             instance.stop(StopReason.MANUAL)
-            await over.wait()
+            await process.over.wait()
         return True
 
     async def preview(self, instance: ModelInstance) -> Preview:
@@ -195,14 +196,13 @@ class ModelManager:
         if instance.need is None:
             await self.scheduler.inspect(instance)
         if instance.status is Status.FAILED:
-            raise instance.load_failed()
+            raise load_failed(instance.alias, instance.lifecycle.failure)
         return await self.scheduler.preview(instance.alias)
 
     def preload(self, aliases: Sequence[str]) -> None:
         """Load those that are off as soon as there is room."""
         for alias in aliases:
-            if self.instances[alias].status is Status.OFF:
-                self.instances[alias].preload = True
+            self.instances[alias].lifecycle.want_preload()
         self.scheduler.look_again()
 
     def views(self) -> list[ModelView]:
@@ -226,7 +226,7 @@ class ModelManager:
             async with anyio.create_task_group() as group:
                 for instance in self.instances.values():
                     instance.drain(StopReason.SHUTDOWN)
-                    group.start_soon(instance.gone)
+                    group.start_soon(instance.until_gone)
         await self.stop_all()
 
     async def stop_all(self) -> None:
@@ -235,7 +235,7 @@ class ModelManager:
         for instance in self.instances.values():
             instance.stop(StopReason.SHUTDOWN)
         for instance in self.instances.values():
-            await instance.gone()
+            await instance.until_gone()
         await self._learned.save()
 
     # --- inside
@@ -264,7 +264,7 @@ class ModelManager:
         if self.closing:
             raise shutting_down()
         if instance.status is Status.FAILED:
-            raise instance.model_failed()
+            raise model_failed(instance.alias, instance.lifecycle.failure)
 
     def _serve_next(self, instance: ModelInstance) -> None:
         """Grant at once, unless somebody else may have a better claim: then the next look decides."""

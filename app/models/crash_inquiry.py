@@ -9,7 +9,8 @@ from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import RequestCrashesModel
 from app.domain.fingerprint import Fingerprint
 from app.llama.exit_reason import Failure
-from app.models.restarts import Blame, Restarts
+from app.models.effects import Blame
+from app.models.restarts import Restarts
 from app.models.suspects import Standing, Suspects
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class CrashInquiry:
         return bool(self._suspects.sizes)
 
     def process_ended(self, failure: Failure | None) -> Blame:
-        """One that served. What ran in it is still in the queue's slots."""
+        """What ran in it is still in the queue's slots."""
         if failure is None or not failure.is_crash:
             return Blame.MODEL
         running, limits, now = tuple(self._queue.running), self._restarts.limits, self._clock()

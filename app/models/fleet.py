@@ -9,8 +9,8 @@ from app.domain.names import MAX_NAME, folded, nearest_first, readings
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import ModelView
+from app.models.instance import ModelInstance
 from app.models.restarts import RestartLimits
-from app.models.supervisor import ModelInstance
 
 SHOWN_NAMES = 20
 
@@ -50,7 +50,7 @@ class Fleet:
 
     def forget_removed(self) -> list[str]:
         """Those whose process is gone now."""
-        gone = [a for a, i in self.instances.items() if i.removed and i.over is None]
+        gone = [a for a, i in self.instances.items() if i.removed and i.process is None]
         for alias in gone:
             del self.instances[alias]
         return gone

@@ -10,13 +10,12 @@ import anyio.to_thread
 from app.core.vram_tracker import DeviceTracker
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
-from app.domain.status import Status
 from app.domain.views import Need
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
 from app.memory.history import LearnedFootprints
 from app.memory.need import Footprint, key, need
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +52,11 @@ class Inspection:
             await self._launcher.check(instance.spec)
             instance.need = self.need_of(instance)
         except LoadError as error:
-            _unfit(instance, error.failure)
+            instance.check_failed(error.failure)
         except Exception as error:  # a bug of ours, or a file stranger than any we know
             logger.exception("%s: looking at its file failed", instance.alias)
             message = f"The router could not make sense of its file ({type(error).__name__}: {error})."
-            _unfit(instance, Failure(FailureKind.UNKNOWN, message, None, ()))
+            instance.check_failed(Failure(FailureKind.UNKNOWN, message, None, ()))
 
     def need_of(self, instance: ModelInstance) -> Need:
         """By the header of its file, and by what was learned of it and of the GPUs."""
@@ -76,12 +75,3 @@ class Inspection:
         )
         instance.memory.expect(spec, name, takes)
         return takes
-
-
-def _unfit(instance: ModelInstance, failure: Failure) -> None:
-    if instance.status not in (Status.OFF, Status.CRASHED):
-        return
-    if failure.kind is FailureKind.OUT_OF_FILES:
-        instance.turn_away(failure)
-    else:
-        instance.fail(failure)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 
 from app.llama.exit_reason import FailureKind
+from app.models.effects import Blame
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,6 @@ class RestartLimits:
     refuse_s: float = 600.0
 
 
-class Blame(Enum):
-    """Who crashed a process."""
-
-    MODEL = "the model, its file or its build: no request ran, or all that ran are cleared"
-    REQUEST = "a request, as the only one that ran; if none is answered in between, several are the model"
-    PERHAPS_REQUEST = "one of the requests that ran, perhaps: they are run once more, one at a time"
-
-
 class Restarts:
     """Counts what went wrong with one model, in seconds of one clock."""
 
@@ -40,8 +32,11 @@ class Restarts:
         self._crashes: list[float] = []
         self._by_requests: list[float] = []  # of these, since one was answered
 
-    def after_crash(self, now: float, blame: Blame = Blame.MODEL) -> bool:
-        """Whether it may be started again, at `retry_at`."""
+    def after_crash(self, now: float, blame: Blame) -> bool:
+        """Whether it may be started again, at `retry_at`.
+
+        One for which a request may be to blame does not count as long as that is not known.
+        """
         self._crashes = [when for when in self._crashes if now - when < self.limits.window_s]
         if blame is not Blame.PERHAPS_REQUEST:
             self._crashes.append(now)
@@ -60,12 +55,9 @@ class Restarts:
             self._crashes = [when for when in self._crashes if when not in self._by_requests]
             self._by_requests.clear()
 
-    def after_failed_load(self, kind: FailureKind, now: float, *, was_taken: bool = False) -> bool:
-        """Whether it may be tried again, at `retry_at`.
-
-        `was_taken`: other programs took its memory meanwhile, which is no fault of its own.
-        """
-        self.attempts += not was_taken
+    def after_failed_load(self, kind: FailureKind, now: float, *, counts: bool = True) -> bool:
+        """Whether it may be tried again, at `retry_at`. One that does not count is no attempt."""
+        self.attempts += counts
         self.retry_at = now + backoff_s(self.attempts)
         retries = self.limits.load_retries
         if kind is FailureKind.OUT_OF_MEMORY:

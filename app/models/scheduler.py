@@ -16,7 +16,7 @@ from app.domain.jobs import Jobs
 from app.llama.runner import Launcher
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.scheduling import policy
 from app.scheduling.plan import (
     NEVER,
@@ -155,9 +155,9 @@ class Scheduler:
         elif isinstance(action, Stop):
             instance.drain(action.reason, action.target)
         elif isinstance(action, Keep):
-            instance.keep()
+            instance.resume()
         elif isinstance(action, Forget):
-            instance.forget(action.reason)
+            instance.give_up(action.reason)
         elif isinstance(action, Inspect):
             self._jobs.start(f"inspect {instance.alias}", partial(self.inspect, instance))
         else:
@@ -176,6 +176,6 @@ class Scheduler:
 
     def _on_reading(self, event: Event) -> None:
         models = self._fleet.instances.values()
-        changed = [model.memory.look(has_served=model.has_served) for model in models]
+        changed = [model.memory.look(has_served=model.lifecycle.has_served) for model in models]
         if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
             self.look_again()

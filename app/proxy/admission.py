@@ -89,7 +89,7 @@ class Admission:
         """Else the replay could be sent to the process that has just failed, and nobody would know why."""
         if runner is not None:
             with anyio.move_on_after(self._exit_wait_s) as wait:
-                await entrant.instance.without(runner)
+                await entrant.instance.until_gone(runner)
             if wait.cancelled_caught:
                 await self._health.suspect(entrant.instance, runner)
         error = self._instead_of_replay(entrant)

@@ -17,7 +17,7 @@ from app.domain.errors import RouterError
 from app.domain.fingerprint import Fingerprint
 from app.domain.status import Status
 from app.llama.runner import Runner
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy import messages
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest

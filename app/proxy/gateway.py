@@ -17,6 +17,7 @@ from app.core.config import SystemConfig
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.domain.heartbeats import Heartbeats
+from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
@@ -235,7 +236,7 @@ class Gateway:
                 )
                 body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
         if b"autoload=" in target and not instance.serves and forbids_load(target):
-            raise instance.not_loaded()
+            raise model_not_loaded(instance.alias)
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,

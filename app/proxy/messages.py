@@ -6,7 +6,7 @@ from app.core.config import SystemConfig
 from app.core.queue import Ticket
 from app.domain.errors import InternalError, ModelCrashed, QueueTimeout, UpstreamTimeout
 from app.domain.status import Status
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 
 
 def queue_timeout(instance: ModelInstance, limits: SystemConfig) -> QueueTimeout:

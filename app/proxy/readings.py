@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 from app.domain.errors import MissingModel
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.routes import READINGS_BY_PATH, TUNNEL, Reading
 
 _NOT_PASSED_ON = frozenset({"model", "autoload"})

@@ -10,7 +10,7 @@ from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.headers import Headers
 
 
@@ -70,7 +70,8 @@ class RequestRecord:
     def granted(self, ticket: Ticket, instance: ModelInstance) -> None:
         """The wait is over; the part of it that the model was loading is added to `load_s`."""
         self.granted_at = ticket.granted_at
-        waited_for_load_s = instance.ready_since - max(ticket.arrived, instance.load_started)
+        life = instance.lifecycle
+        waited_for_load_s = life.ready_since - max(ticket.arrived, life.load_started)
         if waited_for_load_s > 0:
             self.load_s += waited_for_load_s
 

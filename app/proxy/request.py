@@ -23,7 +23,8 @@ from app.domain.errors import (
 from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
+from app.models.load_errors import model_not_loaded
 from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
@@ -89,7 +90,7 @@ def read_tunnel(
     instance, path = _split_target(models, quote(raw_path, safe=_KEPT_IN_PATH))
     only_reads = method in _READING and not meta.is_navigation
     if only_reads and not instance.serves:
-        raise instance.not_loaded()
+        raise model_not_loaded(instance.alias)
     query = quote(raw_query, safe=_KEPT_IN_QUERY)
     where = f"/{path}" + (f"?{query}" if query else "")
     endpoint = TUNNEL.rstrip("/")

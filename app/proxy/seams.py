@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from app.core.queue import Ticket, TicketOwner
 from app.domain.errors import RouterError
 from app.llama.runner import Runner
-from app.models.supervisor import ModelInstance
+from app.models.instance import ModelInstance
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord
 

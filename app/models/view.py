@@ -1,0 +1,100 @@
+"""The frozen picture of one model and its process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from app.core.queue import RequestQueue
+from app.core.vram_tracker import DeviceTracker
+from app.domain.spec import ModelSpec
+from app.domain.status import Health
+from app.domain.views import HOST, KeptView, ModelView, Need, ProcessView
+from app.llama.runner import Runner
+from app.memory.need import Footprint
+from app.memory.reservation import ModelMemory
+from app.models.conversations import Conversations
+from app.models.lifecycle import LOADS, Lifecycle
+
+
+class Viewed(Protocol):
+    """What the picture shows of a model."""
+
+    spec: ModelSpec
+    queue: RequestQueue
+    lifecycle: Lifecycle
+    memory: ModelMemory
+    conversations: Conversations
+    footprint: Footprint | None
+    need: Need | None
+    health: Health | None
+
+    @property
+    def runner(self) -> Runner | None: ...
+
+
+def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
+    life, spec, kept = model.lifecycle, model.spec, model.conversations.kept
+    high, normal, low = model.queue.waiting_by_level
+    return ModelView(
+        alias=spec.alias,
+        status=life.status,
+        kind=spec.kind,
+        slots=model.queue.slots,
+        pinned=spec.pinned,
+        idle_timeout_s=spec.idle_timeout_s,
+        waiting_by_level=(high, normal, low),
+        head=model.queue.head,
+        need=model.need,
+        since=life.since,
+        last_used=life.last_used,
+        yielded_at=life.preempted_at,
+        reload_s=_reload_s(model),
+        expected_load_s=model.memory.load_s,
+        preload=life.preload,
+        retry_at=life.restarts.retry_at,
+        reason=life.reason,
+        stop_reason=life.stop_reason,
+        stopped_for=life.stopped_for,
+        error=life.failure.message if life.failure else None,
+        estimated_mb=model.memory.estimated_mb,
+        measured_mb=model.memory.measured_mb,
+        kept=KeptView(spec.keep_cache, *((kept.tokens, kept.size) if kept else ())),
+        processes=(_process_view(model, tracker),) if life.status.has_process else (),
+    )
+
+
+def _process_view(model: Viewed, tracker: DeviceTracker) -> ProcessView:
+    life, queue, runner = model.lifecycle, model.queue, model.runner
+    loads = life.status in LOADS
+    log = runner.load_log if runner is not None and loads else None
+    return ProcessView(
+        status=life.status,
+        reserved=tracker.held(model.spec.alias),
+        in_flight=queue.in_flight,
+        best_in_flight=queue.best_in_flight,
+        served=life.served,
+        ready_since=life.ready_since,
+        stop_reason=life.stop_reason,
+        health=model.health if runner is not None else None,
+        port=runner.port if runner is not None else None,
+        pid=runner.pid if runner is not None else None,
+        vram_mb=_vram_mb(model, tracker),
+        load_started=life.load_started if loads else None,
+        load_progress=log.progress if log is not None else None,
+        load_stage=log.stage if log is not None else None,
+    )
+
+
+def _vram_mb(model: Viewed, tracker: DeviceTracker) -> int:
+    """As the driver tells it, else what was reserved for it on GPUs."""
+    measured = tracker.measured_mb(model.spec.alias)
+    if measured is not None:
+        return measured
+    return sum(mb for device, mb in tracker.held(model.spec.alias).items() if device != HOST)
+
+
+def _reload_s(model: Viewed) -> float:
+    """What it would cost to have it again: seconds, guessed from its size where nothing was measured."""
+    if (load_s := model.memory.load_s) is not None:
+        return load_s + model.conversations.save_s
+    return model.footprint.file_mb / 1000 if model.footprint else 1.0
