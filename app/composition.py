@@ -33,7 +33,7 @@ from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
-from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
@@ -43,6 +43,7 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
@@ -57,6 +58,7 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     bus = EventBus(BATCH_S)
@@ -76,13 +78,16 @@ async def build(
         tracker=tracker,
         bus=bus,
         clock=time.monotonic,
-        learned=await _learned(config.system.log_dir, binary),
+        history=await _load_history(config.system.log_dir, binary),
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
-    services = _services(configuration, launcher, manager, tracker, http, bus, logs, started_at, heartbeat_s)
+    services = _services(
+        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+    )
     stack.callback(services.upstream.close)
-    stack.callback(bus.settle)
+    stack.callback(services.bodies.close)
+    stack.callback(bus.flush)
     stack.callback(services.feed.close)
     stack.callback(services.metrics_feed.close)
     stack.callback(services.peer_feed.close)
@@ -97,6 +102,7 @@ def _services(
     launcher: Launcher,
     manager: ModelManager,
     tracker: DeviceTracker,
+    memory: ClientMemory,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -120,7 +126,7 @@ def _services(
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         figures=figures,
@@ -159,14 +165,14 @@ def _subscribe(services: Services) -> None:
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
-    configuration.subscribe(("api.api_keys",), lambda _: _hang_up(services))
+    configuration.subscribe(("api.api_keys",), lambda _: _disconnect_all(services))
 
 
-def _hang_up(services: Services) -> None:
+def _disconnect_all(services: Services) -> None:
     """Streams were let in with a key of before; with one that still counts they come again by themselves."""
-    services.feed.hang_up()
-    services.metrics_feed.hang_up()
-    services.peer_feed.hang_up()
+    services.feed.disconnect_all()
+    services.metrics_feed.disconnect_all()
+    services.peer_feed.disconnect_all()
     services.logs.end_followers()
 
 
@@ -217,13 +223,13 @@ async def _launcher(
     return launcher
 
 
-async def _learned(log_dir: str, binary: BinaryInfo | None) -> LearnedFootprints:
+async def _load_history(log_dir: str, binary: BinaryInfo | None) -> LoadHistory:
     """What a real llama-server taught earlier routers."""
     if binary is None:
-        return LearnedFootprints()
-    learned = LearnedFootprints(Path(log_dir) / FILE_NAME, binary.identity)
-    await anyio.to_thread.run_sync(learned.load)
-    return learned
+        return LoadHistory()
+    history = LoadHistory(Path(log_dir) / FILE_NAME, binary.identity)
+    await anyio.to_thread.run_sync(history.load)
+    return history
 
 
 async def _tracker(

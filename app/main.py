@@ -24,9 +24,11 @@ from app.core.config import Config
 from app.domain.errors import Refused
 from app.llama.command import BinaryInfo
 from app.llama.runner import Launcher
+from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
+from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
 from app.proxy.routes import normal
 
@@ -96,11 +98,13 @@ def create_app(
 ) -> RouterApp:
     """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
     configuration = Configuration(config)
+    memory = ClientMemory(config, machine_mb())
+    configuration.subscribe(ClientMemory.TAKES, memory.apply)
 
     @asynccontextmanager
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await build(configuration, stack, launcher, probe, binary, heartbeat_s)
+            services = await build(configuration, stack, launcher, probe, binary, heartbeat_s, memory)
             app.state.services = services
             router_app.gateway.backend = backend(services)
             if config_path is not None:
@@ -118,7 +122,7 @@ def create_app(
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
     errors.install(app)
     app.sessions, app.refusals = Sessions(), RefusalLog()
-    app.gateway = Gateway(app.refusals)
+    app.gateway = Gateway(app.refusals, memory)
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -21,7 +22,9 @@ from typing import Any, cast
 import uvicorn
 
 from app.api.services import Services
+from app.domain.units import MIB
 from app.main import RouterApp, drain
+from app.proxy.client_memory import LARGE_BYTES
 from app.proxy.http_server import ProxyProtocol
 from app.reload import reload
 
@@ -36,6 +39,12 @@ OPEN_FILES = 65536
 GC_THRESHOLDS = (20_000, 20, 50)
 """So many more objects made than freed before the youngest are looked at; so many such looks before the next
 generation is, and so many of those before the oldest."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""As <malloc.h> names them."""
+
+_KEPT_BYTES = 16 * MIB
+"""Free memory that need not go back: giving and taking it costs time."""
 
 STUCK_S = 25.0
 """More than the slowest orderly end takes after the drain: a process that outlives SIGKILL, open answers."""
@@ -79,7 +88,7 @@ class RouterServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.build_routes()
         await super().startup(sockets)
-        settle_memory()
+        freeze_garbage_collection()
         if self._config_path is not None and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
@@ -140,7 +149,7 @@ class RouterServer(uvicorn.Server):
             services.launcher.kill_all()
 
 
-def settle_memory() -> None:
+def freeze_garbage_collection() -> None:
     """What start-up made lives as long as the router: collections need not look at it again.
 
     A collection of the oldest generation held the loop for 75 ms, every second or so under load. Requests
@@ -149,6 +158,18 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def give_memory_back() -> None:
+    """What a large body took goes back to the system when it is freed.
+
+    glibc raises its thresholds with what a program frees, up to 32 MB, and keeps what is smaller.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def raise_file_limit() -> None:
@@ -167,6 +188,7 @@ def raise_file_limit() -> None:
 def run(app: RouterApp, host: str | Sequence[str], port: int, config_path: Path | None = None) -> int:
     """Serve until told to stop; the exit code. SIGHUP reads `config_path` again."""
     raise_file_limit()
+    give_memory_back()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server = RouterServer(app, host, port, config_path)
     try:

@@ -52,7 +52,7 @@ def median_ms(do: Callable[[], object]) -> float:
 async def step_ms(loaded: int) -> tuple[float, float]:
     world = await make_world(loaded)
     manager = world.manager
-    figures = median_ms(manager.scheduler._look), median_ms(manager.views)
+    figures = median_ms(manager.scheduler._reconcile), median_ms(manager.views)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.sleep(0)
@@ -78,7 +78,7 @@ async def whole_router_ms() -> tuple[float, float, float]:
                 await asyncio.sleep(0.01)
                 loaded = sum(i.status is Status.READY for i in services.manager.instances.values())
             figures = (
-                median_ms(services.manager.scheduler._look),
+                median_ms(services.manager.scheduler._reconcile),
                 median_ms(lambda: json.dumps(services.status.full())),
                 median_ms(services.metrics.text),
             )

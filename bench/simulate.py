@@ -65,9 +65,9 @@ class FifoWorld(World):
     """Whoever came first is served first; nobody passes, and nobody is cut."""
 
     def grant(self, model: Model) -> None:
-        self.look_again()
+        self.reconcile_soon()
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         while (first := self._oldest()) is not None and self.grant_one(first):
             pass
         if first is not None and first.status is Status.OFF:
@@ -87,7 +87,7 @@ class FifoWorld(World):
 
     def _memory_is_coming(self) -> bool:
         leaving = any(m.status is Status.STOPPING for m in self.live())
-        return leaving or any(d.settling_mb for d in self.devices.values())
+        return leaving or any(d.reclaiming_mb for d in self.devices.values())
 
 
 class LruWorld(FifoWorld):
@@ -97,7 +97,7 @@ class LruWorld(FifoWorld):
         self.models[alias].life.last_used = self.now
         return super().arrive(alias, priority, service_s)
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         wanted = [m for m in self.models.values() if m.queue.waiting]
         for model in wanted:
             while self.grant_one(model):

@@ -20,16 +20,16 @@ from app.core import queue
 from app.domain.errors import QueueFull
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import DeviceView, ModelView, Need, ProcessView
+from app.domain.views import DeviceView, MemoryNeed, ModelView, ProcessView
 from app.llama.exit_reason import Failure, FailureKind
 from app.models import lifecycle
 from app.models.effects import Effects, EndProcess, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits
 from app.scheduling import policy
-from app.scheduling.placement import Room
-from app.scheduling.plan import Forget, Keep, Limits, Load, Plan, Stop
+from app.scheduling.placement import Capacity
+from app.scheduling.plan import GiveUp, Limits, Load, Plan, Resume, Stop
 
-MAX_LOOKS_AT_ONCE = 50
+MAX_PASSES_AT_ONCE = 50
 RESTARTS = RestartLimits(max_restarts=3, window_s=600, load_retries=2)
 CRASHED = Failure(FailureKind.KILLED, "It crashed.", -9, ())
 
@@ -85,7 +85,7 @@ class Model:
 
     def __init__(self, spec: Spec, waiting: Any, life: Any) -> None:
         self.spec, self.queue, self.life = spec, waiting, life
-        self.need = Need(spec.mb, spec.devices, spec.overhead_mb)
+        self.need = MemoryNeed(spec.mb, spec.devices, spec.overhead_mb)
         self.reserved: Mapping[str, int] = {}
         self.requests: dict[Any, Request] = {}
         self.process = 0  # tells the events of an earlier process from those of this one
@@ -110,7 +110,7 @@ class Model:
             need=self.need,
             since=life.since,
             last_used=life.last_used,
-            yielded_at=life.preempted_at,
+            preempted_at=life.preempted_at,
             reload_s=spec.load_s,
             preload=life.preload,
             retry_at=life.restarts.retry_at,
@@ -132,10 +132,10 @@ class Model:
 class Device:
     def __init__(self, id: str, total_mb: int, min_free_mb: int) -> None:
         self.id, self.total_mb, self.min_free_mb = id, total_mb, min_free_mb
-        self.others_mb = self.settling_mb = 0
+        self.others_mb = self.reclaiming_mb = 0
 
     def view(self, ours_mb: int) -> DeviceView:
-        used = ours_mb + self.others_mb + self.settling_mb
+        used = ours_mb + self.others_mb + self.reclaiming_mb
         return DeviceView(
             self.id,
             f"GPU {self.id}",
@@ -145,12 +145,12 @@ class Device:
             ours_mb,
             min_free_mb=self.min_free_mb,
             others_mb=self.others_mb,
-            settling_mb=self.settling_mb,
+            reclaiming_mb=self.reclaiming_mb,
         )
 
 
 class World:
-    """The look-again loop in virtual time. `look` is called after every change, and when the plan says so."""
+    """The scheduler's loop in virtual time: it reconciles after every change, and when the plan says so."""
 
     max_events = math.inf
 
@@ -161,14 +161,14 @@ class World:
         limits: Limits,
         *,
         min_free_mb: int = 0,
-        settle_s: float = 0.1,
+        reclaim_s: float = 0.1,
         queue_timeout_s: float = math.inf,
         max_waiting: int = 500,
         restarts: RestartLimits = RESTARTS,
         code: Code | None = None,
     ) -> None:
         self.code = code or Code()
-        self.limits, self.settle_s, self.queue_timeout_s = limits, settle_s, queue_timeout_s
+        self.limits, self.reclaim_s, self.queue_timeout_s = limits, reclaim_s, queue_timeout_s
         self.models = {s.alias: self._model(s, max_waiting, restarts) for s in specs}
         self.devices = {str(i): Device(str(i), mb, min_free_mb) for i, mb in enumerate(device_mb)}
         self.requests: list[Request] = []
@@ -177,7 +177,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._alarm = math.inf
-        self._look_wanted = self._contended = False
+        self._is_wanted = self._contended = False
 
     def _model(self, spec: Spec, max_waiting: int, restarts: RestartLimits) -> Model:
         waiting = self.code.queue.RequestQueue(spec.slots, max_waiting)
@@ -193,16 +193,16 @@ class World:
 
     def run(self, until: float = math.inf) -> None:
         """Everything that happens up to then; without a time, until nothing is left to happen."""
-        self._settle()
+        self._reconcile_until_stable()
         start = next(self._order)
         while (when := self.next_event()) <= until and when < math.inf:
             assert next(self._order) - start < self.max_events, "the world does not come to rest"
             self.now = when
             if when == self._alarm:
-                self._alarm, self._look_wanted = math.inf, True
+                self._alarm, self._is_wanted = math.inf, True
             else:
                 heapq.heappop(self._events)[2]()
-            self._settle()
+            self._reconcile_until_stable()
         if until < math.inf:
             self.now = max(self.now, until)
 
@@ -216,7 +216,7 @@ class World:
         request = Request(model, self.code.queue.Ticket(priority, self.now, self.limits.aging_s), service_s)
         self.requests.append(request)
         if model.status is Status.FAILED:
-            self._turn_away(request, Outcome.FAILED)
+            self._reject(request, Outcome.FAILED)
         else:
             self._push(request)
             if self.queue_timeout_s < math.inf:
@@ -239,13 +239,13 @@ class World:
         try:
             model.queue.push(request.ticket)
         except QueueFull:
-            self._turn_away(request, Outcome.REFUSED)
+            self._reject(request, Outcome.REFUSED)
             return
         model.requests[request.ticket] = request
         self._serve_next(model)
 
-    def _turn_away(self, request: Request, outcome: Outcome) -> None:
-        """At the door: it holds no place."""
+    def _reject(self, request: Request, outcome: Outcome) -> None:
+        """It never gets a place in the queue."""
         assert request.outcome is None, "answered twice"
         request.outcome, request.ended = outcome, self.now
 
@@ -264,7 +264,7 @@ class World:
 
     def _serve_next(self, model: Model) -> None:
         if self._contended or model.status is not Status.READY:
-            self.look_again()
+            self.reconcile_soon()
         else:
             self.grant(model)
 
@@ -291,10 +291,10 @@ class World:
 
     # --- the loop
 
-    def look_again(self) -> None:
-        self._look_wanted = True
+    def reconcile_soon(self) -> None:
+        self._is_wanted = True
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
@@ -320,12 +320,12 @@ class World:
     def live(self) -> list[Model]:
         return [m for m in self.models.values() if m.status.has_process]
 
-    def free(self) -> Room:
+    def free(self) -> Capacity:
         """What may be reserved now."""
-        room = {d.id: d.total_mb - d.others_mb - d.settling_mb - d.min_free_mb for d in self.devices.values()}
+        room = {d.id: d.view(0).free_mb - d.min_free_mb for d in self.devices.values()}
         for model in self.live():
             room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
-        return Room(room, self.limits.max_models - len(self.live()))
+        return Capacity(room, self.limits.max_models - len(self.live()))
 
     def carry_out(self, action: Any) -> None:
         model = self.models[action.alias]
@@ -333,21 +333,21 @@ class World:
             self.start(model, action.placement)
         elif isinstance(action, Stop):
             self.drain(model, action.reason, action.target)
-        elif isinstance(action, Keep):
+        elif isinstance(action, Resume):
             self._do(model, model.life.resume(self.now))
-        elif isinstance(action, Forget):
+        elif isinstance(action, GiveUp):
             self._do(model, model.life.give_up(action.reason, self.now))
         else:
             for request in self._waiting(model):
                 self._end(request, Outcome.REFUSED)
-            self.look_again()
+            self.reconcile_soon()
 
-    def _settle(self) -> None:
-        for _ in range(MAX_LOOKS_AT_ONCE):
-            if not self._look_wanted:
+    def _reconcile_until_stable(self) -> None:
+        for _ in range(MAX_PASSES_AT_ONCE):
+            if not self._is_wanted:
                 return
-            self._look_wanted = False
-            self.look()
+            self._is_wanted = False
+            self.reconcile()
         raise AssertionError("the loop does not come to rest")
 
     # --- processes
@@ -367,7 +367,7 @@ class World:
 
     def crash(self, model: Model) -> None:
         """The process dies: unasked, or while it drains, which is what was wanted."""
-        self._release(model, settle=False)
+        self._release(model, reclaim=False)
         self._do(model, model.life.process_ended(ProcessEnd(CRASHED), self.now))
         for request in self._running(model):
             self._replay(request)
@@ -384,7 +384,7 @@ class World:
                 for request in self._waiting(model):
                     self._end(request, Outcome.FAILED)
             else:
-                self.look_again()
+                self.reconcile_soon()
 
     def _end_process(self, model: Model) -> None:
         self.stopping(model)
@@ -401,9 +401,9 @@ class World:
             return
         old = request.ticket
         self._take_back(request)
-        request.replays, request.ticket, request.granted = 1, old.again(), math.nan
+        request.replays, request.ticket, request.granted = 1, old.for_replay(), math.nan
         if request.model.status is Status.FAILED:
-            self._turn_away(request, Outcome.FAILED)
+            self._reject(request, Outcome.FAILED)
         else:
             self._push(request)
 
@@ -416,20 +416,20 @@ class World:
         self.grant(model)
 
     def _exited(self, model: Model) -> None:
-        self._release(model, settle=True)
+        self._release(model, reclaim=True)
         self._do(model, model.life.process_ended(ProcessEnd(), self.now))
 
-    def _release(self, model: Model, *, settle: bool) -> None:
+    def _release(self, model: Model, *, reclaim: bool) -> None:
         """The driver shows a stopped process's memory as free a little later."""
         reserved, model.reserved, model.process = model.reserved, {}, model.process + 1
-        if settle and self.settle_s:
+        if reclaim and self.reclaim_s:
             for id, mb in reserved.items():
-                self._settling(self.devices[id], mb)
-                self.after(self.settle_s, partial(self._settling, self.devices[id], -mb))
+                self._reclaiming(self.devices[id], mb)
+                self.after(self.reclaim_s, partial(self._reclaiming, self.devices[id], -mb))
 
-    def _settling(self, device: Device, mb: int) -> None:
-        device.settling_mb += mb
-        self.look_again()
+    def _reclaiming(self, device: Device, mb: int) -> None:
+        device.reclaiming_mb += mb
+        self.reconcile_soon()
 
     def _later(self, model: Model, delay_s: float, then: Callable[[Model], None]) -> None:
         """Unless that process has gone, or is on its way, by then."""

@@ -18,7 +18,7 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
 from app.domain.files import FileIdentity
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
@@ -55,7 +55,7 @@ class FakeRunner:
         self.phase = Status.STARTING
         self.load_log = LoadLog()
         self.log: Any = None
-        self.stopped = self.undead = False
+        self.stopped = self.unkillable = False
         self.is_healthy = True
         self.is_working = False
         self.is_immortal = False
@@ -82,8 +82,8 @@ class FakeRunner:
     async def stop(self, grace_s: float = 2.0) -> None:
         if not self.is_immortal:
             self.die(failure(FailureKind.KILLED, "stopped."))
-        elif not self.undead:
-            self.undead = True
+        elif not self.unkillable:
+            self.unkillable = True
             self.on_change(self)
 
     def say(self, *lines: str) -> None:
@@ -326,7 +326,7 @@ class World:
     def _read_host(self, pids: Sequence[int]) -> Reading:
         return self.host or wide_host(pids)
 
-    def held(self, alias: str) -> Placement:
+    def reserved(self, alias: str) -> Placement:
         """Of the devices that it runs on."""
         process = self.manager.instances[alias].view().process
         return process.on_devices if process is not None else {}
@@ -349,14 +349,14 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.manager.scheduler.look_again()
+        self.manager.scheduler.reconcile_soon()
         await self.settle()
 
     async def settle(self) -> None:
         """Until nothing moves any more: threads have answered, and every callback has run."""
         for _ in range(3):
             await self.tracker.refresh()
-            self.manager.scheduler.look_again()
+            self.manager.scheduler.reconcile_soon()
             for _ in range(20):
                 await asyncio.sleep(0)
             inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]
@@ -376,7 +376,7 @@ class _Runs:
     def cut(self) -> None:
         self._cut.set()
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
+    def asks_for(self) -> Work | None:
         return None
 
 

@@ -126,9 +126,9 @@ class RouterProcess:
         try:
             return self._process.wait(STOP_TIMEOUT_S)
         finally:
-            self.bury()
+            self.clean_up()
 
-    def bury(self) -> None:
+    def clean_up(self) -> None:
         """Kill whatever is left of it, by pid, and close what this object holds."""
         assert self._process is not None
         if self._process.poll() is None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView, Placement
-from app.scheduling.placement import Room, fit
-from app.scheduling.plan import Keep, Load, Plan, Refuse, Stop
+from app.scheduling.placement import Capacity, fit
+from app.scheduling.plan import Load, Plan, Refuse, Resume, Stop
 from bench.world import Model, Request, World
 
 BARELY = 1e-6
@@ -66,14 +66,14 @@ class CheckedWorld(World):
     def leaving(self) -> list[Model]:
         return [m for m in self.live() if _is_leaving(m)]
 
-    def without(self, gone: Iterable[Model]) -> Room:
-        """What may be reserved when these have gone, and all that leaves or settles as well."""
+    def without(self, gone: Iterable[Model]) -> Capacity:
+        """What may be reserved when these have gone, and all that leaves or is being reclaimed as well."""
         room = self.free()
         going = {m.spec.alias: m for m in (*gone, *self.leaving())}.values()
-        free = {d: mb + self.devices[d].settling_mb for d, mb in room.free.items()}
+        free = {d: mb + self.devices[d].reclaiming_mb for d, mb in room.free.items()}
         for model in going:
             free = {d: mb + model.reserved.get(d, 0) for d, mb in free.items()}
-        return Room(free, room.places + len(going))
+        return Capacity(free, room.places + len(going))
 
     def entitled(self, claim: Claim, victim: Model, slack: float) -> bool:
         """Rules 1, 5 and 6: may that model be stopped for this claim, once nothing runs in it?"""
@@ -112,7 +112,7 @@ class CheckedWorld(World):
         refused = {a.alias for a in plan.actions if isinstance(a, Refuse)}
         self._check_stops(stops)
         self._check_refusals(refused)
-        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, Keep)]
+        kept = [self.models[a.alias] for a in plan.actions if isinstance(a, Resume)]
         assert not any(m.status is not Status.DRAINING or _is_leaving(m) for m in kept), "kept what leaves"
         unclaimed = [m for m in self.live() if m.status is Status.DRAINING and not _is_leaving(m)]
         in_one_order = sorted(kept, key=unclaimed.index)  # the order in which they are kept changes nothing
@@ -144,13 +144,13 @@ class CheckedWorld(World):
         assert model.spec.idle_timeout_s is not None
         assert self.now >= model.life.last_used + model.spec.idle_timeout_s
 
-    def _most_room(self) -> Room:
+    def _most_room(self) -> Capacity:
         """With everything gone that is not pinned."""
         room = {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self.devices.values()}
         stay = [m for m in self.live() if m.spec.pinned and not _is_leaving(m)]
         for model in stay:
             room = {d: mb - model.reserved.get(d, 0) for d, mb in room.items()}
-        return Room(room, self.limits.max_models - len(stay))
+        return Capacity(room, self.limits.max_models - len(stay))
 
     def _check_refusals(self, refused: Collection[str]) -> None:
         for alias in refused:
@@ -242,6 +242,7 @@ class CheckedWorld(World):
             assert len(running) == model.queue.in_flight, "in flight miscounted"
             assert all(r.outcome is None for r in (*waiting, *running))
             assert not running or model.status in (Status.READY, Status.DRAINING)
+            assert not waiting or model.status is not Status.FAILED, "who waits is not told of the failure"
         ours = {id(r) for m in self.models.values() for r in m.requests.values()}
         assert ours == {id(r) for r in self.requests if r.outcome is None}, "lost or answered twice"
 
@@ -257,7 +258,7 @@ class CheckedWorld(World):
         stops = [a for a in plan.actions if isinstance(a, Stop)]
         served_first = {s.target for s in stops if self.models[s.alias].queue.in_flight}
         later = [a for a in plan.actions if a in stops and a.target in served_first]
-        later += [a for a in plan.actions if isinstance(a, Keep) and later]
+        later += [a for a in plan.actions if isinstance(a, Resume) and later]
         missed = [a for a in plan.actions if a not in later]
         assert not missed, f"nobody looked in time: {missed}"
 

@@ -11,7 +11,7 @@ import pytest
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import RequestFinished
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.instance import ModelInstance
@@ -42,7 +42,7 @@ class Asker:
 
     def process_gone(self, error: RouterError | None) -> None: ...
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
+    def asks_for(self) -> Work | None:
         return None
 
     def bug(self, bug: Exception) -> None:

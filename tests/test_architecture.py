@@ -107,6 +107,17 @@ MUTATORS = {
 }
 
 
+MOST_FIELDS, MOST_METHODS = 20, 25
+LARGE = {
+    "SystemConfig": "one field a key of the section in the configuration",
+    "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
+    "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
+    "DeviceTracker": "one method a question about the ledger, most of them one line",
+    "LlamaRunner": "one process: its port, key and log, and what was seen of each",
+}
+"""Why a class has more fields or methods than that, in one line."""
+
+
 def sources() -> dict[str, ast.Module]:
     files = [*sorted((ROOT / "app").rglob("*.py")), ROOT / "run.py"]
     return {_module(path): ast.parse(path.read_text(encoding="utf-8")) for path in files}
@@ -234,3 +245,35 @@ def test_the_document_names_every_folder() -> None:
 def test_no_module_has_more_than_300_lines(module: str) -> None:
     lines = (ROOT / path_of(module)).read_text(encoding="utf-8").count("\n")
     assert lines <= 300, "find the second subject in it"
+
+
+CLASSES = {
+    node.name: node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_large_class_has_its_reason(name: str) -> None:
+    fields, methods = _fields(CLASSES[name]), _methods(CLASSES[name])
+    is_large = len(fields) > MOST_FIELDS or len(methods) > MOST_METHODS
+    assert is_large == (name in LARGE), (
+        f"{len(fields)} fields, {len(methods)} methods: find the second subject"
+    )
+
+
+def _methods(of: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in of.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def _fields(of: ast.ClassDef) -> set[str]:
+    """Those that the class declares, and those that its methods assign to `self`."""
+    declared = {
+        n.target.id for n in of.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
+    stored = (
+        node
+        for method in _methods(of)
+        for node in ast.walk(method)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    )
+    return declared | {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}

@@ -37,6 +37,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "public_metrics": True,
         "cors_allow_origins": (),
         "max_body_mb": 64,
+        "max_memory_mb": UNSET,
         "stream_heartbeats": Heartbeats.COMMENTS,
     },
     ApiKey: {

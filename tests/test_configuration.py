@@ -20,6 +20,7 @@ from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
+from app.domain.units import MIB
 from app.llama.command import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
@@ -151,6 +152,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
     "api.max_body_mb": (0.5, _body_is_too_large),
+    "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
     "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.event_bus import BATCH_S, BATCH_SIZE, EventBus
-from app.domain.events import Event, RequestFinished, Settled, Touched
+from app.domain.events import BatchPublished, Event, ModelChanged, RequestFinished
 from tests.fakes import ManualTimers
 from tests.test_telemetry import finished
 
@@ -48,7 +48,7 @@ def test_accounts_wait_for_their_batch_and_keep_their_order(world: World) -> Non
     world.ring()
     assert world.seen == ["1", "2", "3"]
     world.ring()
-    world.bus.settle()
+    world.bus.flush()
     assert world.seen == ["1", "2", "3"], "nothing is published twice"
 
 
@@ -59,9 +59,9 @@ def test_a_batch_has_one_timer(world: World) -> None:
         world.ring()
 
 
-def test_settling_publishes_at_once(world: World) -> None:
+def test_flushing_publishes_at_once(world: World) -> None:
     world.finish("1", "2")
-    world.bus.settle()
+    world.bus.flush()
     assert world.seen == ["1", "2"]
     world.finish("3")
     world.ring()  # the first batch's timer, too
@@ -72,7 +72,7 @@ def test_without_timers_nothing_is_put_off() -> None:
     bus, seen = EventBus(), list[Event]()
     bus.subscribe(seen.append)
     bus.finished(finished)
-    assert [type(event) for event in seen] == [RequestFinished, Settled]
+    assert [type(event) for event in seen] == [RequestFinished, BatchPublished]
 
 
 def test_an_account_that_fails_harms_nobody_else(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +103,7 @@ def test_what_ends_while_a_batch_is_published_is_in_the_next_one(world: World) -
         assert isinstance(event, RequestFinished)
         if event.request_id == "1":
             world.finish("3")
-            world.bus.settle()
+            world.bus.flush()
 
     world.bus.subscribe(once_more, RequestFinished)
     world.finish("1", "2")
@@ -114,10 +114,10 @@ def test_what_ends_while_a_batch_is_published_is_in_the_next_one(world: World) -
 
 def test_other_events_do_not_wait(world: World) -> None:
     seen: list[Event] = []
-    world.bus.subscribe(seen.append, Touched)
+    world.bus.subscribe(seen.append, ModelChanged)
     world.finish("1")
-    world.bus.publish(Touched("m"))
-    assert (seen, world.seen) == ([Touched("m")], [])
+    world.bus.publish(ModelChanged("m"))
+    assert (seen, world.seen) == ([ModelChanged("m")], [])
 
 
 def test_a_full_batch_does_not_wait_for_its_time(world: World) -> None:

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from app.core.config import SystemConfig
+from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
@@ -20,11 +20,13 @@ from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
 from app.proxy import messages
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
+from app.proxy.request_body import RequestBody
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
 SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
@@ -81,6 +83,7 @@ class World:
         self.lifecycle = Lifecycle("m", RestartLimits(3, 600, 2), 890.0)
         self.lifecycle.load_started, self.lifecycle.ready_since = 890.0, 900.0
         self.load_progress: float | None = None
+        self.crash_inquiry = self
         # slots
         self.is_full = False
         self.reason: str | None = None
@@ -103,10 +106,13 @@ class World:
         )
         record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
         everything: Any = self
+        self.memory = ClientMemory(Config(), 1024)
+        body = RequestBody(self.memory)
+        body.add(b"body")
         self.exchange = Exchange(
             everything,
             record,
-            b"body",
+            body,
             Reply(
                 everything,
                 record,
@@ -164,6 +170,9 @@ class World:
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
         self.exchange.process_gone(messages.crashed(model) if is_over else None)
+
+    def may_forget(self, size: int) -> bool:
+        return size > 0
 
     def ended(self, exchange: Exchange) -> None:
         self.leave(exchange)
@@ -696,9 +705,9 @@ def test_what_a_router_that_stops_says_is_told_at_once() -> None:
 
 def test_what_is_asked_for_is_known_by_path_and_body() -> None:
     exchange = World().exchange
-    assert exchange.fingerprint() == Fingerprint.of("/v1/x", b"body")
-    assert exchange.fingerprint(frozenset({4})) == exchange.fingerprint()
-    assert exchange.fingerprint(frozenset({5})) is None
+    assert exchange.asks_for() == Work("/v1/x", b"body")
+    exchange.client_left()
+    assert exchange.asks_for() is None
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from app.domain.errors import VramExhausted
 from app.domain.status import Status
-from app.domain.views import Need
+from app.domain.views import MemoryNeed
 from app.llama.exit_reason import FailureKind
 from app.scheduling.plan import Refuse, Wait
 from app.scheduling.policy import plan
@@ -76,7 +76,7 @@ def test_what_pinned_models_hold_is_refused_at_once() -> None:
 
 def test_nobody_is_stopped_while_others_are_waited_for() -> None:
     idle = model("i", Status.READY, mb=2000)
-    waiting = model("a", need=Need(9000, ("0",)), waits=head())
+    waiting = model("a", need=MemoryNeed(9000, ("0",)), waits=head())
     found = plan([idle, waiting], [gpu(5000, others_mb=3000)], PATIENT, NOW)
     assert not found.actions
 
@@ -152,7 +152,7 @@ async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not
     world.launcher.slow = False
     world.probe.others_mb[0] = 0
     await world.pass_time(1)
-    assert request.granted.is_set() and world.held("a") == {"0": 6000}
+    assert request.granted.is_set() and world.reserved("a") == {"0": 6000}
 
 
 async def test_such_losses_never_end_in_failed(make_world: MakeWorld) -> None:
@@ -184,7 +184,7 @@ async def test_out_of_memory_without_another_program_still_raises_the_need(make_
     await world.settle()
     assert world.manager.instances["a"].lifecycle.restarts.attempts == 1
     await world.pass_time(1)
-    assert request.granted.is_set() and world.held("a") == {"0": 6600}
+    assert request.granted.is_set() and world.reserved("a") == {"0": 6600}
 
 
 async def test_a_failed_attempt_is_forgotten_with_the_model(make_world: MakeWorld) -> None:

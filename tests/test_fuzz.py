@@ -91,7 +91,7 @@ class Call:
         return size > MAX_HEAD_BYTES or any(b"\r\n\r\n" in value + b"\r\n" for _, value in self.headers)
 
     def _is_preflight(self) -> bool:
-        """Answered outside of the door."""
+        """Answered without the guard."""
         names = {name for name, _ in self.headers}
         return self.method == "OPTIONS" and names >= {b"origin", b"access-control-request-method"}
 

@@ -16,10 +16,12 @@ import uvicorn
 
 from app.access.rules import Rules
 from app.access.sessions import Sessions
-from app.core.config import ApiConfig
+from app.core.config import ApiConfig, Config
 from app.observability.refusals import RefusalLog
+from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
-from app.proxy.http_server import MAX_AHEAD_BYTES, ProxyProtocol
+from app.proxy.http_server import ProxyProtocol
+from app.proxy.intake import MAX_AHEAD_BYTES
 from app.proxy.request_reader import MAX_HEAD_BYTES
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -32,7 +34,7 @@ async def greet(scope: Any, receive: Any, send: Any) -> None:
 
 def config_of(app: Any, protocol: type[ProxyProtocol] = ProxyProtocol) -> uvicorn.Config:
     """A server without models."""
-    gateway = Gateway(RefusalLog())
+    gateway = Gateway(RefusalLog(), ClientMemory(Config(), 1024))
     gateway.admit_by(Rules(ApiConfig(), Sessions()), browsers_elsewhere=False)
     front: Any = partial(protocol, gateway=gateway)
     return uvicorn.Config(

@@ -167,7 +167,7 @@ async def test_the_third_model_in_four_gigabytes_takes_the_place_of_another(make
             await world.settle()
         assert request.granted.is_set()
         await request.finish()
-        assert sum(world.held(a).get(HOST, 0) for a in "abc") <= 4096
+        assert sum(world.reserved(a).get(HOST, 0) for a in "abc") <= 4096
     assert [world.status(a) for a in "abc"].count(Status.READY) == 2
 
 
@@ -195,7 +195,7 @@ async def test_what_a_model_on_the_gpu_keeps_on_the_host_is_planned_too(make_wor
     request = world.request("a")
     await world.settle()
     assert request.granted.is_set()
-    held = world.tracker.held("a")
+    held = world.tracker.reserved("a")
     assert held["0"] == 3000 and held[HOST] >= 2000 + GPU_PROCESS_MB
 
 
@@ -209,7 +209,7 @@ async def test_mapped_weights_are_not_taken_for_free_memory(make_world: MakeWorl
     world.host = replace(host(4096, used_mb=100), by_pid={pid: 60})
     await world.settle()
     (machine,) = world.tracker.devices()
-    held = world.tracker.held("a")[HOST]
+    held = world.tracker.reserved("a")[HOST]
     assert machine.free_mb == 4096 - 100 - (held - 60)
     assert machine.others_mb == 40
 

@@ -30,7 +30,7 @@ from app.proxy import request as proxied
 from app.proxy.gateway import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, Accepted
 from app.proxy.http_server import ProxyProtocol, State
 from app.proxy.request_reader import MAX_HEAD_BYTES, RequestHead
-from app.server import GC_THRESHOLDS, settle_memory
+from app.server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Client, port_of, soon, start_server, stop_server
@@ -865,7 +865,7 @@ async def test_a_connection_under_way_is_not_closed(router: Router, sent: int | 
     if sent is None:
         await line.asked()
     else:
-        await until(lambda: not connection._reader.is_between)
+        await until(lambda: not connection._intake.reader.is_between)
     connection._ring()
     assert not connection._transport.is_closing()
     if sent is not None:
@@ -1013,7 +1013,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
 
 def counted(router: Router, name: str, *labels: str) -> dict[str, float]:
     """The values of a metric by model, or by model and this label."""
-    router.services.bus.settle()
+    router.services.bus.flush()
     found = re.findall(rf"^{name}\{{(.*)\}} (.*)$", router.services.metrics.text(), re.M)
     keys = [dict(re.findall(r'(\w+)="([^"]*)"', text)) for text, _ in found]
     names = ("model", *labels)
@@ -1153,7 +1153,7 @@ LAST_EVENT = b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 def test_what_start_up_made_is_not_looked_at_by_collections(monkeypatch: pytest.MonkeyPatch) -> None:
     thresholds = gc.get_threshold()
     try:
-        settle_memory()
+        freeze_garbage_collection()
         assert gc.get_freeze_count() > 10_000
         assert gc.get_threshold() == GC_THRESHOLDS
     finally:

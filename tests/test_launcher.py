@@ -88,12 +88,12 @@ if mode == "dies when asked":
         print(os.environ["FAKE_SAYS"], flush=True)
         os._exit(1)
     Handler.do_GET = lambda self: die() if self.path == "/die" else ask(self)
-if mode == "stubborn":
+if mode == "ignores SIGTERM":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "flood":
     for _ in range(200):
         os.write(1, b"x" * 99_999 + b"\\n")
-if mode == "chatty":
+if mode == "verbose":
     for n in range(15):
         print("still at it", n, flush=True)
         time.sleep(0.1)
@@ -452,7 +452,7 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
 
     async def live() -> None:
         def hear(runner: Runner) -> None:
-            if runner.undead:
+            if runner.unkillable:
                 told.set()
 
         async with launcher.launch(acting("silent"), {}, hear) as runner:
@@ -476,7 +476,7 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
 
 async def test_a_slow_load_that_talks_is_waited_for(fake: Callable[..., LlamaLauncher]) -> None:
     launcher = fake(load_timeout_s=0.8)
-    async with launcher.launch(acting("chatty"), {}, nobody) as runner:
+    async with launcher.launch(acting("verbose"), {}, nobody) as runner:
         await runner.ready()
         assert runner.log.tail(1) == ["still at it 14"]
 
@@ -564,7 +564,7 @@ async def test_any_number_may_wait_for_the_exit_and_leave(fake: Callable[..., Ll
 
 
 async def test_a_child_that_ignores_sigterm_is_killed(fake: Callable[..., LlamaLauncher]) -> None:
-    async with fake().launch(acting("stubborn"), {}, nobody) as runner:
+    async with fake().launch(acting("ignores SIGTERM"), {}, nobody) as runner:
         await runner.ready()
         await runner.stop(grace_s=0.2)
         assert (await runner.exited()).code == -9
@@ -681,7 +681,7 @@ async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
     launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not at each line; but its last words and its end wait for nobody."""
-    monkeypatch.setattr(llama_pipe, "BREATH_S", 3600)
+    monkeypatch.setattr(llama_pipe, "READ_PAUSE_S", 3600)
     monkeypatch.setattr(llama_process, "LAST_OUTPUT_S", 3600)
 
     async def ask() -> None:
@@ -729,7 +729,7 @@ async def main():
         info = replace(inspect_binary(llama_build.of()), path=Path(sys.argv[1]))
         pids = PidFile(Path(sys.argv[2]))
         launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
-        async with launcher.launch(acting("stubborn"), {{}}, nobody) as runner:
+        async with launcher.launch(acting("ignores SIGTERM"), {{}}, nobody) as runner:
             await runner.ready()
             while not list(Path(sys.argv[2]).glob("children-*.json")):
                 await asyncio.sleep(0.01)

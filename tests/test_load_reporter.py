@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from app.domain.event_bus import EventBus
-from app.domain.events import StatusChanged, Touched
+from app.domain.events import ModelChanged, StatusChanged
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.observability.load_reporter import EVERY_S, LoadReporter
@@ -29,7 +29,7 @@ class World:
 
     def progressed(self, now: float, progress: float | None) -> None:
         self.now, self.progress = now, progress
-        self.bus.publish(Touched("m"))
+        self.bus.publish(ModelChanged("m"))
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ async def test_a_bug_in_the_launcher_ends_in_failed_not_in_a_stuck_state(make_wo
     with pytest.raises(LoadFailed, match="internal error"):
         await world.request("a").task
     assert world.status("a") is Status.FAILED
-    assert world.held("a") == {}
+    assert world.reserved("a") == {}
 
 
 async def test_a_crashed_model_comes_back_by_itself(make_world: MakeWorld) -> None:

@@ -19,10 +19,10 @@ from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
 from app.memory import need as footprint
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
-from app.memory.history import Learned
+from app.memory.history import LoadRecord
+from app.memory.model_memory import split_buffers
 from app.memory.need import PROCESS_MB, Footprint
 from app.memory.probes.fixed_cost import UNLISTED_MB, FixedCost
-from app.memory.reservation import split_buffers
 from tests.fakes import World, failure
 from tests.fakes import footprint as fake_footprint
 
@@ -76,14 +76,14 @@ async def test_an_announcement_within_the_promise_changes_nothing(make_world: Ma
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(2900)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 3000})
+    assert (world.launcher.loads("a"), world.reserved("a")) == (1, {"0": 3000})
 
 
 async def test_a_promise_grows_where_there_is_room(make_world: MakeWorld) -> None:
     world = await make_world({"a": 3000})
     world.launcher.logs["a"] = [announced(4000)]
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 4000})
+    assert (world.launcher.loads("a"), world.reserved("a")) == (1, {"0": 4000})
 
 
 async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make_world: MakeWorld) -> None:
@@ -92,7 +92,7 @@ async def test_a_load_too_big_for_its_place_is_stopped_and_makes_room_first(make
     world.launcher.logs["a"] = [announced(5000)]
     await serve(world, "a")
     assert world.launcher.loads("a") == 2, "stopped once, then loaded with what it needs"
-    assert world.held("a") == {"0": 5000}
+    assert world.reserved("a") == {"0": 5000}
     assert world.status("other") is Status.OFF
     assert Evicted("other", StopReason.MEMORY) in world.events
     assert [e.result for e in world.events if isinstance(e, LoadFinished) and e.alias == "a"] == [
@@ -166,7 +166,7 @@ async def test_a_declared_need_is_the_last_word(make_world: MakeWorld) -> None:
     world.launcher.logs["a"] = [announced(9000), logged(9000)]
     world.launcher.takes["a"] = 1500
     await serve(world, "a")
-    assert (world.launcher.loads("a"), world.held("a")) == (1, {"0": 2000})
+    assert (world.launcher.loads("a"), world.reserved("a")) == (1, {"0": 2000})
 
 
 async def test_a_model_on_the_cpu_is_checked_against_host_memory(make_world: MakeWorld) -> None:
@@ -174,7 +174,7 @@ async def test_a_model_on_the_cpu_is_checked_against_host_memory(make_world: Mak
     world.launcher.logs["a"] = [announced(320, "host"), logged(310, "CPU_Mapped")]
     await serve(world, "a")
     process_mb = PROCESS_MB
-    assert world.held("a") == {"host": 320 + process_mb + world.config.system.prompt_cache_mb}
+    assert world.reserved("a") == {"host": 320 + process_mb + world.config.system.prompt_cache_mb}
     assert world.manager.instances["a"].memory.measured_mb == 310
 
 
@@ -186,7 +186,7 @@ async def test_after_the_load_the_rest_of_the_promise_is_free_again(make_world: 
     world.launcher.logs["a"], world.launcher.takes["a"] = [logged(4000)], 4300
     await serve(world, "a")
     await world.settle()
-    assert world.held("a") == {"0": 4300 + UNLISTED_MB}
+    assert world.reserved("a") == {"0": 4300 + UNLISTED_MB}
     await serve(world, "b")
     assert world.status("a") is Status.READY, "both fit, now that more is known"
 
@@ -198,10 +198,10 @@ async def test_a_process_that_grows_is_believed(make_world: MakeWorld) -> None:
     await world.settle()
     world.launcher.newest("a").placement["0"] = 4700
     await world.settle()
-    assert world.held("a") == {"0": 4700 + UNLISTED_MB}
+    assert world.reserved("a") == {"0": 4700 + UNLISTED_MB}
     world.launcher.newest("a").placement["0"] = 4400
     await world.settle()
-    assert world.held("a") == {"0": 4700 + UNLISTED_MB}, "pools grow again"
+    assert world.reserved("a") == {"0": 4700 + UNLISTED_MB}, "pools grow again"
 
 
 async def test_what_was_measured_is_the_need_of_the_next_load(make_world: MakeWorld) -> None:
@@ -287,7 +287,7 @@ async def test_without_enough_memory_idle_models_go_if_the_raised_need_takes_the
     await world.settle()
     await world.pass_time(1)
     assert request.granted.is_set()
-    assert world.held("a") == {"0": 7590}, "a tenth more"
+    assert world.reserved("a") == {"0": 7590}, "a tenth more"
     assert [world.status(m) for m in ("idle", "other", "kept")] == [Status.OFF, Status.READY, Status.READY]
 
 
@@ -338,7 +338,7 @@ async def test_a_successful_load_takes_the_raise_back(make_world: MakeWorld) -> 
     await world.pass_time(1)
     await request.finish()
     await world.settle()
-    assert world.held("a") == {"0": 2950 + UNLISTED_MB}
+    assert world.reserved("a") == {"0": 2950 + UNLISTED_MB}
 
 
 # Small parts
@@ -364,7 +364,7 @@ def test_on_the_host_the_factor_stays_for_what_the_log_does_not_tell() -> None:
     spec = Config.model_validate(
         {"models": {"a": {"model_path": "/a", "params": {"n_gpu_layers": -1}}}}
     ).specs()["a"]
-    need = footprint.need(spec, fake_footprint(900), (), False, 1.5, Learned(host_mb=1000))
+    need = footprint.need(spec, fake_footprint(900), (), False, 1.5, LoadRecord(host_mb=1000))
     process_mb = round(1.5 * PROCESS_MB)
     assert (need.mb, need.estimate_mb) == (1000 + process_mb, 900 + process_mb)
 
@@ -377,17 +377,17 @@ def estimated(exact: bool) -> Footprint:
 @pytest.mark.parametrize(("cost", "fixed"), [(FixedCost(400, 200), 900), (FixedCost(400, 200, True), 600)])
 def test_the_factor_is_for_what_is_uncertain(cost: FixedCost, fixed: int) -> None:
     spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
-    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, Learned(), cost)
+    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, LoadRecord(), cost)
     assert need.mb == need.estimate_mb == 1000 + 300 + 60 + fixed
-    need = footprint.need(spec, estimated(exact=False), ("0",), True, 1.5, Learned(), cost)
+    need = footprint.need(spec, estimated(exact=False), ("0",), True, 1.5, LoadRecord(), cost)
     assert need.mb == need.estimate_mb == 1500 + 300 + 60 + fixed
-    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, Learned(device_mb=950), cost)
+    need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, LoadRecord(device_mb=950), cost)
     assert need.mb == 950 + 60 + fixed
 
 
 def test_what_was_measured_while_it_served_is_taken_as_it_is() -> None:
     spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
-    seen, cost = Learned(device_mb=950, measured_mb=1700), FixedCost(400, 200, is_known=True)
+    seen, cost = LoadRecord(device_mb=950, measured_mb=1700), FixedCost(400, 200, is_known=True)
     need = footprint.need(spec, estimated(exact=True), ("0",), True, 1.5, seen, cost)
     assert need.mb == 1700 + UNLISTED_MB
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from app.api.peer_feed import PeerFeed
-from app.domain.events import Touched
+from app.domain.events import ModelChanged
 from tests.fakes import World
 from tests.serving import soon
 
@@ -34,5 +34,5 @@ async def test_a_load_and_an_eject_are_told_as_messages_without_a_name() -> None
     assert (await told(stream))["data"] == {"status": "unloaded"}
     feed.close()
     assert [event async for event in stream] == []
-    world.bus.publish(Touched("a"))
+    world.bus.publish(ModelChanged("a"))
     await world.close()

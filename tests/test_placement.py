@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 
 from app.domain.units import MIB
-from app.domain.views import HOST, Layout, Need
-from app.scheduling.placement import Room, fit
+from app.domain.views import HOST, Layout, MemoryNeed
+from app.scheduling.placement import Capacity, fit
 
 BOTH = ("0", "1")
 MIXED = {"0": 24_000, "1": 8000}
 
 
-def room(free: dict[str, int], places: int = 1, **sizes: int) -> Room:
-    return Room(free, places, {**free, **{name.strip("_"): mb for name, mb in sizes.items()}})
+def room(free: dict[str, int], places: int = 1, **sizes: int) -> Capacity:
+    return Capacity(free, places, {**free, **{name.strip("_"): mb for name, mb in sizes.items()}})
 
 
-def need(mb: int, layers: int = 32, each_mb: int = 800, **rest: int) -> Need:
+def need(mb: int, layers: int = 32, each_mb: int = 800, **rest: int) -> MemoryNeed:
     """A model of equal layers, whose processes take `each_mb` on each device beside them."""
     size = (mb - each_mb) * MIB // layers
     overhead_mb = each_mb - 100
-    return Need(mb, BOTH, overhead_mb=overhead_mb, scratch_mb=100, layers=(size,) * layers, **rest)
+    return MemoryNeed(mb, BOTH, overhead_mb=overhead_mb, scratch_mb=100, layers=(size,) * layers, **rest)
 
 
 @pytest.mark.parametrize(("mb", "devices"), [(6000, ["1"]), (20_000, ["0"]), (28_000, ["0", "1"])])
@@ -54,13 +54,13 @@ def test_a_split_is_told_in_whole_layers_and_no_device_gets_more_than_it_has() -
 
 def test_layers_that_are_too_large_for_the_smaller_card_are_not_cut() -> None:
     assert fit(need(28_000, layers=3), room(MIXED)) is None
-    assert fit(Need(28_000, BOTH), room(MIXED)) is not None, "of a declared need no layers are known"
+    assert fit(MemoryNeed(28_000, BOTH), room(MIXED)) is not None, "of a declared need no layers are known"
 
 
 def test_the_largest_layer_decides_where_the_cut_is() -> None:
     """The output tensors come last and may be as large as several layers."""
     layers = (*([500 * MIB] * 40), 4000 * MIB)
-    model = Need(24_000 + 800, BOTH, overhead_mb=800, layers=layers)
+    model = MemoryNeed(24_000 + 800, BOTH, overhead_mb=800, layers=layers)
     found = fit(model, room({"0": 23_000, "1": 6500}))
     assert found is not None
     small = found.layers[1] - 1  # beside the output
@@ -70,7 +70,7 @@ def test_the_largest_layer_decides_where_the_cut_is() -> None:
 def test_three_cards_are_used_only_where_two_are_not_enough() -> None:
     free = room({"0": 10_000, "1": 10_000, "2": 10_000})
     model = need(18_000)
-    three = Need(**{**model.__dict__, "devices": ("0", "1", "2")})
+    three = MemoryNeed(**{**model.__dict__, "devices": ("0", "1", "2")})
     found = fit(three, free)
     assert found is not None and len(found) == 2
 

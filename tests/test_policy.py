@@ -10,10 +10,10 @@ import pytest
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, Head, ModelView, Need, ProcessView
+from app.domain.views import NEVER_USED, DeviceView, MemoryNeed, ModelView, ProcessView, QueueHead
 from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, Action, Forget, Inspect, Keep, Limits, Load, Plan, Refuse, Stop, Wait
+from app.scheduling.plan import NEVER, Action, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.policy import plan, preview
 from app.scheduling.turns import loaded as loaded_of
 from app.scheduling.turns import may_be_taken_at
@@ -28,8 +28,8 @@ HOLD, AGING = 10.0, 30.0
 LIMITS = Limits(max_models=9, max_swap_wait_s=HOLD, aging_s=AGING)
 
 
-def head(level: Priority = NORMAL, arrived: float = NOW) -> Head:
-    return Head(arrived + level * AGING, level, arrived)
+def head(level: Priority = NORMAL, arrived: float = NOW) -> QueueHead:
+    return QueueHead(arrived + level * AGING, level, arrived)
 
 
 def model(
@@ -39,7 +39,7 @@ def model(
     mb: int = 6000,
     on: str = "0",
     devices: tuple[str, ...] = ("0",),
-    waits: Head | None = None,
+    waits: QueueHead | None = None,
     **rest: Any,
 ) -> ModelView:
     """A model of 6,000 MB. `waits` is its next request; what runs in it is of normal priority."""
@@ -50,7 +50,7 @@ def model(
     process = process_of(status, **{"reserved": {on: mb}, **of_process})
     fields: dict[str, Any] = {
         "waiting_by_level": tuple(by_level),
-        "need": Need(mb, devices),
+        "need": MemoryNeed(mb, devices),
         "last_used": NOW - 60 if status in (READY, DRAINING) else NEVER_USED,
         **rest,
     }
@@ -75,7 +75,7 @@ def changed(view: ModelView, status: Status | None = None, **of_process: Any) ->
     return replace(view, status=status, processes=processes if status.has_process else ())
 
 
-def taken_at(view: ModelView, head: Head, limits: Limits = LIMITS, now: float = NOW) -> float:
+def taken_at(view: ModelView, head: QueueHead, limits: Limits = LIMITS, now: float = NOW) -> float:
     (one,) = loaded_of([view])
     return may_be_taken_at(one, head, limits, now)
 
@@ -133,7 +133,7 @@ def test_only_what_may_be_loaded_soon_is_inspected() -> None:
 
 def test_a_crashed_model_that_is_given_up_is_not_inspected() -> None:
     given_up = crashed("a", need=None, idle_timeout_s=10.0, last_used=NOW - 10)
-    assert [type(action) for action in decide(given_up)] == [Forget]
+    assert [type(action) for action in decide(given_up)] == [GiveUp]
 
 
 def test_the_files_of_the_next_in_turn_are_read_ahead_while_others_have_to_go() -> None:
@@ -159,7 +159,7 @@ def test_slots_are_contended_by_those_whose_model_is_stopped_now() -> None:
     assert stopped(decide(victim, urgent)) == ["a"]
     assert look(victim, urgent).contended
     kept = model("a", DRAINING, waits=head(), stop_reason=StopReason.MEMORY)
-    assert look(kept) == Plan((Keep("a"),))
+    assert look(kept) == Plan((Resume("a"),))
 
 
 def test_slots_are_not_contended_by_those_who_are_refused() -> None:
@@ -231,19 +231,19 @@ def test_waiting_raises_a_request_by_one_level_each_aging_time() -> None:
 
 
 def test_equal_keys_go_by_arrival() -> None:
-    a, b = (model(x, waits=Head(NOW, HIGH, NOW, order)) for x, order in (("a", 2), ("b", 1)))
+    a, b = (model(x, waits=QueueHead(NOW, HIGH, NOW, order)) for x, order in (("a", 2), ("b", 1)))
     assert loaded(decide(a, b, free=10_000)) == ["b"]
 
 
 def test_who_gave_way_queues_behind_those_that_waited_meanwhile() -> None:
-    backlog = model("backlog", waits=head(arrived=NOW - 100), yielded_at=NOW - 5)
+    backlog = model("backlog", waits=head(arrived=NOW - 100), preempted_at=NOW - 5)
     other = model("other", waits=head(arrived=NOW - 6))
     assert loaded(decide(backlog, other, free=10_000)) == ["other"]
-    assert loaded(decide(replace(backlog, yielded_at=NEVER_USED), other, free=10_000)) == ["backlog"]
+    assert loaded(decide(replace(backlog, preempted_at=NEVER_USED), other, free=10_000)) == ["backlog"]
 
 
 def test_having_given_way_does_not_put_later_requests_back() -> None:
-    late = model("late", waits=head(arrived=NOW - 1), yielded_at=NOW - 50)
+    late = model("late", waits=head(arrived=NOW - 1), preempted_at=NOW - 50)
     other = model("other", waits=head(arrived=NOW))
     assert loaded(decide(late, other, free=10_000)) == ["late"]
 
@@ -364,7 +364,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers_and_evicts_nobody() -> N
 
 def test_memory_on_its_way_back_is_no_reason_to_evict_for_what_can_never_fit() -> None:
     """The driver shows it late, and by then it may have been given to the next model."""
-    device = gpu(4000, settling_mb=6000)
+    device = gpu(4000, reclaiming_mb=6000)
     found = plan([model("a", READY), model("huge", mb=11_000, waits=head(HIGH))], [device], LIMITS, NOW)
     assert [type(action) for action in found.actions] == [Refuse]
 
@@ -534,7 +534,7 @@ def draining(alias: str, **rest: Any) -> ModelView:
 
 
 def test_a_draining_model_serves_again_when_nobody_claims_it_any_more() -> None:
-    assert decide(draining("a")) == [Keep("a")]
+    assert decide(draining("a")) == [Resume("a")]
 
 
 def test_a_draining_model_is_not_told_again() -> None:
@@ -555,7 +555,7 @@ def test_a_draining_model_keeps_draining_when_it_gets_requests_of_its_own() -> N
 
 def test_a_draining_model_returns_to_requests_whose_turn_is_earlier() -> None:
     low = model("b", waits=head(LOW, NOW - AGING))
-    assert decide(draining("a", waits=head(HIGH)), low) == [Keep("a")]
+    assert decide(draining("a", waits=head(HIGH)), low) == [Resume("a")]
 
 
 def test_the_draining_victim_is_preferred_to_a_new_one() -> None:
@@ -571,7 +571,7 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     leaving = model("leaving", STOPPING, mb=3000)
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
-    assert plan([idle, wants], [gpu(4000, settling_mb=2000)], LIMITS, NOW) == Plan(
+    assert plan([idle, wants], [gpu(4000, reclaiming_mb=2000)], LIMITS, NOW) == Plan(
         (), waits=waits, contended=True
     )
 
@@ -591,7 +591,7 @@ def test_a_model_that_was_evicted_with_requests_waiting_gets_its_turn_back() -> 
     end = NOW + HOLD
     assert decide(a, b, now=end - 1) == []
     assert stopped(decide(a, b, now=end)) == ["a"]
-    a = model("a", STOPPING, waits=head(arrived=NOW - 99), yielded_at=end)
+    a = model("a", STOPPING, waits=head(arrived=NOW - 99), preempted_at=end)
     assert decide(a, b, now=end + 1) == []
     a = changed(a, OFF)
     assert loaded(decide(a, b, free=10_000, now=end + 1)) == ["b"]
@@ -601,8 +601,8 @@ def test_a_model_that_was_evicted_with_requests_waiting_gets_its_turn_back() -> 
 
 
 def test_three_backlogs_take_turns() -> None:
-    a = model("a", waits=head(arrived=NOW - 100), yielded_at=NOW - 20)
-    b = model("b", waits=head(arrived=NOW - 100), yielded_at=NOW - 10)
+    a = model("a", waits=head(arrived=NOW - 100), preempted_at=NOW - 20)
+    b = model("b", waits=head(arrived=NOW - 100), preempted_at=NOW - 10)
     c = model("c", READY, in_flight=1, waits=head(arrived=NOW - 100), ready_since=NOW - HOLD)
     assert decide(a, b, c) == [Stop("c", StopReason.MEMORY, "a")]
 
@@ -626,17 +626,17 @@ def test_a_crashed_model_starts_again_by_itself() -> None:
 
 def test_a_crashed_model_stays_off_when_its_memory_is_in_use() -> None:
     actions = decide(crashed("a"), model("b", READY))
-    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+    assert [(type(x), x.alias) for x in actions] == [(GiveUp, "a")]
 
 
 def test_a_crashed_model_stays_off_when_its_memory_is_wanted() -> None:
     actions = decide(crashed("a"), model("b", waits=head(LOW)), free=10_000)
-    assert [(type(x), x.alias) for x in actions] == [(Load, "b"), (Forget, "a")]
+    assert [(type(x), x.alias) for x in actions] == [(Load, "b"), (GiveUp, "a")]
 
 
 def test_a_crashed_model_stays_off_when_its_idle_time_has_passed() -> None:
     actions = decide(crashed("a", last_used=NOW - 300), free=10_000)
-    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+    assert [(type(x), x.alias) for x in actions] == [(GiveUp, "a")]
 
 
 def test_a_preload_that_failed_is_tried_again() -> None:
@@ -667,7 +667,7 @@ def test_a_preload_takes_free_room() -> None:
 
 def test_a_preload_evicts_nobody() -> None:
     actions = decide(model("a", preload=True), model("b", READY))
-    assert [(type(x), x.alias) for x in actions] == [(Forget, "a")]
+    assert [(type(x), x.alias) for x in actions] == [(GiveUp, "a")]
 
 
 def test_a_waiting_request_goes_before_a_preload() -> None:
@@ -734,13 +734,13 @@ def test_a_model_goes_only_where_it_may() -> None:
 
 
 def test_a_large_model_is_split_in_proportion_to_what_is_free() -> None:
-    need = Need(12_000, ("0", "1"), overhead_mb=0)
+    need = MemoryNeed(12_000, ("0", "1"), overhead_mb=0)
     found = plan([model("a", need=need, waits=head())], [gpu(10_000), gpu(5000, "1")], LIMITS, NOW)
     assert found.actions == (Load("a", {"0": 8000, "1": 4000}),)
 
 
 def test_each_device_of_a_split_model_has_its_overhead() -> None:
-    need = Need(12_000, ("0", "1"), overhead_mb=1000)
+    need = MemoryNeed(12_000, ("0", "1"), overhead_mb=1000)
     found = plan([model("a", need=need, waits=head())], [gpu(10_000), gpu(5000, "1")], LIMITS, NOW)
     (action,) = found.actions
     assert isinstance(action, Load)
@@ -748,7 +748,7 @@ def test_each_device_of_a_split_model_has_its_overhead() -> None:
 
 
 def test_a_split_takes_as_few_devices_as_possible() -> None:
-    need = Need(12_000, ("0", "1", "2"))
+    need = MemoryNeed(12_000, ("0", "1", "2"))
     devices = [gpu(5000), gpu(9000, "1"), gpu(9000, "2")]
     (action,) = plan([model("a", need=need, waits=head())], devices, LIMITS, NOW).actions
     assert isinstance(action, Load)
@@ -756,7 +756,7 @@ def test_a_split_takes_as_few_devices_as_possible() -> None:
 
 
 def test_victims_on_several_devices_make_room_for_a_split_model() -> None:
-    need = Need(12_000, ("0", "1"))
+    need = MemoryNeed(12_000, ("0", "1"))
     models = [model("a", READY, on="0"), model("b", READY, on="1"), model("wants", need=need, waits=head())]
     actions = list(plan(models, [gpu(1000), gpu(1000, "1")], LIMITS, NOW).actions)
     assert stopped(actions) == ["a", "b"]
@@ -773,10 +773,10 @@ def test_a_device_that_other_programs_have_overfilled_takes_nothing() -> None:
 
 
 def test_fit_knows_no_fraction_of_a_place() -> None:
-    from app.scheduling.placement import Room
+    from app.scheduling.placement import Capacity
 
-    assert fit(Need(1, ("0",)), Room({"0": 10}, 0)) is None
-    assert fit(Need(0, ()), Room({}, 1)) == {}
+    assert fit(MemoryNeed(1, ("0",)), Capacity({"0": 10}, 0)) is None
+    assert fit(MemoryNeed(0, ()), Capacity({}, 1)) == {}
 
 
 # --- preview

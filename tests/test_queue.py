@@ -8,9 +8,9 @@ import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, RouterError, ShuttingDown
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
-from app.domain.views import Head
+from app.domain.views import QueueHead
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 AGING = 30.0
@@ -62,9 +62,9 @@ def test_one_level_is_worth_one_aging_time() -> None:
 def test_the_head_is_who_is_served_next() -> None:
     late, early = ticket(HIGH, arrived=1.0), ticket(HIGH, arrived=0.5)
     waiting = queue(late, early)
-    assert waiting.head == Head(0.5, HIGH, 0.5, early.order)
+    assert waiting.head == QueueHead(0.5, HIGH, 0.5, early.order)
     waiting.finish(early, now=2.0)
-    assert waiting.head == Head(1.0, HIGH, 1.0, late.order)
+    assert waiting.head == QueueHead(1.0, HIGH, 1.0, late.order)
     waiting.finish(late, now=2.0)
     assert waiting.head is None
 
@@ -76,7 +76,7 @@ def test_asking_who_waits_changes_nothing() -> None:
         waiting.finish(leaver, now=9.0)
     before = list(waiting._heap)
     assert (waiting.has_waiting, waiting.peek()) == (True, tickets[4])
-    assert waiting.head == Head(tickets[4].key, NORMAL, 4.0, tickets[4].order)
+    assert waiting.head == QueueHead(tickets[4].key, NORMAL, 4.0, tickets[4].order)
     assert waiting._heap == before
 
 
@@ -86,7 +86,7 @@ def test_a_queue_that_all_have_left_is_empty() -> None:
     for leaver in reversed(tickets):
         waiting.finish(leaver, now=9.0)
     assert (waiting.has_waiting, waiting.head) == (False, None)
-    assert waiting.seat(ticket(), now=9.0), "nobody is passed over"
+    assert waiting.try_grant(ticket(), now=9.0), "nobody is passed over"
 
 
 def test_the_position_counts_those_who_are_served_before() -> None:
@@ -148,20 +148,20 @@ def test_a_ticket_that_never_entered_is_not_counted_out() -> None:
 def test_a_free_slot_is_taken_without_a_wait() -> None:
     waiting = queue(slots=2)
     one, other, late = ticket(LOW), ticket(HIGH), ticket()
-    assert waiting.seat(one, now=3.0)
-    assert waiting.seat(other, now=4.0)
+    assert waiting.try_grant(one, now=3.0)
+    assert waiting.try_grant(other, now=4.0)
     assert (one.state, one.granted_at) == (TicketState.GRANTED, 3.0)
     assert (waiting.in_flight, waiting.waiting, waiting.best_in_flight) == (2, 0, HIGH)
-    assert not waiting.seat(late, now=5.0)
+    assert not waiting.try_grant(late, now=5.0)
     assert (late.state, waiting.in_flight, waiting.waiting) == (TicketState.NEW, 2, 0)
     assert waiting.finish(one, now=5.0)
-    assert waiting.seat(late, now=5.0)
+    assert waiting.try_grant(late, now=5.0)
 
 
 def test_a_slot_is_not_taken_before_somebody_who_waits() -> None:
     first, urgent = ticket(LOW), ticket(HIGH)
     waiting = queue(first)
-    assert not waiting.seat(urgent, now=0.0)
+    assert not waiting.try_grant(urgent, now=0.0)
     waiting.push(urgent)
     assert waiting.grant(0.0) is urgent
 
@@ -264,7 +264,7 @@ def test_a_replay_keeps_its_place() -> None:
     first, second = ticket(), ticket()
     waiting = queue(first, second)
     waiting.finish(waiting.grant(0.0) or second, now=1.0)
-    replay = first.again()
+    replay = first.for_replay()
     waiting.push(replay)
     assert (replay.key, replay.order, replay.arrived) == (first.key, first.order, first.arrived)
     assert waiting.peek() is replay
@@ -276,7 +276,7 @@ def test_a_replay_is_not_refused_by_a_queue_that_has_filled_meanwhile() -> None:
     waiting.grant(0.0)
     waiting.push(ticket())
     waiting.finish(first, now=1.0)
-    waiting.push(first.again())
+    waiting.push(first.for_replay())
     assert waiting.waiting == 2
 
 
@@ -342,7 +342,7 @@ class Owner:
     def cut(self) -> None:
         self.told.append("cut")
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
+    def asks_for(self) -> Work | None:
         return None
 
 
@@ -378,7 +378,7 @@ def test_an_owner_that_leaves_when_it_is_refused_disturbs_nobody() -> None:
 def test_a_ticket_that_is_seated_tells_its_owner_too() -> None:
     waiting, one = queue(), ticket()
     owner = Owner(one)
-    assert waiting.seat(one, 0.0)
+    assert waiting.try_grant(one, 0.0)
     assert owner.told == [TicketState.GRANTED]
 
 
@@ -420,7 +420,7 @@ def test_who_runs_alone_waits_until_nothing_runs() -> None:
     waiting.finish(one, 0.0)
     assert waiting.grant(0.0) is other
     assert waiting.grant(0.0) is None
-    assert not waiting.seat(ticket(), 0.0)
+    assert not waiting.try_grant(ticket(), 0.0)
     waiting.finish(other, 0.0)
     assert waiting.grant(0.0) is third
     assert not waiting.has_waiting
@@ -428,8 +428,8 @@ def test_who_runs_alone_waits_until_nothing_runs() -> None:
 
 def test_who_runs_alone_never_takes_a_seat_at_once() -> None:
     waiting = queue(slots=2)
-    assert not waiting.seat(alone(), 0.0)
-    assert waiting.seat(ticket(), 0.0)
+    assert not waiting.try_grant(alone(), 0.0)
+    assert waiting.try_grant(ticket(), 0.0)
 
 
 def test_who_is_set_apart_goes_after_all_that_waited_then() -> None:
@@ -438,7 +438,7 @@ def test_who_is_set_apart_goes_after_all_that_waited_then() -> None:
     waiting.set_apart([first], now=10)
     waiting.push(third := ticket(arrived=11))
     assert served(waiting) == [second, first, third]
-    again = first.again()
+    again = first.for_replay()
     again.set_apart(20)
     assert again.key == 20 + NORMAL * AGING
 

@@ -115,7 +115,7 @@ class Scheduling(RuleBasedStateMachine):
             model.life.want_preload()
         if model.status is Status.FAILED:
             self.world.reset(model)
-        self.world.look_again()
+        self.world.reconcile_soon()
         self.world.run(self.world.now)
 
     def _other_programs(self, which: int) -> None:

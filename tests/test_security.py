@@ -1,4 +1,4 @@
-"""The door, tried as an attacker would: host names, origins, keys, sizes, paths."""
+"""The guard, tried as an attacker would: host names, origins, keys, sizes, paths."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ async def test_the_first_request_finds_its_routes_built(
     app: RouterApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a framework builds for its first request holds up everybody else's."""
-    monkeypatch.setattr("app.server.settle_memory", lambda: None)
+    monkeypatch.setattr("app.server.freeze_garbage_collection", lambda: None)
     server = await started(RouterServer(app, "127.0.0.1", 0))
     try:
         client = await Client.connect(port_of(server))

@@ -14,7 +14,7 @@ from app.api.event_channel import BACKLOG, Channel
 from app.api.metrics_feed import MetricsFeed
 from app.api.status_feed import StatusFeed
 from app.domain.event_bus import EventBus
-from app.domain.events import StatusChanged, Touched
+from app.domain.events import ModelChanged, StatusChanged
 from app.domain.status import Status
 
 
@@ -88,7 +88,7 @@ class World:
 
     def touch(self, depth: int, alias: str = "m") -> None:
         self.models[alias] = {"depth": depth}
-        self.bus.publish(Touched(alias))
+        self.bus.publish(ModelChanged(alias))
 
     def move(self, new: Status, alias: str = "m") -> None:
         self.models[alias] = {"status": new.value}
@@ -169,7 +169,7 @@ async def test_a_slow_reader_gets_a_fresh_picture_instead_of_what_it_missed(worl
 
 async def test_a_removed_model_leaves_every_picture(world: World) -> None:
     reader = await world.reader()
-    world.bus.publish(Touched("m"))
+    world.bus.publish(ModelChanged("m"))
     del world.models["m"]
     world.feed.flush()
     (told,) = await reader.all()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Fingerprint, Work
 from app.models.suspects import MAX_REFUSED, Standing, Suspects
 
-A, B, C = (Fingerprint.of("/v1/chat/completions", text) for text in (b"a", b"bb", b"ccc"))
+A, B, C = (Fingerprint.of(Work("/v1/chat/completions", text)) for text in (b"a", b"bb", b"ccc"))
 LATER = 700.0
 
 
@@ -31,7 +31,7 @@ def test_all_that_ran_are_suspects() -> None:
 def test_the_same_body_for_another_endpoint_is_another_request() -> None:
     suspects = Suspects()
     suspects.crashed([A], 100.0, LATER)
-    assert suspects.standing(Fingerprint.of("/tokenize", b"a"), 101.0) is Standing.CLEAR
+    assert suspects.standing(Fingerprint.of(Work("/tokenize", b"a")), 101.0) is Standing.CLEAR
 
 
 def test_whoever_ran_alone_at_the_second_crash_is_the_culprit() -> None:
@@ -103,9 +103,9 @@ def test_who_never_came_back_is_forgotten() -> None:
 def test_only_so_many_are_remembered() -> None:
     suspects = Suspects()
     for number in range(MAX_REFUSED + 2):
-        who = Fingerprint.of("/x", b"%d" % number)
+        who = Fingerprint.of(Work("/x", b"%d" % number))
         suspects.crashed([who], 100.0, LATER)
         suspects.crashed([who], 101.0, LATER)
-    first, last = Fingerprint.of("/x", b"0"), Fingerprint.of("/x", b"%d" % (MAX_REFUSED + 1))
+    first, last = Fingerprint.of(Work("/x", b"0")), Fingerprint.of(Work("/x", b"%d" % (MAX_REFUSED + 1)))
     assert suspects.standing(first, 102.0) is Standing.CLEAR
     assert suspects.standing(last, 102.0) is Standing.REFUSED

@@ -11,7 +11,7 @@ import pytest
 
 from app.core.prometheus_metrics import Metrics
 from app.domain.event_bus import EventBus
-from app.domain.events import Outcome, RequestFinished, Touched, Usage
+from app.domain.events import ModelChanged, Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.observability.router_log import JsonFormatter, TextFormatter
 from app.observability.telemetry import RECENT, Telemetry, percentile
@@ -52,7 +52,7 @@ class World:
     def summary(self, *events: RequestFinished) -> dict[str, Any]:
         for event in events:
             self.bus.publish(event)
-        self.bus.settle()
+        self.bus.flush()
         return self.telemetry.summary()
 
 
@@ -143,7 +143,7 @@ def test_the_last_speed_stays_until_there_is_another(world: World) -> None:
 
 
 def test_other_events_are_nothing_to_it(world: World, lines: list[logging.LogRecord]) -> None:
-    world.bus.publish(Touched("m"))
+    world.bus.publish(ModelChanged("m"))
     assert world.summary()["total_requests"] == 0
     assert lines == []
 
@@ -199,12 +199,12 @@ def test_with_a_higher_level_nothing_is_written(
 async def test_asking_for_figures_publishes_nothing() -> None:
     bus = EventBus(batch_s=60.0)  # a batch that is not due yet
     telemetry = Telemetry(bus)
-    metrics = Metrics(bus, views=list, devices=list)
+    metrics = Metrics(bus, views=list, devices=list, clients=dict)
     bus.finished(finished)
     assert telemetry.totals("m").requests == telemetry.outcome(Outcome.SUCCESS) == 0
     assert telemetry.summary()["total_requests"] == 0
     assert 'router_requests_total{model="m"' not in metrics.text()
-    bus.settle()
+    bus.flush()
     assert telemetry.totals("m").requests == telemetry.outcome(Outcome.SUCCESS) == 1
     assert telemetry.summary()["total_requests"] == 1
     assert 'router_requests_total{model="m",status="success"} 1' in metrics.text()

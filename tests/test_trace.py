@@ -49,9 +49,11 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 
 DOWN = [
     "http_server",
+    "intake",
     "request_reader",
     "gateway",
     "request_body",
+    "client_memory",
     "body",
     "request",
     "record",
@@ -64,7 +66,10 @@ DOWN = [
 BACK = ["upstream_connection", "exchange", "reply", "http_server", "http1"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
-TOLD = {"headers", "record", "usage", "admission", "upstream_pool", "request_reader"}
+TOLD = {
+    "headers", "record", "usage", "admission", "upstream_pool", "request_reader", "request_body",
+    "client_memory",
+}  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 
 

@@ -888,16 +888,16 @@ async def test_cancelled_in_the_moment_in_which_the_head_comes(world: World) -> 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts sockets, and fills Linux's backlog")
 async def test_cancelled_while_it_connects() -> None:
     upstream = UpstreamPool()
-    with socket.socket() as deaf, contextlib.ExitStack() as callers:
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen(0)
+    with socket.socket() as silent, contextlib.ExitStack() as callers:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(0)
         for _ in range(3):  # what does not fit into the backlog is not answered
             caller = callers.enter_context(socket.socket())
             caller.setblocking(False)
             with contextlib.suppress(BlockingIOError):
-                caller.connect(deaf.getsockname())
+                caller.connect(silent.getsockname())
         before = _open_sockets()
-        sending = asyncio.ensure_future(answered(Answer(upstream, deaf.getsockname()[1], LAST)))
+        sending = asyncio.ensure_future(answered(Answer(upstream, silent.getsockname()[1], LAST)))
         while _open_sockets() == before:  # noqa: ASYNC110 - its socket
             await asyncio.sleep(0)
         sending.cancel()

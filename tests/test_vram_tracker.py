@@ -13,11 +13,11 @@ from app.core import vram_tracker
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
-from app.domain.views import HOST, DeviceView, Need
-from app.memory.ledger.given_back import SETTLE_MAX_S
+from app.domain.views import HOST, DeviceView, MemoryNeed
+from app.memory.ledger.given_back import RECLAIM_MAX_S
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
-from app.scheduling.placement import Room, fit
+from app.scheduling.placement import Capacity, fit
 from tests.fakes import NOTHING_KEPT, Clock
 from tests.router_process import until
 
@@ -140,7 +140,7 @@ async def test_after_the_load_another_promise_can_be_made(tracker: DeviceTracker
     await load(tracker, gpu, "a", 1, 4000, uses_mb=3000)
     assert card(tracker).free_mb == 6000
     tracker.adjust("a", {"0": 3100})
-    assert (card(tracker).free_mb, tracker.held("a")) == (6900, {"0": 3100})
+    assert (card(tracker).free_mb, tracker.reserved("a")) == (6900, {"0": 3100})
 
 
 async def test_the_most_that_was_ever_used_is_kept(tracker: DeviceTracker, gpu: Gpu) -> None:
@@ -186,11 +186,11 @@ async def test_freed_memory_is_expected_until_the_driver_shows_it(tracker: Devic
     tracker.release("a", crashed=False)
     await tracker.refresh()
     assert card(tracker).free_mb == 6000, "not before the driver says so"
-    assert card(tracker).settling_mb > 3000
+    assert card(tracker).reclaiming_mb > 3000
     assert card(tracker).others_mb < 500, "it is on its way, not somebody else's"
     del gpu.use[1]
     await tracker.refresh()
-    assert (card(tracker).free_mb, card(tracker).settling_mb) == (TOTAL_MB, 0)
+    assert (card(tracker).free_mb, card(tracker).reclaiming_mb) == (TOTAL_MB, 0)
 
 
 async def test_a_load_that_was_stopped_early_has_nothing_to_give_back(
@@ -200,15 +200,15 @@ async def test_a_load_that_was_stopped_early_has_nothing_to_give_back(
     begin(tracker, "b", 2, 3000)
     await tracker.refresh()
     tracker.release("b", crashed=False)
-    assert (card(tracker).settling_mb, card(tracker).free_mb, card(tracker).others_mb) == (0, 6000, 0)
+    assert (card(tracker).reclaiming_mb, card(tracker).free_mb, card(tracker).others_mb) == (0, 6000, 0)
 
 
-async def test_settling_has_an_end(tracker: DeviceTracker, gpu: Gpu, clock: Clock) -> None:
+async def test_reclaiming_has_an_end(tracker: DeviceTracker, gpu: Gpu, clock: Clock) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     tracker.release("a", crashed=False)
-    clock.now += SETTLE_MAX_S
+    clock.now += RECLAIM_MAX_S
     await tracker.refresh()
-    assert (card(tracker).settling_mb, card(tracker).others_mb) == (0, 4000)
+    assert (card(tracker).reclaiming_mb, card(tracker).others_mb) == (0, 4000)
 
 
 async def test_a_crashed_process_is_not_waited_for(tracker: DeviceTracker, gpu: Gpu) -> None:
@@ -217,7 +217,7 @@ async def test_a_crashed_process_is_not_waited_for(tracker: DeviceTracker, gpu: 
     tracker.release("a", crashed=True)
     gpu.others_mb = 4000  # somebody else was quicker
     await tracker.refresh()
-    assert (card(tracker).settling_mb, card(tracker).others_mb) == (0, 4000)
+    assert (card(tracker).reclaiming_mb, card(tracker).others_mb) == (0, 4000)
 
 
 async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock) -> None:
@@ -242,8 +242,8 @@ async def test_a_second_unload_waits_for_both(tracker: DeviceTracker, gpu: Gpu) 
     tracker.release("b", crashed=False)
     del gpu.use[1]
     await tracker.refresh()
-    assert card(tracker).settling_mb > 3000
-    assert card(tracker).free_mb + card(tracker).settling_mb > 9000
+    assert card(tracker).reclaiming_mb > 3000
+    assert card(tracker).free_mb + card(tracker).reclaiming_mb > 9000
 
 
 # A driver in trouble
@@ -260,7 +260,7 @@ async def test_a_failing_driver_is_reported_and_the_ledger_goes_on(
     begin(tracker, "b", 2, 3000)
     assert card(tracker).free_mb == 3000
     tracker.release("a", crashed=False)
-    clock.now += SETTLE_MAX_S
+    clock.now += RECLAIM_MAX_S
     await tracker.refresh()
     assert card(tracker).free_mb > 6500, "what we stopped is free, whether or not the driver says so"
     gpu.error = None
@@ -364,8 +364,8 @@ def test_the_index_of_a_partitioned_card_means_all_its_parts() -> None:
 
 
 def test_a_process_is_never_split_over_parts_of_a_card() -> None:
-    need = Need(mb=1500, devices=("MIG-x", "MIG-y"))
-    room = Room({"MIG-x": 1000, "MIG-y": 1000}, places=1)
+    need = MemoryNeed(mb=1500, devices=("MIG-x", "MIG-y"))
+    room = Capacity({"MIG-x": 1000, "MIG-y": 1000}, places=1)
     assert fit(need, room) is None
     assert room.most(need) == 1000
 

@@ -80,12 +80,14 @@ class Rules:
         self._check_host(headers, is_trusted=client is not None)
         if method not in _SAFE_METHODS or path.startswith("/upstream/"):
             self._check_origin(headers)  # a GET upstream loads its model, and may stop another
-        if _content_length(headers) > self.max_body_bytes:
-            raise self.too_large()
+        self.check_body(announced_length(headers))
         return client or self._without_key(method, path, headers)
 
-    def too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"the body is larger than {self._api.max_body_mb:g} MB; raise api.max_body_mb")
+    def check_body(self, size: int) -> None:
+        """Of a request to a model, announced or come; bytes. Raises `RequestTooLarge`."""
+        if size > self.max_body_bytes:
+            mb = self._api.max_body_mb
+            raise RequestTooLarge(f"the body is larger than {mb:g} MB; raise api.max_body_mb")
 
     def _check_host(self, headers: Headers, *, is_trusted: bool) -> None:
         """Against DNS rebinding: a page's own name must not reach us just because it resolves to us.
@@ -194,8 +196,8 @@ def _check_size(headers: Headers) -> None:
         raise HeadersTooLarge(f"send at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together")
 
 
-def _content_length(headers: Headers) -> int:
-    """What is no number is left to the server; the body is counted anyway."""
+def announced_length(headers: Headers) -> int:
+    """Of the body. What is no number is left to the server; the body is counted anyway."""
     text = headers.get("content-length", "")
     return int(text[:18]) if text.isascii() and text.isdigit() else 0
 

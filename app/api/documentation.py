@@ -66,7 +66,7 @@ def answers(*kinds: type[RouterError]) -> Answers:
     return found
 
 
-AT_THE_DOOR = (
+ACCESS_ERRORS = (
     errors.BadRequest,
     errors.InvalidApiKey,
     errors.HostNotAllowed,
@@ -98,11 +98,11 @@ OF_A_REQUEST = (
     errors.UpstreamTimeout,
 )
 
-FOR_MODELS = answers(*AT_THE_DOOR, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
-FOR_MANAGEMENT = answers(*AT_THE_DOOR, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
-FOR_MONITORING = answers(*AT_THE_DOOR)
+FOR_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
+FOR_MANAGEMENT = answers(*ACCESS_ERRORS, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
+FOR_MONITORING = answers(*ACCESS_ERRORS)
 FOR_LOGIN = answers(
-    *AT_THE_DOOR,
+    *ACCESS_ERRORS,
     errors.InvalidJson,
     errors.OriginNotAllowed,
     errors.RequestTooLarge,

@@ -15,37 +15,37 @@ from app.domain.alarm import Alarm
 BACKLOG = 256
 HEARTBEAT_S = 30.0
 
-Picture = Callable[[], tuple[str, dict[str, Any]]]
+Snapshot = Callable[[], tuple[str, dict[str, Any]]]
 """The name and the body of the event that tells everything."""
 
 
 class _Reader:
     def __init__(self) -> None:
         self.backlog: deque[bytes] = deque()
-        self.needs_picture = True
+        self.needs_snapshot = True
         self.over = False
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, event: bytes) -> None:
         if len(self.backlog) >= BACKLOG:
-            self.start_over()
-        if not self.needs_picture:
+            self.resync()
+        if not self.needs_snapshot:
             self.backlog.append(event)
             self.wake()
 
-    def start_over(self) -> None:
+    def resync(self) -> None:
         """Everything anew instead of what it has not read yet."""
         self.backlog.clear()
-        self.needs_picture = True
+        self.needs_snapshot = True
         self.wake()
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def news(self) -> None:
+    async def changed(self) -> None:
         """Waits on a bare future: for hundreds of readers a task each time would cost more than the rest."""
-        if self.backlog or self.needs_picture or self.over:
+        if self.backlog or self.needs_snapshot or self.over:
             return
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -55,11 +55,11 @@ class _Reader:
 
 
 class Channel:
-    """A reader gets the picture first, then what is told; the picture again when it fell behind."""
+    """A reader gets the snapshot first, then what is told; the snapshot again when it fell behind."""
 
-    def __init__(self, picture: Picture, heartbeat_s: float | None = HEARTBEAT_S) -> None:
+    def __init__(self, snapshot: Snapshot, heartbeat_s: float | None = HEARTBEAT_S) -> None:
         self.closed = False
-        self._picture, self._heartbeat_s = picture, heartbeat_s
+        self._snapshot, self._heartbeat_s = snapshot, heartbeat_s
         self._readers: set[_Reader] = set()
         self._ids = itertools.count(1)
         self._heartbeat = Alarm(self.beat)
@@ -76,10 +76,10 @@ class Channel:
         if self._heartbeat_s is not None:
             self._heartbeat.set_within(self._heartbeat_s)
         try:
-            while not reader.over or reader.backlog or reader.needs_picture:
+            while not reader.over or reader.backlog or reader.needs_snapshot:
                 for event in self._take(reader):
                     yield event
-                await reader.news()
+                await reader.changed()
         finally:
             self._readers.discard(reader)
 
@@ -89,10 +89,10 @@ class Channel:
         for reader in self._readers:
             reader.push(event)
 
-    def start_over(self) -> None:
-        """A fresh picture for everybody."""
+    def resync(self) -> None:
+        """A fresh snapshot for everybody."""
         for reader in self._readers:
-            reader.start_over()
+            reader.resync()
 
     def beat(self) -> None:
         """A sign of life. Goes on by itself while somebody reads."""
@@ -103,19 +103,19 @@ class Channel:
     def close(self) -> None:
         """End every stream after what it still has to send, also those that begin later."""
         self.closed = True
-        self.hang_up()
+        self.disconnect_all()
         self._heartbeat.cancel()
 
-    def hang_up(self) -> None:
+    def disconnect_all(self) -> None:
         """End the streams of now. Who is still welcome comes again by itself."""
         for reader in self._readers:
             reader.over = True
             reader.wake()
 
     def _take(self, reader: _Reader) -> list[bytes]:
-        if reader.needs_picture:
-            reader.needs_picture = False
-            name, body = self._picture()
+        if reader.needs_snapshot:
+            reader.needs_snapshot = False
+            name, body = self._snapshot()
             return [self._event(name, json.dumps(body))]
         taken = list(reader.backlog)
         reader.backlog.clear()

@@ -23,7 +23,7 @@ class Figures:
         self._manager, self._tracker, self._telemetry, self._bus = manager, tracker, telemetry, bus
 
     def queues(self) -> dict[str, Any]:
-        self._bus.settle()
+        self._bus.flush()
         return self._queues()
 
     def _queues(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Figures:
 
     def snapshot(self) -> dict[str, Any]:
         """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
-        self._bus.settle()
+        self._bus.flush()
         devices = self._tracker.devices()
         return {
             "timestamp": time.time(),

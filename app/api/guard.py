@@ -1,4 +1,7 @@
-"""Before anything else runs: host names, origins, keys, body size and request ids. Pure ASGI."""
+"""Before anything else runs: host names, origins, keys, announced sizes and request ids. Pure ASGI.
+
+A body is counted by who reads it (`app/proxy/asgi.py`). One that nobody reads is no matter, however large.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from app.api import errors
 from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
-from app.proxy.gateway import check_target
-from app.proxy.routes import TUNNEL
+from app.proxy.client_memory import ClientMemory
+from app.proxy.gateway import Gateway, check_target
 
 
 def client_of(request: Request) -> Client:
@@ -32,6 +35,11 @@ def client_of(request: Request) -> Client:
 def rules_of(request: Request) -> Rules:
     found: Rules = request.app.state.rules
     return found
+
+
+def memory_of(request: Request) -> ClientMemory:
+    gateway: Gateway = request.app.gateway
+    return gateway.memory
 
 
 def unknown_origin(origin: str) -> OriginNotAllowed:
@@ -63,7 +71,7 @@ class Guard:
             await errors.response(error, scope["path"])(scope, receive, send)
             return
         with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody to answer
-            await self._app(scope, _counted(scope, receive, self._rules()), send)
+            await self._app(scope, receive, send)
 
     def _look(self, scope: Scope) -> RouterError | None:
         """Who asks, and under which id. What the client is to be told instead."""
@@ -132,28 +140,6 @@ class CorsGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._gate(scope, receive, send)
-
-
-def _counted(scope: Scope, receive: Receive, rules: Rules) -> Receive:
-    """Counts a body while it comes in: a chunked one tells no length beforehand.
-
-    What is too much of a GET is thrown away: nobody reads it but the tunnel, and who sends a file listens for
-    the client's leaving only, when no error can be told any more.
-    """
-    received = 0
-    is_read = scope["method"] not in ("GET", "HEAD") or scope["path"].startswith(TUNNEL)
-
-    async def counted() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received <= rules.max_body_bytes or message["type"] != "http.request":
-            return message
-        if is_read:
-            raise rules.too_large()
-        return {**message, "body": b""}
-
-    return counted
 
 
 def _with_own_headers(send: Send, request_id: str) -> Send:

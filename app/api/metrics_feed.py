@@ -31,8 +31,8 @@ class MetricsFeed:
             self._channel.tell("metrics", json.dumps(self._snapshot()))
             self._next.set_within(EVERY_S)
 
-    def hang_up(self) -> None:
-        self._channel.hang_up()
+    def disconnect_all(self) -> None:
+        self._channel.disconnect_all()
 
     def close(self) -> None:
         self._channel.close()

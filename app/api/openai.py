@@ -12,12 +12,14 @@ from starlette.responses import Response
 
 from app.api import render
 from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, json_body
-from app.api.guard import client_of
+from app.api.guard import client_of, memory_of, rules_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
+from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
 from app.proxy.request import check_media_type
+from app.proxy.request_body import RequestBody
 from app.proxy.routes import ENDPOINTS, READINGS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
@@ -79,9 +81,10 @@ async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> d
     """The body of a request that is not for a model; a larger one is refused before it has come."""
     check_media_type(request.headers, client_of(request))
     is_packed = is_gzip(request.headers)
-    body = b""
-    async for piece in request.stream():
-        body += piece
+    body = RequestBody(memory_of(request))
+    async for piece in pieces_of_body(request.receive):
+        body.add(piece)
+        rules_of(request).check_body(len(body))
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
-    return fields_of(gunzip(body, most_bytes) if is_packed else body)
+    return fields_of(gunzip(body.data, most_bytes) if is_packed else body.data)

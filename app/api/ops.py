@@ -36,7 +36,7 @@ async def health(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus text. With `?model=` it is llama-server's own, of that model while it is loaded."""
-    text = await _settled(request).metrics.render()
+    text = await _flushed(request).metrics.render()
     return Response(text, media_type=prometheus_metrics.CONTENT_TYPE)
 
 
@@ -52,10 +52,10 @@ async def vram(request: Request) -> dict[str, Any]:
     return render.vram(services.manager.views(), services.tracker, services.config.system)
 
 
-def _settled(request: Request) -> Services:
+def _flushed(request: Request) -> Services:
     """With figures that count every request that has ended."""
     services = services_of(request)
-    services.bus.settle()
+    services.bus.flush()
     return services
 
 
@@ -66,7 +66,7 @@ async def queue_stats(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/telemetry/summary")
 async def telemetry(request: Request) -> dict[str, Any]:
-    return _settled(request).telemetry.summary()
+    return _flushed(request).telemetry.summary()
 
 
 @router.get("/v1/health/models")
@@ -95,8 +95,9 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     }
     if tasks:
         manager["failed_tasks"] = tasks
-    if tracker.undead:  # their memory is lost until they die
-        manager["undead_processes"] = list(tracker.undead)
+    if tracker.unkillable:  # their memory is lost until they die
+        manager["unkillable_processes"] = list(tracker.unkillable)
+        manager["undead_processes"] = list(tracker.unkillable)  # its earlier name, for one release
     closed = services.upstream.closed
     return {
         "gpu": gpu,

@@ -9,7 +9,7 @@ from typing import Any
 from app.api.event_channel import Channel
 from app.api.render import router_mode_status
 from app.domain.event_bus import EventBus
-from app.domain.events import Event, StatusChanged, Touched
+from app.domain.events import Event, ModelChanged, StatusChanged
 from app.models.instance import ModelInstance
 
 
@@ -25,7 +25,7 @@ class PeerFeed:
     async def stream(self) -> AsyncIterator[bytes]:
         """It listens only while somebody reads: events come with every request."""
         if self._unsubscribe is None:
-            self._unsubscribe = self._bus.subscribe(self._on_event, StatusChanged, Touched)
+            self._unsubscribe = self._bus.subscribe(self._on_event, StatusChanged, ModelChanged)
         events = self._channel.stream()
         try:
             async for event in events:
@@ -36,8 +36,8 @@ class PeerFeed:
                 self._unsubscribe()
                 self._unsubscribe = None
 
-    def hang_up(self) -> None:
-        self._channel.hang_up()
+    def disconnect_all(self) -> None:
+        self._channel.disconnect_all()
 
     def close(self) -> None:
         self._channel.close()
@@ -48,7 +48,7 @@ class PeerFeed:
         return "", _event("*", "models_reload", {})
 
     def _on_event(self, event: Event) -> None:
-        assert isinstance(event, (StatusChanged, Touched))
+        assert isinstance(event, (StatusChanged, ModelChanged))
         instance = self._models.get(event.alias)
         if instance is None:
             return

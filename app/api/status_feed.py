@@ -1,4 +1,4 @@
-"""The live status stream: a full picture, then what changes."""
+"""The live status stream: a full snapshot, then what changes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from app.api.event_channel import HEARTBEAT_S, Channel
 from app.domain.alarm import Alarm
 from app.domain.event_bus import EventBus
-from app.domain.events import Event, StatusChanged, Touched
+from app.domain.events import Event, ModelChanged, StatusChanged
 
 TOUCH_S = 0.5
 """Queue depth and progress change all the time: they are sent at most this often."""
 
-SETTLED_S = 0.05
+STATUS_DEBOUNCE_S = 0.05
 """A change of status moves the queue a moment later: those who waited are granted, or refused."""
 
 
@@ -33,12 +33,12 @@ class StatusFeed:
         """`model_status` of an alias is None when it is not configured any more."""
         self._full_status, self._model_status = full_status, model_status
         self._server_status = server_status
-        self._channel = Channel(self._picture, heartbeat_s)
+        self._channel = Channel(self._snapshot, heartbeat_s)
         self._touched: set[str] = set()
         self._flush = Alarm(self.flush)
         self._shown: dict[str, str] = {}
         self._server_shown = ""
-        bus.subscribe(self._on_event, StatusChanged, Touched)
+        bus.subscribe(self._on_event, StatusChanged, ModelChanged)
 
     @property
     def subscribers(self) -> int:
@@ -54,8 +54,8 @@ class StatusFeed:
             self._server_shown = body["status"]
             self._channel.tell("server_update", json.dumps(body))
 
-    def hang_up(self) -> None:
-        self._channel.hang_up()
+    def disconnect_all(self) -> None:
+        self._channel.disconnect_all()
 
     def close(self) -> None:
         self._channel.close()
@@ -69,16 +69,16 @@ class StatusFeed:
             self._update(alias)
         self.server_update()
 
-    def _picture(self) -> tuple[str, dict[str, Any]]:
-        self._shown.clear()  # whoever gets the picture has not seen what others were shown before
+    def _snapshot(self) -> tuple[str, dict[str, Any]]:
+        self._shown.clear()  # whoever gets the snapshot has not seen what others were shown before
         return "full_status", self._full_status()
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StatusChanged):
             self._update(event.alias)
             self.server_update()
-            self._flush_within(SETTLED_S, event.alias)
-        elif isinstance(event, Touched):
+            self._flush_within(STATUS_DEBOUNCE_S, event.alias)
+        elif isinstance(event, ModelChanged):
             self._flush_within(TOUCH_S, event.alias)
 
     def _flush_within(self, delay_s: float, alias: str) -> None:
@@ -91,7 +91,7 @@ class StatusFeed:
             return
         body = self._model_status(alias)
         if body is None:  # it was removed from the configuration
-            self._channel.start_over()
+            self._channel.resync()
             return
         data = json.dumps(body)
         if self._shown.get(alias) != data:

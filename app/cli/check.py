@@ -13,20 +13,20 @@ from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
-from app.domain.views import HOST, Need, Placement
+from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import obstacle
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
-from app.memory.history import FILE_NAME, LearnedFootprints
+from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, resolve
-from app.scheduling.placement import Room, fit, fits_on_devices
+from app.scheduling.placement import Capacity, fit, fits_on_devices
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Line:
 
     alias: str
     file_mb: int | None
-    need: Need | None
+    need: MemoryNeed | None
     place: str
     problem: str | None = None
     measured_mb: int | None = None
@@ -67,9 +67,9 @@ def run(path: Path) -> int:
     no_logs = obstacle(Path(config.system.log_dir))
     if no_logs:
         print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
-    learned = LearnedFootprints(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
-    learned.load()
-    lines = [_line(spec, config, readings, binary, learned) for spec in config.specs().values()]
+    history = LoadHistory(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
+    history.load()
+    lines = [_line(spec, config, readings, binary, history) for spec in config.specs().values()]
     print("\n" + _table(lines))
     for line in lines:
         if line.pooling is not None:
@@ -148,7 +148,7 @@ def _line(
     config: Config,
     readings: list[Reading] | None,
     binary: BinaryInfo | None,
-    learned: LearnedFootprints,
+    history: LoadHistory,
 ) -> Line:
     try:
         found = inspect(spec)
@@ -161,28 +161,28 @@ def _line(
         return Line(spec.alias, None, None, "-", error.failure.message)
     except CommandError as error:
         return Line(spec.alias, None, None, "-", str(error))
-    line = _placed(spec, found, config, readings or [host_reading()], learned)
+    line = _placed(spec, found, config, readings or [host_reading()], history)
     return line if spec.kind is ModelKind.CHAT else replace(line, pooling=pooling)
 
 
 def _placed(
-    spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading], learned: LearnedFootprints
+    spec: ModelSpec, found: Footprint, config: Config, readings: list[Reading], history: LoadHistory
 ) -> Line:
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
-    before = learned.model(key(spec, found, learned.build, bool(gpus)))
-    cost = learned.fixed_cost(r for r in gpus if r.id in places)
+    before = history.model(key(spec, found, history.build, bool(gpus)))
+    cost = history.fixed_cost(r for r in gpus if r.id in places)
     takes = need(spec, found, places, bool(gpus), multiplier, before, cost)
     kept_free = KeptFree.parse(config.system.min_free_vram_mb)
     sizes = {r.id: r.total_mb for r in readings}
-    room = Room({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)
+    room = Capacity({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)
     placement = fit(takes, room)
     problem = None if placement is not None else _shortage(takes, room)
     return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)
 
 
-def _shortage(takes: Need, room: Room) -> str:
+def _shortage(takes: MemoryNeed, room: Capacity) -> str:
     if fits_on_devices(takes, room):
         return (
             f"needs {takes.host_mb} MB of the machine's own memory, at most {room.free[HOST]} MB can be had"

@@ -78,6 +78,11 @@ class ApiConfig(Section):
         "any port",
     )
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
+    max_memory_mb: Count | None = Field(
+        None,
+        description="for all bodies that are arriving, waiting or being answered; over it 503 `overloaded`; "
+        "default: a quarter of the memory, at most 2048",
+    )
     stream_heartbeats: Heartbeats = Field(
         Heartbeats.COMMENTS,
         description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "

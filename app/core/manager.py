@@ -14,14 +14,14 @@ from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import QueueTimeout, ShuttingDown
 from app.domain.event_bus import EventBus
-from app.domain.events import Touched
+from app.domain.events import ModelChanged
 from app.domain.jobs import Jobs
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind, Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner import Launcher
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
 from app.memory.need import Footprint, inspect
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
@@ -62,14 +62,15 @@ class ModelManager:
         bus: EventBus,
         clock: Callable[[], float],
         inspect_file: Callable[[ModelSpec], Footprint] = inspect,
-        learned: LearnedFootprints | None = None,
+        history: LoadHistory | None = None,
         kv_cache: KvCache | None = None,
     ) -> None:
-        self._learned = learned = learned or LearnedFootprints()
-        self.inspection = Inspection(launcher, tracker, learned, inspect_file, config.system.vram_multiplier)
+        self._history = history = history or LoadHistory()
+        self.inspection = Inspection(launcher, tracker, history, inspect_file, config.system.vram_multiplier)
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
-        self._kv_cache, learned.on_change = kv_cache, self._save_learned
+        self._kv_cache = kv_cache
+        history.subscribe(self._save_history)
         self._jobs, self._config = Jobs(), config
         self._fleet = Fleet(self._instance)
         self.scheduler = Scheduler(
@@ -110,7 +111,7 @@ class ModelManager:
         self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
         self.scheduler.forget_removed()
         for alias in self.instances:
-            self._bus.publish(Touched(alias))
+            self._bus.publish(ModelChanged(alias))
         if self._kv_cache is not None:
             self._kv_cache.apply(config)
             self._jobs.start("clean kept conversations", self._kv_cache.clean)
@@ -141,7 +142,7 @@ class ModelManager:
         if instance.crash_inquiry.is_open:
             instance.crash_inquiry.judge(ticket)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
-            self._bus.touch(instance.alias)
+            self._bus.model_changed(instance.alias)
             return
         instance.queue.push(ticket)
         try:
@@ -203,7 +204,7 @@ class ModelManager:
         """Load those that are off as soon as there is room."""
         for alias in aliases:
             self.instances[alias].lifecycle.want_preload()
-        self.scheduler.look_again()
+        self.scheduler.reconcile_soon()
 
     def views(self) -> list[ModelView]:
         return self._fleet.views()
@@ -236,7 +237,7 @@ class ModelManager:
             instance.stop(StopReason.SHUTDOWN)
         for instance in self.instances.values():
             await instance.until_gone()
-        await self._learned.save()
+        await self._history.save()
 
     # --- inside
 
@@ -249,8 +250,8 @@ class ModelManager:
             bus=self._bus,
             limits=restarts,
             clock=self._clock,
-            look_again=self.scheduler.look_again,
-            learned=self._learned,
+            reconcile_soon=self.scheduler.reconcile_soon,
+            history=self._history,
             kv_cache=self._kv_cache,
         )
 
@@ -269,14 +270,14 @@ class ModelManager:
     def _serve_next(self, instance: ModelInstance) -> None:
         """Grant at once, unless somebody else may have a better claim: then the next look decides."""
         if self.scheduler.contended or instance.status is not Status.READY:
-            self.scheduler.look_again()
+            self.scheduler.reconcile_soon()
         elif instance.queue.has_waiting:
             instance.grant()
-        self._bus.touch(instance.alias)
+        self._bus.model_changed(instance.alias)
 
-    def _save_learned(self) -> None:
+    def _save_history(self) -> None:
         if not self.closing:  # `stop_all` saves by itself
-            self._jobs.start("save footprints", self._learned.save)
+            self._jobs.start("save footprints", self._history.save)
 
     async def _hold_place(self, instance: ModelInstance) -> None:
         timeout_s = self._config.system.queue_timeout_sec

@@ -11,9 +11,9 @@ from enum import Enum
 from typing import Protocol
 
 from app.domain.errors import QueueFull, RouterError
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
-from app.domain.views import Head
+from app.domain.views import QueueHead
 
 SWEEP_OVER = 64
 
@@ -39,8 +39,8 @@ class TicketOwner(Protocol):
     def cut(self) -> None:
         """Its process is stopped without waiting for it."""
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
-        """Of what it asks for; None where its body has none of these sizes."""
+    def asks_for(self) -> Work | None:
+        """None where that is not known any more."""
         ...
 
 
@@ -80,13 +80,13 @@ class Ticket:
             raise self._error
         return self.state is TicketState.GRANTED
 
-    def again(self) -> Ticket:
-        """A fresh ticket at the old place, for a replay."""
-        twin = Ticket(self.priority, self.arrived, 0.0)
-        twin.key, twin.order, twin.is_replay = self.key, self.order, True
-        twin._handicap_s = self._handicap_s
-        twin.replays_left = self.replays_left - (not self.lost_in_crash)
-        return twin
+    def for_replay(self) -> Ticket:
+        """A fresh ticket at the old place."""
+        fresh = Ticket(self.priority, self.arrived, 0.0)
+        fresh.key, fresh.order, fresh.is_replay = self.key, self.order, True
+        fresh._handicap_s = self._handicap_s
+        fresh.replays_left = self.replays_left - (not self.lost_in_crash)
+        return fresh
 
     def set_apart(self, now: float) -> None:
         """It runs alone, and after all that waits by now."""
@@ -120,8 +120,8 @@ class _Waiter:
     def cut(self) -> None:
         """It has no slot yet."""
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
-        """Nothing is asked for."""
+    def asks_for(self) -> Work | None:
+        """For nothing."""
         return None
 
 
@@ -175,9 +175,11 @@ class RequestQueue:
         return self._heap[0] if self._heap else None
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> QueueHead | None:
         ticket = self.peek()
-        return None if ticket is None else Head(ticket.key, ticket.priority, ticket.arrived, ticket.order)
+        if ticket is None:
+            return None
+        return QueueHead(ticket.key, ticket.priority, ticket.arrived, ticket.order)
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
@@ -193,7 +195,7 @@ class RequestQueue:
         ticket.grant(now)
         return ticket
 
-    def seat(self, ticket: Ticket, now: float) -> bool:
+    def try_grant(self, ticket: Ticket, now: float) -> bool:
         """As `push` and `grant`, where it would be granted at once; else nothing happens."""
         if self._heap or self._has_one_alone or len(self.running) >= self.slots or ticket.runs_alone:
             return False

@@ -1,4 +1,4 @@
-"""What memory there is: the devices' own word, and our ledger of what we promised to whom."""
+"""What memory there is: the devices' own word, and the ledger of what was reserved for which process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Placement
 from app.memory.ledger.given_back import GivenBack
-from app.memory.ledger.holding import LONG_AGO, Holding
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.ledger.reservation import LONG_AGO, Reservation
 from app.memory.probes.driver_thread import DriverThread
 from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuProbe, Reading, resolve
@@ -52,7 +52,7 @@ class DeviceTracker:
         self._read_at: dict[str, float] = {}
         self._asked_at = LONG_AGO
         self._watching = False
-        self._holdings: dict[str, Holding] = {}
+        self._reservations: dict[str, Reservation] = {}
         self._given_back = GivenBack()
         self._events = 0  # comings and goings: a change of use between two of them is one model's
         self._refreshed = asyncio.Event()
@@ -124,13 +124,13 @@ class DeviceTracker:
             elif before is not None:  # as the ledger has carried it on since
                 found[device] = replace(before, error=reading.error, lost=reading.lost, by_pid={})
         self._readings = found
-        for holding in self._holdings.values():
-            alone = holding.events_before == self._events
-            holding.measure(self._readings, self._read_at, alone)
+        for reservation in self._reservations.values():
+            alone = reservation.events_before == self._events
+            reservation.measure(self._readings, self._read_at, alone)
 
     def _report(self, error: str | None) -> None:
         if error is not None and self._driver_error != error:
-            logger.warning("%s; deciding by what was promised so far", error)
+            logger.warning("%s; deciding by what was reserved so far", error)
         if error is None and self._driver_error is not None:
             logger.info("the GPU driver answers again")
         self._driver_error = error
@@ -140,21 +140,21 @@ class DeviceTracker:
     def reserve(self, alias: str, placement: Placement) -> None:
         self._events += 1
         used = {d: self._readings[d].used_mb for d in placement if d in self._readings}
-        self._holdings[alias] = Holding(dict(placement), used, self._events)
+        self._reservations[alias] = Reservation(dict(placement), used, self._events)
 
     def adjust(self, alias: str, placement: Placement) -> None:
-        """Promise it another amount, now that more is known about it."""
-        self._holdings[alias].placement = dict(placement)
+        """Reserve another amount for it, now that more is known about it."""
+        self._reservations[alias].placement = dict(placement)
 
     def spawned(self, alias: str, pid: int) -> None:
-        self._holdings[alias].pid = pid
+        self._reservations[alias].pid = pid
 
     def loaded(self, alias: str) -> None:
         """The model is in memory: from the next reading on the driver's figure contains it."""
-        holding = self._holdings[alias]
-        holding.settled_at = self._clock()
+        reservation = self._reservations[alias]
+        reservation.loaded_at = self._clock()
         self._events += 1
-        holding.events_before += 1
+        reservation.events_before += 1
         self.probe.expire()
         self._refreshed.set()
 
@@ -163,42 +163,42 @@ class DeviceTracker:
 
         What a crashed one held has been given back already: the next reading shows all that will come.
         """
-        holding = self._holdings.pop(alias, None)
-        if holding is None:
+        reservation = self._reservations.pop(alias, None)
+        if reservation is None:
             return
         self._events += 1
-        for device, mb in holding.placement.items():
+        for device, mb in reservation.placement.items():
             reading = self._readings.get(device)
-            if reading is not None and (device != HOST or holding.pid in reading.by_pid):
-                coming_mb = holding.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
+            if reading is not None and (device != HOST or reservation.pid in reading.by_pid):
+                coming_mb = reservation.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
                 self._given_back.expect(reading, coming_mb, self._clock(), crashed=crashed)
         self.probe.expire()
         self._refreshed.set()
 
-    def outlived(self, alias: str, pid: int) -> str:
-        """Its process does not die: what it holds stays promised, under the name that is returned.
+    def keep_unkillable(self, alias: str, pid: int) -> str:
+        """Its process does not die: what it holds stays reserved, under the name that is returned.
 
         `release` that name when it has died after all.
         """
-        holding = self._holdings.pop(alias)
-        holding.undead = True
+        reservation = self._reservations.pop(alias)
+        reservation.unkillable = True
         name = f"{alias} (pid {pid})"
-        self._holdings[name] = holding
+        self._reservations[name] = reservation
         return name
 
     @property
-    def undead(self) -> tuple[str, ...]:
+    def unkillable(self) -> tuple[str, ...]:
         """What is held by processes that outlived SIGKILL, by name."""
-        return tuple(name for name, holding in self._holdings.items() if holding.undead)
+        return tuple(name for name, reservation in self._reservations.items() if reservation.unkillable)
 
-    def held(self, alias: str) -> Placement:
-        holding = self._holdings.get(alias)
-        return holding.placement if holding else {}
+    def reserved(self, alias: str) -> Placement:
+        reservation = self._reservations.get(alias)
+        return reservation.placement if reservation else {}
 
     def measured(self, alias: str) -> Placement:
         """What the driver says that this model's process uses of each GPU; empty where it does not tell."""
-        holding = self._holdings.get(alias)
-        return holding.measured if holding else {}
+        reservation = self._reservations.get(alias)
+        return reservation.measured if reservation else {}
 
     def measured_mb(self, alias: str) -> int | None:
         """The same, over all GPUs."""
@@ -207,13 +207,13 @@ class DeviceTracker:
 
     def peak_mb(self, alias: str) -> int:
         """The most that it was seen to use, over all GPUs; 0 where the driver does not tell."""
-        holding = self._holdings.get(alias)
-        return holding.peak_mb if holding else 0
+        reservation = self._reservations.get(alias)
+        return reservation.peak_mb if reservation else 0
 
-    def has_settled(self, alias: str) -> bool:
+    def has_reading_since_load(self, alias: str) -> bool:
         """Its load is over, and read since."""
-        holding = self._holdings.get(alias)
-        return holding is not None and holding.is_shown(self._read_at)
+        reservation = self._reservations.get(alias)
+        return reservation is not None and reservation.is_shown(self._read_at)
 
     # --- views
 
@@ -233,29 +233,29 @@ class DeviceTracker:
         return tuple(self._readings[d] for d in devices if d in self._readings and d != HOST)
 
     def room_mb(self, device: str) -> int:
-        """What may still be promised there."""
+        """What may still be reserved there."""
         reading = self._readings.get(device)
         return self._view(reading).free_mb - self._kept_free.of(reading) if reading else 0
 
     def most_mb(self, devices: Iterable[str]) -> int:
-        """What the largest of these could ever promise."""
+        """What the largest of these could ever give."""
         found = [self._readings[d] for d in devices if d in self._readings]
         return max((r.total_mb - self._kept_free.of(r) for r in found), default=0)
 
     def others_mb(self, devices: Iterable[str], without: str | None = None) -> int:
         """What programs other than our models use of these; the model `without` has no process any more."""
-        gone = self._holdings.get(without) if without is not None else None
+        gone = self._reservations.get(without) if without is not None else None
         found = [self._readings[d] for d in devices if d in self._readings]
         return sum(max(r.used_mb - self._ours_mb(r, gone) - self._still_coming(r), 0) for r in found)
 
     def _view(self, reading: Reading) -> DeviceView:
         read_at = self._read_at.get(reading.id, LONG_AGO)
-        here = [holding for holding in self._holdings.values() if reading.id in holding.placement]
-        held_mb = sum(holding.placement[reading.id] for holding in here)
+        here = [r for r in self._reservations.values() if reading.id in r.placement]
+        held_mb = sum(reservation.placement[reading.id] for reservation in here)
         pending = [(h, max(h.placement[reading.id] - h.shown_mb(reading, read_at), 0)) for h in here]
         free = min(reading.total_mb - held_mb, reading.free_mb - sum(mb for _, mb in pending))
         others = max(reading.used_mb - self._ours_mb(reading) - self._still_coming(reading), 0)
-        others += sum(mb for holding, mb in pending if holding.undead)
+        others += sum(mb for reservation, mb in pending if reservation.unkillable)
         return DeviceView(
             id=reading.id,
             name=reading.name,
@@ -265,7 +265,7 @@ class DeviceTracker:
             reserved_mb=held_mb,
             min_free_mb=self._kept_free.of(reading),
             others_mb=reading.total_mb if reading.lost else others,
-            settling_mb=self._still_coming(reading),
+            reclaiming_mb=self._still_coming(reading),
             asked_at=self._asked_at,
             utilization=reading.utilization,
             is_gpu=reading.id != HOST,
@@ -276,11 +276,11 @@ class DeviceTracker:
     def _still_coming(self, reading: Reading) -> int:
         return self._given_back.coming_mb(reading, self._ours_mb(reading))
 
-    def _ours_mb(self, reading: Reading, gone: Holding | None = None) -> int:
+    def _ours_mb(self, reading: Reading, gone: Reservation | None = None) -> int:
         """What our models use of this device, as far as the driver tells."""
-        here = [h for h in self._holdings.values() if reading.id in h.placement and h is not gone]
-        ours = [holding for holding in here if not holding.undead]
-        return sum(holding.used_mb(reading, holding.placement[reading.id]) for holding in ours)
+        here = [h for h in self._reservations.values() if reading.id in h.placement and h is not gone]
+        ours = [reservation for reservation in here if not reservation.unkillable]
+        return sum(reservation.used_mb(reading, reservation.placement[reading.id]) for reservation in ours)
 
     def _pids(self) -> list[int]:
-        return [holding.pid for holding in self._holdings.values() if holding.pid is not None]
+        return [reservation.pid for reservation in self._reservations.values() if reservation.pid is not None]

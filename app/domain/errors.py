@@ -39,6 +39,11 @@ class RouterError(Exception):
             self.retryable = retryable
         self.details = dict(details or {})
 
+    def without_frames(self) -> RouterError:
+        """Itself, to be kept: the frames that it has passed would keep all that was there, a body too."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
     def body(self) -> dict[str, Any]:
         """The OpenAI error object; details stand beside the four fixed fields."""
         fixed = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from app.domain.alarm import Alarm, Timers
-from app.domain.events import Event, RequestFinished, Settled, Touched
+from app.domain.events import BatchPublished, Event, ModelChanged, RequestFinished
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class EventBus:
 
     def __init__(self, batch_s: float | None = None, timers: Timers | None = None) -> None:
         """Accounts and touches are put off for `batch_s` seconds; without it nothing is."""
-        self._batch_s, self._batch = batch_s, Alarm(self.settle, timers)
+        self._batch_s, self._batch = batch_s, Alarm(self.flush, timers)
         self._full_batch = Alarm(self._publish_finished, timers)
         self._finished: list[Callable[[], RequestFinished]] = []
         self._touched: set[str] = set()
@@ -54,7 +54,7 @@ class EventBus:
 
     def finished(self, account: Callable[[], RequestFinished]) -> None:
         """A request's account, made and published within the batch's time, with `BATCH_SIZE` others, or by
-        `settle`.
+        `flush`.
 
         Accounts in a batch cost a third of what they cost one by one: a request ends every few milliseconds,
         and by then the processor's caches have forgotten all about logging, parsing and histograms.
@@ -65,24 +65,24 @@ class EventBus:
         elif len(self._finished) == BATCH_SIZE:
             self._full_batch.set_within(0.0)
 
-    def touch(self, alias: str) -> None:
-        """`Touched`, once for all the touches of a batch."""
+    def model_changed(self, alias: str) -> None:
+        """`ModelChanged`, once for all the touches of a batch."""
         self._touched.add(alias)
         if self._batch.at is None:
             self._put_off()
 
     def _put_off(self) -> None:
         if self._batch_s is None:
-            self.settle()
+            self.flush()
         else:
             self._batch.set_within(self._batch_s)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Publish the accounts of all requests that have ended: whoever shows totals calls this first."""
         self._publish_finished()
         touched, self._touched = self._touched, set()
         for alias in touched:
-            self.publish(Touched(alias))
+            self.publish(ModelChanged(alias))
 
     def _publish_finished(self) -> None:
         accounts, self._finished = self._finished, []
@@ -93,7 +93,7 @@ class EventBus:
                 logger.exception("a request's account failed")
             else:
                 self.publish(event)
-        self.publish(Settled())
+        self.publish(BatchPublished())
 
     def _interested_in(self, kind: type[Event]) -> tuple[Subscriber, ...]:
         return tuple(subscriber for subscriber, kinds in self._subscriptions if not kinds or kind in kinds)

@@ -52,7 +52,7 @@ class StatusChanged:
     reason: str
 
 
-class Touched(NamedTuple):
+class ModelChanged(NamedTuple):
     """Something that is shown changed: queue depth, requests in flight, load progress."""
 
     alias: str
@@ -126,15 +126,15 @@ class ReadingTaken(NamedTuple):
     is_news: bool
 
 
-class Settled(NamedTuple):
+class BatchPublished(NamedTuple):
     """A batch of accounts is complete."""
 
 
 Event = (
-    Settled
+    BatchPublished
     | ReadingTaken
     | StatusChanged
-    | Touched
+    | ModelChanged
     | LoadFinished
     | Evicted
     | Restarted

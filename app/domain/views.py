@@ -41,7 +41,7 @@ NEVER_USED = float("-inf")
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """What a load takes: `mb` on one device, and `host_mb` of the machine's memory beside it.
 
     Split over several devices, `layers` (bytes of each layer, the output last) are distributed, and each
@@ -70,7 +70,7 @@ class Need:
 class DeviceView:
     """A device's memory. `free_mb` is what a new reservation may take, before `min_free_mb` is kept back.
 
-    `others_mb` is what programs other than our models use: it stays taken whatever we stop. `settling_mb`
+    `others_mb` is what programs other than our models use: it stays taken whatever we stop. `reclaiming_mb`
     has been given back but the driver does not show it as free yet. `asked_at` is when it was last tried to
     read the device, in loop seconds; `source` is who tells.
     """
@@ -83,7 +83,7 @@ class DeviceView:
     reserved_mb: int
     min_free_mb: int = 0
     others_mb: int = 0
-    settling_mb: int = 0
+    reclaiming_mb: int = 0
     asked_at: float = float("inf")
     utilization: float | None = None
     is_gpu: bool = True
@@ -96,7 +96,7 @@ class DeviceView:
 
 
 @dataclass(frozen=True)
-class Head:
+class QueueHead:
     """The waiting request that is served next. `order` breaks ties between equal keys by arrival."""
 
     key: float
@@ -165,7 +165,7 @@ class ModelView:
     """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
 
     It has no process, or one; decisions are written as if it could have several. `slots` are those of one
-    process. `yielded_at` is when it last gave way to another model with requests of its own still waiting:
+    process. `preempted_at` is when it last gave way to another model with requests of its own still waiting:
     those compete as if they had arrived then. `retry_at` counts while it is `crashed`. `stop_reason` and
     `stopped_for` are those of its last process, if that was stopped.
     """
@@ -177,11 +177,11 @@ class ModelView:
     pinned: bool = False
     idle_timeout_s: float | None = None
     waiting_by_level: tuple[int, int, int] = (0, 0, 0)
-    head: Head | None = None
-    need: Need | None = None
+    head: QueueHead | None = None
+    need: MemoryNeed | None = None
     since: float = 0.0
     last_used: float = NEVER_USED
-    yielded_at: float = NEVER_USED
+    preempted_at: float = NEVER_USED
     reload_s: float = 1.0
     expected_load_s: float | None = None
     preload: bool = False

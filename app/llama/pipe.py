@@ -11,7 +11,7 @@ from typing import Protocol, cast
 
 from app.domain.alarm import Alarm
 
-BREATH_S = 0.05
+READ_PAUSE_S = 0.05
 PIPE_BYTES = 1 << 18
 FULL_READ = 1 << 13  # after a read as large as this there is more
 
@@ -35,13 +35,13 @@ class Output(asyncio.Protocol):
     """What the process says.
 
     A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
-    than the request itself, mostly for waking up; so after each read the pipe is left alone for `BREATH_S`.
+    than the request itself, mostly for waking up; so after each read it pauses for `READ_PAUSE_S`.
     """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._transport: asyncio.ReadTransport | None = None
-        self._breath = Alarm(self._read_on)
+        self._read_pause = Alarm(self._read_on)
         self._has_exited = False
 
     async def open(self) -> int:
@@ -66,10 +66,10 @@ class Output(asyncio.Protocol):
         self._transport = cast(asyncio.ReadTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        may_wait = self._listener.took_output(data) and not self._has_exited and self._breath.at is None
+        may_wait = self._listener.took_output(data) and not self._has_exited and self._read_pause.at is None
         if may_wait and len(data) < FULL_READ and self._transport is not None:
             self._transport.pause_reading()
-            self._breath.set_within(BREATH_S)
+            self._read_pause.set_within(READ_PAUSE_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.output_ended()
@@ -77,12 +77,12 @@ class Output(asyncio.Protocol):
     def process_exited(self) -> None:
         """Its last words wait for nobody."""
         self._has_exited = True
-        if self._breath.at is not None:
-            self._breath.cancel()
+        if self._read_pause.at is not None:
+            self._read_pause.cancel()
             self._read_on()
 
     def close(self) -> None:
-        self._breath.cancel()
+        self._read_pause.cancel()
         if self._transport is not None:
             self._transport.close()
 

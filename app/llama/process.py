@@ -66,7 +66,7 @@ class LlamaRunner:
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
         self.phase = Status.STARTING
-        self.undead = False
+        self.unkillable = False
         self.load_log = LoadLog()
         self._alias, self._on_change = alias, on_change
         self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log)
@@ -157,13 +157,13 @@ class LlamaRunner:
             await asyncio.wait({self._exit}, timeout=KILL_WAIT_S)
         if self._exit.done():
             await self.reaped()
-        elif not self.undead:
-            self.undead = True
+        elif not self.unkillable:
+            self.unkillable = True
             logger.error("%s: pid %d does not die, it hangs inside the kernel", self._alias, self.pid)
             self._on_change(self)
 
     async def reaped(self) -> None:
-        """However long that takes; at once without a process. Nobody else could reap an undead one."""
+        """However long that takes; at once without a process. Nobody else could reap an unkillable one."""
         if self._transport is None:
             return
         await self.exited()
@@ -196,14 +196,14 @@ class LlamaRunner:
         self._code = code
         self._signal_group(KILL)  # what the child started itself must not outlive it
         if self._output_ended:
-            self._settle()
+            self._conclude()
         else:
-            self._loop.call_later(LAST_OUTPUT_S, self._settle)
+            self._loop.call_later(LAST_OUTPUT_S, self._conclude)
 
     def output_ended(self) -> None:
         self._output_ended = True
         if self._code is not None:
-            self._settle()
+            self._conclude()
 
     def connection_lost(self) -> None:
         if not self._closed.done():
@@ -211,7 +211,7 @@ class LlamaRunner:
 
     # --- inside
 
-    def _settle(self) -> None:
+    def _conclude(self) -> None:
         """The process has gone and has said everything."""
         if self._exit.done() or self._code is None:
             return
@@ -250,10 +250,10 @@ class LlamaRunner:
         if answer is PortAnswer.LOADING:
             self._enter(Status.LOADING)
         elif answer is PortAnswer.NOT_OURS:
-            await self._refuse_stranger()
+            await self._refuse_other_program()
         return answer is PortAnswer.SERVES
 
-    async def _refuse_stranger(self) -> None:
+    async def _refuse_other_program(self) -> None:
         # Our process could not bind the port and is about to say so itself, which is the better message.
         await asyncio.wait({self._exit}, timeout=1.0)
         if not self._exit.done():

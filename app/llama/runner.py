@@ -39,7 +39,7 @@ class Runner(Protocol):
     load_log: LoadLog
     log: ModelLog
     last_output: float  # when it last said anything, on the monotonic clock
-    undead: bool  # it was killed and lives on, inside a call of the kernel; `on_change` has told it
+    unkillable: bool  # it was killed and lives on, inside a call of the kernel; `on_change` has told it
 
     async def ready(self) -> None:
         """Returns when it serves. Raises `LoadError`: it exited, or showed no progress for too long."""
@@ -55,7 +55,7 @@ class Runner(Protocol):
         ...
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        """Returns when the process is reaped, or `undead`. Safe to call twice, and at the same time."""
+        """Returns when the process is reaped, or `unkillable`. Safe to call twice, and at the same time."""
 
 
 OnChange = Callable[[Runner], None]
@@ -75,7 +75,7 @@ class Launcher(Protocol):
         on_change: OnChange,
         slot_folder: Path | None = None,
     ) -> AbstractAsyncContextManager[Runner]:
-        """The process lives as long as the block: an undead one keeps it from ending.
+        """The process lives as long as the block: an unkillable one keeps it from ending.
 
         `on_change` hears of every news of its load, and when it does not die. In `slot_folder` it may save
         what its slots hold.

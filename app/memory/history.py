@@ -23,7 +23,7 @@ KEPT_MODELS = 1000
 
 
 @dataclass(frozen=True)
-class Learned:
+class LoadRecord:
     """One model file with one set of flags, in one build. 0 where nothing is known."""
 
     device_mb: int = 0  # buffers on all devices, as llama-server logged or announced them
@@ -38,14 +38,13 @@ class Learned:
         return self.measured_mb or self.device_mb or self.host_mb or None
 
 
-class LearnedFootprints:
+class LoadHistory:
     """Read once, kept in memory, written after a change. Without a path it only lasts as long as we do."""
 
     def __init__(self, path: Path | None = None, build: str = "") -> None:
         self.build = build
-        self.on_change: Callable[[], None] = lambda: None
-        self._path = path
-        self._models: dict[str, Learned] = {}
+        self._path, self._on_change = path, _nobody
+        self._models: dict[str, LoadRecord] = {}
         self._costs: dict[str, SeenCost] = {}
         self._dirty = False
 
@@ -57,7 +56,7 @@ class LearnedFootprints:
             tree = json.loads(self._path.read_text("utf-8"))
             if tree["version"] != VERSION:
                 raise ValueError(f"version {tree['version']}")
-            models = {key: _learned(entry) for key, entry in tree["models"].items()}
+            models = {key: _record(entry) for key, entry in tree["models"].items()}
             costs = {str(kind): _seen(entry) for kind, entry in tree["overheads"].items()}
         except FileNotFoundError:
             return
@@ -66,8 +65,12 @@ class LearnedFootprints:
             return
         self._models, self._costs = models, costs
 
-    def model(self, key: str) -> Learned:
-        return self._models.get(key, Learned())
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """There is something to `save`."""
+        self._on_change = on_change
+
+    def model(self, key: str) -> LoadRecord:
+        return self._models.get(key, LoadRecord())
 
     def fixed_cost(self, devices: Iterable[Reading]) -> FixedCost:
         """The largest fixed cost of a process on such devices: as it was seen, or else a safe constant."""
@@ -101,17 +104,21 @@ class LearnedFootprints:
         """Until nothing is unsaved."""
         while self._dirty and self._path is not None:
             self._dirty = False
-            models = {key: asdict(learned) for key, learned in self._models.items()}
+            models = {key: asdict(record) for key, record in self._models.items()}
             costs = {kind: [seen.least_mb, seen.most_mb] for kind, seen in self._costs.items()}
             tree = {"version": VERSION, "overheads": costs, "models": models}
             await anyio.to_thread.run_sync(_write, self._path, tree)
 
     def _changed(self) -> None:
         self._dirty = True
-        self.on_change()
+        self._on_change()
 
     def _cost_key(self, kind: str) -> str:
         return f"{kind} / {self.build}"
+
+
+def _nobody() -> None:
+    """Is told of changes."""
 
 
 def _total_mb(cost: FixedCost) -> int:
@@ -126,8 +133,8 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
         logger.warning("%s cannot be written, what was learned is lost at the end: %s", path, error)
 
 
-def _learned(entry: dict[str, Any]) -> Learned:
-    return Learned(**{name: _amount(mb) for name, mb in entry.items()})
+def _record(entry: dict[str, Any]) -> LoadRecord:
+    return LoadRecord(**{name: _amount(mb) for name, mb in entry.items()})
 
 
 def _seen(entry: object) -> SeenCost:

@@ -12,17 +12,17 @@ from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
-from app.domain.views import HOST, Need
+from app.domain.views import HOST, MemoryNeed
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
-from app.memory.history import Learned
+from app.memory.history import LoadRecord
 from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
-NOTHING_LEARNED = Learned()
+NO_RECORD = LoadRecord()
 DECLARED = "declared by vram_mb"
 PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
 GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory
@@ -82,9 +82,9 @@ def need(
     gpus: Sequence[str],
     has_gpu: bool,
     multiplier: float,
-    learned: Learned = NOTHING_LEARNED,
+    record: LoadRecord = NO_RECORD,
     cost: FixedCost = CUDA_COST,
-) -> Need:
+) -> MemoryNeed:
     """What to reserve, and where it may go. Without any GPU a model is loaded into host memory.
 
     The factor is for what is uncertain: scratch memory, costs that nobody has measured, and all of a header
@@ -92,8 +92,8 @@ def need(
     was measured in an earlier load.
     """
     if has_gpu and not spec.cpu_only:
-        return _on_gpu(spec, footprint, tuple(gpus), multiplier, learned, cost)
-    return _on_host(spec, footprint, multiplier, learned)
+        return _on_gpu(spec, footprint, tuple(gpus), multiplier, record, cost)
+    return _on_host(spec, footprint, multiplier, record)
 
 
 def _on_gpu(
@@ -101,9 +101,9 @@ def _on_gpu(
     footprint: Footprint,
     gpus: tuple[str, ...],
     multiplier: float,
-    learned: Learned,
+    record: LoadRecord,
     cost: FixedCost,
-) -> Need:
+) -> MemoryNeed:
     found, share = footprint.with_gpu, footprint.with_gpu.device
     beside_mb = _mb(footprint.projector_bytes * multiplier)
     fixed_mb = cost.total_mb if cost.is_known else round(cost.total_mb * multiplier)
@@ -111,9 +111,9 @@ def _on_gpu(
     sure_bytes = share.sure_bytes - footprint.projector_bytes
     buffers_mb = _mb(sure_bytes * _doubt(found, multiplier) + share.compute_bytes * multiplier)
     estimate_mb = buffers_mb + beside_mb + overhead_mb
-    seen_mb = _seen_mb(learned, overhead_mb - cost.growth_mb + beside_mb, cost.growth_mb)
-    base = Need(
-        mb=max(seen_mb or estimate_mb, learned.floor_mb),
+    seen_mb = _seen_mb(record, overhead_mb - cost.growth_mb + beside_mb, cost.growth_mb)
+    base = MemoryNeed(
+        mb=max(seen_mb or estimate_mb, record.floor_mb),
         devices=gpus,
         overhead_mb=overhead_mb,
         host_mb=_host_part_mb(found, multiplier),
@@ -131,14 +131,14 @@ def _on_gpu(
     return replace(_declared(base, spec.declared_mb), layers=())
 
 
-def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, learned: Learned) -> Need:
+def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, record: LoadRecord) -> MemoryNeed:
     found, share = footprint.on_host, footprint.on_host.host
     process_mb = round(PROCESS_MB * multiplier)
     buffers_mb = _mb(share.sure_bytes * _doubt(found, multiplier) + share.compute_bytes * multiplier)
     estimate_mb = buffers_mb + process_mb
-    seen_mb = learned.host_mb + process_mb if learned.host_mb else 0
-    base = Need(
-        mb=max(seen_mb or estimate_mb, learned.floor_mb),
+    seen_mb = record.host_mb + process_mb if record.host_mb else 0
+    base = MemoryNeed(
+        mb=max(seen_mb or estimate_mb, record.floor_mb),
         devices=(HOST,),
         overhead_mb=process_mb,
         cache_mb=_prompt_cache_mb(spec),
@@ -151,7 +151,7 @@ def _on_host(spec: ModelSpec, footprint: Footprint, multiplier: float, learned: 
     return _declared(base, spec.declared_mb)
 
 
-def _declared(need: Need, mb: int) -> Need:
+def _declared(need: MemoryNeed, mb: int) -> MemoryNeed:
     return replace(need, mb=mb, note=DECLARED, estimate_mb=None, exact=True, declared=True)
 
 
@@ -187,16 +187,16 @@ def key(spec: ModelSpec, footprint: Footprint, build: str, has_gpu: bool) -> str
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _seen_mb(learned: Learned, beyond_mb: int, growth_mb: int) -> int:
+def _seen_mb(record: LoadRecord, beyond_mb: int, growth_mb: int) -> int:
     """0 if it was never loaded like this.
 
     `beyond_mb` is what it takes beside its buffers, `growth_mb` what has not grown yet where it was measured
     before it had served anybody.
     """
-    buffers_mb = learned.device_mb + beyond_mb if learned.device_mb else 0
-    if not learned.measured_mb:
+    buffers_mb = record.device_mb + beyond_mb if record.device_mb else 0
+    if not record.measured_mb:
         return buffers_mb + growth_mb if buffers_mb else 0
-    return max(learned.measured_mb + UNLISTED_MB, buffers_mb)
+    return max(record.measured_mb + UNLISTED_MB, buffers_mb)
 
 
 def _params(spec: ModelSpec, layers: int, projector_bytes: int) -> MemoryParams:

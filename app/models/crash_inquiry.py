@@ -7,13 +7,16 @@ from collections.abc import Callable
 
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import RequestCrashesModel
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Fingerprint, Work
 from app.llama.exit_reason import Failure
 from app.models.effects import Blame
 from app.models.restarts import Restarts
 from app.models.suspects import Standing, Suspects
 
 logger = logging.getLogger(__name__)
+
+KEPT_BYTES = 65536
+"""Bodies of running streams up to this size are kept, to be recognised."""
 
 
 class CrashInquiry:
@@ -22,7 +25,7 @@ class CrashInquiry:
     def __init__(
         self, alias: str, queue: RequestQueue, restarts: Restarts, clock: Callable[[], float]
     ) -> None:
-        self._suspects = Suspects()
+        self._suspects, self._crashed_at = Suspects(), float("-inf")
         self._alias, self._queue, self._restarts, self._clock = alias, queue, restarts, clock
 
     @property
@@ -37,7 +40,8 @@ class CrashInquiry:
         running, limits, now = tuple(self._queue.running), self._restarts.limits, self._clock()
         for ticket in running:
             ticket.lost_in_crash = True
-        known = [f for ticket in running if (f := _fingerprint(ticket, None)) is not None]
+        self._crashed_at = now
+        known = [Fingerprint.of(work) for ticket in running if (work := _work_of(ticket)) is not None]
         if not known:
             return Blame.MODEL
         self._suspects.forget(now, before=now - limits.window_s)
@@ -55,21 +59,29 @@ class CrashInquiry:
         if standing is Standing.SUSPECT:
             ticket.set_apart(self._clock())
 
-    def answered(self, ticket: Ticket, fingerprint: Fingerprint | None) -> None:
-        """It ran to its end, and the process with it."""
+    def answered(self, ticket: Ticket, work: Work | None) -> None:
+        """It ran to its end, and its process goes on."""
         self._restarts.answered()
-        if ticket.runs_alone and fingerprint is not None:
-            self._restarts.unexplained(self._suspects.cleared(fingerprint))
+        if ticket.runs_alone and work is not None:
+            self._restarts.unexplained(self._suspects.cleared(Fingerprint.of(work)))
+
+    def may_forget(self, size: int) -> bool:
+        """Whether a body that cannot be sent once more may go: a stream that ran at a crash is a suspect too.
+
+        A large one goes unless there was a crash lately; so a first crash may remain unexplained.
+        """
+        crashed_lately = self._clock() - self._crashed_at < self._restarts.limits.window_s
+        return size > KEPT_BYTES and not crashed_lately
 
     # --- inside
 
     def _standing(self, ticket: Ticket) -> Standing:
-        fingerprint = _fingerprint(ticket, self._suspects.sizes)
-        if fingerprint is None:
+        work = _work_of(ticket)
+        if work is None or len(work.body) not in self._suspects.sizes:
             return Standing.CLEAR
         now = self._clock()
         self._suspects.forget(now, before=now - self._restarts.limits.window_s)
-        return self._suspects.standing(fingerprint, now)
+        return self._suspects.standing(Fingerprint.of(work), now)
 
     def _judge_waiting(self) -> None:
         """The same body may wait more than once."""
@@ -97,5 +109,5 @@ class CrashInquiry:
         )
 
 
-def _fingerprint(ticket: Ticket, sizes: frozenset[int] | None) -> Fingerprint | None:
-    return ticket.owner.fingerprint(sizes) if ticket.owner is not None else None
+def _work_of(ticket: Ticket) -> Work | None:
+    return ticket.owner.asks_for() if ticket.owner is not None else None

@@ -10,10 +10,10 @@ import anyio.to_thread
 from app.core.vram_tracker import DeviceTracker
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
-from app.domain.views import Need
+from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner import Launcher, LoadError
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
 from app.memory.need import Footprint, key, need
 from app.models.instance import ModelInstance
 
@@ -27,12 +27,12 @@ class Inspection:
         self,
         launcher: Launcher,
         tracker: DeviceTracker,
-        learned: LearnedFootprints,
+        history: LoadHistory,
         inspect_file: Callable[[ModelSpec], Footprint],
         vram_multiplier: float,
     ) -> None:
         self.vram_multiplier = vram_multiplier
-        self._launcher, self._tracker, self._learned = launcher, tracker, learned
+        self._launcher, self._tracker, self._history = launcher, tracker, history
         self._inspect_file = inspect_file
 
     async def read(self, instance: ModelInstance) -> None:
@@ -58,20 +58,20 @@ class Inspection:
             message = f"The router could not make sense of its file ({type(error).__name__}: {error})."
             instance.check_failed(Failure(FailureKind.UNKNOWN, message, None, ()))
 
-    def need_of(self, instance: ModelInstance) -> Need:
+    def need_of(self, instance: ModelInstance) -> MemoryNeed:
         """By the header of its file, and by what was learned of it and of the GPUs."""
-        spec, found, tracker, learned = instance.spec, instance.footprint, self._tracker, self._learned
+        spec, found, tracker, history = instance.spec, instance.footprint, self._tracker, self._history
         assert found is not None
         gpus = tracker.resolve(spec.gpu_devices)
-        name = key(spec, found, learned.build, tracker.has_gpu)
+        name = key(spec, found, history.build, tracker.has_gpu)
         takes = need(
             spec,
             found,
             gpus,
             tracker.has_gpu,
             self.vram_multiplier,
-            learned.model(name),
-            learned.fixed_cost(tracker.readings(gpus)),
+            history.model(name),
+            history.fixed_cost(tracker.readings(gpus)),
         )
         instance.memory.expect(spec, name, takes)
         return takes

@@ -10,16 +10,16 @@ from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
-from app.domain.events import StatusChanged, Touched
+from app.domain.events import ModelChanged, StatusChanged
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
-from app.domain.views import ModelView, Need, Placement
+from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
 from app.llama.runner import Launcher, Runner
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
+from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
-from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry
 from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
@@ -47,8 +47,8 @@ class ModelInstance:
         bus: EventBus,
         limits: RestartLimits,
         clock: Callable[[], float],
-        look_again: Callable[[], None],
-        learned: LearnedFootprints,
+        reconcile_soon: Callable[[], None],
+        history: LoadHistory,
         kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
@@ -57,11 +57,11 @@ class ModelInstance:
         self.lifecycle = Lifecycle(spec.alias, limits, clock())
         self.crash_inquiry = CrashInquiry(spec.alias, queue, self.lifecycle.restarts, clock)
         self.process: Supervisor | None = None
-        self.memory = ModelMemory(spec.alias, tracker, learned)
+        self.memory = ModelMemory(spec.alias, tracker, history)
         self.conversations = Conversations(spec.alias, kv_cache, bus)
         self.footprint: Footprint | None = None
         self.file_identity: FileIdentity | None = None
-        self.need: Need | None = None
+        self.need: MemoryNeed | None = None
         self.health: Health | None = None
         self.removed = False
         self._supervise = partial(
@@ -71,9 +71,9 @@ class ModelInstance:
             memory=self.memory,
             conversations=self.conversations,
         )
-        self._unkillable = UnkillableProcesses(self.memory, tracker, look_again)
+        self._unkillable = UnkillableProcesses(self.memory, tracker, reconcile_soon)
         self._tracker = tracker
-        self._bus, self._clock, self._look_again = bus, clock, look_again
+        self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
 
     @property
     def alias(self) -> str:
@@ -105,7 +105,7 @@ class ModelInstance:
     def grant_at_once(self, ticket: Ticket) -> bool:
         """A free slot, where the model serves and nobody waits for it."""
         now = self._clock()
-        if self.status is not Status.READY or not self.queue.seat(ticket, now):
+        if self.status is not Status.READY or not self.queue.try_grant(ticket, now):
             return False
         self.lifecycle.granted(now)
         return True
@@ -215,19 +215,19 @@ class ModelInstance:
         """What the health monitor thinks of the process."""
         if health != self.health:
             self.health = health
-            self._bus.publish(Touched(self.alias))
+            self._bus.publish(ModelChanged(self.alias))
 
     def process_changed(self, process: Supervisor) -> None:
         runner = process.runner
         if process is not self.process or runner is None:
             return
-        if runner.undead:
+        if runner.unkillable:
             self._without_process(process, self._unkillable.add(process, runner.pid))
             self._cut_running()
         if self.status is Status.STARTING and runner.phase is Status.LOADING:
             self._carry_out(self.lifecycle.port_answers(self._clock()))
         else:
-            self._bus.publish(Touched(self.alias))
+            self._bus.publish(ModelChanged(self.alias))
 
     def load_again(self) -> None:
         has_waiting = self.queue.waiting > 0
@@ -282,7 +282,7 @@ class ModelInstance:
                 self.queue.fail_waiting(load_failed(self.alias, effect.failure))
             elif isinstance(effect, Note):
                 logger.info("%s: %s", self.alias, effect.text)
-                self._bus.publish(Touched(self.alias))
+                self._bus.publish(ModelChanged(self.alias))
             elif isinstance(effect, StatusChanged):
                 self._moved(effect)
             else:
@@ -292,7 +292,7 @@ class ModelInstance:
         why = f", {move.reason}" if move.reason else ""
         logger.log(log_level(move), "%s: %s%s", self.alias, move.new.public, why)
         self._bus.publish(move)
-        self._look_again()
+        self._reconcile_soon()
 
     def _cut_running(self) -> None:
         for ticket in (*self.queue.running, *self.readers):

@@ -11,7 +11,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
-from app.domain.events import Event, ReadingTaken, Touched
+from app.domain.events import Event, ModelChanged, ReadingTaken
 from app.domain.jobs import Jobs
 from app.llama.runner import Launcher
 from app.models.fleet import Fleet
@@ -21,13 +21,13 @@ from app.scheduling import policy
 from app.scheduling.plan import (
     NEVER,
     Action,
-    Forget,
+    GiveUp,
     Inspect,
-    Keep,
     Limits,
     Load,
     Preview,
     Refuse,
+    Resume,
     Stop,
     Wait,
 )
@@ -39,7 +39,7 @@ RETRY_AFTER_BUG_S = 1.0
 
 
 class Scheduler:
-    """Every event only says "look again"; a lost or doubled one harms nothing."""
+    """Every event only asks for another pass; a lost or doubled one harms nothing."""
 
     def __init__(
         self,
@@ -54,28 +54,28 @@ class Scheduler:
         clock: Callable[[], float],
     ) -> None:
         self.limits = limits
-        self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last look
-        self.error: str | None = None  # why the last look at everything failed: a bug, shown by /health
+        self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last pass
+        self.error: str | None = None  # why the last pass failed: a bug, shown by /health
         self.contended = False  # as the last plan says: a free slot may not be given past the policy
         self._fleet, self._launcher, self._inspection = fleet, launcher, inspection
         self._tracker, self._bus, self._jobs, self._clock = tracker, bus, jobs, clock
         self._reads_ahead: str | None = None
         self._is_stopped = False
-        self._next_look: asyncio.Handle | None = None
-        self._alarm = Alarm(self.look_again)
+        self._next_pass: asyncio.Handle | None = None
+        self._alarm = Alarm(self.reconcile_soon)
         bus.subscribe(self._on_reading, ReadingTaken)
 
-    def look_again(self) -> None:
-        """Something changed. Any number of changes in one turn of the event loop lead to one look."""
-        if self._next_look is None and not self._is_stopped:
-            self._next_look = asyncio.get_running_loop().call_soon(self._look)
+    def reconcile_soon(self) -> None:
+        """Something changed. Any number of changes in one turn of the event loop lead to one pass."""
+        if self._next_pass is None and not self._is_stopped:
+            self._next_pass = asyncio.get_running_loop().call_soon(self._reconcile)
 
     def stop(self) -> None:
         self._is_stopped = True
         self._alarm.cancel()
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
+        if self._next_pass is not None:
+            self._next_pass.cancel()
+            self._next_pass = None
 
     async def preview(self, alias: str) -> Preview:
         """What a load would do now."""
@@ -95,16 +95,16 @@ class Scheduler:
 
     async def inspect(self, instance: ModelInstance) -> None:
         await self._inspection.run(instance)
-        self.look_again()
+        self.reconcile_soon()
 
     def forget_removed(self) -> None:
         for alias in self._fleet.forget_removed():
-            self._bus.publish(Touched(alias))
+            self._bus.publish(ModelChanged(alias))
 
-    # --- one look
+    # --- one pass
 
-    def _look(self) -> None:
-        self._next_look = None
+    def _reconcile(self) -> None:
+        self._next_pass = None
         if self._is_stopped:
             return
         try:
@@ -116,7 +116,7 @@ class Scheduler:
         self._grant_all()
 
     def _decide(self) -> float:
-        """Carry out what the policy says; when to look again."""
+        """Carry out what the policy says; when the next pass is due."""
         self.forget_removed()
         plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, self._clock())
         self.waits = plan.waits
@@ -146,7 +146,7 @@ class Scheduler:
         for instance in self._fleet.instances.values():
             if instance.queue.waiting:
                 instance.grant()
-                self._bus.publish(Touched(instance.alias))
+                self._bus.publish(ModelChanged(instance.alias))
 
     def _carry_out(self, action: Action) -> None:
         instance = self._fleet.instances[action.alias]
@@ -154,9 +154,9 @@ class Scheduler:
             instance.start(action.placement)
         elif isinstance(action, Stop):
             instance.drain(action.reason, action.target)
-        elif isinstance(action, Keep):
+        elif isinstance(action, Resume):
             instance.resume()
-        elif isinstance(action, Forget):
+        elif isinstance(action, GiveUp):
             instance.give_up(action.reason)
         elif isinstance(action, Inspect):
             self._jobs.start(f"inspect {instance.alias}", partial(self.inspect, instance))
@@ -167,7 +167,7 @@ class Scheduler:
         error = self.refusal_error(refusal)
         logger.info("%s: refused: %s", instance.alias, error.message)
         instance.queue.fail_waiting(error, arrived_by=refusal.arrived_by)
-        self._bus.publish(Touched(instance.alias))
+        self._bus.publish(ModelChanged(instance.alias))
 
     def _set_alarm(self, when: float) -> None:
         self._alarm.cancel()
@@ -178,4 +178,4 @@ class Scheduler:
         models = self._fleet.instances.values()
         changed = [model.memory.look(has_served=model.lifecycle.has_served) for model in models]
         if any(changed) or (isinstance(event, ReadingTaken) and event.is_news):
-            self.look_again()
+            self.reconcile_soon()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from app.core.vram_tracker import DeviceTracker
 from app.llama.exit_reason import Failure, FailureKind
-from app.memory.reservation import ModelMemory
+from app.memory.model_memory import ModelMemory
 from app.models.supervisor import Supervisor
 
 logger = logging.getLogger(__name__)
@@ -16,13 +16,15 @@ logger = logging.getLogger(__name__)
 class UnkillableProcesses:
     """Of one model. Each one's task stays with it, and its memory stays taken, until it can be reaped."""
 
-    def __init__(self, memory: ModelMemory, tracker: DeviceTracker, look_again: Callable[[], None]) -> None:
-        self._memory, self._tracker, self._look_again = memory, tracker, look_again
+    def __init__(
+        self, memory: ModelMemory, tracker: DeviceTracker, reconcile_soon: Callable[[], None]
+    ) -> None:
+        self._memory, self._tracker, self._reconcile_soon = memory, tracker, reconcile_soon
         self._reserved_as: dict[Supervisor, str] = {}
 
     def add(self, process: Supervisor, pid: int) -> Failure:
         """Why the model has lost it."""
-        self._reserved_as[process] = self._memory.outlived(pid)
+        self._reserved_as[process] = self._memory.keep_unkillable(pid)
         message = f"llama-server (pid {pid}) does not die: it hangs inside the kernel. See dmesg."
         return process.cause or Failure(FailureKind.TIMEOUT, message, None, ())
 
@@ -30,4 +32,4 @@ class UnkillableProcesses:
         name = self._reserved_as.pop(process)
         logger.warning("%s has died after all", name)
         self._tracker.release(name, crashed=True)
-        self._look_again()
+        self._reconcile_soon()

@@ -8,10 +8,10 @@ from app.core.queue import RequestQueue
 from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.status import Health
-from app.domain.views import HOST, KeptView, ModelView, Need, ProcessView
+from app.domain.views import HOST, KeptView, MemoryNeed, ModelView, ProcessView
 from app.llama.runner import Runner
+from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
-from app.memory.reservation import ModelMemory
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
 
@@ -25,7 +25,7 @@ class Viewed(Protocol):
     memory: ModelMemory
     conversations: Conversations
     footprint: Footprint | None
-    need: Need | None
+    need: MemoryNeed | None
     health: Health | None
 
     @property
@@ -47,7 +47,7 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         need=model.need,
         since=life.since,
         last_used=life.last_used,
-        yielded_at=life.preempted_at,
+        preempted_at=life.preempted_at,
         reload_s=_reload_s(model),
         expected_load_s=model.memory.load_s,
         preload=life.preload,
@@ -69,7 +69,7 @@ def _process_view(model: Viewed, tracker: DeviceTracker) -> ProcessView:
     log = runner.load_log if runner is not None and loads else None
     return ProcessView(
         status=life.status,
-        reserved=tracker.held(model.spec.alias),
+        reserved=tracker.reserved(model.spec.alias),
         in_flight=queue.in_flight,
         best_in_flight=queue.best_in_flight,
         served=life.served,
@@ -90,7 +90,7 @@ def _vram_mb(model: Viewed, tracker: DeviceTracker) -> int:
     measured = tracker.measured_mb(model.spec.alias)
     if measured is not None:
         return measured
-    return sum(mb for device, mb in tracker.held(model.spec.alias).items() if device != HOST)
+    return sum(mb for device, mb in tracker.reserved(model.spec.alias).items() if device != HOST)
 
 
 def _reload_s(model: Viewed) -> float:

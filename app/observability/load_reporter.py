@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from app.domain.event_bus import EventBus
-from app.domain.events import Event, StatusChanged, Touched
+from app.domain.events import Event, ModelChanged, StatusChanged
 from app.domain.status import Status
 from app.domain.views import ModelView
 
@@ -20,7 +20,7 @@ class LoadReporter:
     def __init__(self, bus: EventBus, view: Callable[[str], ModelView], clock: Callable[[], float]) -> None:
         self._view, self._clock = view, clock
         self._next: dict[str, float] = {}
-        bus.subscribe(self._on_event, StatusChanged, Touched)
+        bus.subscribe(self._on_event, StatusChanged, ModelChanged)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, StatusChanged):
@@ -28,7 +28,7 @@ class LoadReporter:
                 self._next[event.alias] = self._clock() + EVERY_S
             elif event.new is not Status.LOADING:
                 self._next.pop(event.alias, None)
-        elif isinstance(event, Touched) and self._clock() >= self._next.get(event.alias, float("inf")):
+        elif isinstance(event, ModelChanged) and self._clock() >= self._next.get(event.alias, float("inf")):
             self._report(self._view(event.alias))
 
     def _report(self, view: ModelView) -> None:

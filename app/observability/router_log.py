@@ -73,8 +73,8 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("httpx", "httpcore", "asyncio", "uvicorn.error", "sse_starlette"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.error", "sse_starlette"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
 def _text(line: Mapping[str, object]) -> str:

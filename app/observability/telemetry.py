@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.event_bus import EventBus
-from app.domain.events import Event, Outcome, RequestFinished, Settled
+from app.domain.events import BatchPublished, Event, Outcome, RequestFinished
 
 access_log = logging.getLogger("app.access")
 
@@ -30,7 +30,7 @@ class ModelTotals:
 class Telemetry:
     """Listens to the bus; memory is bounded whatever the traffic.
 
-    Who shows its figures calls `EventBus.settle` first: asking here publishes nothing.
+    Who shows its figures calls `EventBus.flush` first: asking here publishes nothing.
     """
 
     def __init__(self, bus: EventBus) -> None:
@@ -42,7 +42,7 @@ class Telemetry:
         self._prompt = self._generated = 0
         self._lines: list[dict[str, Any]] = []
         bus.subscribe(self._on_event, RequestFinished)
-        bus.subscribe(self._write, Settled)
+        bus.subscribe(self._write, BatchPublished)
 
     def totals(self, alias: str) -> ModelTotals:
         return self.by_model.get(alias) or ModelTotals()

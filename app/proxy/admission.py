@@ -55,8 +55,7 @@ class Admission:
     def ended(self, entrant: Entrant) -> None:
         inquiry = entrant.instance.crash_inquiry
         if inquiry.is_open and entrant.record.is_answered:
-            ticket = entrant.ticket
-            inquiry.answered(ticket, entrant.fingerprint() if ticket.runs_alone else None)
+            inquiry.answered(entrant.ticket, entrant.asks_for())
         self.leave(entrant)
         self._bus.finished(entrant.record.event)
 

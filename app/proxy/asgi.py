@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.rules import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.proxy import http1, messages
@@ -20,6 +22,7 @@ from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import Headers
 from app.proxy.readings import reading_of, tunnel_target
 from app.proxy.request import require_admin
+from app.proxy.request_body import RequestBody
 from app.proxy.routes import BY_PATH, TUNNEL, Reading, is_tunnel
 
 logger = logging.getLogger(__name__)
@@ -50,9 +53,7 @@ class AsgiProxy:
             return
         answer, task = AsgiAnswer(scope, send), None
         try:
-            accepted = self._accepted(scope) if reading is None else self._accepted_to_read(scope, reading)
-            body = await _whole_body(receive)
-            task = self._gateway.start(accepted, body, answer)
+            task = self._gateway.start(await self._whole(scope, reading, receive), answer)
         except RouterError as error:
             answer.refuse(error)
         except ClientDisconnect:
@@ -65,12 +66,19 @@ class AsgiProxy:
             if task is not None:
                 task.cancel()
 
+    async def _whole(self, scope: Scope, reading: Reading | None, receive: Receive) -> Accepted:
+        accepted = self._accepted(scope) if reading is None else self._accepted_to_read(scope, reading)
+        async for piece in pieces_of_body(receive):
+            self._gateway.receive(accepted, piece)
+        return accepted
+
     def _accepted(self, scope: Scope) -> Accepted:
         """`Guard` has checked who asks."""
         headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta if endpoint else self._gateway.admin_meta
-        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client))
+        body = RequestBody(self._gateway.memory, announced_length(headers))
+        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client), body)
 
     def _accepted_to_read(self, scope: Scope, reading: Reading) -> Accepted:
         client = scope["router.client"]
@@ -78,7 +86,8 @@ class AsgiProxy:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
         target = tunnel_target(self._gateway.backend.manager, reading, scope["query_string"])
-        return Accepted(None, scope["method"], target, scope["router.request_id"], meta)
+        body = RequestBody(self._gateway.memory, announced_length(scope["router.headers"]))
+        return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
 
 class AsgiAnswer:
@@ -138,7 +147,7 @@ class AsgiAnswer:
         exchange.begin()
 
     def refuse(self, error: RouterError) -> None:
-        self._scope[ERROR_KEY] = error
+        self._scope[ERROR_KEY] = error.without_frames()
         voice = voice_of(self._scope["path"])
         headers, body = http1.error_answer(error, voice, self._scope["router.request_id"])
         self.start(error.status, headers, len(body))
@@ -193,16 +202,15 @@ class AsgiAnswer:
         self._news.set()
 
 
-async def _whole_body(receive: Receive) -> bytes:
+async def pieces_of_body(receive: Receive) -> AsyncIterator[bytes]:
     """Raises `ClientDisconnect` if it does not come to its end."""
-    parts = []
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientDisconnect
-        parts.append(message.get("body", b""))
+        yield message.get("body", b"")
         if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+            return
 
 
 async def _until_disconnect(receive: Receive) -> None:

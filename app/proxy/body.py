@@ -39,7 +39,7 @@ class Unread:
 UNREAD: Final = Unread()
 
 
-def fields_of(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """The fields of the object. Raises `InvalidJson`, and `BadRequest` where it is something else."""
     if len(body) > SMALL_BYTES:
         return _Scan(body).fields()
@@ -49,7 +49,7 @@ def fields_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes | bytearray) -> Any:
     try:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
@@ -82,7 +82,7 @@ _CLOSES = {_OPEN: _CLOSE, b"["[0]: b"]"[0]}
 class _Scan:
     """One way through a body, from its first byte to its last."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes | bytearray) -> None:
         self._body, self._at, self._parts_left = body, 0, MAX_PARTS
 
     def fields(self) -> dict[str, Any]:

@@ -1,28 +1,91 @@
-"""Reading bodies beside the event loop."""
+"""Unpacking and reading bodies beside the event loop."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
 
-import anyio
-import anyio.to_thread
-
-from app.proxy.body import SMALL_BYTES, fields_of
+from app.domain.errors import RouterError
+from app.proxy.body import fields_of
 from app.proxy.content_encoding import gunzip
+from app.proxy.request_body import RequestBody
+
+
+class Read(NamedTuple):
+    """What was found in a body."""
+
+    data: bytes | bytearray
+    """Unpacked."""
+    fields: dict[str, Any]
+
+
+Found = Read | RouterError
+Tell = Callable[[Found | BaseException], None]
+
+
+class Reading:
+    """One body that waits to be read, or is read now."""
+
+    def __init__(self, tell: Tell, withdraw: Callable[[Reading], None]) -> None:
+        self.tell: Tell | None = tell
+        self._withdraw = withdraw
+
+    def cancel(self) -> None:
+        """Nobody is told. A body that is read now lives until that is over."""
+        self.tell = None
+        self._withdraw(self)
 
 
 class BodyReader:
-    """Large bodies are read in a thread, one at a time: two that compute would share the loop's turns."""
+    """One at a time, in a thread: two that compute would share the loop's turns.
+
+    There are no tasks: one that is cancelled refers to the error that ended it, and that to all that it had.
+    """
 
     def __init__(self) -> None:
-        self._one = anyio.CapacityLimiter(1)
+        self._thread = ThreadPoolExecutor(1, "bodies")
+        self._waiting: dict[Reading, tuple[RequestBody, Callable[[bytes | bytearray], Found]]] = {}
+        self._is_busy = False
 
-    async def unpacked(self, body: bytes, limit: int) -> bytes:
-        """As `gunzip`."""
-        return await anyio.to_thread.run_sync(gunzip, body, limit, limiter=self._one)
+    def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, has_fields: bool) -> Reading:
+        """`tell` is called later: with what was found, or the error that `gunzip` or `fields_of` raised.
 
-    async def fields(self, body: bytes) -> dict[str, Any]:
-        """As `fields_of`."""
-        if len(body) <= SMALL_BYTES:
-            return fields_of(body)
-        return await anyio.to_thread.run_sync(fields_of, body, limiter=self._one)
+        `unpack_to`: the most bytes that it may be, of one that is packed; `has_fields`: they are wanted.
+        """
+        reading = Reading(tell, self._forget)
+        self._waiting[reading] = (body, partial(_find, unpack_to=unpack_to, has_fields=has_fields))
+        self._go_on()
+        return reading
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _forget(self, reading: Reading) -> None:
+        self._waiting.pop(reading, None)
+
+    def _go_on(self) -> None:
+        if self._is_busy or not self._waiting:
+            return
+        reading = next(iter(self._waiting))
+        (body, find), self._is_busy = self._waiting.pop(reading), True
+        future = asyncio.get_running_loop().run_in_executor(self._thread, find, body.data)
+        future.add_done_callback(partial(self._done, reading, body))
+
+    def _done(self, reading: Reading, body: RequestBody, done: asyncio.Future[Found]) -> None:
+        self._is_busy = False
+        self._go_on()
+        tell, reading.tell = reading.tell, None  # its owner may keep it
+        if tell is not None and not done.cancelled():
+            tell(done.exception() or done.result())
+
+
+def _find(body: bytes | bytearray, *, unpack_to: int | None, has_fields: bool) -> Found:
+    """An error that is raised would keep its frames, with the body."""
+    try:
+        data = body if unpack_to is None else gunzip(body, unpack_to)
+        return Read(data, fields_of(data) if has_fields else {})
+    except RouterError as error:
+        return error.without_frames()

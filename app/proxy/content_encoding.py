@@ -27,7 +27,7 @@ def is_gzip(headers: Headers) -> bool:
     )
 
 
-def gunzip(body: bytes, limit: int) -> bytes:
+def gunzip(body: bytes | bytearray, limit: int) -> bytes:
     """Never makes more than `limit` bytes, whatever they would become.
 
     Raises `RequestTooLarge` where they would be more, `BadRequest` for what is not one whole gzip stream: RFC

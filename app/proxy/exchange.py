@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
-from app.domain.fingerprint import Fingerprint
+from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
@@ -22,6 +22,7 @@ from app.proxy import messages
 from app.proxy.headers import Headers
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
+from app.proxy.request_body import RequestBody
 from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,15 @@ def _input(method: Input) -> Input:
 class Exchange:
     """From the complete request to the end of its answer. `phase` says where it is."""
 
-    __slots__ = (
-        "_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
-        "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply", "ticket",
-    )  # fmt: skip
+    __slots__ = ("_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
+                 "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply",
+                 "ticket")  # fmt: skip
 
     def __init__(
         self,
         instance: ModelInstance,
         record: RequestRecord,
-        body: bytes,
+        body: RequestBody,
         reply: Reply,
         *,
         slots: Slots,
@@ -85,7 +85,8 @@ class Exchange:
         self.instance, self.record, self.reply = instance, record, reply
         self.ticket = record.ticket
         self.phase = Phase.QUEUED
-        self._body, self._slots, self._links, self._limits = body, slots, links, limits
+        self._body: RequestBody | None = body
+        self._slots, self._links, self._limits = slots, links, limits
         self._clock, self._wake = clock, wake
         self._runner: Runner | None = None
         self._link: Link | None = None
@@ -129,24 +130,22 @@ class Exchange:
         if error is not None:
             self._fail(error)
             return
-        self.ticket = self.ticket.again()
+        self.ticket = self.ticket.for_replay()
         self.reply.restart()
         self._enter(since=self._clock())
 
-    def fingerprint(self, sizes: frozenset[int] | None = None) -> Fingerprint | None:
-        if sizes is not None and len(self._body) not in sizes:
-            return None
-        return Fingerprint.of(self.request.path, self._body)
+    def asks_for(self) -> Work | None:
+        return None if self._body is None else Work(self.request.path, self._body.data)
 
     # --- the connection to llama-server
 
     @_input
     def connected(self, link: Link, is_fresh: bool) -> None:
-        if self.phase is not Phase.CONNECTING or self._runner is None:
+        if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
             link.release()
             return
         self.phase, self._link, self._pending = Phase.ASKED, link, None
-        link.ask(request_to(self._runner, self.request, self._body), self, is_fresh=is_fresh)
+        link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
     def head(self, status: int, headers: Headers, length: int | None) -> None:
@@ -204,6 +203,8 @@ class Exchange:
             self._due_in_queue(now)
         elif self.phase in _AT_LLAMA_SERVER:
             self.reply.flush_head()
+            if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
+                self._body = None  # it cannot be sent once more
             left_s = self.reply.progress_at + self._limits.request_timeout_sec - now
             if left_s > 0:
                 self._wake(left_s)
@@ -255,9 +256,7 @@ class Exchange:
         """The process failed under it."""
         self._let_go()
         self.phase = Phase.EXITING
-        pending = self._slots.lost(self, self._runner)
-        if self.phase is Phase.EXITING:
-            self._pending = pending
+        self._pending = self._slots.lost(self, self._runner)
 
     def _fail(self, error: RouterError) -> None:
         self.reply.fail(error)
@@ -270,6 +269,7 @@ class Exchange:
         self._let_go()
         self.record.close(error)
         self._slots.ended(self)
+        self._body = None
 
     def _let_go(self) -> None:
         link, pending, self._link, self._pending = self._link, self._pending, None, None
@@ -294,7 +294,7 @@ class Exchange:
 _AT_LLAMA_SERVER = frozenset({Phase.CONNECTING, Phase.ASKED, Phase.ANSWERING})
 
 
-def request_to(runner: Runner, request: RoutedRequest, body: bytes) -> UpstreamRequest:
+def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:
     """The request with the key of this process."""
     headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
     return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

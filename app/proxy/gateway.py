@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,8 @@ from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader
+from app.proxy.body_reader import BodyReader, Read
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
@@ -31,9 +31,10 @@ from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
+from app.proxy.request_body import RequestBody
 from app.proxy.request_reader import RequestHead
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
-from app.proxy.seams import Downstream
+from app.proxy.seams import Downstream, Pending
 from app.proxy.upstream_pool import UpstreamPool
 
 MAX_KNOWN_HEADS = 256
@@ -54,7 +55,7 @@ def check_target(size: int) -> None:
 
 
 class Accepted(NamedTuple):
-    """A request to a model that was let in, before its body."""
+    """A request to a model that was let in, its body first empty."""
 
     endpoint: Endpoint | None
     """None: its target names the model."""
@@ -62,6 +63,7 @@ class Accepted(NamedTuple):
     target: bytes
     request_id: str
     meta: RequestMeta
+    body: RequestBody
 
 
 class Backend(NamedTuple):
@@ -99,7 +101,8 @@ class Gateway:
     backend: Backend
     rules: Rules
 
-    def __init__(self, refusals: RefusalLog) -> None:
+    def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
+        self.memory = memory
         self._refusals = refusals
         self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
         self._browsers_elsewhere = False
@@ -121,14 +124,20 @@ class Gateway:
         if (endpoint is None and not in_tunnel) or self._is_elsewhere(head):
             return None
         check_target(len(head.target))
-        if head.length is not None and head.length > self.rules.max_body_bytes:
-            raise self.rules.too_large()
+        self.rules.check_body(head.length or 0)
         if endpoint is None:
             headers = RequestHeaders(head.headers)
             meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
-            return Accepted(None, head.method, head.target, request_id(headers.get("x-request-id")), meta)
-        given, meta = self._meta(endpoint, head.headers)
-        return Accepted(endpoint, head.method, head.target, request_id(given), meta)
+            given = headers.get("x-request-id")
+        else:
+            given, meta = self._meta(endpoint, head.headers)
+        body = RequestBody(self.memory, head.length or 0)
+        return Accepted(endpoint, head.method, head.target, request_id(given), meta, body)
+
+    def receive(self, accepted: Accepted, data: bytes) -> None:
+        """More of its body. Raises what the client is to be told instead of an answer."""
+        accepted.body.add(data)
+        self.rules.check_body(len(accepted.body))
 
     def _is_elsewhere(self, head: RequestHead) -> bool:
         return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
@@ -186,33 +195,29 @@ class Gateway:
 
     # --- answering
 
-    def start(self, accepted: Accepted, body: bytes, entrance: Entrance) -> asyncio.Task[None] | None:
+    def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        is_named_inside, is_packed = accepted.endpoint is not None, accepted.meta.is_gzip and body
-        if is_packed or (is_named_inside and len(body) > SMALL_BYTES):
-            return asyncio.get_running_loop().create_task(self._read(accepted, body, entrance))
-        self._start(accepted, body, partial(fields_of, body) if is_named_inside else dict, entrance)
+        body, has_fields = accepted.body, accepted.endpoint is not None
+        is_packed = accepted.meta.is_gzip and len(body) > 0
+        if is_packed or (has_fields and len(body) > SMALL_BYTES):
+            unpack_to = self.rules.max_body_bytes if is_packed else None
+            tell = partial(self._on_read, accepted, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, has_fields=has_fields)
+        self._start(accepted, partial(fields_of, body.data) if has_fields else dict, entrance)
         return None
 
-    async def _read(self, accepted: Accepted, body: bytes, entrance: Entrance) -> None:
-        bodies = self.backend.bodies
-        try:
-            if accepted.meta.is_gzip:
-                body = await bodies.unpacked(body, self.rules.max_body_bytes)
-            fields = await bodies.fields(body) if accepted.endpoint is not None else {}
-        except RouterError as error:
-            entrance.refuse(error)
-        except Exception as bug:
-            entrance.bug(bug)
-        else:
-            self._start(accepted, body, lambda: fields, entrance)
+    def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
+        if isinstance(found, Read):
+            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
+        elif isinstance(found, RouterError):
+            entrance.refuse(found)
+        elif isinstance(found, Exception):
+            entrance.bug(found)
 
-    def _start(
-        self, accepted: Accepted, body: bytes, fields: Callable[[], Mapping[str, Any]], entrance: Entrance
-    ) -> None:
+    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
         try:
-            exchange = self._exchange(accepted, body, fields(), entrance)
+            exchange = self._exchange(accepted, fields(), entrance)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -220,10 +225,8 @@ class Gateway:
         else:
             entrance.begin(exchange)
 
-    def _exchange(
-        self, accepted: Accepted, body: bytes, fields: Mapping[str, Any], entrance: Entrance
-    ) -> Exchange:
-        endpoint, method, target, id_, meta = accepted
+    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
+        endpoint, method, target, id_, meta, body = accepted
         manager, slots, links, limits, heartbeats, _, translations = self.backend
         translator = None
         if endpoint is None:
@@ -232,9 +235,10 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body.data, routed.client, instance.spec, routed.stream, time.time())
                 )
-                body, routed, translator = asked.body, _as_asked(routed, asked), asked.translator
+                routed, translator = _as_asked(routed, asked), asked.translator
+                body.replace(asked.body)
         if b"autoload=" in target and not instance.serves and forbids_load(target):
             raise model_not_loaded(instance.alias)
         record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
@@ -256,6 +260,11 @@ class Gateway:
             clock=time.monotonic,
             wake=entrance.wake,
         )
+
+
+def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
+    body.replace(found.data)
+    return found.fields
 
 
 def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:

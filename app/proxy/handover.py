@@ -96,6 +96,7 @@ class Handover:
         """`protocol`: an `HttpToolsProtocol` of any version."""
         self._protocol, self._answer = protocol, AnswerEnd()
         self._transport = FrontedTransport(transport, self._answer, on_change)
+        self._given = 0
         protocol.connection_made(self._transport)
 
     @property
@@ -105,6 +106,11 @@ class Handover:
     @property
     def takes_body(self) -> bool:
         return not self._transport.is_paused
+
+    @property
+    def held_bytes(self) -> int:
+        """Of a body, by uvicorn: the piece with which it had enough."""
+        return self._given if self._transport.is_paused else 0
 
     @property
     def owes_answer(self) -> bool:
@@ -121,6 +127,7 @@ class Handover:
         self._protocol.data_received(head.raw)
 
     def body(self, raw: bytes) -> None:
+        self._given = len(raw)
         self._protocol.data_received(raw)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -26,14 +26,11 @@ from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
 from app.proxy.headers import Headers
-from app.proxy.request_body import RequestBody
-from app.proxy.request_reader import BodyPart, RequestHead, RequestReader
+from app.proxy.intake import FIRST_HEAD_S, Intake
+from app.proxy.request_reader import BodyPart, RequestHead
+from app.proxy.seams import Pending
 
 logger = logging.getLogger(__name__)
-
-MAX_AHEAD_BYTES = 65536
-"""What may wait here, behind a request that is answered, before nothing more is read. Until then it is
-noticed that the client leaves."""
 
 
 class State(Enum):
@@ -62,14 +59,15 @@ class ProxyProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._state = State.IDLE
-        self._reader = RequestReader()
+        self._intake: Intake
+        self._waits_turn = False
         self._alarm = Alarm(self._ring, self._loop)
-        self._is_read_paused = self._is_write_paused = False
+        self._is_write_paused = False
         self._writer = http1.AnswerWriter()
         self._head: RequestHead | None = None
-        self._arriving: RequestBody | None = None
+        self._arriving: Accepted | None = None
         self._keep_alive, self._client = True, ""
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: Pending | None = None
         self._exchange: Exchange | None = None
         self._handover: Handover | None = None
 
@@ -77,23 +75,27 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._intake = Intake(self._transport, self._gateway.memory)
+        self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:
         if self._state is State.CLOSING:
             return
-        self._reader.feed(data)
+        self._intake.feed(data)
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = State.CLOSING
         self._server_state.connections.discard(cast(Any, self))
         self._alarm.cancel()
+        self._intake.close()
         if self._handover is not None:
             self._handover.connection_lost(exc)
             self._handover = None
         if self._reading is not None:
             self._reading.cancel()
+        self._reading = self._arriving = None
         if self._exchange is not None:
             self._exchange.client_left()
             self._exchange = None
@@ -122,8 +124,10 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _advance(self) -> None:
         """As far as it can be dealt with now."""
+        self._waits_turn = False
+        self._intake.begin_turn()
         try:
-            while self._takes_more and (event := self._reader.next()) is not None:
+            while self._takes_more and (event := self._intake.next()) is not None:
                 if isinstance(event, RequestHead):
                     self._on_head(event)
                 else:
@@ -132,27 +136,23 @@ class ProxyProtocol(asyncio.Protocol):
             self._refuse_bytes(error)
         except Exception as error:
             self.bug(error)
-        self._pace()
+        beside = self._handover.held_bytes if self._handover is not None else 0
+        if self._intake.is_cut_short:
+            self._advance_soon()
+        if not self._intake.settle(is_taken=self._takes_more, beside=beside):
+            self._refuse_bytes(self._gateway.memory.full())
 
     def _advance_soon(self) -> None:
+        self._waits_turn = True
         self._loop.call_soon(self._advance)
 
     @property
     def _takes_more(self) -> bool:
+        if self._waits_turn:
+            return False
         if self._handover is not None and self._state is State.HANDED_OVER:
-            return self._handover.takes_body if self._reader.in_body else self._handover.takes_head
+            return self._handover.takes_body if self._intake.reader.in_body else self._handover.takes_head
         return self._state in (State.IDLE, State.RECEIVING)
-
-    def _pace(self) -> None:
-        """What cannot be dealt with yet is left in the client's hands, but for a little."""
-        too_much = self._reader.waiting > MAX_AHEAD_BYTES and not self._takes_more
-        if too_much == self._is_read_paused or self._transport.is_closing():
-            return
-        self._is_read_paused = too_much
-        if too_much:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
 
     def _on_head(self, head: RequestHead) -> None:
         if self._handover is not None:
@@ -169,30 +169,30 @@ class ProxyProtocol(asyncio.Protocol):
             return
         self._client = accepted.meta.client.name
         if head.length == 0:
-            self._start(accepted, b"")
-        else:
-            self._state, self._arriving = State.RECEIVING, RequestBody(accepted)
-            if self._reader.waiting == 0 and head.expects_continue:
-                self._transport.write(http1.CONTINUE)
+            self._start(accepted)
+            return
+        self._state, self._arriving = State.RECEIVING, accepted
+        if self._intake.reader.waiting == 0 and head.expects_continue:
+            self._transport.write(http1.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
         if self._handover is not None:
             self._handover.body(part.raw)
             return
-        arriving = self._arriving
-        if arriving is None:  # of a request that was refused
+        if self._arriving is None:  # of a request that was refused
             return
-        arriving.add(part.data)
-        if arriving.size > self._gateway.rules.max_body_bytes:
+        try:
+            self._gateway.receive(self._arriving, part.data)
+        except RouterError as error:
             self._arriving = None
-            self.refuse(self._gateway.rules.too_large())
-        elif part.last:
-            self._arriving = None
-            self._start(arriving.accepted, arriving.whole())
+            self.refuse(error)
+            return
+        if part.last:
+            self._start(self._arriving)
 
-    def _start(self, accepted: Accepted, body: bytes) -> None:
-        self._state = State.ANSWERING
-        self._reading = self._gateway.start(accepted, body, self)
+    def _start(self, accepted: Accepted) -> None:
+        self._state, self._arriving = State.ANSWERING, None
+        self._reading = self._gateway.start(accepted, self)
 
     def begin(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -200,7 +200,6 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _hand_over(self, head: RequestHead) -> None:
         self._state = State.HANDED_OVER
-        self._alarm.cancel()
         self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
         self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
         if self._is_write_paused:
@@ -219,9 +218,9 @@ class ProxyProtocol(asyncio.Protocol):
         self.start(error.status, headers, len(body))
         self.write(body, True)
 
-    def _refuse_bytes(self, error: BadRequest) -> None:
+    def _refuse_bytes(self, error: RouterError) -> None:
         """Nobody knows where the next request would begin."""
-        reader = self._reader
+        reader = self._intake.reader
         is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
         self._state = State.CLOSING
         if is_owed or not reader.in_body:  # else the request has its answer, or some of it
@@ -280,7 +279,7 @@ class ProxyProtocol(asyncio.Protocol):
             return
         self._state = State.IDLE
         self._alarm.set(self._loop.time() + self._keep_alive_s)
-        if self._reader.waiting:
+        if self._intake.reader.waiting:
             self._advance_soon()  # not now: the exchange has not ended yet
 
     # --- time
@@ -292,8 +291,10 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is State.IDLE and self._reader.is_between:
+        elif self._state is State.IDLE and self._intake.reader.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
+        elif self._takes_more and self._intake.has_stalled():
+            self._transport.abort()
         elif self._state is not State.CLOSING:
             self._alarm.set(self._loop.time() + self._keep_alive_s)

@@ -18,6 +18,11 @@ from app.proxy.headers import Headers
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
 
+CHUNKED_BYTES = 65536
+MAX_CUTS = 500
+"""Of a chunked body, so much makes one event: else 256 KB that were read at once could keep everybody else
+waiting for a tenth of a second."""
+
 END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
 _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
@@ -165,8 +170,10 @@ class RequestReader:
     def _chunked(self) -> BodyPart:
         """A chunked body ends with an empty line: cut there, the parser tells whether it was the last one."""
         assert self._parser is not None
-        data, sink, position = self._data, self._sink, 0
-        while position < len(data) and not sink.is_complete:
+        data, rest = self._data[:CHUNKED_BYTES], self._data[CHUNKED_BYTES:]
+        sink, position, cuts = self._sink, 0, 0
+        while position < len(data) and not sink.is_complete and cuts < MAX_CUTS:
+            cuts += 1
             end = _end_of_line(data, position)
             sink.has_data = False
             _feed(self._parser, data[position:end])
@@ -174,7 +181,7 @@ class RequestReader:
             if self._quiet > MAX_HEAD_BYTES:
                 raise BadRequest("The trailers are too large.")
             position = end
-        self._data = data[position:]
+        self._data = data[position:] + rest
         if sink.is_complete:
             self._parser = None
         body, sink.body = b"".join(sink.body), []

@@ -29,7 +29,7 @@ class UpstreamRequest(NamedTuple):
     method: str
     target: str
     headers: bytes
-    body: bytes
+    body: bytes | bytearray
     keep_alive: bool
 
 

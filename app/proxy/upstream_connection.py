@@ -18,8 +18,9 @@ from app.proxy.headers import Headers
 from app.proxy.seams import Listener, UpstreamGone, UpstreamRequest
 
 MAX_HEAD_BYTES = 65536
-COPIED_BYTES = 65536
-"""A larger body is not joined with its head."""
+PIECE_BYTES = 262144
+"""Of a body that is larger, so much is given to the transport in one turn of the event loop, and no more
+until that is taken. Else all of it would be copied there, and sent in one long turn."""
 
 
 class Stage(Enum):
@@ -32,6 +33,7 @@ class Stage(Enum):
     FAILED = "what came is no answer"
 
 
+_NOTHING = memoryview(b"")
 _HAS_HEAD = frozenset({Stage.IN_BODY, Stage.UNTIL_CLOSE, Stage.COMPLETE})
 
 
@@ -52,6 +54,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser: httptools.HttpResponseParser | None = None
         self._chunks: list[bytes] = []
+        self._unsent = _NOTHING
+        self._is_full = False
 
     @property
     def is_closing(self) -> bool:
@@ -70,10 +74,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._begin_answer()
         self._head_bytes, self._error = 0, ""
         head, body = _head(request, self.port), request.body
-        if len(body) <= COPIED_BYTES:
+        if len(body) <= PIECE_BYTES:
             self._transport.write(head + body)
         else:
-            self._transport.writelines((head, body))
+            self._transport.write(head)
+            self._unsent = memoryview(body)
+            self._send_piece()
 
     def release(self) -> None:
         """The listener wants no more. An answer that is not complete ends its connection, which is what makes
@@ -96,9 +102,24 @@ class UpstreamConnection(asyncio.Protocol):
     def _is_at_rest(self) -> bool:
         """All of the request has been sent. A server that answers before it has read a request may take the
         rest of its body for the next one."""
-        return not self.is_closing and not self._transport.get_write_buffer_size()
+        return not (self.is_closing or self._unsent or self._transport.get_write_buffer_size())
+
+    def _send_piece(self) -> None:
+        if self.is_closing or self._is_full or not self._unsent:
+            return
+        piece, self._unsent = self._unsent[:PIECE_BYTES], self._unsent[PIECE_BYTES:]
+        self._transport.write(piece)
+        if self._unsent and not self._is_full:
+            asyncio.get_running_loop().call_soon(self._send_piece)
 
     # --- asyncio's side
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._send_piece()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -136,6 +157,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._parser = None  # each holds the other: they would wait for the garbage collector
+        self._unsent = _NOTHING
         listener, self._listener = self._listener, None
         self._on_lost(self)
         if listener is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from app.domain.status import StopReason
 from app.domain.views import DeviceView, ModelView, Placement
-from app.scheduling.placement import Room, fit
+from app.scheduling.placement import Capacity, fit
 from app.scheduling.plan import NEVER, Limits, Refuse
 from app.scheduling.refusals import refuse
 from app.scheduling.turns import Loaded, cost, effective, loaded, may_be_taken_at, serves_first
@@ -35,9 +35,9 @@ class Claims:
         self.unclaimed = [one for one in staying if not one.model.pinned]
         sizes = {d.id: d.total_mb for d in devices}
         free = {d.id: d.free_mb - d.min_free_mb for d in devices}
-        self._room = Room(free, limits.max_models - len(live), sizes)
-        self._coming = Room(free={d.id: d.settling_mb for d in devices}, places=0)
-        self._empty = Room({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
+        self._room = Capacity(free, limits.max_models - len(live), sizes)
+        self._coming = Capacity(free={d.id: d.reclaiming_mb for d in devices}, places=0)
+        self._empty = Capacity({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
         for one in live:
             if one.process.is_leaving:
                 self._coming = self._coming.plus(one.process.reserved)
@@ -136,13 +136,13 @@ class Claims:
             return Refuse(model.alias, True, need.mb, best.most(need), ever=True)
         return None
 
-    def _room_beside_pinned(self, free: Mapping[str, int]) -> Room:
-        room = Room(free, len(self._stay) + 1, self._empty.sizes)
+    def _room_beside_pinned(self, free: Mapping[str, int]) -> Capacity:
+        room = Capacity(free, len(self._stay) + 1, self._empty.sizes)
         for one in self._stay:
             room = room.minus(one.process.reserved)
         return room
 
-    def _room_without(self, victims: Sequence[Loaded]) -> Room:
+    def _room_without(self, victims: Sequence[Loaded]) -> Capacity:
         room = self._room.plus_all(self._coming)
         for victim in victims:
             room = room.plus(victim.process.reserved)

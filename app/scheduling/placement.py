@@ -6,36 +6,36 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from app.domain.views import HOST, Layout, Need, Placement
+from app.domain.views import HOST, Layout, MemoryNeed, Placement
 
 SAME_SIZE_MB = 2048  # cards that differ by less are taken for equal
 CACHE_PARTS = 4  # a prompt cache takes at most this part of what is left, so that others have room too
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """Free MB by device, how many more models may be loaded, and how large the devices are."""
 
     free: Mapping[str, int]
     places: int
     sizes: Mapping[str, int] = field(default_factory=dict)
 
-    def plus(self, held: Placement) -> Room:
+    def plus(self, held: Placement) -> Capacity:
         """As it will be when a model that holds this has gone."""
         return self._with({d: mb + held.get(d, 0) for d, mb in self.free.items()}, self.places + 1)
 
-    def plus_all(self, other: Room) -> Room:
+    def plus_all(self, other: Capacity) -> Capacity:
         free = {d: mb + other.free.get(d, 0) for d, mb in self.free.items()}
         return self._with(free, self.places + other.places)
 
-    def minus(self, placement: Placement) -> Room:
+    def minus(self, placement: Placement) -> Capacity:
         return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
 
-    def at_most(self, other: Room) -> Room:
+    def at_most(self, other: Capacity) -> Capacity:
         free = {d: min(mb, other.free.get(d, 0)) for d, mb in self.free.items()}
         return self._with(free, min(self.places, other.places))
 
-    def take(self, placement: Placement, coming: Room) -> tuple[Room, Room]:
+    def take(self, placement: Placement, coming: Capacity) -> tuple[Capacity, Capacity]:
         """Reserve a placement, first from what is free now, the rest from what is coming."""
         now = {d: min(max(self.free[d], 0), mb) for d, mb in placement.items() if d in self.free}
         later = {d: mb - now.get(d, 0) for d, mb in placement.items()}
@@ -44,10 +44,10 @@ class Room:
         rest = {d: mb - later.get(d, 0) for d, mb in coming.free.items()}
         return self._with(left, self.places - place_now), coming._with(rest, coming.places - (1 - place_now))
 
-    def _with(self, free: Mapping[str, int], places: int) -> Room:
+    def _with(self, free: Mapping[str, int], places: int) -> Capacity:
         return replace(self, free=free, places=places)
 
-    def most(self, need: Need) -> int:
+    def most(self, need: MemoryNeed) -> int:
         """The largest need that would have room here, on one device or split."""
         usable = {d: self.free[d] for d in need.devices if d in self.free}
         single = max(usable.values(), default=0)
@@ -56,7 +56,7 @@ class Room:
         return max(0, single, split if len(parts) > 1 else 0)
 
 
-def fit(need: Need, room: Room) -> Layout | None:
+def fit(need: MemoryNeed, room: Capacity) -> Layout | None:
     """A placement if there is room now: on one device if that is possible, else on the fewest.
 
     Of devices of about the same size the freest is taken; a larger one is kept for what needs it.
@@ -67,12 +67,12 @@ def fit(need: Need, room: Room) -> Layout | None:
     return None if found is None else _with_host_part(need, room, found)
 
 
-def fits_on_devices(need: Need, room: Room) -> bool:
+def fits_on_devices(need: MemoryNeed, room: Capacity) -> bool:
     """Whatever else is missing, it is not the devices' memory."""
     return _on_devices(need, room) is not None
 
 
-def _on_devices(need: Need, room: Room) -> Layout | None:
+def _on_devices(need: MemoryNeed, room: Capacity) -> Layout | None:
     if need.mb == 0:
         return Layout({})
     usable = {d: room.free[d] for d in need.devices if d in room.free}
@@ -88,7 +88,7 @@ def _on_devices(need: Need, room: Room) -> Layout | None:
     return None
 
 
-def _with_host_part(need: Need, room: Room, found: Layout) -> Layout | None:
+def _with_host_part(need: MemoryNeed, room: Capacity, found: Layout) -> Layout | None:
     """What stays in the machine's memory, and a prompt cache as large as it can well spare."""
     if not (need.host_mb or need.cache_mb) or HOST not in room.free:
         return found
@@ -105,12 +105,12 @@ def _can_share(device: str) -> bool:
     return not device.startswith("MIG-")
 
 
-def _each_mb(need: Need) -> int:
+def _each_mb(need: MemoryNeed) -> int:
     """What each device of a split takes whatever layers it gets."""
     return need.overhead_mb + need.scratch_mb + need.copies_mb
 
 
-def _split(need: Need, free: Mapping[str, int]) -> Layout | None:
+def _split(need: MemoryNeed, free: Mapping[str, int]) -> Layout | None:
     """In proportion to what is free there, as llama-server's `--tensor-split` does with these numbers."""
     if len(need.layers) >= len(free):
         return _split_by_layers(need, free)
@@ -121,7 +121,7 @@ def _split(need: Need, free: Mapping[str, int]) -> Layout | None:
     return Layout({d: -(-model_mb * mb // total) + _each_mb(need) for d, mb in spread.items()})
 
 
-def _split_by_layers(need: Need, free: Mapping[str, int]) -> Layout | None:
+def _split_by_layers(need: MemoryNeed, free: Mapping[str, int]) -> Layout | None:
     """Whole layers in their order, each device filled to about the same share, and none beyond its room."""
     each_mb = _each_mb(need)
     model_mb = need.mb - need.overhead_mb - need.scratch_mb

@@ -38,14 +38,14 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Keep:
+class Resume:
     """Its process drains for nobody any more: serve again."""
 
     alias: str
 
 
 @dataclass(frozen=True)
-class Forget:
+class GiveUp:
     """Nobody waits for it and there is no room: a crashed model stays off, one to be preloaded is not."""
 
     alias: str
@@ -77,7 +77,7 @@ class Inspect:
     alias: str
 
 
-Action = Load | Stop | Keep | Forget | Refuse | Inspect
+Action = Load | Stop | Resume | GiveUp | Refuse | Inspect
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,19 @@ from dataclasses import replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, Head, ModelView
+from app.domain.views import NEVER_USED, DeviceView, ModelView, QueueHead
 from app.scheduling.claims import Claims, Swap
 from app.scheduling.plan import (
     NEVER,
     Action,
-    Forget,
+    GiveUp,
     Inspect,
-    Keep,
     Limits,
     Load,
     Plan,
     Preview,
     Refuse,
+    Resume,
     Stop,
     Wait,
 )
@@ -47,7 +47,7 @@ def preview(
     models: Sequence[ModelView], devices: Sequence[DeviceView], limits: Limits, now: float, alias: str
 ) -> Preview:
     """What `plan` would do for one more normal request for a model that is not loaded."""
-    head = Head(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
+    head = QueueHead(now + Priority.NORMAL * limits.aging_s, Priority.NORMAL, now)
     asked = next(m for m in models if m.alias == alias)
     leaving = tuple(replace(process, status=Status.STOPPING) for process in asked.processes)
     status = Status.STOPPING if leaving else asked.status
@@ -82,7 +82,7 @@ class _Step:
         """Load it now, or make room for it, or wait for room, or refuse it."""
         assert model.need is not None
         if model.status is Status.CRASHED and model.retry_at > self._now:
-            self._look_at(model.retry_at)
+            self._wake_by(model.retry_at)
             return
         placement = self._claims.take_free(model)
         if placement is not None:
@@ -101,7 +101,7 @@ class _Step:
     def resume_what_nobody_claims(self) -> None:
         for one in self._claims.unclaimed:
             if one.process.status is Status.DRAINING:
-                self.actions.append(Keep(one.alias))
+                self.actions.append(Resume(one.alias))
 
     def restart_or_forget_crashed(self) -> None:
         for model in self._models:
@@ -110,13 +110,13 @@ class _Step:
             used = model.last_used if model.last_used > NEVER_USED else model.since
             expires = used + model.idle_timeout_s if model.idle_timeout_s is not None else NEVER
             if expires <= self._now:
-                self.actions.append(Forget(model.alias, "not restarted: nobody used it lately"))
+                self.actions.append(GiveUp(model.alias, "not restarted: nobody used it lately"))
             elif model.retry_at > self._now:
-                self._look_at(min(model.retry_at, expires))
+                self._wake_by(min(model.retry_at, expires))
             elif model.need is None:
                 continue  # its file is being looked at
             elif not self._load_into_free_room(model):
-                self.actions.append(Forget(model.alias, "not restarted: its memory is in use"))
+                self.actions.append(GiveUp(model.alias, "not restarted: its memory is in use"))
 
     def preload(self) -> None:
         for model in self._models:
@@ -125,7 +125,7 @@ class _Step:
             if model.need is None:
                 return  # its file is being read, and those behind it keep their places
             if not self._load_into_free_room(model):
-                self.actions.append(Forget(model.alias, "not preloaded: no room left"))
+                self.actions.append(GiveUp(model.alias, "not preloaded: no room left"))
 
     def unload_idle(self) -> None:
         for one in self._claims.unclaimed:
@@ -136,11 +136,11 @@ class _Step:
             if expires <= self._now:
                 self.actions.append(Stop(one.alias, StopReason.IDLE))
             else:  # a request in between only makes that look come too early
-                self._look_at(expires)
+                self._wake_by(expires)
 
     def inspect(self) -> None:
         """What may be loaded soon is looked at before: its file, its flags and what it would take."""
-        forgotten = {action.alias for action in self.actions if isinstance(action, Forget)}
+        forgotten = {action.alias for action in self.actions if isinstance(action, GiveUp)}
         for model in self._models:
             if model.need is None and model.alias not in forgotten and _may_be_loaded_soon(model):
                 self.actions.append(Inspect(model.alias))
@@ -164,7 +164,7 @@ class _Step:
 
     def _carry_out(self, swap: Swap, target: ModelView) -> None:
         if swap.at > self._now:
-            self._look_at(swap.at)
+            self._wake_by(swap.at)
             return
         for victim in swap.victims:
             if victim.process.status is not Status.DRAINING:
@@ -186,11 +186,11 @@ class _Step:
             return
         self.waits[model.alias] = Wait(at=until, for_others=True)
         if until > self._now:
-            self._look_at(until)
+            self._wake_by(until)
 
     def _is_contended(self) -> bool:
         """Whether, after these actions, somebody waits whose model has no room of its own."""
-        helped = {a.alias for a in self.actions if isinstance(a, Load | Keep)}
+        helped = {a.alias for a in self.actions if isinstance(a, Load | Resume)}
         helped |= {a.alias for a in self.actions if isinstance(a, Refuse) and a.arrived_by == NEVER}
         going = {a.alias for a in self.actions if isinstance(a, Stop)}
         waiting = (m for m in self._models if m.head is not None and m.alias not in helped)
@@ -205,7 +205,7 @@ class _Step:
         self.actions.append(Load(model.alias, placement))
         return True
 
-    def _look_at(self, when: float) -> None:
+    def _wake_by(self, when: float) -> None:
         self.wake_at = min(self.wake_at, when)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app.domain.errors import NoCapacity, RouterError, VramExhausted
-from app.domain.views import HOST, Need
-from app.scheduling.placement import Room, fits_on_devices
+from app.domain.views import HOST, MemoryNeed
+from app.scheduling.placement import Capacity, fits_on_devices
 from app.scheduling.plan import Refuse
 
 RETRY_WHEN_FULL_S = 10.0
 
 
-def refuse(alias: str, need: Need, best: Room, *, ever: bool) -> Refuse:
+def refuse(alias: str, need: MemoryNeed, best: Capacity, *, ever: bool) -> Refuse:
     """With the figures of what is short: the devices' memory, or the machine's own."""
     on_host = HOST in need.devices
     if on_host or HOST not in best.free or not fits_on_devices(need, best):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from app.domain.priority import Priority
 from app.domain.status import Status
-from app.domain.views import Head, ModelView, ProcessView
+from app.domain.views import ModelView, ProcessView, QueueHead
 from app.scheduling.plan import NEVER, Limits
 
 _TAKEABLE = frozenset({Status.STARTING, Status.LOADING, Status.READY, Status.DRAINING})
@@ -33,7 +33,7 @@ def loaded(models: Iterable[ModelView]) -> list[Loaded]:
     return [Loaded(model, process) for model in models for process in model.processes]
 
 
-def may_be_taken_at(victim: Loaded, head: Head, limits: Limits, now: float) -> float:
+def may_be_taken_at(victim: Loaded, head: QueueHead, limits: Limits, now: float) -> float:
     """When `victim` may be stopped for a request `head` of another model: now, later, or never as things are.
 
     Only a model without requests of its own goes at once. Else affinity holds the newcomer back, for at most
@@ -56,7 +56,7 @@ def may_be_taken_at(victim: Loaded, head: Head, limits: Limits, now: float) -> f
     return max(now, hold_end, head.key - rival_level * limits.aging_s)
 
 
-def serves_first(victim: Loaded, head: Head, limits: Limits, now: float) -> bool:
+def serves_first(victim: Loaded, head: QueueHead, limits: Limits, now: float) -> bool:
     """It loads, or has loaded, for a request that it has not served yet; after that, `head` may have it."""
     if victim.model.head is None or victim.process.served:
         return False
@@ -70,15 +70,15 @@ def turn(model: ModelView, limits: Limits) -> tuple[float, int]:
     return head.key, head.order
 
 
-def effective(model: ModelView, limits: Limits) -> Head | None:
+def effective(model: ModelView, limits: Limits) -> QueueHead | None:
     """The head as other models see it: a model that gave way queues behind those that waited meanwhile.
 
     Without this a long backlog would win its memory back the moment it had left it.
     """
     head = model.head
-    if head is None or model.yielded_at <= head.arrived:
+    if head is None or model.preempted_at <= head.arrived:
         return head
-    return replace(head, arrived=model.yielded_at, key=model.yielded_at + head.level * limits.aging_s)
+    return replace(head, arrived=model.preempted_at, key=model.preempted_at + head.level * limits.aging_s)
 
 
 def _rival(victim: Loaded, limits: Limits, now: float) -> tuple[Priority, float]:

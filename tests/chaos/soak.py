@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 
 from tests import llama_build
-from tests.chaos.crowd import Counted, Crowd
+from tests.chaos.clients import Clients, Counted
+from tests.chaos.environment import MODELS, ROOM_FOR, Environment
 from tests.chaos.faults import Faults
-from tests.chaos.stage import MODELS, ROOM_FOR, Stage
 from tests.router_process import RouterProcess, chat
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
@@ -31,7 +31,7 @@ FAULTS = os.environ.get("SOAK_FAULTS", "1") != "0"
 CLIENTS = 16
 RUSH = 500
 ROUND_S = 300.0
-CALM_S = 120.0
+RECOVERY_S = 120.0
 FAULT_PAUSE_S = (0.05, 0.8)
 """More than a thousand faults in half an hour: one lasts for a second itself, on average."""
 
@@ -70,64 +70,66 @@ class Sample:
         return [f"{name}: {old} -> {new}" for name, old, new in pairs if new > old + allowed[name]]
 
 
-async def storm(stage: Stage, minutes: float, seed: int, struck: Counter[str]) -> list[str]:
+async def chaos_run(environment: Environment, minutes: float, seed: int, injected: Counter[str]) -> list[str]:
     """So long of traffic and, if wanted, faults; what was wrong."""
-    router, crowd = stage.router, Crowd(stage.router.url, MODELS, seed, CLIENTS)
+    router, clients = environment.router, Clients(environment.router.url, MODELS, seed, CLIENTS)
     before = Counted.by(router)
-    clients = asyncio.create_task(crowd.run())
+    asking = asyncio.create_task(clients.run())
     async with router.open_client() as http:
-        faults = Faults(http, stage, crowd, seed, RUSH)
+        faults = Faults(http, environment, clients, seed, RUSH)
         if FAULTS:
             await faults.run(60 * minutes, FAULT_PAUSE_S)
         else:
             await asyncio.sleep(60 * minutes)
-        crowd.over.set()
-        await asyncio.wait_for(clients, CALM_S)
-        await stage.has_calmed(http, CALM_S)
+        clients.over.set()
+        await asyncio.wait_for(asking, RECOVERY_S)
+        await environment.has_recovered(http, RECOVERY_S)
         after = Counted.by(router)
         for model in MODELS[:ROOM_FOR]:
             await http.post(f"/v1/models/{model}/reset")
             (await http.post("/v1/chat/completions", json=chat(model))).raise_for_status()
-    struck.update(faults.struck)
-    print(f"  {crowd.tally.total} requests {dict(crowd.tally.ends)}; {struck.total()} faults", flush=True)
-    return crowd.tally.violations + crowd.disagreement(before, after)
+    injected.update(faults.injected)
+    tally = clients.tally
+    print(f"  {tally.total} requests {dict(tally.ends)}; {injected.total()} faults", flush=True)
+    return tally.violations + clients.disagreement(before, after)
 
 
-async def soak(stage: Stage) -> list[str]:
+async def soak(environment: Environment) -> list[str]:
     """The first round only warms up: pools, caches and the allocator reach their size there."""
-    beside = [asyncio.create_task(run(), name=run.__name__) for run in (stage.show_card, stage.watch)]
-    struck: Counter[str] = Counter()
-    wrong = await storm(stage, min(2.0, MINUTES / 5), SEED, struck)
-    struck.clear()
-    before = Sample.of(stage.router)
+    watchers = (environment.show_card, environment.watch)
+    beside = [asyncio.create_task(run(), name=run.__name__) for run in watchers]
+    injected: Counter[str] = Counter()
+    wrong = await chaos_run(environment, min(2.0, MINUTES / 5), SEED, injected)
+    injected.clear()
+    before = Sample.of(environment.router)
     print(f"  after warming up: {asdict(before)}", flush=True)
     deadline = time.monotonic() + 60 * MINUTES
     seed = SEED
     while (rest := deadline - time.monotonic()) > 0:
         seed += 1
-        wrong += await storm(stage, min(rest, ROUND_S) / 60, seed, struck)
-        print(f"  {asdict(Sample.of(stage.router))}", flush=True)
+        wrong += await chaos_run(environment, min(rest, ROUND_S) / 60, seed, injected)
+        print(f"  {asdict(Sample.of(environment.router))}", flush=True)
     await asyncio.sleep(3)  # idle connections are dropped after two seconds
-    print(f"  struck: {dict(sorted(struck.items()))}, {struck.total()} in all", flush=True)
+    print(f"  struck: {dict(sorted(injected.items()))}, {injected.total()} in all", flush=True)
     wrong += [f"{task.get_name()} ended: {task.exception()!r}" for task in beside if task.done()]
-    return wrong + Sample.of(stage.router).grown(before)
+    return wrong + Sample.of(environment.router).grown(before)
 
 
 def main() -> int:
     print(f"soak: {MINUTES:g} minutes, seed {SEED}, {'with' if FAULTS else 'without'} faults", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    stage = Stage(folder, llama_build.of(), **SYSTEM)
-    router = stage.router
+    environment = Environment(folder, llama_build.of(), **SYSTEM)
+    router = environment.router
     router.start()
     try:
         router.wait_until_it_answers()
-        wrong = asyncio.run(soak(stage))
+        wrong = asyncio.run(soak(environment))
         children = router.children()
         code = router.stop()
         wrong += [f"exit code {code}"] if code else []
         wrong += [f"left behind: {child}" for child in children if child.is_running()]
     finally:
-        router.bury()
+        router.clean_up()
     if wrong:
         print("\n".join(wrong), f"\nthe logs are in {folder}")
         return 1

@@ -1,4 +1,4 @@
-"""A storm over a real router: whatever happens around it, every request has a well-formed end.
+"""A chaos run over a real router: whatever happens around it, every request has a well-formed end.
 
 CHAOS_SECONDS and CHAOS_SEED make it longer and another one; a failure names the seed.
 """
@@ -16,23 +16,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.chaos.crowd import Counted, Crowd
-from tests.chaos.faults import HOUR_S, KINDS, Faults, stop_listening, strikes
-from tests.chaos.stage import MODELS, ROOM_FOR, Stage
+from tests.chaos.clients import Clients, Counted
+from tests.chaos.environment import MODELS, ROOM_FOR, Environment
+from tests.chaos.faults import HOUR_S, KINDS, Faults, schedule, stop_listening
 from tests.router_process import chat, until
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 CLIENTS = 24
 RUSH = 500 if SECONDS >= 30 else 50
-CALM_S = 90.0
+RECOVERY_S = 90.0
 
-pytestmark = pytest.mark.timeout(SECONDS + 4 * CALM_S)
+pytestmark = pytest.mark.timeout(SECONDS + 4 * RECOVERY_S)
 
 
 @pytest.fixture
-def stage(tmp_path: Path, llama_server: Path) -> Iterator[Stage]:
-    stage = Stage(
+def environment(tmp_path: Path, llama_server: Path) -> Iterator[Environment]:
+    environment = Environment(
         tmp_path,
         llama_server,
         max_swap_wait_sec=0.2,
@@ -41,41 +41,41 @@ def stage(tmp_path: Path, llama_server: Path) -> Iterator[Stage]:
         drain_timeout_sec=2,
         log_level="info",
     )
-    stage.router.start()
+    environment.router.start()
     try:
-        stage.router.wait_until_it_answers()
-        yield stage
+        environment.router.wait_until_it_answers()
+        yield environment
     finally:
-        stage.router.stop()
+        environment.router.stop()
 
 
-def test_a_seed_decides_what_strikes_and_when() -> None:
+def test_a_seed_decides_which_fault_comes_when() -> None:
     def first(seed: int) -> list[tuple[str, float, float]]:
-        return [(s.kind, s.pause_s, s.dice.random()) for s in islice(strikes(seed, (0, 1)), 200)]
+        return [(s.kind, s.pause_s, s.rng.random()) for s in islice(schedule(seed, (0, 1)), 200)]
 
     assert first(1) == first(1) != first(2)
     assert sorted(kind for kind, *_ in first(1)[: len(KINDS)]) == sorted(KINDS)
 
 
-async def test_every_request_in_a_storm_has_a_well_formed_end(stage: Stage) -> None:
-    router, crowd = stage.router, Crowd(stage.router.url, MODELS, SEED, CLIENTS)
+async def test_every_request_in_a_chaos_run_has_a_well_formed_end(environment: Environment) -> None:
+    router, clients = environment.router, Clients(environment.router.url, MODELS, SEED, CLIENTS)
     me = psutil.Process(router.pid)
-    beside = [asyncio.create_task(stage.show_card()), asyncio.create_task(stage.watch())]
+    beside = [asyncio.create_task(environment.show_card()), asyncio.create_task(environment.watch())]
     async with router.open_client() as http:
         await asyncio.gather(*(http.post("/v1/chat/completions", json=chat(model)) for model in MODELS))
         files, before = me.num_fds(), Counted.by(router)
-        faults = Faults(http, stage, crowd, SEED, RUSH)
-        clients = asyncio.create_task(crowd.run())
+        faults = Faults(http, environment, clients, SEED, RUSH)
+        asking = asyncio.create_task(clients.run())
         await faults.run(SECONDS)
-        crowd.over.set()
-        await asyncio.wait_for(clients, CALM_S)
-        await stage.has_calmed(http, CALM_S)
-        wrong = crowd.tally.violations + crowd.disagreement(before, Counted.by(router))
+        clients.over.set()
+        await asyncio.wait_for(asking, RECOVERY_S)
+        await environment.has_recovered(http, RECOVERY_S)
+        wrong = clients.tally.violations + clients.disagreement(before, Counted.by(router))
         for model in MODELS:
             await http.post(f"/v1/models/{model}/reset")
             answer = await http.post("/v1/chat/completions", json=chat(model))
             assert answer.status_code == 200, (model, answer.text)
-    print(f"seed {SEED}: {dict(faults.struck)}; {crowd.tally.total} requests: {dict(crowd.tally.ends)}")
+    print(f"seed {SEED}: {dict(faults.injected)}; {clients.tally.total} requests: {dict(clients.tally.ends)}")
 
     assert wrong == [], f"CHAOS_SEED={SEED}"
     assert not [c for c in router.children() if c.status() == psutil.STATUS_ZOMBIE]
@@ -89,25 +89,25 @@ async def test_every_request_in_a_storm_has_a_well_formed_end(stage: Stage) -> N
     assert not any(child.is_running() for child in children)
 
 
-async def test_a_router_that_is_stopped_when_nothing_works_ends_in_time(stage: Stage) -> None:
-    router, crowd = stage.router, Crowd(stage.router.url, MODELS, SEED, CLIENTS)
-    beside = asyncio.create_task(stage.show_card())
+async def test_a_router_that_is_stopped_when_nothing_works_ends_in_time(environment: Environment) -> None:
+    router, clients = environment.router, Clients(environment.router.url, MODELS, SEED, CLIENTS)
+    beside = asyncio.create_task(environment.show_card())
     async with router.open_client() as http:
-        clients = asyncio.create_task(crowd.run())
-        await until(lambda: crowd.tally.ends["whole"] > 10 and len(router.children()) == ROOM_FOR)
+        asking = asyncio.create_task(clients.run())
+        await until(lambda: clients.tally.ends["whole"] > 10 and len(router.children()) == ROOM_FOR)
         children = router.children()
-        stage.clock.jump_to(-HOUR_S)
-        stage.trouble("hang memory")
-        stage.fill_disk()
+        environment.clock.jump_to(-HOUR_S)
+        environment.trouble("hang memory")
+        environment.fill_disk()
         for child, break_it in zip(children, (psutil.Process.suspend, stop_listening), strict=False):
             with suppress(psutil.Error, PermissionError):  # it is just being swapped out
                 break_it(child)
         assert (await http.get("/v1/models/status")).status_code == 200
-    crowd.over.set()
+    clients.over.set()
     router.signal(signal.SIGTERM)
     assert await router.ended(20) == 0
     beside.cancel()
-    await asyncio.wait_for(clients, CALM_S)  # slow readers have much to read yet
-    assert crowd.tally.violations == [], f"CHAOS_SEED={SEED}"
-    assert crowd.tally.ends["shutting_down"] > 0
+    await asyncio.wait_for(asking, RECOVERY_S)  # slow readers have much to read yet
+    assert clients.tally.violations == [], f"CHAOS_SEED={SEED}"
+    assert clients.tally.ends["shutting_down"] > 0
     assert not any(child.is_running() for child in children)

@@ -1,4 +1,4 @@
-"""What a llama-server can do to its clients, and what they see of it: deaths, hangs, deafness, bad loads."""
+"""What a llama-server can do, and what clients see of it: deaths, hangs, closed ports, bad loads."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ async def test_a_signal_during_the_start_is_obeyed(
         await until(lambda: not any(child.is_running() for child in children), 5)
         assert not list((tmp_path / "logs").glob("children-*.json"))
     finally:
-        router.bury()
+        router.clean_up()
 
 
 HANGING = """

@@ -164,9 +164,9 @@ def test_what_a_real_load_took_is_known_after_a_restart(
     router.load("tiny")
     status = router.status("tiny")
     assert 0 < status["measured_mb"] <= status["reserved_mb"]
-    learned = tmp_path / "logs" / "footprints.json"
-    until_now(learned.exists)
-    (entry,) = json.loads(learned.read_text())["models"].values()
+    history = tmp_path / "logs" / "footprints.json"
+    until_now(history.exists)
+    (entry,) = json.loads(history.read_text())["models"].values()
     assert entry["host_mb"] == status["measured_mb"]
     assert router.stop() == 0
     plan = make_router(models, system=system).get("/v1/models/tiny/plan")

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.crowd import SYSTEM, Crowd, fleet, mixed_traffic
+from tests.e2e.clients import SYSTEM, Clients, fleet, mixed_traffic
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
 from tests.real_parts import PROMETHEUS, need
 from tests.router_process import MakeRouter, RouterProcess, free_port, until, until_now
@@ -131,10 +131,10 @@ async def test_every_panel_and_every_alert_shows_what_happened(
 ) -> None:
     """One long story, because each chapter needs the traffic of the one before."""
     async with router.open_client() as http:
-        crowd = Crowd(http)
-        await mixed_traffic(crowd, router)
-    await until(lambda: prometheus.sees("sum(router_requests_total)", crowd.total))
-    for (model, outcome), count in crowd.outcomes.items():
+        clients = Clients(http)
+        await mixed_traffic(clients, router)
+    await until(lambda: prometheus.sees("sum(router_requests_total)", clients.total))
+    for (model, outcome), count in clients.outcomes.items():
         assert prometheus.sees(f'router_requests_total{{model="{model}",status="{outcome}"}}', count)
     driver.show(FULL)
     await until(lambda: bool(prometheus.values('router_gpu_memory_bytes{kind="free"} < 100e6')))

@@ -50,7 +50,7 @@ async def test_a_scrape_of_a_model_that_was_ejected_does_not_load_it(router: Rou
 
 async def test_a_scrape_of_a_loaded_model_is_no_use_of_it(router: Router) -> None:
     client, line = await router.warm()
-    last_used = router.instance().view().last_used
+    last_used = router.instance().lifecycle.last_used
     for path in POLLED:
         client.say(reading(path))
         if path != POLLED[0]:  # each takes its connection along
@@ -59,7 +59,7 @@ async def test_a_scrape_of_a_loaded_model_is_no_use_of_it(router: Router) -> Non
         assert router.instance().queue.in_flight == 0
         line.say(SIZED)
         assert (await client.reply(to="GET")).status == 200
-    assert router.instance().view().last_used == last_used
+    assert router.instance().lifecycle.last_used == last_used
 
 
 async def test_a_model_that_is_polled_is_unloaded_when_it_is_idle(make_router: MakeRouter) -> None:

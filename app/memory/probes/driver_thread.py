@@ -47,7 +47,7 @@ class DriverThread:
         loop, asked_at = asyncio.get_running_loop(), self._clock()
         future: asyncio.Future[Answer] = loop.create_future()
 
-        def settle(answer: Sequence[Reading] | Exception) -> None:
+        def resolve(answer: Sequence[Reading] | Exception) -> None:
             if not future.done():
                 future.set_result((asked_at, answer))
 
@@ -58,7 +58,7 @@ class DriverThread:
             except Exception as error:  # a driver's library may raise anything
                 answer = error
             with suppress(RuntimeError):  # the loop was closed while the driver hung
-                loop.call_soon_threadsafe(settle, answer)
+                loop.call_soon_threadsafe(resolve, answer)
 
         threading.Thread(target=run, name="gpu driver", daemon=True).start()
         return future

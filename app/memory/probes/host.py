@@ -40,6 +40,12 @@ def host_reading(pids: Sequence[int] = (), root: Path = Path("/")) -> Reading:
     )
 
 
+def machine_mb(root: Path = Path("/")) -> int:
+    """What the machine has, or what its control group may use of it. Blocking."""
+    totals = [psutil.virtual_memory().total, *(bound.total for bound in group_bounds(root))]
+    return min(totals) // MIB
+
+
 def process_mb(pid: int, root: Path = Path("/")) -> int | None:
     """Memory that nothing but its end gives back; None where the system does not tell (only Linux does)."""
     try:

@@ -40,7 +40,7 @@ class Translator(Protocol):
 class Asked(NamedTuple):
     """What llama-server is asked in the place of what the client asked."""
 
-    body: bytes
+    body: bytes | bytearray
     stream: bool
     translator: Callable[[], Translator] | None = None
     path: str | None = None
@@ -52,7 +52,7 @@ class Incoming(NamedTuple):
 
     fields: Mapping[str, Any]
     """All of its body where the translation `edits`; else long values of large bodies are left out."""
-    body: bytes
+    body: bytes | bytearray
     client: str
     """The name of its key."""
     spec: ModelSpec

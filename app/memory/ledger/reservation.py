@@ -1,4 +1,4 @@
-"""What one process was promised, and what the driver shows of it: arithmetic, pure."""
+"""What was reserved for one process, and what the driver shows of it: arithmetic, pure."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ NOT_YET = float("inf")
 
 
 @dataclass
-class Holding:
+class Reservation:
     """What one process may use. It counts as pending until a reading shows it."""
 
     placement: Placement
     used_before: Placement
     events_before: int
     pid: int | None = None
-    settled_at: float = NOT_YET
+    loaded_at: float = NOT_YET
     measured: dict[str, int] = field(default_factory=dict)
     peak_mb: int = 0
-    undead: bool = False  # nobody can end its process: to us it is another program's
+    unkillable: bool = False  # nobody can end its process: to us it is another program's
 
     def is_shown(self, read_at: Mapping[str, float]) -> bool:
         """Its load is over, and each of its devices has been read since."""
-        return all(self.settled_at <= read_at.get(device, LONG_AGO) for device in self.placement)
+        return all(self.loaded_at <= read_at.get(device, LONG_AGO) for device in self.placement)
 
     def shown_mb(self, reading: Reading, read_at: float) -> int:
-        """How much of the promise the driver's figure contains already."""
+        """How much of the reservation the driver's figure contains already."""
         if self.pid is not None and self.pid in reading.by_pid:
             return reading.by_pid[self.pid]
-        return self.placement[reading.id] if self.settled_at <= read_at else 0
+        return self.placement[reading.id] if self.loaded_at <= read_at else 0
 
-    def used_mb(self, reading: Reading, promised_mb: int) -> int:
+    def used_mb(self, reading: Reading, reserved_mb: int) -> int:
         """What the last reading counts as used by the process.
 
-        Where it does not tell: once it is loaded the whole promise, before that what was taken since.
+        Where it does not tell: once it is loaded the whole reservation, before that what was taken since.
         """
         if self.pid is not None and self.pid in reading.by_pid:
             return reading.by_pid[self.pid]
-        if self.settled_at < NOT_YET:
-            return min(self.measured.get(reading.id, promised_mb), reading.used_mb)
+        if self.loaded_at < NOT_YET:
+            return min(self.measured.get(reading.id, reserved_mb), reading.used_mb)
         grown_mb = reading.used_mb - self.used_before.get(reading.id, 0)
-        return min(max(grown_mb, 0), promised_mb)
+        return min(max(grown_mb, 0), reserved_mb)
 
     def measure(self, readings: Mapping[str, Reading], read_at: Mapping[str, float], alone: bool) -> None:
         """By process where the driver tells; else by the change of the device's use, if that was its alone.
@@ -61,4 +61,4 @@ class Holding:
         self.peak_mb = max(self.peak_mb, sum(self.measured.values()))
 
     def _was_read(self, own: Sequence[Reading], read_at: Mapping[str, float]) -> bool:
-        return all(self.settled_at <= read_at.get(reading.id, LONG_AGO) for reading in own)
+        return all(self.loaded_at <= read_at.get(reading.id, LONG_AGO) for reading in own)

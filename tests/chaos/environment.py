@@ -1,4 +1,4 @@
-"""What a storm rages over: a router, its models, its GPU, its clock and its disk, all within reach.
+"""What a chaos run works on: a router, its models, its GPU, its clock and its disk, all within reach.
 
 The GPU is the stub of NVIDIA's library, with room for two of the four models; the ledger decides, as it would
 on a real one. The llama-servers are real, and compute on the CPU.
@@ -29,7 +29,7 @@ GROWS_LATER_MB = 50
 LOOK_EVERY_S = 0.1
 
 
-class Stage:
+class Environment:
     """`router` is not started yet; `show_card` must run while it lives."""
 
     def __init__(self, folder: Path, llama_server: Path, **system: Any) -> None:
@@ -84,7 +84,7 @@ class Stage:
         _, hard = resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(self.router.pid, resource.RLIMIT_FSIZE, (hard if soft is None else soft, hard))
 
-    def calm(self) -> None:
+    def recover(self) -> None:
         """Whatever was done is undone."""
         self.trouble()
         self.clock.jump_to(0)
@@ -114,7 +114,7 @@ class Stage:
                 assert device["reserved_mb"] <= device["total_mb"], device
                 await asyncio.sleep(0.5)
 
-    async def has_calmed(self, http: httpx.AsyncClient, timeout_s: float) -> None:
+    async def has_recovered(self, http: httpx.AsyncClient, timeout_s: float) -> None:
         """Nobody waits, and what was broken is seen to be whole."""
 
         async def is_well() -> bool:

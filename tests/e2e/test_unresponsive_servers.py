@@ -33,7 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         first = not os.path.exists(os.path.join(folder, wish))
         open(os.path.join(folder, wish), "a").close()
         self.close_connection = True
-        if wish == "deaf" and first:
+        if wish == "closed port" and first:
             server.socket.close()
         elif wish == "hang up" and first or wish == "always hang up":
             pass
@@ -107,7 +107,7 @@ async def test_a_model_that_closed_its_port_is_replaced_and_nobody_notices(
     router.load("m")
     before = router.status("m")["pid"]
 
-    first = await ask(http, "deaf")
+    first = await ask(http, "closed port")
     others = await asyncio.gather(*(ask(http, f"other {i}") for i in range(8)))
 
     assert {answer.status_code for answer in (first, *others)} == {200}

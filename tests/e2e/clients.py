@@ -36,7 +36,7 @@ def fleet(tiny: Path, tiny_long: Path, truncated: Path, *, gpu: bool = False) ->
     }
 
 
-class Crowd:
+class Clients:
     """Counts what its clients got, by model and outcome; tokens as the answers themselves tell them."""
 
     def __init__(self, http: httpx.AsyncClient) -> None:
@@ -95,50 +95,50 @@ class Crowd:
             self.tokens[model, "generated"] += usage.get("completion_tokens", 0)
 
 
-async def mixed_traffic(crowd: Crowd, router: RouterProcess) -> None:
+async def mixed_traffic(clients: Clients, router: RouterProcess) -> None:
     """Answers, streams, swaps, errors, a model that fails, a full queue, clients that leave, crashes."""
     for priority in ("high", "low"):
-        assert await crowd.ask("a", priority=priority) == 200
-        assert await crowd.stream("b") == 200
-    assert await crowd.ask("embed", "/v1/embeddings", input="Hello") == 200
-    assert await crowd.ask("b", content="the " * 3000) == 400
-    assert [await crowd.ask("broken") for _ in range(2)] == [503, 503]
-    await crowd.leave("a")
+        assert await clients.ask("a", priority=priority) == 200
+        assert await clients.stream("b") == 200
+    assert await clients.ask("embed", "/v1/embeddings", input="Hello") == 200
+    assert await clients.ask("b", content="the " * 3000) == 400
+    assert [await clients.ask("broken") for _ in range(2)] == [503, 503]
+    await clients.leave("a")
     await until(lambda: router.is_quiet("a"))
     for _ in range(2):
-        await _crash(crowd, router, "a")
-    await _crush(crowd, router, "b")
-    await _silence(crowd, router, "b")
-    assert await crowd.ask("a", "/v1/completions", prompt="Once", max_tokens=4) == 200
-    assert await crowd.stream("a") == 200
+        await _crash(clients, router, "a")
+    await _crush(clients, router, "b")
+    await _silence(clients, router, "b")
+    assert await clients.ask("a", "/v1/completions", prompt="Once", max_tokens=4) == 200
+    assert await clients.stream("a") == 200
 
 
-async def _crash(crowd: Crowd, router: RouterProcess, model: str) -> None:
+async def _crash(clients: Clients, router: RouterProcess, model: str) -> None:
     """Its process dies under a request that has not begun: it is answered by the next process."""
-    await crowd.ask(model)
+    await clients.ask(model)
     with router.frozen(model) as process:
-        waiting = asyncio.create_task(crowd.ask(model))
+        waiting = asyncio.create_task(clients.ask(model))
         await until(lambda: router.status(model)["in_flight"] == 1)
         process.kill()
         assert await waiting == 200
 
 
-async def _crush(crowd: Crowd, router: RouterProcess, model: str) -> None:
+async def _crush(clients: Clients, router: RouterProcess, model: str) -> None:
     """More requests than may wait; one of those who wait leaves."""
-    await crowd.ask(model)
+    await clients.ask(model)
     with router.frozen(model):
-        served = asyncio.create_task(crowd.ask(model))
+        served = asyncio.create_task(clients.ask(model))
         await until(lambda: router.status(model)["in_flight"] == 1)
-        waiting = [asyncio.create_task(crowd.ask(model)) for _ in range(2)]
+        waiting = [asyncio.create_task(clients.ask(model)) for _ in range(2)]
         await until(lambda: router.status(model)["queue_depth"] == 2)
-        assert [await crowd.ask(model), await crowd.stream(model)] == [503, 503]
-        await crowd.give_up(waiting.pop(), model)
+        assert [await clients.ask(model), await clients.stream(model)] == [503, 503]
+        await clients.give_up(waiting.pop(), model)
         await until(lambda: router.status(model)["queue_depth"] == 1)
     assert [await served, await waiting[0]] == [200, 200]
 
 
-async def _silence(crowd: Crowd, router: RouterProcess, model: str) -> None:
+async def _silence(clients: Clients, router: RouterProcess, model: str) -> None:
     """A process that says nothing for longer than anybody wants to wait."""
     with router.frozen(model):
-        assert await crowd.ask(model) == 504
+        assert await clients.ask(model) == 504
     await until(lambda: router.is_quiet(model))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.memory import history as module
-from app.memory.history import FILE_NAME, Learned, LearnedFootprints
+from app.memory.history import FILE_NAME, LoadHistory, LoadRecord
 from app.memory.probes.fixed_cost import FixedCost
 from app.memory.probes.interface import Reading
 
@@ -18,10 +18,10 @@ CARD = Reading("0", "", "Card", 8000, 0, 8000, driver="570", cost=FixedCost(600,
 OTHER = replace(CARD, id="1", name="Other")
 
 
-def load(folder: Path, build: str = "b1") -> LearnedFootprints:
-    learned = LearnedFootprints(folder / FILE_NAME, build)
-    learned.load()
-    return learned
+def load(folder: Path, build: str = "b1") -> LoadHistory:
+    history = LoadHistory(folder / FILE_NAME, build)
+    history.load()
+    return history
 
 
 async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
@@ -32,34 +32,34 @@ async def test_what_was_learned_survives_a_restart(tmp_path: Path) -> None:
     before.saw_fixed_cost(CARD.kind, 250)
     await before.save()
     after = load(tmp_path / "logs")
-    assert after.model("a") == Learned(device_mb=4000, host_mb=120, measured_mb=4300, load_ms=1500)
+    assert after.model("a") == LoadRecord(device_mb=4000, host_mb=120, measured_mb=4300, load_ms=1500)
     assert after.fixed_cost([CARD]) == FixedCost(250, 50, is_known=True)
-    assert after.model("b") == Learned()
+    assert after.model("b") == LoadRecord()
     assert [f.name for f in (tmp_path / "logs").iterdir()] == [FILE_NAME]
 
 
 async def test_a_fixed_cost_belongs_to_a_gpu_a_driver_and_a_build(tmp_path: Path) -> None:
-    learned = load(tmp_path)
-    learned.saw_fixed_cost(CARD.kind, 300)
-    learned.saw_fixed_cost(OTHER.kind, 500)
-    await learned.save()
+    history = load(tmp_path)
+    history.saw_fixed_cost(CARD.kind, 300)
+    history.saw_fixed_cost(OTHER.kind, 500)
+    await history.save()
     newer, strange = replace(CARD, driver="580"), replace(CARD, name="New")
-    assert learned.fixed_cost([newer]) == newer.cost
-    assert learned.fixed_cost([CARD, OTHER]) == FixedCost(500, 20, is_known=True)
-    assert learned.fixed_cost([CARD, strange]) == strange.cost, "one of them is not known, and may take more"
-    assert learned.fixed_cost([]).total_mb == 0
+    assert history.fixed_cost([newer]) == newer.cost
+    assert history.fixed_cost([CARD, OTHER]) == FixedCost(500, 20, is_known=True)
+    assert history.fixed_cost([CARD, strange]) == strange.cost, "one of them is not known, and may take more"
+    assert history.fixed_cost([]).total_mb == 0
     assert load(tmp_path, "b2").fixed_cost([CARD]) == CARD.cost
 
 
 def test_the_least_that_was_seen_has_not_grown_yet(tmp_path: Path) -> None:
-    learned = load(tmp_path)
+    history = load(tmp_path)
     card = replace(CARD, cost=FixedCost(600, 128))
-    learned.saw_fixed_cost(card.kind, 598)
-    assert learned.fixed_cost([card]).total_mb == 598 + 128
-    learned.saw_fixed_cost(card.kind, 716)
-    assert learned.fixed_cost([card]).total_mb == 598 + 128
-    learned.saw_fixed_cost(card.kind, 800)
-    assert learned.fixed_cost([card]).total_mb == 800
+    history.saw_fixed_cost(card.kind, 598)
+    assert history.fixed_cost([card]).total_mb == 598 + 128
+    history.saw_fixed_cost(card.kind, 716)
+    assert history.fixed_cost([card]).total_mb == 598 + 128
+    history.saw_fixed_cost(card.kind, 800)
+    assert history.fixed_cost([card]).total_mb == 800
 
 
 def test_a_file_of_an_earlier_version_kept_the_largest_only(tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ def test_a_file_of_an_earlier_version_kept_the_largest_only(tmp_path: Path) -> N
 
 async def test_only_a_change_is_written(tmp_path: Path) -> None:
     changes: list[int] = []
-    learned = load(tmp_path)
-    learned.on_change = lambda: changes.append(1)
-    learned.put("a", device_mb=1)
-    learned.put("a", device_mb=1)
+    history = load(tmp_path)
+    history.subscribe(lambda: changes.append(1))
+    history.put("a", device_mb=1)
+    history.put("a", device_mb=1)
     assert len(changes) == 1
-    await learned.save()
+    await history.save()
     (tmp_path / FILE_NAME).unlink()
-    await learned.save()
+    await history.save()
     assert not (tmp_path / FILE_NAME).exists()
 
 
@@ -104,10 +104,10 @@ async def test_a_damaged_file_is_left_out_with_a_warning_and_replaced(
     path = tmp_path / FILE_NAME
     path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        learned = load(tmp_path)
+        history = load(tmp_path)
     assert "cannot be used" in caplog.text
-    learned.put("a", device_mb=1)
-    await learned.save()
+    history.put("a", device_mb=1)
+    await history.save()
     assert json.loads(path.read_text())["models"]["a"]["device_mb"] == 1
 
 
@@ -115,18 +115,18 @@ async def test_a_folder_that_cannot_be_written_costs_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    learned = load(tmp_path / "file")
-    learned.put("a", device_mb=1)
-    await learned.save()
+    history = load(tmp_path / "file")
+    history.put("a", device_mb=1)
+    await history.save()
     assert "cannot be written" in caplog.text
-    assert learned.model("a").device_mb == 1
+    assert history.model("a").device_mb == 1
 
 
 async def test_the_file_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_MODELS", 3)
-    learned = load(tmp_path)
+    history = load(tmp_path)
     for name in "abcd":
-        learned.put(name, device_mb=1)
-        learned.put("a", device_mb=ord(name))
-    assert learned.model("b") == Learned()
-    assert learned.model("a").device_mb == ord("d") and learned.model("d").device_mb == 1
+        history.put(name, device_mb=1)
+        history.put("a", device_mb=ord(name))
+    assert history.model("b") == LoadRecord()
+    assert history.model("a").device_mb == ord("d") and history.model("d").device_mb == 1

@@ -1,4 +1,4 @@
-"""Clients of every temper, and what each of them saw. The same seed makes the same clients."""
+"""Clients of every behaviour, and what each of them saw. The same seed makes the same clients."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ ERRORS = {
     "upstream_timeout",
     "vram_exhausted",
 }
-"""What a client may be told in a storm. A bug of ours (`internal_error`) is not among it."""
+"""What a client may be told in a chaos run. A bug of ours (`internal_error`) is not among it."""
 
 
-class Temper(Enum):
+class Behaviour(Enum):
     PATIENT = "patient"
     LEAVES = "leaves"  # after a while, wherever its request is
     SLOW = "slow"  # takes its time between two reads
@@ -44,7 +44,7 @@ class Temper(Enum):
 @dataclass(frozen=True)
 class Wish:
     model: str
-    temper: Temper
+    behaviour: Behaviour
     stream: bool
     tokens: int
     priority: str
@@ -76,7 +76,7 @@ class Counted:
         return cls(router.metric(name), router.metric(name, status="success"))
 
 
-class Crowd:
+class Clients:
     """So many clients, each with one request at a time, until `over` is set."""
 
     def __init__(self, url: str, models: Sequence[str], seed: int, clients: int) -> None:
@@ -105,9 +105,9 @@ class Crowd:
             wrong.append(f"{success} successes counted, {whole} seen, {left} left")
         return wrong
 
-    async def rush(self, count: int, dice: random.Random) -> None:
+    async def rush(self, count: int, rng: random.Random) -> None:
         """Many at once, who all leave soon."""
-        wishes = [self.wish(dice, Temper.LEAVES) for _ in range(count)]
+        wishes = [self.wish(rng, Behaviour.LEAVES) for _ in range(count)]
         async with httpx.AsyncClient(
             base_url=self._url,
             trust_env=False,
@@ -116,26 +116,26 @@ class Crowd:
         ) as http:
             await asyncio.gather(*(self._ask(http, wish) for wish in wishes))
 
-    def wish(self, dice: random.Random, temper: Temper | None = None) -> Wish:
-        chosen = temper or dice.choices(list(Temper), weights=[6, 2, 1, 1])[0]
+    def wish(self, rng: random.Random, behaviour: Behaviour | None = None) -> Wish:
+        chosen = behaviour or rng.choices(list(Behaviour), weights=[6, 2, 1, 1])[0]
         return Wish(
-            model=dice.choice(self._models),
-            temper=chosen,
-            stream=chosen is Temper.SLOW or dice.random() < 0.6,
-            tokens=dice.choice((1, 8, 64, 300)),
-            priority=dice.choice(("high", "normal", "low")),
-            patience_s=dice.uniform(0, 1.5),
+            model=rng.choice(self._models),
+            behaviour=chosen,
+            stream=chosen is Behaviour.SLOW or rng.random() < 0.6,
+            tokens=rng.choice((1, 8, 64, 300)),
+            priority=rng.choice(("high", "normal", "low")),
+            patience_s=rng.uniform(0, 1.5),
         )
 
     async def _live(self, http: httpx.AsyncClient, number: int) -> None:
-        dice = random.Random(f"{self._seed} {number}")
+        rng = random.Random(f"{self._seed} {number}")
         while not self.over.is_set():
-            await self._ask(http, self.wish(dice))
-            await asyncio.sleep(dice.uniform(0, 0.1))
+            await self._ask(http, self.wish(rng))
+            await asyncio.sleep(rng.uniform(0, 0.1))
 
     async def _ask(self, http: httpx.AsyncClient, wish: Wish) -> None:
         try:
-            if wish.temper is Temper.LEAVES:
+            if wish.behaviour is Behaviour.LEAVES:
                 end = await asyncio.wait_for(self._exchange(http, wish), wish.patience_s)
             else:
                 end = await self._exchange(http, wish)
@@ -152,14 +152,14 @@ class Crowd:
 
     async def _exchange(self, http: httpx.AsyncClient, wish: Wish) -> str:
         body = chat(wish.model, max_tokens=wish.tokens, stream=wish.stream)
-        if wish.temper is Temper.WRONG:
+        if wish.behaviour is Behaviour.WRONG:
             body["messages"] = [{"role": "user", "content": "the " * 5000}]
         text = ""
         headers = {"X-Request-Priority": wish.priority}
         async with http.stream("POST", ASK, json=body, headers=headers) as answer:
             async for piece in answer.aiter_text():
                 text += piece
-                if wish.temper is Temper.SLOW:
+                if wish.behaviour is Behaviour.SLOW:
                     await asyncio.sleep(wish.patience_s / 10)
         try:
             return _end(answer, text, wish)

@@ -1,4 +1,4 @@
-"""One model's memory through its life: promised, checked before the weights are read, measured, learned."""
+"""One model's memory through its life: reserved, checked before the weights are read, measured, noted."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
-from app.domain.views import HOST, Layout, Need, Placement
+from app.domain.views import HOST, Layout, MemoryNeed, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
-from app.memory.history import LearnedFootprints
+from app.memory.history import LoadHistory
 from app.memory.probes.fixed_cost import UNLISTED_MB
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,11 @@ _BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm",
 class ModelMemory:
     """`need` is what a load would take; `key` names this file with these flags in what was learned."""
 
-    def __init__(self, alias: str, tracker: DeviceTracker, learned: LearnedFootprints) -> None:
-        self._alias, self._tracker, self._learned = alias, tracker, learned
+    def __init__(self, alias: str, tracker: DeviceTracker, history: LoadHistory) -> None:
+        self._alias, self._tracker, self._history = alias, tracker, history
         self._spec: ModelSpec | None = None
         self._key = ""
-        self._need: Need | None = None
+        self._need: MemoryNeed | None = None
         self._checked = self._loaded = False
         self._stopped_for_more = False
         self._buffers = (0, 0)
@@ -39,7 +39,7 @@ class ModelMemory:
 
     # --- what is known
 
-    def expect(self, spec: ModelSpec, key: str, need: Need) -> None:
+    def expect(self, spec: ModelSpec, key: str, need: MemoryNeed) -> None:
         """The file has been looked at."""
         self._spec, self._key, self._need = spec, key, need
 
@@ -54,12 +54,12 @@ class ModelMemory:
     def measured_mb(self) -> int | None:
         """What it really takes, or took when it was last loaded; None where nobody has seen it."""
         now = self._tracker.measured_mb(self._alias)
-        return now if now is not None else self._learned.model(self._key).seen_mb
+        return now if now is not None else self._history.model(self._key).seen_mb
 
     @property
     def load_s(self) -> float | None:
         """How long its last load took; None where nobody has seen one."""
-        return self._learned.model(self._key).load_ms / 1000 or None
+        return self._history.model(self._key).load_ms / 1000 or None
 
     # --- one load
 
@@ -80,16 +80,16 @@ class ModelMemory:
         if mb is None or self._checked:
             return None
         self._checked = True
-        held = self._held()
-        more_mb = mb - sum(held.values())
+        reserved = self._reserved()
+        more_mb = mb - sum(reserved.values())
         if more_mb <= 0:
             return None
-        grown = _scaled(held, mb)
-        if all(self._tracker.room_mb(d) >= grown[d] - held[d] for d in held):
+        grown = _scaled(reserved, mb)
+        if all(self._tracker.room_mb(d) >= grown[d] - reserved[d] for d in reserved):
             logger.info("%s: needs %d MB more than expected, which is there", self._alias, more_mb)
-            self._promise(grown)
+            self._reserve(grown)
             return None
-        self._learned.put(self._key, floor_mb=mb)
+        self._history.put(self._key, floor_mb=mb)
         message = f"It needs {mb} MB, {more_mb} MB more than expected, and that is not free."
         return Failure(FailureKind.OUT_OF_MEMORY, message, None, ())
 
@@ -104,24 +104,26 @@ class ModelMemory:
 
     def loaded(self, log: LoadLog, took_s: float) -> None:
         """Remember the buffers that it logged, and the time."""
-        self._learned.put(self._key, load_ms=max(1, round(1000 * took_s)))
+        self._history.put(self._key, load_ms=max(1, round(1000 * took_s)))
         self._loaded, self._stopped_for_more = True, False
         self._buffers = device_mb, host_mb = split_buffers(log.buffers)
         if device_mb or host_mb:
-            self._learned.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
+            self._history.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
         self._tracker.loaded(self._alias)
 
     def look(self, *, has_served: bool) -> bool:
-        """After each reading: learn from what the driver shows, and promise what it really takes.
+        """After each reading: learn from what the driver shows, and reserve what it really takes.
 
         Before it has served somebody its pools have not grown: what it takes then is not all. True if the
-        promise became another one.
+        reservation became another one.
         """
         gpus = self._gpus()
-        if not self._loaded or not gpus or not self._buffers[0] or not self._tracker.has_settled(self._alias):
+        if not self._loaded or not gpus or not self._buffers[0]:
+            return False
+        if not self._tracker.has_reading_since_load(self._alias):
             return False
         self._learn_from_driver(gpus, has_served)
-        return self._promise_what_it_takes(gpus)
+        return self._reserve_what_it_takes(gpus)
 
     def ran_out(self, log: LoadLog) -> bool:
         """Its process has ended for want of memory. True: because others took it while it was loaded.
@@ -131,10 +133,10 @@ class ModelMemory:
         others_mb = self._tracker.others_mb(self._layout, without=self._alias)
         if not self._loaded and others_mb - self._others_before > TAKEN_MB:
             return True
-        held, gpus = self._held(), self._gpus()
+        reserved, gpus = self._reserved(), self._gpus()
         asked = split_buffers([*log.buffers, *([log.refused] if log.refused else ())])
         beside_mb = self._need.overhead_mb * len(gpus) if self._need else 0
-        self._needs_more_than(sum(held.values()), asked[0] + beside_mb if gpus else asked[1])
+        self._needs_more_than(sum(reserved.values()), asked[0] + beside_mb if gpus else asked[1])
         return False
 
     def release(self, *, crashed: bool) -> None:
@@ -142,10 +144,10 @@ class ModelMemory:
         self._loaded = False
         self._tracker.release(self._alias, crashed=crashed)
 
-    def outlived(self, pid: int) -> str:
-        """Its process does not die; the name under which what it holds stays promised."""
+    def keep_unkillable(self, pid: int) -> str:
+        """Its process does not die; the name under which what it holds stays reserved."""
         self._loaded = False
-        return self._tracker.outlived(self._alias, pid)
+        return self._tracker.keep_unkillable(self._alias, pid)
 
     # --- inside
 
@@ -157,11 +159,11 @@ class ModelMemory:
             return
         if has_served:
             alone_mb = peak_mb - self._more_for_several(len(gpus))
-            known_mb = self._learned.model(self._key).measured_mb
-            self._learned.put(self._key, measured_mb=max(alone_mb, known_mb))
+            known_mb = self._history.model(self._key).measured_mb
+            self._history.put(self._key, measured_mb=max(alone_mb, known_mb))
         if len(gpus) == 1 and not self._has_more_than_its_log_tells():
             (card,) = self._tracker.readings(gpus)
-            self._learned.saw_fixed_cost(card.kind, beyond_mb + UNLISTED_MB)
+            self._history.saw_fixed_cost(card.kind, beyond_mb + UNLISTED_MB)
 
     def _more_for_several(self, devices: int) -> int:
         """What a split takes beyond the same model on one device: each further device's own part."""
@@ -170,33 +172,33 @@ class ModelMemory:
         each_mb = self._need.overhead_mb + self._need.scratch_mb
         return (devices - 1) * each_mb + (devices * self._need.copies_mb if devices > 1 else 0)
 
-    def _promise_what_it_takes(self, gpus: Sequence[str]) -> bool:
+    def _reserve_what_it_takes(self, gpus: Sequence[str]) -> bool:
         """Less than was reserved for the load, but with room for the pools that still grow."""
         if self._need is None or self._need.declared:
             return False
-        held, measured = self._held(), self._tracker.measured(self._alias)
+        reserved, measured = self._reserved(), self._tracker.measured(self._alias)
         expected_mb = self._buffers[0] + self._need.beside_mb + self._need.overhead_mb * len(gpus)
         seen_mb = self._tracker.peak_mb(self._alias)
-        target_mb = max(seen_mb and seen_mb + UNLISTED_MB, min(sum(held.values()), expected_mb))
-        if abs(target_mb - sum(held.values())) <= len(held):  # rounding
+        target_mb = max(seen_mb and seen_mb + UNLISTED_MB, min(sum(reserved.values()), expected_mb))
+        if abs(target_mb - sum(reserved.values())) <= len(reserved):  # rounding
             return False
-        self._promise(_scaled(measured if set(measured) == set(held) else held, target_mb))
+        self._reserve(_scaled(measured if set(measured) == set(reserved) else reserved, target_mb))
         return True
 
     def _gpus(self) -> list[str]:
-        return [device for device in self._tracker.held(self._alias) if device != HOST]
+        return [device for device in self._tracker.reserved(self._alias) if device != HOST]
 
-    def _held(self) -> dict[str, int]:
+    def _reserved(self) -> dict[str, int]:
         """Of the devices that it is loaded on: GPUs, or the host, whose prompt cache is left out here."""
-        held = self._tracker.held(self._alias)
+        reserved = self._tracker.reserved(self._alias)
         if gpus := self._gpus():
-            return {device: held[device] for device in gpus}
-        return {device: mb - (self._layout.cache_mb or 0) for device, mb in held.items()}
+            return {device: reserved[device] for device in gpus}
+        return {device: mb - (self._layout.cache_mb or 0) for device, mb in reserved.items()}
 
-    def _promise(self, amounts: Mapping[str, int]) -> None:
-        """These in the place of what `_held` tells; what it keeps beside them on the host stays."""
-        own, held = self._held(), self._tracker.held(self._alias)
-        changed = {device: mb - own.get(device, 0) + amounts.get(device, 0) for device, mb in held.items()}
+    def _reserve(self, amounts: Mapping[str, int]) -> None:
+        """These in the place of what `_reserved` tells; what it keeps beside them on the host stays."""
+        own, whole = self._reserved(), self._tracker.reserved(self._alias)
+        changed = {device: mb - own.get(device, 0) + amounts.get(device, 0) for device, mb in whole.items()}
         self._tracker.adjust(self._alias, changed)
 
     def _announced_mb(self, log: LoadLog) -> int | None:
@@ -217,11 +219,11 @@ class ModelMemory:
         most_mb = self._tracker.most_mb(self._need.devices)
         floor_mb = min(max(mb + max(mb // 10, OOM_STEP_MB), asked_mb), max(most_mb, mb))
         if self._loaded:  # it was loaded, and grew while it served
-            self._learned.put(
-                self._key, measured_mb=max(floor_mb, self._learned.model(self._key).measured_mb)
+            self._history.put(
+                self._key, measured_mb=max(floor_mb, self._history.model(self._key).measured_mb)
             )
         else:
-            self._learned.put(self._key, floor_mb=max(floor_mb, self._learned.model(self._key).floor_mb))
+            self._history.put(self._key, floor_mb=max(floor_mb, self._history.model(self._key).floor_mb))
 
     def _has_more_than_its_log_tells(self) -> bool:
         assert self._spec is not None
