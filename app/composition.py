@@ -37,6 +37,7 @@ from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
+from app.models.cards import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
@@ -123,6 +124,7 @@ def _services(
         bus=bus,
         logs=logs,
         background=Background(),
+        cards=Cards(),
         health=HealthMonitor(
             manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
         ),
@@ -182,6 +184,7 @@ def _start(services: Services) -> None:
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
+    services.background.once("model cards", partial(services.cards.read, services.config.specs()))
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 

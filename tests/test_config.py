@@ -36,6 +36,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "allowed_hosts": (),
         "public_metrics": True,
         "cors_allow_origins": (),
+        "list_aliases": True,
         "max_body_mb": 64,
         "max_memory_mb": UNSET,
         "stream_heartbeats": Heartbeats.COMMENTS,

@@ -151,6 +151,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.allowed_hosts": (["ai.example"], _foreign_host_may_ask),
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
+    "api.list_aliases": (False, lambda r: not r.services.config.api.list_aliases),
     "api.max_body_mb": (0.5, _body_is_too_large),
     "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
     "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),

@@ -166,7 +166,15 @@ _HEADERS = [
     },
 ]
 
-_MODEL = {"id": "qwen", "object": "model", "owned_by": "user", "n_ctx": 8192, "aliases": [], "state": "ready"}
+_MODEL = {
+    "id": "qwen",
+    "object": "model",
+    "owned_by": "user",
+    "context_length": 8192,
+    "capabilities": ["completion", "tools"],
+    "aliases": [],
+    "state": "ready",
+}
 _MODELS = {"object": "list", "data": [_MODEL]}
 _STATUS = {
     "model": "qwen",

@@ -22,11 +22,13 @@ from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
+from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
+    "api.list_aliases",
     "api.stream_heartbeats",
     "system.drain_timeout_sec",
     "system.queue_timeout_sec",
@@ -47,6 +49,7 @@ class Services:
     bus: EventBus
     logs: LogServer
     background: Background
+    cards: Cards
     health: HealthMonitor
     metrics: Metrics
     telemetry: Telemetry

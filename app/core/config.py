@@ -77,6 +77,7 @@ class ApiConfig(Section):
         description="origins of web pages that may call the API; `localhost`: every page of this machine, on "
         "any port",
     )
+    list_aliases: bool = Field(True, description="`aliases` are entries of `/v1/models` too")
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
     max_memory_mb: Count | None = Field(
         None,
