@@ -109,11 +109,11 @@ MUTATORS = {
 
 MOST_FIELDS, MOST_METHODS = 20, 25
 LARGE = {
+    "Metrics": "a field for each metric",
     "SystemConfig": "one field a key of the section in the configuration",
     "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
     "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
     "DeviceTracker": "one method a question about the ledger, most of them one line",
-    "Metrics": "one field a metric, most of them set and read in one line each",
     "LlamaRunner": "one process: its port, key and log, and what was seen of each",
 }
 """Why a class has more fields or methods than that, in one line."""
@@ -201,12 +201,8 @@ def test_decisions_do_nothing(module: str) -> None:
     used = {name.split(".")[0] for name in imports(MODULES[module])}
     assert not used & NO_IO
     if module not in READS_FILES:
-        calls = {n.func.id for n in ast.walk(MODULES[module]) if isinstance(n, ast.Call) and _is_name(n.func)}
-        assert not calls & {"open", "print"}
-
-
-def _is_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name)
+        called = [node.func for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
+        assert not {f.id for f in called if isinstance(f, ast.Name)} & {"open", "print"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -216,7 +212,7 @@ def test_no_module_level_object_is_changed(module: str) -> None:
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Global), f"{module}:{node.lineno} global"
         for name in _changed_names(node):
-            assert name not in mutable, f"{module}:{node.lineno} changes {name}"
+            assert name not in mutable, f"{module} changes {name}"
 
 
 def _mutable_names(statement: ast.stmt) -> Iterator[str]:

@@ -109,7 +109,7 @@ async def start(
 async def test_requests_reach_the_model_that_they_mean(start: Start) -> None:
     client = await start({"qwen": {"aliases": ["gpt-4"]}, "embed": EMBED})
     for name in ("qwen", "gpt-4", "GPT-4", "Qwen:latest", "qwen[1m]", "openai/qwen", None, ""):
-        body = {"messages": []} if name is None else {"model": name, "messages": []}
+        body: dict[str, Any] = {"messages": []} if name is None else {"model": name, "messages": []}
         assert (await client.post(CHAT, json=body)).status_code == 200, name
     assert (await client.post(EMBEDDINGS, json={"input": "x"})).status_code == 200
     metrics = (await client.get("/metrics")).text

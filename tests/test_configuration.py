@@ -119,7 +119,7 @@ async def _foreign_host_may_ask(router: Router) -> bool:
 
 async def _page_may_read(router: Router) -> bool:
     answer = await router.status("GET", "/v1/models", origin=ORIGIN)
-    return answer.headers.get("access-control-allow-origin") == ORIGIN
+    return bool(answer.headers.get("access-control-allow-origin") == ORIGIN)
 
 
 async def _body_is_too_large(router: Router) -> bool:

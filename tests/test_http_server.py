@@ -27,9 +27,10 @@ from app.main import RouterApp, create_app
 from app.models.instance import ModelInstance
 from app.proxy import exchange, gateway, reply
 from app.proxy import request as proxied
-from app.proxy.gateway import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, Accepted
+from app.proxy.gateway import Accepted
 from app.proxy.http_server import ProxyProtocol, State
-from app.proxy.request_reader import MAX_HEAD_BYTES, RequestHead
+from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
+from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
@@ -419,7 +420,8 @@ async def test_a_key_that_a_reload_takes_away_is_refused_at_once(make_router: Ma
 
 
 def accept(router: Router, *headers: tuple[bytes, bytes]) -> Accepted:
-    head = RequestHead("POST", CHAT.encode(), "1.1", [(b"host", b"localhost"), *headers], 0, True, b"")
+    lines = HeadLines("POST", CHAT.encode(), "1.1", [(b"host", b"localhost"), *headers])
+    head = RequestHead(lines, 0, None, b"".join(name + value for name, value in headers))
     accepted = router.app.gateway.accept(head)
     assert accepted is not None
     return accepted
@@ -435,15 +437,18 @@ async def test_only_so_many_heads_are_remembered(router: Router) -> None:
 
 async def test_a_large_head_is_not_remembered(router: Router) -> None:
     accept(router, (b"x", b"y" * MAX_KNOWN_BYTES))
-    accept(router, (b"x-request-id", b"y" * MAX_KNOWN_BYTES))
     assert not router.app.gateway._known
 
 
-async def test_length_and_id_make_no_other_head(router: Router) -> None:
-    for number in range(5):
-        accepted = accept(router, (b"x-request-id", b"id%d" % number), (b"content-length", b"%d" % number))
-        assert accepted.request_id == f"id{number}"
-    assert len(router.app.gateway._known) == 1
+async def test_a_tunnelled_request_has_its_own_id(router: Router) -> None:
+    """However well its head is known."""
+    client, line = await router.warm()
+    for number in range(3):
+        client.say(request(None, f"X-Request-ID: id-{number}", target="/upstream/m/tokenize"))
+        line = line if number == 0 else await router.line()
+        assert (b"x-request-id: id-%d\r\n" % number) in (await line.asked()).lower()
+        line.say(ANSWER)
+        assert (await client.reply()).status == 200
 
 
 async def test_one_client_is_not_taken_for_another(make_router: MakeRouter) -> None:
@@ -889,7 +894,7 @@ async def test_a_connection_has_one_timer_for_all_its_requests(router: Router, h
     leave(client, how)
     await until(lambda: not router.connections)
     assert alarm._handle is None
-    assert all(timer is not None and timer.cancelled() for timer in timers)
+    assert all(isinstance(timer, asyncio.TimerHandle) and timer.cancelled() for timer in timers)
 
 
 # --- the router's end
@@ -978,7 +983,7 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "passed_back")],
+    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "own_lines")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
@@ -992,7 +997,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(where, name, fail)
         client.say(request(None, "X-Request-ID: mine"))
-        if name == "passed_back":
+        if name == "own_lines":
             await line.answer()
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
@@ -1002,9 +1007,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
     assert router.instance().queue.in_flight == 0
     other = await router.client()
     other.say(request())
-    await (line if name in ("request_id", "find_model", "passed_back") else await router.line()).answer(
-        ANSWER
-    )
+    await line.answer(ANSWER)
     assert (await other.reply()).body == USAGE
 
 

@@ -101,7 +101,7 @@ async def serve(world: World, alias: str) -> None:
     await request.finish()
 
 
-def moves(world: World) -> list[tuple[bool, str]]:
+def moves(world: World) -> list[tuple[str, str]]:
     return [(event.direction, event.result) for event in world.events if isinstance(event, CacheMoved)]
 
 

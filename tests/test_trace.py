@@ -51,6 +51,7 @@ DOWN = [
     "http_server",
     "intake",
     "request_reader",
+    "request_head",
     "gateway",
     "request_body",
     "client_memory",
@@ -62,8 +63,9 @@ DOWN = [
     "admission",
     "upstream_pool",
     "upstream_connection",
+    "answer_reader",
 ]
-BACK = ["upstream_connection", "exchange", "reply", "http_server", "http1"]
+BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "http1"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {

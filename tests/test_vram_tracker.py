@@ -12,7 +12,7 @@ import pytest
 from app.core import vram_tracker
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
-from app.domain.events import ReadingTaken
+from app.domain.events import Event, ReadingTaken
 from app.domain.views import HOST, DeviceView, MemoryNeed
 from app.memory.ledger.given_back import RECLAIM_MAX_S
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
@@ -225,7 +225,12 @@ async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock
     tracker = DeviceTracker(gpu, kept_free=NOTHING_KEPT, clock=clock, bus=bus)
     await tracker.refresh()
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
-    bus.subscribe(lambda reading: heard.set() if reading.is_news else None, ReadingTaken)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, ReadingTaken) and event.is_news:
+            heard.set()
+
+    bus.subscribe(hear, ReadingTaken)
     running = asyncio.create_task(tracker.run())
     gpu.use.clear()
     tracker.release("a", crashed=False)

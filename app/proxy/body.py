@@ -54,13 +54,19 @@ def _parsed(text: bytes | bytearray) -> Any:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    if _MAY_OVERFLOW.search(text) and _overflows(value):
+    if _may_overflow(text) and _overflows(value):
         raise InvalidJson("the body is not valid JSON: a number in it is too large")
     return value
 
 
-# A run of digits is looked at from its beginning only: from every place in it, that would be quadratic.
-_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d\d|(?<!\d)\d{300}")
+_ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
+_MANY_DIGITS = b"0" * 300
+
+
+def _may_overflow(text: bytes | bytearray) -> bool:
+    """Whether a large exponent or many digits stand in it. As a regular expression this took 30 ns a byte."""
+    text = text.translate(_ALIKE)
+    return b"e00" in text or b"e+00" in text or _MANY_DIGITS in text
 
 
 def _overflows(value: object) -> bool:

@@ -19,7 +19,7 @@ from app.domain.status import Status
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy import messages
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
@@ -51,9 +51,9 @@ def _input(method: Input) -> Input:
     """A bug in one request is answered and logged there; whoever called goes on."""
 
     @wraps(method)
-    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Exchange, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
             self.bug(error)
             return None
@@ -148,9 +148,9 @@ class Exchange:
         link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(status, headers, length)
+        self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 

@@ -114,18 +114,19 @@ def _routed(
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
-    return RoutedRequest(
-        endpoint=endpoint,
-        method=method,
-        path=path,
-        headers=passed_on,
-        stream=stream,
-        keep_alive=keep_alive and not stream,
-        priority=granted,
-        lowered=granted != wish,
-        request_id=request_id,
-        client=client.name,
-        only_reads=only_reads,
+    keep_alive, lowered = keep_alive and not stream, granted != wish
+    return RoutedRequest(  # by position: names cost as much as the object
+        endpoint,
+        method,
+        path,
+        passed_on,
+        stream,
+        keep_alive,
+        granted,
+        lowered,
+        request_id,
+        client.name,
+        only_reads,
     )
 
 

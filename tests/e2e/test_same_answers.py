@@ -170,8 +170,8 @@ def test_tokens_and_templates(chat: Pair) -> None:
     for more in ({}, {"add_special": True}, {"with_pieces": True}, {"parse_special": False}):
         assert chat.same("/tokenize", {**text, **more}).status == 200
     assert chat.same("/detokenize", {"tokens": [1, 270, 271, 272]}).status == 200
-    for more in ({}, {"tools": [TOOL]}):
-        assert chat.same("/apply-template", {"messages": TALK, **more}).status == 200
+    for tools in ({}, {"tools": [TOOL]}):
+        assert chat.same("/apply-template", {"messages": TALK, **tools}).status == 200
 
 
 def test_infill(models: dict[str, Pair]) -> None:

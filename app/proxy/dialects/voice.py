@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from app.domain.errors import RouterError
@@ -90,6 +91,7 @@ OPENAI, NATIVE, ANTHROPIC, RESPONSES = Voice(), _Native(), _Anthropic(), _Respon
 _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
 
+@lru_cache(256)
 def voice_of(path: str) -> Voice:
     """By the path that was asked for, with or without `/v1`."""
     parts = path.strip("/").split("/", 2)
