@@ -23,6 +23,8 @@ from tests.fakes import World
 class Asker:
     """What `Admission` knows of an exchange."""
 
+    quiet_since: float | None = None
+
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket
         self.record = cast(RequestRecord, self)

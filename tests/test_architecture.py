@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (  # from the bottom: a folder, or a file that stands between them; each may import what stands below
     "app/domain",
+    "app/judgement",
     "app/gguf",
     "app/core/config.py",
     "app/configuration",
@@ -33,6 +34,7 @@ LAYERS = (  # from the bottom: a folder, or a file that stands between them; eac
     "app/observability",
     "app/core/prometheus_metrics.py",
     "app/proxy/dialects",
+    "app/proxy/dialects/responses",
     "app/proxy",
     "app/api",
     "app",
@@ -43,6 +45,7 @@ PURE = (
     "app.core.config",
     "app.domain",
     "app.gguf",
+    "app.judgement",
     "app.configuration",
     "app.llama.command",
     "app.llama.environment",
@@ -111,9 +114,12 @@ MOST_FIELDS, MOST_METHODS = 20, 25
 LARGE = {
     "Metrics": "a field for each metric",
     "SystemConfig": "one field a key of the section in the configuration",
+    "Services": "one field an object that is built once; it does nothing itself",
     "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
     "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
+    "Exchange": "one method an input of the state machine, or a question about where it stands",
     "DeviceTracker": "one method a question about the ledger, most of them one line",
+    "Evidence": "a record: one field a fact, one method an observation; it judges nothing",
     "LlamaRunner": "one process: its port, key and log, and what was seen of each",
 }
 """Why a class has more fields or methods than that, in one line."""

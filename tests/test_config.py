@@ -40,6 +40,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "max_body_mb": 64,
         "max_memory_mb": UNSET,
         "stream_heartbeats": Heartbeats.COMMENTS,
+        "stored_responses_mb": 64,
     },
     ApiKey: {
         "key": REQUIRED,
@@ -92,6 +93,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "pinned": False,
         "idle_timeout_sec": UNSET,
         "parallel_requests": UNSET,
+        "request_timeout_sec": UNSET,
         "priority": Priority.NORMAL,
         "vram_mb": UNSET,
         "gpu_devices": UNSET,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -23,14 +24,15 @@ from app.proxy import messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
-from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
+from app.proxy.exchange import Exchange
 from app.proxy.headers import Headers, from_lines
+from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
-SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
+SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
 EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"keep-alive", b"timeout=5")]
 EVENT = b"data: 1\n\n"
@@ -84,6 +86,9 @@ class World:
         self.lifecycle = Lifecycle("m", RestartLimits(3, 600, 2), 890.0)
         self.lifecycle.load_started, self.lifecycle.ready_since = 890.0, 900.0
         self.load_progress: float | None = None
+        self.spec = SimpleNamespace(request_timeout_s=20)
+        self.asked_about: list[float] = []
+        self.pause_s = 0.0
         self.crash_inquiry = self
         # slots
         self.is_full = False
@@ -160,6 +165,14 @@ class World:
 
     def waits_because(self, exchange: Exchange) -> str | None:
         return self.reason
+
+    def patience_s(self, exchange: Exchange, runner: Any, quiet_since: float) -> float:
+        self.asked_about.append(self.now - quiet_since)
+        limit_s: float = self.spec.request_timeout_s
+        return max(quiet_since + limit_s - self.now, 0.0)
+
+    def awake_s(self, since: float, now: float) -> float:
+        return now - since - self.pause_s
 
     def lost(self, exchange: Exchange, runner: Any) -> Pending:
         assert runner is self.runner or runner is None
@@ -391,7 +404,7 @@ class Shouting:
         return b"".join(line.upper() + b"\n" for line in lines)
 
     def end(self) -> bytes:
-        return b"bye"
+        return b"" if self.failure else b"bye"
 
     def fail(self, error: RouterError) -> bytes:
         return b"alas: " + error.code.encode()

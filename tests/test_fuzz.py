@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -41,6 +42,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_polic
 
 KEY = b"fuzz-key"
 GROWTH_MB = 30.0
+MESSAGES = re.compile(r"/+(v1/+)?messages(/|$)")
+"""Paths whose errors have Anthropic's shape."""
+
 STREAMS = ("/v1/models/status/stream", "/metrics/stream")
 
 
@@ -83,7 +87,7 @@ class Call:
         assert body["error"].keys() >= {"message", "type", "param", "code"}, self
         assert len(body["error"]["message"]) < 4000, self
         if not self._is_preflight() and body["error"]["message"] != NO_HTTP:
-            assert (body.get("type") == "error") == unquote(self.path).startswith("/v1/messages"), self
+            assert (body.get("type") == "error") == bool(MESSAGES.match(unquote(self.path))), self
 
     def _may_be_cut_off(self) -> bool:
         """Its head is too long, or ends in the middle: what follows is garbage behind a request."""

@@ -29,9 +29,9 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama import pipe as llama_pipe
 from app.llama import process as llama_process
+from app.llama.asking import Answer, ask
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
-from app.llama.control_client import refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
@@ -143,7 +143,7 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def launcher(binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient) -> LlamaLauncher:
-    return LlamaLauncher(binary, logs, http, PORTS.first, load_timeout_s=30)
+    return LlamaLauncher(binary, logs, PORTS.first, load_timeout_s=30)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def fake(
 ) -> Callable[..., LlamaLauncher]:
     def make(load_timeout_s: float = 30) -> LlamaLauncher:
         path = fake_binary(tmp_path)
-        return LlamaLauncher(replace(binary, path=path), logs, http, PORTS.first, load_timeout_s)
+        return LlamaLauncher(replace(binary, path=path), logs, PORTS.first, load_timeout_s)
 
     return make
 
@@ -208,7 +208,8 @@ async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         assert runner.phase is Status.READY
-        assert await runner.healthy(2)
+        await runner.look(at_slots=False)
+        assert runner.evidence.answered_at is not None
         answer = await http.post(
             f"http://127.0.0.1:{runner.port}/completion",
             json={"prompt": "the", "n_predict": 2},
@@ -217,7 +218,7 @@ async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
         assert answer.status_code == 200
     assert gone(runner.pid)
     assert (await runner.exited()).code == 0
-    assert not await runner.healthy(2)
+    assert runner.evidence.exited_at is not None
 
 
 async def test_the_load_is_reported_as_it_goes(launcher: LlamaLauncher, tiny: Path) -> None:
@@ -413,7 +414,7 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.2)
+    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.2)
     with anyio.fail_after(10):
         error = await failure_of(fake(), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
@@ -424,17 +425,20 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Big builds on a cold disk say that they load, and are refused, long before they bind."""
-    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.0)
+    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.0)
     may_bind, refusals = tmp_path / "may bind", 0
 
-    def is_refused(error: BaseException) -> bool:
+    async def counted(*args: Any) -> Answer:
         nonlocal refusals
-        refusals += refused(error)
-        if refusals == 3:
-            may_bind.touch()
-        return refused(error)
+        try:
+            return await ask(*args)
+        except ConnectionRefusedError:
+            refusals += 1
+            if refusals == 3:
+                may_bind.touch()
+            raise
 
-    monkeypatch.setattr("app.llama.port_probe.refused", is_refused)
+    monkeypatch.setattr("app.llama.port_probe.ask", counted)
     launcher = fake()
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):
@@ -528,7 +532,7 @@ async def test_a_port_that_was_taken_meanwhile_is_reported(
 ) -> None:
     stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
     port = stranger.sockets[0].getsockname()[1]
-    runner = LlamaRunner("m", port, "key", logs.open("m"), http, 30, nobody)
+    runner = LlamaRunner("m", port, "key", logs.open("m"), 30, nobody)
     await runner.spawn(build_command(binary, spec(tiny), {}, port, "key", os.environ))
     try:
         with pytest.raises(LoadError) as caught:
@@ -728,7 +732,7 @@ async def main():
     async with httpx.AsyncClient(trust_env=False) as http:
         info = replace(inspect_binary(llama_build.of()), path=Path(sys.argv[1]))
         pids = PidFile(Path(sys.argv[2]))
-        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
+        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), {port}, 30, pid_file=pids)
         async with launcher.launch(acting("ignores SIGTERM"), {{}}, nobody) as runner:
             await runner.ready()
             while not list(Path(sys.argv[2]).glob("children-*.json")):

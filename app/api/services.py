@@ -25,6 +25,7 @@ from app.llama.runner import Launcher
 from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
@@ -32,7 +33,6 @@ READ_AT_USE = (
     "api.stream_heartbeats",
     "system.drain_timeout_sec",
     "system.queue_timeout_sec",
-    "system.request_timeout_sec",
 )
 """Keys that routes and requests read from `config` each time."""
 
@@ -45,6 +45,7 @@ class Services:
     tracker: DeviceTracker
     upstream: UpstreamPool
     bodies: BodyReader
+    stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer

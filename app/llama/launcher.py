@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-import httpx
 
 from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
+from app.judgement.pauses import Pauses
 from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.orphans import PidFile
@@ -37,15 +37,15 @@ class LlamaLauncher:
         self,
         binary: BinaryInfo,
         log_server: LogServer,
-        http: httpx.AsyncClient,
         first_port: int,
         load_timeout_s: float,
         *,
         env: Mapping[str, str] = os.environ,
         pid_file: PidFile | None = None,
+        pauses: Pauses | None = None,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
-        self._log_server, self._http, self._env = log_server, http, env
+        self._log_server, self._env, self._pauses = log_server, env, pauses
         self._pid_file = pid_file
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
@@ -86,7 +86,7 @@ class LlamaLauncher:
             log = self._log_server.open(spec.alias)
             files = split_parts(spec.path)
             runner = LlamaRunner(
-                spec.alias, port, key, log, self._http, self.load_timeout_s, on_change, files
+                spec.alias, port, key, log, self.load_timeout_s, on_change, files, self._pauses
             )
             self._live.add(runner)
             try:

@@ -63,6 +63,14 @@ class Admission:
         wait = self._manager.scheduler.waits.get(entrant.instance.alias)
         return None if wait is None else wait.why
 
+    def patience_s(self, entrant: Entrant, runner: Runner, quiet_since: float) -> float:
+        running = entrant.instance.queue.running
+        place = sum(ticket.granted_at < entrant.ticket.granted_at for ticket in running)
+        return self._health.patience_s(entrant.instance, runner, quiet_since, place)
+
+    def awake_s(self, since: float, now: float) -> float:
+        return self._health.pauses.awake_s(since, now)
+
     def lost(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None] | None:
         if self._manager.closing:
             entrant.process_gone(shutting_down())

@@ -12,16 +12,15 @@ from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
 from app.access.rules import Client, Rules
-from app.core.config import SystemConfig
+from app.configuration.current import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
-from app.domain.heartbeats import Heartbeats
 from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader, Read
+from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
@@ -64,9 +63,7 @@ class Backend(NamedTuple):
     manager: ModelManager
     slots: Admission
     links: UpstreamPool
-    limits: Callable[[], SystemConfig]
-    """Of the configuration that counts now."""
-    heartbeats: Callable[[], Heartbeats]
+    configuration: Configuration
     bodies: BodyReader
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
@@ -179,14 +176,20 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        body, has_fields = accepted.body, accepted.endpoint is not None
+        body, parse = accepted.body, self._parser(accepted.endpoint)
         is_packed = accepted.meta.is_gzip and len(body) > 0
-        if is_packed or (has_fields and len(body) > SMALL_BYTES):
+        if is_packed or (parse is not None and len(body) > SMALL_BYTES):
             unpack_to = self.rules.max_body_bytes if is_packed else None
             tell = partial(self._on_read, accepted, entrance)
-            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, has_fields=has_fields)
-        self._start(accepted, partial(fields_of, body.data) if has_fields else dict, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
+        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
+
+    def _parser(self, endpoint: Endpoint | None) -> Parse | None:
+        if endpoint is None:
+            return None
+        translation = self.backend.translations.get(endpoint.path)
+        return whole_fields_of if translation is not None and translation.edits else fields_of
 
     def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
         if isinstance(found, Read):
@@ -208,7 +211,8 @@ class Gateway:
 
     def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
         endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, limits, heartbeats, _, translations = self.backend
+        manager, slots, links, configuration, _, translations = self.backend
+        config = configuration.current
         translator = None
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
@@ -216,7 +220,7 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body.data, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
                 routed, translator = _as_asked(routed, asked), asked.translator
                 body.replace(asked.body)
@@ -232,12 +236,12 @@ class Gateway:
                 record,
                 time.monotonic,
                 voice_of(routed.endpoint),
-                heartbeats=heartbeats(),
+                heartbeats=config.api.stream_heartbeats,
                 translator=translator,
             ),
             slots=slots,
             links=links,
-            limits=limits(),
+            limits=config.system,
             clock=time.monotonic,
             wake=entrance.wake,
         )

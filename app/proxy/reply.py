@@ -137,6 +137,7 @@ class Reply:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
+            self._record.first_byte_at = self._record.first_byte_at or self._clock()
             self._record.status = error.status
             self.fail(error)
         return True
@@ -166,14 +167,15 @@ class Reply:
             return self._pass_comment(last)
         assert self._translator is not None
         translated = self._translator.feed(data)
-        if last:
-            if (failure := self._translator.failure) is not None:
-                self._record.status = failure.status
-                self._pass(data, translated, False)
-                self.fail(failure)
-                return True
-            translated += self._translator.end()
-        return self._pass(data, translated, last)
+        if not last:
+            return self._pass(data, translated, False)
+        translated += self._translator.end()
+        if (failure := self._translator.failure) is None:
+            return self._pass(data, translated, True)
+        self._record.status = failure.status
+        self._pass(data, translated, False)
+        self.fail(failure)
+        return True
 
     def _pass(self, data: bytes, translated: bytes, last: bool) -> bool:
         """`data` is llama-server's, and what is counted."""

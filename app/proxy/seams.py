@@ -126,6 +126,14 @@ class Slots(Protocol):
         """Why its model is not loaded yet, for people; None where nothing stands in its way."""
         ...
 
+    def patience_s(self, entrant: Entrant, runner: Runner, quiet_since: float) -> float:
+        """How long to wait for it until this is asked again; 0: its slot has stood still for too long."""
+        ...
+
+    def awake_s(self, since: float, now: float) -> float:
+        """The part of this time in which this program itself did not stand still."""
+        ...
+
     def lost(self, entrant: Entrant, runner: Runner | None) -> Pending | None:
         """Leads to `process_gone` when this process has ended; until then its slot stays taken."""
         ...

@@ -93,10 +93,10 @@ _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
 @lru_cache(256)
 def voice_of(path: str) -> Voice:
-    """By the path that was asked for, with or without `/v1`."""
-    parts = path.strip("/").split("/", 2)
+    """By the path that was asked for, with or without `/v1`, however many slashes there are."""
+    parts = [*filter(None, path[:64].split("/")), "", ""]
     is_versioned = parts[0] == "v1"
-    first = parts[1] if is_versioned and len(parts) > 1 else parts[0]
+    first = parts[1] if is_versioned else parts[0]
     if first == "messages":
         return ANTHROPIC
     if first == "responses":
