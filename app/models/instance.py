@@ -112,10 +112,7 @@ class ModelInstance:
         return True
 
     def let_read(self, ticket: Ticket) -> None:
-        """Without a slot: it neither waits for one nor takes it from others, and the model may be idle.
-
-        Whoever is let in takes itself out of `readers`.
-        """
+        """Without a slot, so that it waits for none; whoever is let in takes itself out of `readers`."""
         if self.serves:
             self.readers.add(ticket)
             ticket.grant(self._clock())
