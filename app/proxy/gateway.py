@@ -134,7 +134,8 @@ class Gateway:
         headers = RequestHeaders(lines.headers)
         client = self.rules.check(lines.method, path, headers)
         known = endpoint, self.meta(headers, client) if endpoint else self.admin_meta(headers, client)
-        if len(head.raw) <= MAX_KNOWN_BYTES:
+        has_cookie = any(name == b"cookie" for name, _ in lines.headers)  # its session may end
+        if len(head.raw) <= MAX_KNOWN_BYTES and not has_cookie:
             self._remember(lines, known)
         return known
 
