@@ -73,7 +73,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "max_restarts": 3,
         "restart_window_sec": 600,
         "crash_quarantine_sec": 600,
-        "max_swap_wait_sec": 10,
+        "max_swap_wait_sec": "auto",
         "aging_sec": 30,
         "drain_timeout_sec": 30,
         "first_port": 8085,

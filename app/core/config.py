@@ -141,8 +141,10 @@ class SystemConfig(Section):
     crash_quarantine_sec: Whole = Field(
         600, ge=1, description="how long a request that crashed llama-server twice is refused"
     )
-    max_swap_wait_sec: Number = Field(
-        10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
+    max_swap_wait_sec: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="longest time for which the users of loaded models hold back another model whose turn it "
+        'is; "auto": twice what a swap takes, at least 10',
     )
     aging_sec: Number = Field(
         30, gt=0, description="waiting this long raises a request by one priority level"

@@ -141,6 +141,8 @@ class ModelManager:
         self._check_open(instance)
         if instance.crash_inquiry.is_open:
             instance.crash_inquiry.judge(ticket)
+        if not ticket.is_replay:
+            self.scheduler.demand.asked(instance.alias, ticket.priority, ticket.arrived)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
             self._bus.model_changed(instance.alias)
             return
@@ -252,6 +254,7 @@ class ModelManager:
             clock=self._clock,
             reconcile_soon=self.scheduler.reconcile_soon,
             history=self._history,
+            demand=self.scheduler.demand,
             kv_cache=self._kv_cache,
         )
 
@@ -296,4 +299,5 @@ def shutting_down() -> ShuttingDown:
 
 def _limits(config: Config) -> Limits:
     s = config.system
-    return Limits(s.max_concurrent_models, s.max_swap_wait_sec, s.aging_sec, s.foreign_wait_sec)
+    hold_s = None if s.max_swap_wait_sec == "auto" else s.max_swap_wait_sec
+    return Limits(s.max_concurrent_models, hold_s, s.aging_sec, s.foreign_wait_sec)
