@@ -601,7 +601,7 @@ def test_messages_have_anthropics_errors(router: RouterProcess) -> None:
     cases = {
         "nobody": (404, "not_found_error"),
         EMBED: (400, "invalid_request_error"),
-        "garbage": (503, "overloaded_error"),
+        "garbage": (424, "api_error"),
     }
     for model, (status, kind) in cases.items():
         for path in ("/v1/messages", "/v1/messages/count_tokens"):

@@ -119,7 +119,7 @@ async def test_a_binary_that_is_taken_away_is_named_and_its_return_heals(
         else:
             binary.unlink()
         answer = router.client.post(ASK, json=chat("m"))
-        assert answer.status_code == 503
+        assert answer.status_code == 424
         assert "my-llama-server cannot be executed" in answer.json()["error"]["message"]
         router.client.post("/v1/models/m/reset")
     binary.symlink_to(llama_server)
