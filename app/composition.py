@@ -26,6 +26,8 @@ from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.units import MIB
+from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.llama.control_client import open_client
@@ -37,6 +39,7 @@ from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
+from app.models.cards import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.load_reporter import LoadReporter
@@ -45,6 +48,8 @@ from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
+from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -61,6 +66,7 @@ async def build(
     memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
+    pauses = Pauses(started_at)
     bus = EventBus(BATCH_S)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
@@ -68,7 +74,7 @@ async def build(
     if launcher is None:
         binary = binary or await _find_binary(config)
         kv_cache = KvCache(KvStore(Path(config.system.cache_dir)), http, binary, config)
-        launcher = await _launcher(configuration, logs, http, stack, binary)
+        launcher = await _launcher(configuration, logs, pauses, stack, binary)
     else:
         binary = None  # nothing is known of other processes than llama-server's
     tracker = await _tracker(configuration, probe, binary, stack, bus)
@@ -83,7 +89,7 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(
-        configuration, launcher, manager, tracker, memory, http, bus, logs, started_at, heartbeat_s
+        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
     )
     stack.callback(services.upstream.close)
     stack.callback(services.bodies.close)
@@ -106,6 +112,7 @@ def _services(
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
+    pauses: Pauses,
     started_at: float,
     heartbeat_s: float,
 ) -> Services:
@@ -119,13 +126,13 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
+        stored=StoredResponses(_stored_bytes(configuration.current)),
         http=http,
         bus=bus,
         logs=logs,
         background=Background(),
-        health=HealthMonitor(
-            manager.instances.values, system.health_check_interval_sec, system.request_timeout_sec, bus
-        ),
+        cards=Cards(),
+        health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
@@ -143,6 +150,10 @@ def _services(
     )
 
 
+def _stored_bytes(config: Config) -> int:
+    return config.api.stored_responses_mb * MIB
+
+
 def backend(services: Services) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
@@ -150,10 +161,13 @@ def backend(services: Services) -> Backend:
         services.manager,
         slots,
         services.upstream,
-        lambda: services.config.system,
-        lambda: services.config.api.stream_heartbeats,
+        services.configuration,
         services.bodies,
-        {"/v1/messages": MessagesTranslation()},
+        {
+            "/v1/messages": MessagesTranslation(),
+            "/v1/responses": ResponsesTranslation(services.stored),
+            "/v1/responses/input_tokens": TokensTranslation(services.stored),
+        },
     )
 
 
@@ -164,6 +178,7 @@ def _subscribe(services: Services) -> None:
     configuration.subscribe(HealthMonitor.TAKES, services.health.apply)
     configuration.subscribe(ModelManager.TAKES, services.manager.apply)
     configuration.subscribe(("models",), lambda config: services.metrics.start_at_zero(config.models))
+    configuration.subscribe(("api.stored_responses_mb",), lambda c: services.stored.limit(_stored_bytes(c)))
     configuration.subscribe(Preload.TAKES, Preload(services.manager, configuration.current).apply)
     configuration.subscribe(("api.api_keys",), lambda _: _disconnect_all(services))
 
@@ -182,6 +197,8 @@ def _start(services: Services) -> None:
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)
+    services.background.start("time keeper", services.health.keep_time)
+    services.background.once("model cards", partial(services.cards.read, services.config.specs()))
     services.background.once("warm-up", partial(warm_up, manager, services.config.preload()))
 
 
@@ -201,7 +218,7 @@ async def _find_binary(config: Config) -> BinaryInfo:
 async def _launcher(
     configuration: Configuration,
     logs: LogServer,
-    http: httpx.AsyncClient,
+    pauses: Pauses,
     stack: AsyncExitStack,
     binary: BinaryInfo,
 ) -> LlamaLauncher:
@@ -213,10 +230,10 @@ async def _launcher(
     launcher = LlamaLauncher(
         binary,
         logs,
-        http,
         system.first_port,
         system.load_timeout_sec,
         pid_file=pid_file,
+        pauses=pauses,
     )
     configuration.subscribe(LlamaLauncher.TAKES, launcher.apply)
     stack.callback(launcher.kill_all)

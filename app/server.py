@@ -83,6 +83,8 @@ class RouterServer(uvicorn.Server):
         self._app, self._config_path = app, config_path
         self._reloading: asyncio.Task[None] | None = None
         self._reload_wanted = False
+        self.last_resort: threading.Timer | None = None
+        """Ends the process, some time after the shutdown began; to be cancelled by who goes on living."""
         atexit.register(self._kill_children)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -95,7 +97,7 @@ class RouterServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Still listening while it drains: newcomers are told that the router stops."""
         services: Services = self._app.state.services
-        self._exit_without_fail(services.config.system.drain_timeout_sec + STUCK_S)
+        self.last_resort = self._exit_after(services.config.system.drain_timeout_sec + STUCK_S)
         if not self.force_exit:
             await drain(self._app)
         await super().shutdown(sockets)
@@ -132,11 +134,12 @@ class RouterServer(uvicorn.Server):
             self._reload_wanted = False
             await reload(self._app.state.configuration, self._config_path)
 
-    def _exit_without_fail(self, timeout_s: float) -> None:
+    def _exit_after(self, timeout_s: float) -> threading.Timer:
         """A thread that hangs in a driver or on a disk must not keep the router from ending."""
         timer = threading.Timer(timeout_s, self._give_up)
         timer.daemon = True
         timer.start()
+        return timer
 
     def _give_up(self) -> None:
         logger.error("something hangs and does not end; exiting without it")

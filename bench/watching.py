@@ -51,7 +51,7 @@ async def measure_metrics() -> None:
         ModelView(f"model-{n}", Status.READY, estimated_mb=5000, processes=(process,)) for n in range(MODELS)
     ]
     devices = [DeviceView(str(n), "GPU", 24000, 12000, 12000, 100, utilization=0.5) for n in range(4)]
-    metrics = Metrics(bus, views=lambda: views, devices=lambda: devices)
+    metrics = Metrics(bus, views=lambda: views, devices=lambda: devices, clients=dict)
     await _print_scrape("unused", metrics, lambda: None)
 
     def live() -> None:

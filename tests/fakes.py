@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST, Placement
+from app.judgement.evidence import Evidence
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.runner import Exit, LoadError
@@ -57,10 +59,11 @@ class FakeRunner:
         self.log: Any = None
         self.stopped = self.unkillable = False
         self.is_healthy = True
-        self.is_working = False
         self.is_immortal = False
-        self.last_output = 0.0
         self.probes = 0
+        self.evidence = Evidence(0.0)
+        self.clock: Callable[[], float] = time.monotonic
+        self.sees: Callable[[FakeRunner], None] = lambda runner: None  # what a look observes beside
         self.on_change: Callable[[Any], None] = lambda runner: None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -68,16 +71,19 @@ class FakeRunner:
     async def ready(self) -> None:
         await asyncio.shield(self._ready)
         self.phase = Status.READY
+        self.evidence.ready(self.clock())
 
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
 
-    async def healthy(self, timeout_s: float) -> bool:
+    async def look(self, *, at_slots: bool) -> None:
         self.probes += 1
-        return self.is_healthy
-
-    async def working(self) -> bool:
-        return self.is_working
+        self.evidence.probe_begun(self.clock())
+        if self.is_healthy:
+            self.evidence.probe_answered(self.clock())
+        else:
+            self.evidence.probe_missed(self.clock())
+        self.sees(self)
 
     async def stop(self, grace_s: float = 2.0) -> None:
         if not self.is_immortal:
@@ -100,6 +106,7 @@ class FakeRunner:
 
     def die(self, reason: Failure | None = None) -> None:
         if not self._exit.done():
+            self.evidence.exited(self.clock())
             self._exit.set_result(Exit(1, reason or failure(FailureKind.KILLED, "killed.")))
 
 
@@ -113,6 +120,7 @@ class FakeLauncher:
     def __init__(self, port: int = 1) -> None:
         self.slow = False
         self.port = port
+        self.clock: Callable[[], float] = time.monotonic
         self.runners: dict[str, list[FakeRunner]] = {}
         self.live: set[FakeRunner] = set()
         self.fail_next: list[Failure | Exception] = []
@@ -141,7 +149,7 @@ class FakeLauncher:
         slot_folder: Path | None = None,
     ) -> AsyncIterator[FakeRunner]:
         runner = FakeRunner(spec, placement, self.port)
-        runner.on_change = on_change
+        runner.on_change, runner.clock = on_change, self.clock
         if spec.alias in self.takes:
             runner.placement[next(iter(placement))] = self.takes[spec.alias]
         self.runners.setdefault(spec.alias, []).append(runner)
@@ -297,6 +305,7 @@ class World:
         self.footprints: dict[str, Footprint] = {}
         self.clock = Clock()
         self.launcher = FakeLauncher()
+        self.launcher.clock = self.clock
         self.probe = FakeProbe(*gpu_mb)
         self.probe.launcher = self.launcher
         self.bus = EventBus()
@@ -366,6 +375,8 @@ class World:
 class _Runs:
     """Owns the ticket of a request that runs."""
 
+    quiet_since: float | None = None
+
     def __init__(self, cut: asyncio.Event) -> None:
         self._cut = cut
 
@@ -410,3 +421,7 @@ class Request:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self._world.settle()
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+"""Models of these sizes, by alias, around a real manager; closed at the end of the test."""

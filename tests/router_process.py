@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import httpx
 import psutil
@@ -33,7 +33,11 @@ LIVE: list[RouterProcess] = []
 """Those whose log is shown when a test fails."""
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 30.0) -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T | None]], timeout_s: float = 30.0) -> T: ...
+@overload
+async def until(condition: Callable[[], T | None], timeout_s: float = 30.0) -> T: ...
+async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """The first true value of `condition`. Fails with the last one when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -41,7 +45,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout_s: float = 30
         if inspect.isawaitable(found):
             found = await found
         if found:
-            return found  # type: ignore[return-value]
+            return found
         assert time.monotonic() < deadline, f"still {found!r} after {timeout_s} s: {_source(condition)}"
         await asyncio.sleep(POLL_S)
 
@@ -201,7 +205,7 @@ class RouterProcess:
     def is_quiet(self, alias: str) -> bool:
         """Nobody waits and nobody is served."""
         status = self.status(alias)
-        return status["queue_depth"] == 0 and status["in_flight"] == 0
+        return bool(status["queue_depth"] == 0 and status["in_flight"] == 0)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples with these labels."""
@@ -223,7 +227,8 @@ class RouterProcess:
 
     def open_client(self) -> httpx.AsyncClient:
         """For the test's own event loop: `async with`."""
-        return self._client(httpx.AsyncClient, limits=httpx.Limits(max_connections=None))
+        client: httpx.AsyncClient = self._client(httpx.AsyncClient, limits=httpx.Limits(max_connections=None))
+        return client
 
     def load(self, *aliases: str) -> None:
         """Load, one after the other, and wait for it."""

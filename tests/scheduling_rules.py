@@ -9,7 +9,7 @@ from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView, Placement
 from app.scheduling.placement import Capacity, fit
-from app.scheduling.plan import Load, Plan, Refuse, Resume, Stop
+from app.scheduling.plan import Action, Load, Plan, Refuse, Resume, Stop
 from bench.world import Model, Request, World
 
 BARELY = 1e-6
@@ -123,16 +123,17 @@ class CheckedWorld(World):
             draining = [m for m in self.live() if m.status is Status.DRAINING and m not in kept]
             self._check_first(candidates, loads, going, draining, refused)
 
-    def _check_stops(self, stops: dict[str, object]) -> None:
+    def _check_stops(self, stops: dict[str, Stop]) -> None:
         going = [self.models[a] for a in stops] + [m for m in self.live() if m.status is Status.DRAINING]
         for alias, stop in stops.items():
-            victim, reason = self.models[alias], getattr(stop, "reason")  # noqa: B009
+            victim, reason = self.models[alias], stop.reason
             assert not victim.spec.pinned, "rule 3: a pinned model is stopped"
             assert victim.status is Status.READY or victim.status in _LOADS
             if reason is StopReason.IDLE:
                 self._check_idle(victim)
                 continue
-            target = self.models[getattr(stop, "target")]  # noqa: B009
+            assert stop.target is not None
+            target = self.models[stop.target]
             assert target in self.candidates(), "rule 6: stopped for nobody"
             assert self.entitled(self.claim(target), victim, BARELY), "rule 1, 5 or 6: it may not go yet"
             room = self.without(going)
@@ -257,7 +258,7 @@ class CheckedWorld(World):
         self.planned(views, devices, plan)
         stops = [a for a in plan.actions if isinstance(a, Stop)]
         served_first = {s.target for s in stops if self.models[s.alias].queue.in_flight}
-        later = [a for a in plan.actions if a in stops and a.target in served_first]
+        later: list[Action] = [stop for stop in stops if stop.target in served_first]
         later += [a for a in plan.actions if isinstance(a, Resume) and later]
         missed = [a for a in plan.actions if a not in later]
         assert not missed, f"nobody looked in time: {missed}"

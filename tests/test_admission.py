@@ -23,6 +23,8 @@ from tests.fakes import World
 class Asker:
     """What `Admission` knows of an exchange."""
 
+    quiet_since: float | None = None
+
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket
         self.record = cast(RequestRecord, self)
@@ -69,7 +71,7 @@ async def test_who_leaves_while_the_file_of_a_failed_model_is_looked_at_was_neve
         looked.set()
         return await asyncio.Future[bool]()
 
-    world.manager.inspection.is_another_file = is_another_file  # type: ignore[method-assign]
+    world.manager.inspection.is_another_file = is_another_file  # type: ignore[method-assign, assignment]
     admission = Admission(world.manager, cast(Any, None), world.bus)
     asker = Asker(instance, world.manager.ticket(Priority.NORMAL))
     pending = admission.enter(asker)

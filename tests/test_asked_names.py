@@ -15,12 +15,9 @@ from app.configuration.file import ConfigError, parse
 from app.domain.errors import MissingModel, ModelNotFound
 from app.domain.status import ModelKind
 from app.main import create_app
-from tests.fakes import FakeLauncher, FakeProbe
+from tests.fakes import FakeLauncher, FakeProbe, MakeWorld
 from tests.serving import Browser, reached_by
 from tests.stand_in import StandIn, llama_server_stand_in
-from tests.test_manager import MakeWorld, make_world
-
-__all__ = ["make_world"]
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 CHATS = frozenset({ModelKind.CHAT})
@@ -109,7 +106,7 @@ async def start(
 async def test_requests_reach_the_model_that_they_mean(start: Start) -> None:
     client = await start({"qwen": {"aliases": ["gpt-4"]}, "embed": EMBED})
     for name in ("qwen", "gpt-4", "GPT-4", "Qwen:latest", "qwen[1m]", "openai/qwen", None, ""):
-        body = {"messages": []} if name is None else {"model": name, "messages": []}
+        body: dict[str, Any] = {"messages": []} if name is None else {"model": name, "messages": []}
         assert (await client.post(CHAT, json=body)).status_code == 200, name
     assert (await client.post(EMBEDDINGS, json={"input": "x"})).status_code == 200
     metrics = (await client.get("/metrics")).text

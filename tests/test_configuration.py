@@ -119,7 +119,7 @@ async def _foreign_host_may_ask(router: Router) -> bool:
 
 async def _page_may_read(router: Router) -> bool:
     answer = await router.status("GET", "/v1/models", origin=ORIGIN)
-    return answer.headers.get("access-control-allow-origin") == ORIGIN
+    return bool(answer.headers.get("access-control-allow-origin") == ORIGIN)
 
 
 async def _body_is_too_large(router: Router) -> bool:
@@ -151,9 +151,11 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.allowed_hosts": (["ai.example"], _foreign_host_may_ask),
     "api.public_metrics": (False, _metrics_need_a_key),
     "api.cors_allow_origins": ([ORIGIN], _page_may_read),
+    "api.list_aliases": (False, lambda r: not r.services.config.api.list_aliases),
     "api.max_body_mb": (0.5, _body_is_too_large),
     "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
-    "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
+    "api.stream_heartbeats": ("off", lambda r: r.services.config.api.stream_heartbeats is Heartbeats.OFF),
+    "api.stored_responses_mb": (7, lambda r: r.services.stored._limit_bytes == 7 * 2**20),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),
     "system.log_dir": ("elsewhere", NAMED),
@@ -162,7 +164,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.preload_models": (["b"], lambda r: r.services.manager.instances["b"].lifecycle.preload),
     "system.enable_idle_timeout": (False, _spec("idle_timeout_s", None)),
     "system.idle_timeout_sec": (7, _spec("idle_timeout_s", 7)),
-    "system.request_timeout_sec": (7, lambda r: r.services.health._silence_s < 7),
+    "system.request_timeout_sec": (7, _spec("request_timeout_s", 7)),
     "system.queue_timeout_sec": (7, lambda r: r.services.config.system.queue_timeout_sec == 7),
     "system.gpu_devices": ([3], _spec("gpu_devices", (3,))),
     "system.parallel_requests": (7, lambda r: r.services.manager.instances["a"].queue.slots == 7),
@@ -280,6 +282,7 @@ MODEL: dict[str, object] = {
     "pinned": True,
     "idle_timeout_sec": 7,
     "parallel_requests": 7,
+    "request_timeout_sec": 0,
     "priority": "high",
     "vram_mb": 7,
     "gpu_devices": [3],

@@ -109,6 +109,8 @@ def test_an_error_in_a_stream_has_the_status_that_it_names() -> None:
         ("/v1/models/x", OPENAI),
         ("/v1/messages/count_tokens", ANTHROPIC),
         ("/messages", ANTHROPIC),
+        ("//v1///messages/", ANTHROPIC),
+        ("/v1", OPENAI),
         ("/v1/responses", RESPONSES),
         ("/responses/input_tokens", RESPONSES),
         ("/completion", NATIVE),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,16 +21,18 @@ from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
 from app.proxy import messages
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
-from app.proxy.exchange import HEAD_WAITS_S, HEARTBEAT_S, Exchange, Phase
-from app.proxy.headers import Headers
+from app.proxy.exchange import Exchange
+from app.proxy.headers import Headers, from_lines
+from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 
-SYSTEM = SystemConfig(queue_timeout_sec=30, request_timeout_sec=20)
+SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
 EVENTS: Headers = [(b"content-type", b"text/event-stream"), (b"keep-alive", b"timeout=5")]
 EVENT = b"data: 1\n\n"
@@ -83,6 +86,9 @@ class World:
         self.lifecycle = Lifecycle("m", RestartLimits(3, 600, 2), 890.0)
         self.lifecycle.load_started, self.lifecycle.ready_since = 890.0, 900.0
         self.load_progress: float | None = None
+        self.spec = SimpleNamespace(request_timeout_s=20)
+        self.asked_about: list[float] = []
+        self.pause_s = 0.0
         self.crash_inquiry = self
         # slots
         self.is_full = False
@@ -160,6 +166,14 @@ class World:
     def waits_because(self, exchange: Exchange) -> str | None:
         return self.reason
 
+    def patience_s(self, exchange: Exchange, runner: Any, quiet_since: float) -> float:
+        self.asked_about.append(self.now - quiet_since)
+        limit_s: float = self.spec.request_timeout_s
+        return max(quiet_since + limit_s - self.now, 0.0)
+
+    def awake_s(self, since: float, now: float) -> float:
+        return now - since - self.pause_s
+
     def lost(self, exchange: Exchange, runner: Any) -> Pending:
         assert runner is self.runner or runner is None
         self.waits_for_exit = Pending()
@@ -180,8 +194,8 @@ class World:
 
     # --- downstream
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
-        self.heads.append((status, dict(headers), length))
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
+        self.heads.append((status, dict(from_lines(lines)), length))
 
     def write(self, data: bytes, last: bool) -> bool:
         assert self.heads, "a body without a head"
@@ -202,7 +216,7 @@ class World:
 
     def streaming(self) -> Exchange:
         exchange = self.asked()
-        exchange.head(200, EVENTS, None)
+        exchange.head(AnswerHead(200, EVENTS), None)
         exchange.body(EVENT, False)
         return exchange
 
@@ -212,6 +226,10 @@ class World:
         text = self.sent.split(b"data: ")[-1]
         code: str = json.loads(text)["error"]["code"]
         return code
+
+    def begin(self, *, is_full: bool = False, has_link: bool = True) -> None:
+        self.is_full, self.has_link = is_full, has_link
+        self.exchange.begin()
 
     def check_over(self, *, error: str | None, status: int) -> None:
         """Everything has been given back, once, and the observers know."""
@@ -255,7 +273,7 @@ def test_a_plain_answer_is_passed_on_whole_in_one_write() -> None:
         "POST", "/v1/x", b"accept: x\r\nauthorization: Bearer secret\r\n", b"body", True
     )
     world.now += 2
-    exchange.head(201, JSON, 4)
+    exchange.head(AnswerHead(201, JSON), 4)
     assert exchange.body(b"{", False)
     assert world.heads == []
     exchange.body(b"1.}", True)
@@ -290,7 +308,7 @@ def test_what_is_long_or_of_unknown_length_passes_as_it_comes() -> None:
     for length in (None, HELD_BYTES + 1):
         world = World()
         exchange = world.asked()
-        exchange.head(200, JSON, length)
+        exchange.head(AnswerHead(200, JSON), length)
         exchange.body(b"some", False)
         assert (world.sent, world.heads[0][2], world.is_complete) == (b"some", length, False)
         exchange.body(b"more", True)
@@ -303,7 +321,7 @@ def test_what_is_long_or_of_unknown_length_passes_as_it_comes() -> None:
 def test_an_answer_without_a_body_keeps_its_length(method: str, status: int, length: int | None) -> None:
     world = World(method=method)
     exchange = world.asked()
-    exchange.head(status, JSON, length)
+    exchange.head(AnswerHead(status, JSON), length)
     exchange.body(b"", True)
     assert (world.heads[0][0], world.heads[0][2], world.sent) == (status, length, b"")
     world.check_over(error=None, status=status)
@@ -313,7 +331,7 @@ def test_an_answer_without_a_body_keeps_its_length(method: str, status: int, len
 def test_llama_servers_own_error_passes_as_it_is_on_its_own_paths() -> None:
     world = World(stream=True, endpoint="/infill")
     exchange = world.asked()
-    exchange.head(400, JSON, 2)
+    exchange.head(AnswerHead(400, JSON), 2)
     exchange.body(b"{}", True)
     assert (world.heads[0][0], world.sent) == (400, b"{}")
     world.check_over(error=None, status=400)
@@ -324,7 +342,7 @@ def test_llama_servers_own_error_is_made_whole_on_the_paths_of_other_apis(length
     """The status is by the meaning of what it says."""
     world = World()
     exchange = world.asked()
-    exchange.head(500, JSON, length)
+    exchange.head(AnswerHead(500, JSON), length)
     exchange.body(b'{"error":{"code":500,"message":"Invalid base64', False)
     exchange.body(b' value","type":"server_error","n":1}}', True)
     ((status, headers, sent),) = world.heads
@@ -386,7 +404,7 @@ class Shouting:
         return b"".join(line.upper() + b"\n" for line in lines)
 
     def end(self) -> bytes:
-        return b"bye"
+        return b"" if self.failure else b"bye"
 
     def fail(self, error: RouterError) -> bytes:
         return b"alas: " + error.code.encode()
@@ -395,7 +413,7 @@ class Shouting:
 def test_a_plain_answer_is_translated_whole() -> None:
     world = World(translator=Shouting)
     exchange = world.asked()
-    exchange.head(200, JSON, None)
+    exchange.head(AnswerHead(200, JSON), None)
     exchange.body(b"some", False)
     assert world.heads == []
     exchange.body(b"thing", True)
@@ -405,7 +423,7 @@ def test_a_plain_answer_is_translated_whole() -> None:
 def test_a_stream_is_translated_as_it_comes() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     assert exchange.reply.holds_head
     exchange.body(b"one\ntw", False)
     assert world.sent == b"ONE\n"
@@ -419,7 +437,7 @@ def test_a_stream_is_translated_as_it_comes() -> None:
 def test_the_translator_tells_how_a_stream_that_has_begun_fails() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", False)
     exchange.broken(LOST)
     world.gone()
@@ -429,7 +447,7 @@ def test_the_translator_tells_how_a_stream_that_has_begun_fails() -> None:
 def test_the_translator_tells_the_error_that_llama_server_told_in_its_stream() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\nbroken\n", False)
     exchange.body(b"", True)
     assert world.sent == b"alas: server"
@@ -439,10 +457,10 @@ def test_the_translator_tells_the_error_that_llama_server_told_in_its_stream() -
 def test_a_replay_has_a_translator_of_its_own() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     exchange.broken(LOST)
     world.gone()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", True)
     assert world.sent == b"ONE\nbye"
 
@@ -450,7 +468,7 @@ def test_a_replay_has_a_translator_of_its_own() -> None:
 def test_an_error_is_not_translated() -> None:
     world = World(translator=Shouting)
     exchange = world.asked()
-    exchange.head(404, JSON, 2)
+    exchange.head(AnswerHead(404, JSON), 2)
     exchange.body(b"no", True)
     assert (world.heads[0][0], world.code) == (404, "invalid_request")
 
@@ -461,7 +479,7 @@ def test_an_error_is_not_translated() -> None:
 def test_a_streams_head_goes_with_its_first_event() -> None:
     world = World(stream=True)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     assert world.heads == []
     world.pass_time(HEAD_WAITS_S / 2)
     exchange.body(EVENT, False)
@@ -471,12 +489,12 @@ def test_a_streams_head_goes_with_its_first_event() -> None:
 def test_a_streams_head_does_not_wait_long_for_its_first_event() -> None:
     """A prompt can take minutes. It can still be replayed."""
     world = World(stream=True)
-    world.asked().head(200, EVENTS, None)
+    world.asked().head(AnswerHead(200, EVENTS), None)
     world.pass_time(HEAD_WAITS_S)
     assert (len(world.heads), world.sent) == (1, b"")
     world.exchange.broken(LOST)
     world.gone()
-    world.exchange.head(200, EVENTS, None)
+    world.exchange.head(AnswerHead(200, EVENTS), None)
     world.exchange.body(EVENT, True)
     assert (len(world.heads), world.sent) == (1, EVENT)
 
@@ -484,7 +502,7 @@ def test_a_streams_head_does_not_wait_long_for_its_first_event() -> None:
 def test_comments_are_no_progress_and_no_beginning() -> None:
     world = World(stream=True)
     exchange = world.asked()
-    exchange.head(200, EVENTS, None)
+    exchange.head(AnswerHead(200, EVENTS), None)
     world.now += 15
     exchange.body(b":\n\n", False)
     assert world.sent == b":\n\n"
@@ -504,7 +522,7 @@ def test_who_waits_is_asked_when_its_ticket_is_granted() -> None:
     world.now += 7
     world.entered[0].grant(world.now)
     exchange = world.exchange
-    exchange.head(200, JSON, 2)
+    exchange.head(AnswerHead(200, JSON), 2)
     exchange.body(b"{}", True)
     assert world.heads[0][1][b"x-queue-wait-ms"] == b"7000"
     assert world.ended_with[0].queue_wait_s == 7
@@ -528,7 +546,7 @@ def test_a_stream_that_waits_gets_its_head_and_comments() -> None:
     world.pass_time(HEARTBEAT_S)
     assert world.sent.endswith(b': queued position=1 reason="other programs hold the memory"\n\n')
     world.entered[0].grant(world.now)
-    world.exchange.head(200, EVENTS, None)
+    world.exchange.head(AnswerHead(200, EVENTS), None)
     world.exchange.body(EVENT, True)
     assert world.sent.endswith(b'memory"\n\n' + EVENT)
     assert len(world.heads) == 1
@@ -541,7 +559,7 @@ def test_blank_heartbeats_are_empty_lines_and_llama_servers_own_too() -> None:
     world.pass_time(HEARTBEAT_S)
     assert (len(world.heads), world.sent) == (1, b"\n")
     world.entered[0].grant(world.now)
-    world.exchange.head(200, EVENTS, None)
+    world.exchange.head(AnswerHead(200, EVENTS), None)
     world.exchange.body(b":\n\n", False)
     world.exchange.body(EVENT, True)
     assert world.sent == b"\n\n" + EVENT
@@ -564,7 +582,7 @@ def test_an_error_of_llama_server_after_our_head_is_an_event(endpoint: str) -> N
     world.exchange.begin()
     world.pass_time(HEARTBEAT_S)
     world.entered[0].grant(world.now)
-    world.exchange.head(400, JSON, 30)
+    world.exchange.head(AnswerHead(400, JSON), 30)
     world.exchange.body(b'{"error":{', False)
     world.exchange.body(b'"code":"x"}}', True)
     assert world.code == "x"
@@ -659,7 +677,7 @@ def test_what_broke_off_unseen_is_asked_for_again_once_its_process_is_gone(came:
     world = World()
     exchange = world.asked()
     if came != "nothing":
-        exchange.head(200, JSON, 4)
+        exchange.head(AnswerHead(200, JSON), 4)
     if came == "some":
         exchange.body(b"{", False)
     exchange.broken(LOST)
@@ -668,7 +686,7 @@ def test_what_broke_off_unseen_is_asked_for_again_once_its_process_is_gone(came:
     assert world.left == [world.entered[0]]
     first, second = world.entered
     assert (second.key, second.order, second.is_replay) == (first.key, first.order, True)
-    exchange.head(200, JSON, 2)
+    exchange.head(AnswerHead(200, JSON), 2)
     exchange.body(b"{}", True)
     assert world.sent == b"{}"
     world.check_over(error=None, status=200)
@@ -721,7 +739,7 @@ def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:
 def test_a_plain_answer_that_has_begun_is_cut_off() -> None:
     world = World()
     exchange = world.asked()
-    exchange.head(200, JSON, None)
+    exchange.head(AnswerHead(200, JSON), None)
     exchange.body(b"{", False)
     exchange.broken(LOST)
     world.gone()
@@ -781,7 +799,7 @@ def test_every_piece_is_progress() -> None:
     for stream in (False, True):
         world = World(stream=stream)
         exchange = world.asked()
-        exchange.head(200, EVENTS if stream else JSON, None if stream else 100)
+        exchange.head(AnswerHead(200, EVENTS if stream else JSON), None if stream else 100)
         for _ in range(5):
             world.pass_time(15)
             exchange.body(EVENT, False)
@@ -845,8 +863,8 @@ def test_the_end_that_comes_while_the_client_is_slow_is_not_lost() -> None:
 
 
 WAYS: dict[str, Callable[[World], object]] = {
-    "queued": lambda world: (setattr(world, "is_full", True), world.exchange.begin()),
-    "connecting": lambda world: (setattr(world, "has_link", False), world.exchange.begin()),
+    "queued": lambda world: world.begin(is_full=True),
+    "connecting": lambda world: world.begin(has_link=False),
     "asked": lambda world: world.asked(),
     "answering": lambda world: world.streaming(),
     "exiting": lambda world: world.asked().broken(LOST),
@@ -884,7 +902,7 @@ def test_nothing_happens_after_the_end(way: Callable[[World], object]) -> None:
 def test_a_client_may_leave_while_it_is_written_to() -> None:
     world = World()
     exchange = world.asked()
-    exchange.head(200, JSON, 2)
+    exchange.head(AnswerHead(200, JSON), 2)
     write = world.write
 
     def leaving(data: bytes, last: bool) -> bool:
@@ -926,7 +944,7 @@ def test_a_bug_that_cannot_be_told_ends_the_connection(caplog: pytest.LogCapture
     world = World()
     exchange = world.asked()
     cast(Any, world).start = fail
-    exchange.head(200, JSON, 2)
+    exchange.head(AnswerHead(200, JSON), 2)
     exchange.body(b"{}", True)
     assert world.is_aborted
     assert "RuntimeError: a bug" in caplog.text

@@ -27,11 +27,9 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.gguf.header import Pooling
-from app.llama import pipe as llama_pipe
-from app.llama import process as llama_process
+from app.llama.asking import Answer, ask
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
-from app.llama.control_client import refused
 from app.llama.exit_reason import FailureKind
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
@@ -39,6 +37,7 @@ from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
+from app.llama.times import ProcessTimes
 from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.ports import Ports
@@ -143,16 +142,16 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def launcher(binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient) -> LlamaLauncher:
-    return LlamaLauncher(binary, logs, http, PORTS.first, load_timeout_s=30)
+    return LlamaLauncher(binary, logs, PORTS.first, load_timeout_s=30)
 
 
 @pytest.fixture
 def fake(
     binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient, tmp_path: Path
 ) -> Callable[..., LlamaLauncher]:
-    def make(load_timeout_s: float = 30) -> LlamaLauncher:
+    def make(load_timeout_s: float = 30, **options: Any) -> LlamaLauncher:
         path = fake_binary(tmp_path)
-        return LlamaLauncher(replace(binary, path=path), logs, http, PORTS.first, load_timeout_s)
+        return LlamaLauncher(replace(binary, path=path), logs, PORTS.first, load_timeout_s, **options)
 
     return make
 
@@ -208,7 +207,8 @@ async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         assert runner.phase is Status.READY
-        assert await runner.healthy(2)
+        await runner.look(at_slots=False)
+        assert runner.evidence.answered_at is not None
         answer = await http.post(
             f"http://127.0.0.1:{runner.port}/completion",
             json={"prompt": "the", "n_predict": 2},
@@ -217,7 +217,7 @@ async def test_a_model_serves_inside_the_block_and_is_gone_after_it(
         assert answer.status_code == 200
     assert gone(runner.pid)
     assert (await runner.exited()).code == 0
-    assert not await runner.healthy(2)
+    assert runner.evidence.exited_at is not None
 
 
 async def test_the_load_is_reported_as_it_goes(launcher: LlamaLauncher, tiny: Path) -> None:
@@ -347,10 +347,10 @@ async def test_what_can_be_known_before_a_start_is_checked_without_one(
 
 
 async def test_a_disk_that_hangs_does_not_hold_up_the_check(
-    launcher: LlamaLauncher, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    binary: BinaryInfo, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs = threading.Event()
-    monkeypatch.setattr("app.llama.launcher.CHECK_TIMEOUT_S", 0.1)
+    launcher = LlamaLauncher(binary, logs, PORTS.first, 30, times=ProcessTimes(check_timeout_s=0.1))
     monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
     try:
         with anyio.fail_after(5):
@@ -413,7 +413,7 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.2)
+    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.2)
     with anyio.fail_after(10):
         error = await failure_of(fake(), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
@@ -424,17 +424,20 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Big builds on a cold disk say that they load, and are refused, long before they bind."""
-    monkeypatch.setattr("app.llama.port_probe.PORT_CLOSED_S", 0.0)
+    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.0)
     may_bind, refusals = tmp_path / "may bind", 0
 
-    def is_refused(error: BaseException) -> bool:
+    async def counted(*args: Any) -> Answer:
         nonlocal refusals
-        refusals += refused(error)
-        if refusals == 3:
-            may_bind.touch()
-        return refused(error)
+        try:
+            return await ask(*args)
+        except ConnectionRefusedError:
+            refusals += 1
+            if refusals == 3:
+                may_bind.touch()
+            raise
 
-    monkeypatch.setattr("app.llama.port_probe.refused", is_refused)
+    monkeypatch.setattr("app.llama.port_probe.ask", counted)
     launcher = fake()
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):
@@ -446,9 +449,8 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the kernel holds cannot be made here: the signals do not reach it."""
-    monkeypatch.setattr("app.llama.process.KILL_WAIT_S", 0.1)
     told = asyncio.Event()
-    launcher = fake()
+    launcher = fake(times=ProcessTimes(kill_wait_s=0.1))
 
     async def live() -> None:
         def hear(runner: Runner) -> None:
@@ -528,7 +530,7 @@ async def test_a_port_that_was_taken_meanwhile_is_reported(
 ) -> None:
     stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
     port = stranger.sockets[0].getsockname()[1]
-    runner = LlamaRunner("m", port, "key", logs.open("m"), http, 30, nobody)
+    runner = LlamaRunner("m", port, "key", logs.open("m"), 30, nobody)
     await runner.spawn(build_command(binary, spec(tiny), {}, port, "key", os.environ))
     try:
         with pytest.raises(LoadError) as caught:
@@ -678,11 +680,11 @@ async def test_kill_all_needs_no_loop(launcher: LlamaLauncher, tiny: Path) -> No
 
 
 async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
-    launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    binary: BinaryInfo, logs: LogServer, tiny: Path, http: httpx.AsyncClient
 ) -> None:
     """And not at each line; but its last words and its end wait for nobody."""
-    monkeypatch.setattr(llama_pipe, "READ_PAUSE_S", 3600)
-    monkeypatch.setattr(llama_process, "LAST_OUTPUT_S", 3600)
+    times = ProcessTimes(read_pause_s=3600, last_output_s=3600)
+    launcher = LlamaLauncher(binary, logs, PORTS.first, 30, times=times)
 
     async def ask() -> None:
         key = {"Authorization": f"Bearer {runner.api_key}"}
@@ -728,7 +730,7 @@ async def main():
     async with httpx.AsyncClient(trust_env=False) as http:
         info = replace(inspect_binary(llama_build.of()), path=Path(sys.argv[1]))
         pids = PidFile(Path(sys.argv[2]))
-        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), http, {port}, 30, pid_file=pids)
+        launcher = LlamaLauncher(info, LogServer(sys.argv[2]), {port}, 30, pid_file=pids)
         async with launcher.launch(acting("ignores SIGTERM"), {{}}, nobody) as runner:
             await runner.ready()
             while not list(Path(sys.argv[2]).glob("children-*.json")):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.core.config import Config
+from app.domain.files import FileIdentity
 from app.gguf.header import GgufHeader, read_header
 from app.gguf.reader import MAX_TENSORS, TensorInfo
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
@@ -363,7 +364,9 @@ def first_need_mb(found: MemoryEstimate) -> int:
     """What is reserved for a model on a card that nothing is known of."""
     spec = Config.model_validate({"models": {"a": {"model_path": "/a"}}}).specs()["a"]
     header: Any = None
-    footprint = Footprint(file_mb=1, identity=(1, 1), header=header, with_gpu=found, on_host=found)
+    footprint = Footprint(
+        file_mb=1, identity=FileIdentity(1, 1), header=header, with_gpu=found, on_host=found
+    )
     return need(spec, footprint, ("0",), True, multiplier=1.1).mb
 
 

@@ -44,8 +44,13 @@ async def test_a_file_is_in_the_cache_afterwards(cold: Path) -> None:
 
 async def test_what_is_cached_is_not_read_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await read_ahead([cold])
-    asked: list[None] = []
-    monkeypatch.setattr(readahead, "_room", lambda: asked.append(None) or 2 * SIZE)
+    asked: list[int] = []
+
+    def room() -> int:
+        asked.append(2 * SIZE)
+        return asked[-1]
+
+    monkeypatch.setattr(readahead, "_room", room)
     await read_ahead([cold])
     assert asked == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.domain.units import MIB
@@ -16,7 +18,7 @@ def room(free: dict[str, int], places: int = 1, **sizes: int) -> Capacity:
     return Capacity(free, places, {**free, **{name.strip("_"): mb for name, mb in sizes.items()}})
 
 
-def need(mb: int, layers: int = 32, each_mb: int = 800, **rest: int) -> MemoryNeed:
+def need(mb: int, layers: int = 32, each_mb: int = 800, **rest: Any) -> MemoryNeed:
     """A model of equal layers, whose processes take `each_mb` on each device beside them."""
     size = (mb - each_mb) * MIB // layers
     overhead_mb = each_mb - 100

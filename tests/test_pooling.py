@@ -22,7 +22,7 @@ def spec(params: dict[str, Any], **model: Any) -> ModelSpec:
 def choice(
     folder: Path, said: int | None, params: dict[str, Any] | None = None, **model: Any
 ) -> PoolingChoice:
-    metadata = {} if said is None else {"pooling_type": said}
+    metadata: dict[str, Any] = {} if said is None else {"pooling_type": said}
     header = read_header(make_tiny(folder / "m.gguf", **metadata))
     return choose_pooling(spec({"embedding": True} if params is None else params, **model), header)
 

@@ -329,6 +329,8 @@ async def test_an_error_for_those_who_wait_does_not_touch_those_who_run() -> Non
 class Owner:
     """Keeps what it is told, and the states that it saw."""
 
+    quiet_since: float | None = None
+
     def __init__(self, held: Ticket) -> None:
         self.ticket, self.told = held, list[object]()
         held.owner = self

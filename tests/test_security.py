@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -880,7 +880,7 @@ async def test_a_large_body_is_refused_however_its_length_is_told(opened: Browse
             {"Content-Length": "1" * 5000},
             {"Content-Length": "abc"},
         ):
-            headers = {k: v.encode("latin-1") for k, v in (json_type | more).items()}
+            headers = [(k.encode(), v.encode("latin-1")) for k, v in (json_type | more).items()]
             answer = await opened.post(path, content=chunked(20_000), headers=headers)
             error_of(answer, 413, "request_too_large")
 
@@ -913,12 +913,12 @@ async def test_deep_nesting_is_refused(opened: Browser, opening: bytes) -> None:
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_mistake_of_ours(
     opened: Browser, caplog: pytest.LogCaptureFixture
 ) -> None:
-    messages = [{"type": "http.request", "body": b'{"mod', "more_body": True}, {"type": "http.disconnect"}]
+    messages: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0) if len(messages) > 1 else messages[0]
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         raise AssertionError(f"answered {message}")
 
     for path in (CHAT, "/v1/models/load"):

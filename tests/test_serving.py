@@ -21,18 +21,15 @@ from app.core.manager import ModelManager
 from app.main import RouterApp, create_app
 from app.server import RouterServer, server_config
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, loops, port_of, serving, started, stop_server
+from tests.serving import Client, Reply, event_loop_policy, port_of, serving, started, stop_server
 from tests.stand_in import llama_server_stand_in
+
+__all__ = ["event_loop_policy"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
 CHAT = "/v1/chat/completions"
 MakeClient = Callable[[], Awaitable[Client]]
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
 
 
 def post(*headers: str, target: str = CHAT, body: bytes = b'{"model": "m"}') -> bytes:
@@ -210,7 +207,8 @@ async def test_the_first_request_finds_its_routes_built(
 ) -> None:
     """What a framework builds for its first request holds up everybody else's."""
     monkeypatch.setattr("app.server.freeze_garbage_collection", lambda: None)
-    server = await started(RouterServer(app, "127.0.0.1", 0))
+    server = RouterServer(app, "127.0.0.1", 0)
+    await started(server)
     try:
         client = await Client.connect(port_of(server))
         first, second = [
@@ -219,6 +217,8 @@ async def test_the_first_request_finds_its_routes_built(
         client.leave()
     finally:
         await stop_server(app, server)
+        if server.last_resort is not None:
+            server.last_resort.cancel()
     assert first < 3 * second
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 from app.domain.priority import Priority
 from app.scheduling.plan import Limits
@@ -14,8 +15,8 @@ HOLD, AGING = 10.0, 30.0
 LIMITS = Limits(max_models=9, max_swap_wait_s=HOLD, aging_s=AGING)
 
 
-def room_for_one(*aliases: str, load_s: float = 2.0, **rest: int) -> World:
-    return World([Spec(a, 6000, load_s, **rest) for a in aliases], [10_000], LIMITS)
+def room_for_one(*aliases: str, load_s: float = 2.0, slots: int = 1) -> World:
+    return World([Spec(a, 6000, load_s, slots=slots) for a in aliases], [10_000], LIMITS)
 
 
 def closed_loop(
@@ -93,8 +94,12 @@ def test_two_backlogs_share_the_memory_in_turns() -> None:
 def test_a_large_model_gets_its_turn_among_small_ones_that_are_always_loading() -> None:
     specs = [Spec("large", 9000, 2.0), *(Spec(f"small{i}", 4500, 4.0) for i in range(6))]
     world = World(specs, [10_000], LIMITS)
+
+    def ask(alias: str) -> None:
+        world.arrive(alias, service_s=0.5)
+
     for i in range(150):
-        world.at(i * 2.0, lambda i=i: world.arrive(f"small{i % 6}", service_s=0.5))  # type: ignore[misc]
+        world.at(i * 2.0, partial(ask, f"small{i % 6}"))
     large: list[Request] = []
     world.at(30.0, lambda: large.append(world.arrive("large")))
     world.run()

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tests.test_http_server import ANSWER, STREAM, MakeRouter, event_loop_policy, make_router, request
+from tests.proxy_environment import ANSWER, STREAM, MakeRouter, make_router, request
+from tests.serving import event_loop_policy
 
 __all__ = ["event_loop_policy", "make_router"]
 
@@ -51,6 +52,7 @@ DOWN = [
     "http_server",
     "intake",
     "request_reader",
+    "request_head",
     "gateway",
     "request_body",
     "client_memory",
@@ -62,8 +64,9 @@ DOWN = [
     "admission",
     "upstream_pool",
     "upstream_connection",
+    "answer_reader",
 ]
-BACK = ["upstream_connection", "exchange", "reply", "http_server", "http1"]
+BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "http1"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {

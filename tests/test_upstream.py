@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -14,17 +12,18 @@ from typing import Any, cast
 import pytest
 
 from app.domain.errors import RouterError
+from app.proxy.answer_reader import MAX_HEAD_BYTES, AnswerHead
 from app.proxy.headers import Headers
 from app.proxy.seams import UpstreamGone, UpstreamRequest
-from app.proxy.upstream_connection import MAX_HEAD_BYTES, UpstreamConnection
+from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
-from tests.serving import loops, soon
+from tests.serving import event_loop_policy, soon
+from tests.upstreams import MB, OK, SIZED, Line
+
+__all__ = ["event_loop_policy"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
-MB = 2**20
-OK = b"HTTP/1.1 200 OK\r\n"
-SIZED = OK + b"Content-Length: 2\r\n\r\nhi"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-Trailer: 1\r\n\r\n"
 READ_AHEAD_BYTES = 65536
 """What the answers of these tests take before they want no more."""
@@ -34,50 +33,6 @@ RECV_BYTES = 256 * 1024
 
 
 LAST = UpstreamRequest("POST", "/", b"", b"{}", False)
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
-
-
-class Line:
-    """One connection, seen from the server."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self.writer = reader, writer
-
-    async def head(self) -> bytes:
-        return await soon(self._reader.readuntil(b"\r\n\r\n"))
-
-    async def asked(self) -> bytes:
-        """The next request, whole."""
-        head = await self.head()
-        length = re.search(rb"content-length: (\d+)", head)
-        return head + await soon(self._reader.readexactly(int(length[1]) if length else 0))
-
-    def say(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self, data: bytes = SIZED) -> bytes:
-        asked = await self.asked()
-        self.say(data)
-        return asked
-
-    def hang_up(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        """As the kernel does for a process that died with unread bytes."""
-        linger = struct.pack("ii", 1, 0)
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.writer.transport.abort()
-
-    async def ended(self) -> None:
-        """Until the client has closed it."""
-        with contextlib.suppress(ConnectionError):
-            while await soon(self._reader.read(MB)):
-                pass
 
 
 class Answer:
@@ -94,7 +49,7 @@ class Answer:
         self._error: Exception | None = None
         self._link: UpstreamConnection | None = None
         self._news = asyncio.Event()
-        self._opening = pool.open(port, self, fresh=fresh)
+        self._opening = pool.open(port, cast(Any, self), fresh=fresh)
 
     @property
     def content_type(self) -> bytes:
@@ -119,9 +74,9 @@ class Answer:
         self._error = error
         self._news.set()
 
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         assert not self.status
-        self.status, self.headers, self.length = status, headers, length
+        self.status, self.headers, self.length = head.status, head.headers, length
         self._news.set()
 
     def body(self, data: bytes, last: bool) -> bool:
@@ -926,14 +881,3 @@ async def test_who_is_left_in_the_middle_of_an_answer_is_not_told(world: World, 
     asked.close()
     await line.ended()
     assert asked._error is None
-
-
-async def test_a_parser_is_not_left_to_the_garbage_collector(world: World) -> None:
-    line, answer = await world.exchange()
-    link = answer._link
-    assert link is not None
-    assert link._parser is not None
-    answer.close()
-    line.hang_up()
-    while link._parser is not None:  # noqa: ASYNC110 - nobody tells of it
-        await asyncio.sleep(0)

@@ -6,8 +6,8 @@ import random
 import re
 
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
-_ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
-OURS = frozenset({b"x-request-id", *(name for name, _ in _ON_EVERY_ANSWER)})
+ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
+OURS = frozenset({b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)})
 
 
 def request_id(given: str | None) -> str:
@@ -17,4 +17,4 @@ def request_id(given: str | None) -> str:
 
 def own_headers(request_id: str) -> list[tuple[bytes, bytes]]:
     """On every answer."""
-    return [(b"x-request-id", request_id.encode()), *_ON_EVERY_ANSWER]
+    return [(b"x-request-id", request_id.encode()), *ON_EVERY_ANSWER]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import socket
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ class Client:
     admin: bool = True
     known: bool = True
     showed_key: bool = False
+    owner: str = ""
+    """Stands for the key, also for one without a name: what is kept for a client is found by it."""
 
 
 ANYBODY = Client()
@@ -66,8 +69,9 @@ class Rules:
         self.cookie = f"router_session_{api.port}"  # cookies know no ports: two routers share a machine
         self._api = api
         self._keys = [
-            (key.key.get_secret_value().encode(), Client(key.name, key.max_priority, key.admin))
+            (secret, Client(key.name, key.max_priority, key.admin, owner=_fingerprint(secret)))
             for key in api.api_keys
+            for secret in (key.key.get_secret_value().encode(),)
         ]
         self._origins = Origins(api.cors_allow_origins)
         self._good_hosts: set[str] = set()
@@ -207,3 +211,8 @@ def _cookie(header: str, name: str) -> str:
     pairs = (part.partition("=") for part in header.split(";"))
     values = [value.strip() for key, _, value in pairs if key.strip() == name]
     return values[-1] if values else ""
+
+
+def _fingerprint(secret: bytes) -> str:
+    """The secret cannot be had from it."""
+    return hashlib.sha256(b"owner of " + secret).hexdigest()

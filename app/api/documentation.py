@@ -103,6 +103,7 @@ OF_A_REQUEST = (
 FOR_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
 FOR_MANAGEMENT = answers(*ACCESS_ERRORS, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
 FOR_MONITORING = answers(*ACCESS_ERRORS)
+FOR_RESPONSES = answers(*ACCESS_ERRORS, errors.NotFound, errors.OriginNotAllowed)
 FOR_LOGIN = answers(
     *ACCESS_ERRORS,
     errors.InvalidJson,
@@ -140,7 +141,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def _complete(path: str, operation: dict[str, Any]) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["in"] == "path":
-            parameter["example"] = {"alias": "qwen", "target": "qwen/props"}[parameter["name"]]
+            parameter["example"] = _IN_PATHS[parameter["name"]]
     if "models" in operation["tags"] and operation.get("requestBody"):
         operation.setdefault("parameters", []).extend(_HEADERS)
     media_type, example = EXAMPLES.get(path, ("application/json", {}))
@@ -149,6 +150,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
             operation["responses"][status]["content"] = {media_type: {"schema": {}, "example": example}}
 
 
+_IN_PATHS = {"alias": "qwen", "target": "qwen/props", "response_id": "resp_1"}
 _ABOUT = (
     "One OpenAI-compatible address in front of many llama-server processes. Bodies and answers of the "
     "endpoints for models are llama-server's own and pass through unchanged."
@@ -168,7 +170,15 @@ _HEADERS = [
     },
 ]
 
-_MODEL = {"id": "qwen", "object": "model", "owned_by": "user", "n_ctx": 8192, "aliases": [], "state": "ready"}
+_MODEL = {
+    "id": "qwen",
+    "object": "model",
+    "owned_by": "user",
+    "context_length": 8192,
+    "capabilities": ["completion", "tools"],
+    "aliases": [],
+    "state": "ready",
+}
 _MODELS = {"object": "list", "data": [_MODEL]}
 _STATUS = {
     "model": "qwen",
@@ -192,6 +202,7 @@ _CHAT = {
 }
 _RERANK = {"model": "rerank", "results": [{"index": 0, "relevance_score": 0.9}]}
 _LOADED = {"success": True}
+_RESPONSE = {"object": "response", "status": "completed", "model": "qwen", "output": []}
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 
@@ -207,7 +218,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
         _JSON,
         {"object": "text_completion", "model": "qwen", "choices": [{"text": " upon"}]},
     ),
-    "/v1/responses": (_JSON, {"object": "response", "status": "completed", "model": "qwen", "output": []}),
+    "/v1/responses": (_JSON, _RESPONSE),
+    "/v1/responses/{response_id}": (_JSON, _RESPONSE),
+    "/v1/responses/{response_id}/input_items": (_JSON, {"object": "list", "data": [], "has_more": False}),
     "/v1/messages": (
         _JSON,
         {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "Hello!"}]},

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from app.api import render
+from app.api import listing
 from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.guard import client_of, require_admin
 from app.api.openai import json_object
@@ -137,7 +137,11 @@ async def logs(
 @router.get("/v1/models/{alias:path}")
 async def one_model(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
-    return render.openai_model(services.manager.find(alias), services)
+    instance = services.manager.find(alias)
+    cards = await services.cards.of({instance.alias: instance.spec})
+    own = listing.entry(instance, cards.get(instance.alias), services)
+    is_other_name = alias in instance.spec.aliases
+    return own | {"id": alias, "parent": instance.alias} if is_other_name else own
 
 
 def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:

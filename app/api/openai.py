@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api import render
+from app.api import listing
 from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, json_body
 from app.api.guard import client_of, memory_of, rules_of
 from app.api.services import services_of
@@ -68,9 +68,13 @@ for _method in TUNNEL_METHODS:
 @router.get("/v1/models", tags=["models"])
 async def list_models(request: Request) -> dict[str, Any]:
     services = services_of(request)
+    listed = list(services.manager.instances.values())
+    specs = {instance.alias: instance.spec for instance in listed}
     return {
         "object": "list",
-        "data": [render.openai_model(i, services) for i in services.manager.instances.values()],
+        "data": listing.entries(
+            listed, await services.cards.of(specs), services, with_aliases=services.config.api.list_aliases
+        ),
     }
 
 

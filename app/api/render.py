@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from app.core.config import SystemConfig
 from app.core.vram_tracker import DeviceTracker
@@ -13,13 +13,6 @@ from app.domain.status import Status
 from app.domain.views import HOST, DeviceView, ModelView, ProcessView
 from app.models.instance import ModelInstance
 from app.scheduling.plan import NEVER, Wait
-
-
-class Started(Protocol):
-    """What knows when the router was started, on the monotonic clock."""
-
-    @property
-    def started_at(self) -> float: ...
 
 
 def by_priority(view: ModelView) -> dict[str, int]:
@@ -69,25 +62,6 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
 NO_PROCESS = ProcessView(Status.OFF)
 
 _COMING = (Status.STARTING, Status.LOADING)
-
-
-def openai_model(instance: ModelInstance, router: Started) -> dict[str, Any]:
-    """One entry of `/v1/models`; `status` is that of llama-server's router mode."""
-    view, spec = instance.view(), instance.spec
-    found: dict[str, Any] = {
-        "id": spec.alias,
-        "object": "model",
-        "created": int(time.time() - (time.monotonic() - router.started_at)),
-        "owned_by": "user",
-        "n_ctx": spec.params.n_ctx,
-        "aliases": list(spec.aliases),
-        "kind": spec.kind.value,
-        "state": view.status.public,
-        "status": router_mode_status(instance),
-    }
-    if instance.footprint is not None and instance.footprint.trained_context is not None:
-        found["n_ctx_train"] = instance.footprint.trained_context
-    return found
 
 
 def router_mode_status(instance: ModelInstance) -> dict[str, Any]:

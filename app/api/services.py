@@ -22,15 +22,17 @@ from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.llama.runner import Launcher
+from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
+from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
+    "api.list_aliases",
     "api.stream_heartbeats",
     "system.drain_timeout_sec",
     "system.queue_timeout_sec",
-    "system.request_timeout_sec",
 )
 """Keys that routes and requests read from `config` each time."""
 
@@ -43,10 +45,12 @@ class Services:
     tracker: DeviceTracker
     upstream: UpstreamPool
     bodies: BodyReader
+    stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus
     logs: LogServer
     background: Background
+    cards: Cards
     health: HealthMonitor
     metrics: Metrics
     telemetry: Telemetry

@@ -77,6 +77,7 @@ class ApiConfig(Section):
         description="origins of web pages that may call the API; `localhost`: every page of this machine, on "
         "any port",
     )
+    list_aliases: bool = Field(True, description="`aliases` are entries of `/v1/models` too")
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
     max_memory_mb: Count | None = Field(
         None,
@@ -87,6 +88,11 @@ class ApiConfig(Section):
         Heartbeats.COMMENTS,
         description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
         "`blank` are empty lines, `off`: nothing, not even the head",
+    )
+    stored_responses_mb: Whole = Field(
+        64,
+        ge=0,
+        description="memory for answers of `/v1/responses` that later requests refer to; 0: none is kept",
     )
 
     @property
@@ -108,7 +114,7 @@ class SystemConfig(Section):
     enable_idle_timeout: bool = Field(True, description="unload models that nobody uses")
     idle_timeout_sec: Whole = Field(300, ge=1, description="counted from the end of the last request")
     request_timeout_sec: Whole = Field(
-        120, ge=1, description="longest wait for llama-server: first byte, and between two of a stream"
+        120, ge=0, description="how long a request's slot may stand still; 0: for ever"
     )
     queue_timeout_sec: Whole = Field(300, ge=1, description="longest wait in the queue, loading included")
     gpu_devices: tuple[Device, ...] | None = Field(
@@ -170,6 +176,7 @@ class ModelConfig(Section):
     pinned: bool = Field(False, description="never evicted, never idle-unloaded")
     idle_timeout_sec: Count | None = Field(None, description="default: the system's")
     parallel_requests: Slots | None = Field(None, description="default: the system's")
+    request_timeout_sec: Whole | None = Field(None, ge=0, description="default: the system's")
     priority: Priority = Field(Priority.NORMAL, description="of requests without the header")
     vram_mb: Size | None = Field(None, description="declared need; overrides the estimate")
     gpu_devices: tuple[Device, ...] | None = Field(None, description="default: the system's")
@@ -194,6 +201,7 @@ SPEC_KEYS = (
     "system.keep_cache",
     "system.parallel_requests",
     "system.prompt_cache_mb",
+    "system.request_timeout_sec",
 )
 """Those that end in a model's spec."""
 
@@ -207,7 +215,7 @@ class Config(Section):
 
     def spec(self, alias: str) -> ModelSpec:
         model, system = self.models[alias], self.system
-        idle = model.idle_timeout_sec or system.idle_timeout_sec
+        idle, timeout = model.idle_timeout_sec or system.idle_timeout_sec, model.request_timeout_sec
         return ModelSpec(
             alias=alias,
             aliases=model.aliases,
@@ -215,6 +223,7 @@ class Config(Section):
             kind=model.params.kind,
             pinned=model.pinned,
             idle_timeout_s=idle if system.enable_idle_timeout and not model.pinned else None,
+            request_timeout_s=timeout if timeout is not None else system.request_timeout_sec,
             slots=model.parallel_requests or system.parallel_requests,
             priority=model.priority,
             declared_mb=model.vram_mb,

@@ -1,190 +1,229 @@
-"""Probes loaded models: one that hangs is ended, and takes the way of a crash."""
+"""Looks at loaded models, and ends what is judged stuck; it takes the way of a crash then.
+
+What is believed of a process is decided in `app/judgement` alone: here it is observed, and acted on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
 from app.core.config import Config
-from app.domain.errors import UpstreamTimeout
-from app.domain.event_bus import EventBus
+from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, RequestFinished
 from app.domain.status import Health, Status
+from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
+from app.judgement.pauses import TICK_S, Pauses
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 10.0
-"""Generous: idle connections and long streams can hold every HTTP thread of llama-server for seconds."""
+SUSPECT_EVERY_S = 1.0
+"""How often a process is looked at that may be stuck."""
 
-UNHEALTHY_AFTER = 3
-STUCK_AFTER = 2
-SUSPECT_EVERY_S = 2.0
-REFUSED_EVERY_S = 0.2
-SILENT_SHARE = 0.9
-"""Of a time-out: when the client of the one before was cut off, llama-server noted that in its log."""
+_HEALTH = {State.SLOW: Health.DEGRADED, State.STUCK: Health.UNHEALTHY}
 
 
-@dataclass(frozen=True)
-class Record:
-    """What is known of the health of one process."""
+@dataclass
+class Watch:
+    """What is counted of one process, for people."""
 
     pid: int
+    repeated: Repeated = field(default_factory=Repeated)
     checks: int = 0
     failures: int = 0
-    consecutive_failures: int = 0
-    silent_timeouts: int = 0  # requests in a row that got no byte while the process said nothing at all
+    failures_in_a_row: int = 0
     total_ms: float = 0.0
     last_check: float | None = None
+    verdict: Verdict = Verdict(State.SERVING)  # noqa: RUF009 - it is frozen
 
-    def after(self, ok: bool, took_ms: float, now: float) -> Record:
-        return replace(
-            self,
-            checks=self.checks + 1,
-            failures=self.failures + (not ok),
-            consecutive_failures=0 if ok else self.consecutive_failures + 1,
-            total_ms=self.total_ms + (took_ms if ok else 0.0),
-            last_check=now,
-        )
+    def probed(self, ok: bool, took_ms: float, now: float) -> None:
+        self.checks, self.last_check = self.checks + 1, now
+        self.failures += not ok
+        self.failures_in_a_row = 0 if ok else self.failures_in_a_row + 1
+        self.total_ms += took_ms if ok else 0.0
 
-    def after_silence(self) -> Record:
-        return replace(self, silent_timeouts=self.silent_timeouts + 1)
-
-    def after_answer(self) -> Record:
-        return replace(self, silent_timeouts=0)
-
-
-def judge(record: Record) -> Health:
-    """One missed probe may be a busy machine; several in a row are a hang.
-
-    A stuck process can still answer probes: requests without a byte tell more, if it was silent meanwhile.
-    """
-    if record.consecutive_failures >= UNHEALTHY_AFTER or record.silent_timeouts >= STUCK_AFTER:
-        return Health.UNHEALTHY
-    failing = record.consecutive_failures or record.silent_timeouts
-    return Health.DEGRADED if failing else Health.HEALTHY
+    @property
+    def health(self) -> Health:
+        return _HEALTH.get(self.verdict.state, Health.HEALTHY)
 
 
 class HealthMonitor:
-    TAKES = ("system.health_check_interval_sec", "system.request_timeout_sec")
+    TAKES = ("system.health_check_interval_sec",)
 
     def __init__(
         self,
-        instances: Callable[[], Iterable[ModelInstance]],
+        instances: Callable[[], Mapping[str, ModelInstance]],
         interval_s: float,
-        request_timeout_s: float,
         bus: EventBus,
+        pauses: Pauses,
         clock: Callable[[], float] = time.monotonic,
+        suspect_every_s: float = SUSPECT_EVERY_S,
     ) -> None:
         self._instances, self._interval_s, self._clock = instances, interval_s, clock
-        self._silence_s = SILENT_SHARE * request_timeout_s
-        self._records: dict[str, Record] = {}
+        self.pauses, self.suspect_every_s = pauses, suspect_every_s
+        self._watches: dict[str, Watch] = {}
+        self._checking: set[Runner] = set()
         self._hurry = asyncio.Event()
         bus.subscribe(self._on_event, RequestFinished)
 
     def apply(self, config: Config) -> None:
         self._interval_s = config.system.health_check_interval_sec
-        self._silence_s = SILENT_SHARE * config.system.request_timeout_sec
         self._hurry.set()  # the next round may be due
 
+    # --- what runs by itself
+
     async def run(self) -> None:
+        async with anyio.create_task_group() as group:
+            while True:
+                for instance, runner in self._loaded():
+                    if runner not in self._checking and self._look_in_s(instance, runner) <= 0:
+                        self._checking.add(runner)
+                        group.start_soon(self.check, instance, runner)
+                    elif runner.evidence.asking_since is not None:
+                        group.start_soon(self._act, instance, runner)  # an answer is not waited for
+                with anyio.move_on_after(self._pause_s()):
+                    await self._hurry.wait()
+                self._hurry.clear()
+
+    async def keep_time(self) -> None:
+        """Notices when this program stood still."""
+        pauses, told = self.pauses, 0
         while True:
-            with anyio.move_on_after(self._pause_s()):
-                await self._hurry.wait()
-            self._hurry.clear()
-            await self.check_all()
+            await asyncio.sleep(TICK_S)
+            pauses.tick(self._clock())
+            if pauses.count > told:
+                told = pauses.count
+                logger.warning("the router stood still for %.1f s: all is looked at afresh", pauses.last_s)
 
     async def check_all(self) -> None:
-        """One round, all models at the same time."""
+        """One look at each, at the same time."""
         async with anyio.create_task_group() as group:
             for instance, runner in self._loaded():
-                group.start_soon(self._check, instance, runner)
+                group.start_soon(self.check, instance, runner)
+
+    async def check(self, instance: ModelInstance, runner: Runner) -> bool:
+        """Look, judge, and end what is stuck. True if it answered."""
+        evidence, begun = runner.evidence, self._clock()
+        self._note_work(instance, runner)
+        at_slots = is_quiet(evidence, _limits(instance), self.pauses, begun)
+        try:
+            await runner.look(at_slots=at_slots)
+        finally:
+            self._checking.discard(runner)
+        if evidence.exited_at is not None:
+            return False
+        missed = bool(evidence.missed) and evidence.missed[-1] >= begun
+        self._watch(instance, runner).probed(not missed, 1000 * (self._clock() - begun), time.time())
+        self._note_work(instance, runner)
+        await self._act(instance, runner)
+        return evidence.answered_at is not None and evidence.answered_at >= begun
 
     async def suspect(self, instance: ModelInstance, runner: Runner) -> None:
         """A connection failed although the process lives: returns when it answers, or is gone."""
         while instance.runner is runner:
-            if await self._check(instance, runner):
+            if await self.check(instance, runner):
                 return
-            await asyncio.sleep(REFUSED_EVERY_S)
+            await asyncio.sleep(self.suspect_every_s)
+
+    # --- requests
+
+    def patience_s(self, instance: ModelInstance, runner: Runner, quiet_since: float, place: int) -> float:
+        """How long a request may be waited for until this is asked again; 0: its slot stands still.
+
+        `place`: its place among those that the process was given, in the order of their start.
+        """
+        limits, now = _limits(instance), self._clock()
+        in_flight = instance.queue.in_flight
+        found = standing(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
+        if found.wants_look:
+            runner.evidence.asked(quiet_since)
+            self._hurry.set()
+        return found.left_s
+
+    # --- what is shown
 
     def report(self) -> dict[str, Any]:
         """Of the models that are loaded now."""
-        return {i.alias: _shown(self._record(i.alias, runner)) for i, runner in self._loaded()}
+        return {i.alias: _shown(self._watch(i, runner)) for i, runner in self._loaded()}
 
     # --- inside
 
     def _loaded(self) -> list[tuple[ModelInstance, Runner]]:
-        serving = [i for i in self._instances() if i.status in (Status.READY, Status.DRAINING)]
+        serving = [i for i in self._instances().values() if i.status in (Status.READY, Status.DRAINING)]
         return [(i, i.runner) for i in serving if i.runner is not None]
 
+    def _watch(self, instance: ModelInstance, runner: Runner) -> Watch:
+        watch = self._watches.get(instance.alias)
+        if watch is None or watch.pid != runner.pid:
+            watch = self._watches[instance.alias] = Watch(runner.pid)
+        return watch
+
+    def _look_in_s(self, instance: ModelInstance, runner: Runner) -> float:
+        is_suspect = self._watch(instance, runner).repeated.is_suspect
+        limits, now = _limits(instance), self._clock()
+        return look_in_s(runner.evidence, limits, self.pauses, now, self._interval_s, is_suspect=is_suspect)
+
     def _pause_s(self) -> float:
-        well = all(judge(self._record(i.alias, r)) is Health.HEALTHY for i, r in self._loaded())
-        return self._interval_s if well else min(self._interval_s, SUSPECT_EVERY_S)
+        """Until the next look, or the next judgement over one that gets no answer."""
+        waits = [
+            self.suspect_every_s if runner in self._checking else self._look_in_s(instance, runner)
+            for instance, runner in self._loaded()
+        ]
+        return max(min(waits, default=self._interval_s), 0.05)
 
-    def _record(self, alias: str, runner: Runner) -> Record:
-        record = self._records.get(alias)
-        return record if record is not None and record.pid == runner.pid else Record(runner.pid)
+    def _note_work(self, instance: ModelInstance, runner: Runner) -> None:
+        """What those who are served have got, and since when they have got nothing."""
+        for ticket in instance.queue.running:
+            since = ticket.owner.quiet_since if ticket.owner is not None else None
+            if since is None:
+                continue
+            if since > ticket.granted_at:
+                runner.evidence.moved(since)
+            runner.evidence.asked(since)
 
-    def _keep(self, instance: ModelInstance, record: Record) -> None:
-        self._records[instance.alias] = record
-        if instance.runner is not None and instance.runner.pid == record.pid:
-            instance.health_changed(judge(record))
-
-    async def _check(self, instance: ModelInstance, runner: Runner) -> bool:
-        started = self._clock()
-        ok = await runner.healthy(PROBE_TIMEOUT_S)
-        took_ms = 1000 * (self._clock() - started)
-        record = self._record(instance.alias, runner).after(ok, took_ms, time.time())
-        self._keep(instance, record)
-        if judge(record) is Health.UNHEALTHY and instance.runner is runner:
-            await self._end(instance, runner, record)
-        return ok
-
-    async def _end(self, instance: ModelInstance, runner: Runner, record: Record) -> None:
-        if record.consecutive_failures >= UNHEALTHY_AFTER:
-            await instance.kill_unresponsive(
-                runner, f"it missed {record.consecutive_failures} probes in a row"
-            )
-        elif not instance.view().vram_mb and await runner.working():
-            logger.info("%s: no answer for long, but it computes: a long prompt, most likely", instance.alias)
-            self._keep(instance, record.after_answer())
-        else:
-            await instance.kill_unresponsive(
-                runner, f"{record.silent_timeouts} requests in a row got no answer"
-            )
+    async def _act(self, instance: ModelInstance, runner: Runner) -> None:
+        watch, now = self._watch(instance, runner), self._clock()
+        verdict = watch.verdict = judge(runner.evidence, _limits(instance), self.pauses, now)
+        stuck = watch.repeated.stuck(verdict, runner.evidence, now)
+        if instance.runner is runner:
+            instance.health_changed(watch.health)
+            if stuck:
+                await instance.kill_unresponsive(runner, verdict.why)
 
     def _on_event(self, event: Event) -> None:
-        if not isinstance(event, RequestFinished):
+        """A client that got nothing tells as much as a time-out, also where it left early."""
+        assert isinstance(event, RequestFinished)
+        instance = self._instances().get(event.alias)
+        runner = instance.runner if instance is not None else None
+        if runner is None or event.queue_wait_s is None:
             return
-        known = self._records.get(event.alias)
-        if event.ttft_s is not None and (known is None or not known.silent_timeouts):
-            return  # the usual case
-        for instance, runner in self._loaded():
-            if instance.alias == event.alias:
-                self._learn(event, instance, runner)
-
-    def _learn(self, event: RequestFinished, instance: ModelInstance, runner: Runner) -> None:
-        record = self._record(event.alias, runner)
-        if event.ttft_s is not None:
-            self._keep(instance, record.after_answer())
-        elif event.error == UpstreamTimeout.code and self._clock() - runner.last_output >= self._silence_s:
-            self._keep(instance, record.after_silence())
+        evidence = runner.evidence
+        if event.ttft_s is None:
+            evidence.asked(self._clock() - event.duration_s + event.queue_wait_s)
             self._hurry.set()
+        elif evidence.owed_since is not None or evidence.missed:
+            evidence.moved(self._clock() - BATCH_S)
 
 
-def _shown(record: Record) -> dict[str, Any]:
-    good = record.checks - record.failures
+def _limits(instance: ModelInstance) -> Limits:
+    return Limits(request_s=instance.spec.request_timeout_s)
+
+
+def _shown(watch: Watch) -> dict[str, Any]:
+    good = watch.checks - watch.failures
     return {
-        "status": judge(record).value,
-        "uptime_percentage": round(100 * good / record.checks, 2) if record.checks else 100.0,
-        "consecutive_failures": record.consecutive_failures + record.silent_timeouts,
-        "avg_response_time_ms": round(record.total_ms / good, 2) if good else None,
-        "last_check": record.last_check,
+        "status": watch.health.value,
+        "uptime_percentage": round(100 * good / watch.checks, 2) if watch.checks else 100.0,
+        "consecutive_failures": watch.failures_in_a_row,
+        "avg_response_time_ms": round(watch.total_ms / good, 2) if good else None,
+        "last_check": watch.last_check,
+        "why": watch.verdict.why or None,
     }

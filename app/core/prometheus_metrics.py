@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -39,6 +40,19 @@ _STATUSES = [(name, label_text([("status", name)])) for name in PUBLIC_STATUSES]
 _PRIORITIES = [(level, label_text([("priority", level.label)])) for level in Priority]
 
 
+class _RequestSeries(NamedTuple):
+    """What a request counts in: looked up once for all requests that are alike."""
+
+    requests: Count
+    duration: Distribution
+    wait: Distribution
+    ttft: Distribution
+    prompt: Count
+    generated: Count
+    cached: Count
+    speed: Distribution
+
+
 class Metrics:
     """One registry for one router; the labels are the configured aliases and closed sets.
 
@@ -55,6 +69,7 @@ class Metrics:
     ) -> None:
         """`clients`: bytes that are held for them, by kind."""
         self._views, self._devices, self._clients = views, devices, clients
+        self._of_requests: dict[tuple[str, str, Outcome, Priority], _RequestSeries] = {}
         self._make_counters()
         self._make_histograms()
         self._families: tuple[Family[Count] | Family[Distribution], ...] = tuple(
@@ -164,25 +179,40 @@ class Metrics:
         self._cache_bytes.labels(event.alias, direction).inc(event.size)
         self._cache_move.labels(event.alias, direction).observe(event.seconds)
 
+    def _series_of(self, event: RequestFinished) -> _RequestSeries:
+        alias = event.alias
+        return _RequestSeries(
+            self._requests.labels(alias, event.outcome.value),
+            self._duration.labels(alias, event.endpoint),
+            self._wait.labels(alias, event.priority.label),
+            self._ttft.labels(alias),
+            self._tokens.labels(alias, "prompt"),
+            self._tokens.labels(alias, "generated"),
+            self._tokens.labels(alias, "cached"),
+            self._speed.labels(alias),
+        )
+
     def _finished(self, event: RequestFinished) -> None:
-        alias, usage = event.alias, event.usage
-        self._requests.labels(alias, event.outcome.value).inc()
+        usage, key = event.usage, (event.alias, event.endpoint, event.outcome, event.priority)
+        series = self._of_requests.get(key)
+        if series is None:
+            series = self._of_requests[key] = self._series_of(event)
+        series.requests.inc()
+        series.duration.observe(event.duration_s)
         if event.error == RequestCrashesModel.code:
-            self._quarantined.labels(alias).inc()
-        self._duration.labels(alias, event.endpoint).observe(event.duration_s)
+            self._quarantined.labels(event.alias).inc()
         if event.queue_wait_s is not None:
-            self._wait.labels(alias, event.priority.label).observe(event.queue_wait_s)
+            series.wait.observe(event.queue_wait_s)
         if event.ttft_s is not None:
-            self._ttft.labels(alias).observe(event.ttft_s)
-        for kind, count in (
-            ("prompt", usage.prompt),
-            ("generated", usage.generated),
-            ("cached", usage.cached),
-        ):
-            if count:
-                self._tokens.labels(alias, kind).inc(count)
+            series.ttft.observe(event.ttft_s)
+        if usage.prompt:
+            series.prompt.inc(usage.prompt)
+        if usage.generated:
+            series.generated.inc(usage.generated)
+        if usage.cached:
+            series.cached.inc(usage.cached)
         if usage.generation_tps is not None:
-            self._speed.labels(alias).observe(usage.generation_tps)
+            series.speed.observe(usage.generation_tps)
 
 
 def _model_gauges(views: Sequence[ModelView]) -> Iterator[str]:

@@ -30,6 +30,11 @@ class TicketState(Enum):
 class TicketOwner(Protocol):
     """Who holds a ticket, and is told what becomes of it. None of these may raise."""
 
+    @property
+    def quiet_since(self) -> float | None:
+        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
+        ...
+
     def granted(self) -> None:
         """It has a slot."""
 
@@ -109,6 +114,10 @@ class _Waiter:
 
     def __init__(self) -> None:
         self.resolved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def quiet_since(self) -> None:
+        """It asks nothing."""
 
     def granted(self) -> None:
         if not self.resolved.done():

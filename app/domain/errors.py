@@ -201,6 +201,7 @@ class QueueTimeout(RouterError):
 
 class UpstreamTimeout(RouterError):
     status, type, code = 504, "timeout_error", "upstream_timeout"
+    retryable = False  # a client that asks at once has the same work begun once more
 
 
 class ModelError(RouterError):

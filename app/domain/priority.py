@@ -15,9 +15,10 @@ class Priority(IntEnum):
     NORMAL = 1
     LOW = 2
 
-    @property
-    def label(self) -> str:
-        return self.name.lower()
+    label: str
+
+    def __init__(self, _level: int) -> None:
+        self.label = self.name.lower()
 
     @classmethod
     def parse(cls, text: str) -> Priority | None:

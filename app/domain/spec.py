@@ -51,6 +51,7 @@ class ModelSpec:
     kind: ModelKind
     pinned: bool
     idle_timeout_s: float | None
+    request_timeout_s: float  # how long a slot may stand still; 0: for ever
     slots: int
     priority: Priority
     declared_mb: int | None
@@ -74,5 +75,6 @@ class ModelSpec:
             aliases=self.aliases,
             pinned=self.pinned,
             idle_timeout_s=self.idle_timeout_s,
+            request_timeout_s=self.request_timeout_s,
             priority=self.priority,
         )

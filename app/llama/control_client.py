@@ -18,10 +18,3 @@ class _Transport(httpx.AsyncHTTPTransport):
 def open_client() -> httpx.AsyncClient:
     """Only for this machine: no proxy, no certificates."""
     return httpx.AsyncClient(transport=_Transport(verify=False, trust_env=False), trust_env=False)
-
-
-def refused(error: BaseException | None) -> bool:
-    """Whether nobody listens on the port: the system refused the connection."""
-    while error is not None and not isinstance(error, ConnectionRefusedError):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -207,9 +207,12 @@ def classify(exit_code: int, log_lines: Sequence[str]) -> Failure:
 
 
 def of_exit_alone(exit_code: int, log_lines: Sequence[str]) -> Failure:
-    """For a process that has served. A client can make it say anything: no line is a cause."""
+    """For a process that has served. A client can make it say anything: no line is a cause, but for the very
+    last one of a process that was told twice to end, which excuses the requests that ran."""
     number = _signal(exit_code)
     kind, message = _by_signal_or_code(exit_code, number)
+    if exit_code == 1 and log_lines and _TOLD_TWICE in log_lines[-1]:
+        kind, message = FailureKind.KILLED, "llama-server was told to end from outside the router, twice."
     return Failure(kind, message, exit_code, tuple(log_lines[-TAIL_LINES:]), served=True)
 
 
@@ -245,6 +248,8 @@ def _readable(groups: dict[str, str | None]) -> dict[str, str]:
 # llama-server logs through a thread that it does not wait for: in a tenth to a third of all failures
 # (measured on b10434) the end of its log is missing, this line and mostly the reason with it.
 _LAST_WORDS = "exiting due to"
+
+_TOLD_TWICE = "Received second interrupt, terminating immediately."
 
 _FROM_OUTSIDE = {
     9: "llama-server was killed by SIGKILL. Often the kernel does that when memory runs out: see dmesg.",

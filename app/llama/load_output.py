@@ -22,6 +22,12 @@ _STAGES = {
 """What a llama-server says that does not tell its progress."""
 
 
+SHORTEST = 12  # no line that says something is shorter
+MAX_LINE = 1 << 16
+READ_BYTES = 1 << 15
+"""Of one piece of output, at its beginning and at its end: who writes more at once says nothing of use."""
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Memory that was allocated; `device` as llama.cpp names it, `kind` model, kv, rs, compute or output."""
@@ -107,3 +113,28 @@ class LoadLog:
         done = (stages.index(current) + min(max(float(value), 0.0), 1.0)) / len(stages)
         self.stage = str(current)
         self.progress = max(done, self.progress or 0.0)  # never backwards
+
+
+class LoadReader:
+    """Bytes as they come, into a `LoadLog`. Costs no more for a flood than for a page."""
+
+    def __init__(self, log: LoadLog) -> None:
+        self._log, self._partial = log, b""
+
+    def feed(self, data: bytes) -> bool:
+        """True when something changed that is shown."""
+        if len(data) <= 2 * READ_BYTES:
+            return self._feed(data)
+        changed = self._feed(data[:READ_BYTES])
+        self._partial = b""  # a line is not continued by one that follows what was left out
+        tail = data[-READ_BYTES:]
+        return self._feed(tail[tail.find(b"\n") + 1 :]) or changed
+
+    def _feed(self, data: bytes) -> bool:
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._partial = self._partial[-MAX_LINE:]
+        changed = False
+        for line in lines:
+            if len(line) >= SHORTEST:
+                changed |= self._log.feed(line.decode("utf-8", "replace"))
+        return changed

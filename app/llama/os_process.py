@@ -117,13 +117,15 @@ def _mapped_bytes(maps: Iterable[str], paths: Collection[str]) -> int:
     return total
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time used so far, by all its threads; 0 where it cannot be told. Blocking."""
+def processor_use(pid: int) -> tuple[float, bool]:
+    """Processor time used so far, by all its threads, and whether it is stopped by a signal or a debugger;
+    nothing where it cannot be told. Blocking."""
     try:
-        times = psutil.Process(pid).cpu_times()
+        process = psutil.Process(pid)
+        times, status = process.cpu_times(), process.status()
     except (psutil.Error, OSError):
-        return 0.0
-    return times.user + times.system
+        return 0.0, False
+    return times.user + times.system, status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 def start_mark(pid: int) -> str | None:

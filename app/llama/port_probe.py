@@ -1,21 +1,25 @@
-"""What answers on the port of a process: nobody, a model that loads, ours that serves, or another program."""
+"""What answers on the port of a process: nobody, a model that loads, ours that serves, or another program.
+
+All that is seen becomes evidence. What follows from it is decided in `app/judgement`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from enum import Enum
 
-import anyio
-import httpx
+import anyio.to_thread
 
-from app.llama.control_client import refused
-from app.llama.os_process import out_of_files
+from app.judgement.evidence import Evidence
+from app.judgement.judge import PROBE_TIMEOUT_S
+from app.judgement.pauses import Pauses
+from app.llama.asking import Answer, NoAnswer, ask
+from app.llama.os_process import out_of_files, processor_use
+from app.llama.slots import working_slots
 
-ASK_TIMEOUT_S = 5.0
-PORT_CLOSED_S = 3.0  # a port that was open and refuses for this long has been closed
-
-_NO_ANSWER = (httpx.RequestError, TimeoutError)
+_NO_ANSWER = (NoAnswer, OSError, TimeoutError)
 
 
 class PortAnswer(Enum):
@@ -26,64 +30,75 @@ class PortAnswer(Enum):
 
 
 class PortProbe:
-    """Asks on the port of one process. `says_ready`: the process has said that it serves."""
+    """Asks one process, one question at a time."""
 
     def __init__(
         self,
         port: int,
         api_key: str,
-        http: httpx.AsyncClient,
-        says_ready: Callable[[], bool],
+        evidence: Evidence,
+        pauses: Pauses,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._url, self._api_key, self._http = f"http://127.0.0.1:{port}", api_key, http
-        self._says_ready, self._clock = says_ready, clock
-        self._was_open = False
-        self._refused_since: float | None = None
+        self._port, self._api_key = port, api_key
+        self._evidence, self._pauses, self._clock = evidence, pauses, clock
+        self._looking: asyncio.Task[None] | None = None
 
-    async def healthy(self, timeout_s: float) -> bool:
-        try:
-            return await self._get("/health", timeout_s) == 200
-        except _NO_ANSWER as error:
-            return out_of_files(error)  # it could not even be asked
-
-    async def look(self) -> PortAnswer:
-        try:
-            status = await self._get("/health", ASK_TIMEOUT_S)
-            if status == 503:
-                return PortAnswer.LOADING
-            # Only our process asks for our key. /health is public, /props is not.
-            ours = await self._get("/props", ASK_TIMEOUT_S, key=False) == 401
-            ours = ours and await self._get("/props", ASK_TIMEOUT_S) == 200
-        except _NO_ANSWER as error:
-            if refused(error):
-                self._note(is_open=False)
-            elif not isinstance(error, (httpx.ConnectError, TimeoutError)):  # these tell nothing of the port
-                self._note(is_open=True)
+    async def load_step(self) -> PortAnswer:
+        """While it loads. A port that nobody has bound yet costs next to nothing."""
+        health = await self._ask("/health")
+        if health is None:
             return PortAnswer.NOTHING
-        return PortAnswer.SERVES if status == 200 and ours else PortAnswer.NOT_OURS
+        if health.status == 503:
+            return PortAnswer.LOADING
+        # Only our process asks for our key. /health is public, /props is not.
+        stranger, ours = await self._ask("/props", key=False), await self._ask("/props")
+        if stranger is None or ours is None:
+            return PortAnswer.NOTHING
+        serves = health.status == 200 and stranger.status == 401 and ours.status == 200
+        return PortAnswer.SERVES if serves else PortAnswer.NOT_OURS
 
-    @property
-    def is_closed(self) -> bool:
-        """It was open, and has refused for a while."""
-        since = self._refused_since
-        return since is not None and self._clock() - since > PORT_CLOSED_S
+    async def look(self, pid: int, *, at_slots: bool) -> None:
+        """At a process that serves. Who comes while one is under way waits for that."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
+        await asyncio.shield(self._looking)
 
-    def _note(self, *, is_open: bool) -> None:
-        """A refusal counts only after the port was open, or after the process said that it is ready: until
-        then the process is starting, and a large build on a cold disk starts for a long time."""
-        if is_open:
-            self._was_open, self._refused_since = True, None
-        elif self._refused_since is None and (self._was_open or self._says_ready()):
-            self._refused_since = self._clock()
+    def stop(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
 
-    async def _get(self, path: str, timeout_s: float, *, key: bool = True) -> int:
-        # One connection each: an idle one holds a thread of the server, and dies after 5 s anyway.
-        headers = {"Connection": "close"}
-        if key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        with anyio.fail_after(timeout_s):
-            async with self._http.stream("GET", self._url + path, headers=headers) as answer:
-                status: int = answer.status_code
-        self._note(is_open=True)
-        return status
+    # --- inside
+
+    async def _look(self, pid: int, at_slots: bool) -> None:
+        evidence = self._evidence
+        cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
+        evidence.used_processor(self._clock(), cpu_s, is_stopped=is_stopped)
+        if not at_slots:
+            await self._ask("/health")
+        elif (answer := await self._ask("/slots")) is not None:
+            working = working_slots(answer.body) if answer.status == 200 else None
+            evidence.saw_slots(self._clock(), working)
+
+    def _connected(self) -> None:
+        self._evidence.port_accepted(self._clock())
+
+    async def _ask(self, path: str, *, key: bool = True) -> Answer | None:
+        evidence, begun = self._evidence, self._clock()
+        evidence.probe_begun(begun)
+        try:
+            key_for_it = self._api_key if key else None
+            answer = await ask(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
+        except ConnectionRefusedError:
+            evidence.port_refused(self._clock())
+            evidence.probe_missed(self._clock())
+        except _NO_ANSWER as error:
+            now = self._clock()
+            evidence.probe_missed(now, is_void=out_of_files(error) or self._pauses.interrupted(begun, now))
+        except BaseException:
+            evidence.probe_missed(self._clock(), is_void=True)
+            raise
+        else:
+            evidence.probe_answered(self._clock())
+            return answer
+        return None

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import cast
 
 import anyio
-import anyio.to_thread
-import httpx
 
 from app.domain.status import Status
+from app.judgement.evidence import Evidence
+from app.judgement.judge import Cause, Limits, Repeated, judge
+from app.judgement.pauses import Pauses
 from app.llama.command import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
-from app.llama.load_output import LoadLog
+from app.llama.load_output import LoadLog, LoadReader
 from app.llama.load_watch import LoadWatch
 from app.llama.os_process import (
     KILL,
     NO_FILES_LEFT,
     WINDOWS,
-    cpu_seconds,
     out_of_files,
     spawn_options,
 )
@@ -37,16 +37,14 @@ from app.llama.pipe import Output, ProcessEvents
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.runner import Exit, LoadError, OnChange
+from app.llama.times import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)
 
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
-SAMPLE_S = 1.0
-WORKING_SHARE = 0.2  # of one processor; a process that waits for something uses next to nothing
-LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
-KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
-MAX_LINE = 1 << 16
+POLL_SHARE = 0.05  # of the time that a load has taken: it is ready at most that much earlier than is noticed
+POLL_MAX_S = 0.5
 
 
 class LlamaRunner:
@@ -58,10 +56,12 @@ class LlamaRunner:
         port: int,
         api_key: str,
         log: ModelLog,
-        http: httpx.AsyncClient,
         load_timeout_s: float,
         on_change: OnChange,
         files: Sequence[Path] = (),
+        *,
+        pauses: Pauses | None = None,
+        times: ProcessTimes = USUAL,
     ) -> None:
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
@@ -69,19 +69,19 @@ class LlamaRunner:
         self.unkillable = False
         self.load_log = LoadLog()
         self._alias, self._on_change = alias, on_change
-        self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log)
-        self._probe = PortProbe(port, api_key, http, lambda: self.load_log.state == "ready")
-        self._begin = log.position
-        self._output = Output(self)
+        now = time.monotonic()
+        self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
+        self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log, self.evidence)
+        self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
+        self._reader, self._begin = LoadReader(self.load_log), log.position
+        self._output, self._times = Output(self, times.read_pause_s), times
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._wake = asyncio.Event()
-        self._partial = b""
         self._stopping = self._output_ended = False
         self._code: int | None = None
-        self.last_output = time.monotonic()
 
     # --- life
 
@@ -116,34 +116,30 @@ class LlamaRunner:
 
     async def ready(self) -> None:
         """One caller at a time. See `Runner.ready`."""
-        self._watch.sign()
+        self.evidence.moved(time.monotonic())
+        limits, repeated = Limits(load_s=self._load_timeout_s), Repeated()
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
             if await self._watch.look(self.pid):
                 self._on_change(self)
-            if self._watch.silent_s > self._load_timeout_s:
-                raise LoadError(self._failure(FailureKind.TIMEOUT, self._no_progress()))
-            if self._probe.is_closed:
-                message = "llama-server closed its port while it loaded. It is started again."
+            now = time.monotonic()
+            verdict = judge(self.evidence, limits, self._pauses, now)
+            if repeated.stuck(verdict, self.evidence, now):
+                closed = verdict.cause is Cause.PORT_CLOSED
+                message = _CLOSED if closed else _no_progress(self._load_timeout_s)
                 raise LoadError(self._failure(FailureKind.TIMEOUT, message))
-            with anyio.move_on_after(POLL_S):
+            with anyio.move_on_after(self._poll_s(now)):
                 await self._wake.wait()
             self._wake.clear()
-        self._partial = b""
+        self.evidence.ready(time.monotonic())
         self._enter(Status.READY)
 
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
 
-    async def healthy(self, timeout_s: float) -> bool:
-        return await self._probe.healthy(timeout_s)
-
-    async def working(self) -> bool:
-        before = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
-        await asyncio.sleep(SAMPLE_S)
-        after = await anyio.to_thread.run_sync(cpu_seconds, self.pid)
-        return after - before >= WORKING_SHARE * SAMPLE_S
+    async def look(self, *, at_slots: bool) -> None:
+        await self._probe.look(self.pid, at_slots=at_slots)
 
     async def stop(self, grace_s: float = 2.0) -> None:
         if self._transport is None:
@@ -154,7 +150,7 @@ class LlamaRunner:
             await asyncio.wait({self._exit}, timeout=grace_s)
         if not self._exit.done():
             self._signal_group(KILL)
-            await asyncio.wait({self._exit}, timeout=KILL_WAIT_S)
+            await asyncio.wait({self._exit}, timeout=self._times.kill_wait_s)
         if self._exit.done():
             await self.reaped()
         elif not self.unkillable:
@@ -186,10 +182,11 @@ class LlamaRunner:
 
     def took_output(self, data: bytes) -> bool:
         self.log.feed(data)
-        self.last_output = time.monotonic()
         if self.phase is not Status.READY:  # afterwards every line is only on its way to the file
-            self._watch.sign()
+            self.evidence.moved(time.monotonic())
             self._read_lines(data)
+        elif not self.evidence.shows_slots:
+            self.evidence.said(time.monotonic())
         return self.phase is Status.READY
 
     def process_exited(self, code: int) -> None:
@@ -198,7 +195,7 @@ class LlamaRunner:
         if self._output_ended:
             self._conclude()
         else:
-            self._loop.call_later(LAST_OUTPUT_S, self._conclude)
+            self._loop.call_later(self._times.last_output_s, self._conclude)
 
     def output_ended(self) -> None:
         self._output_ended = True
@@ -215,6 +212,8 @@ class LlamaRunner:
         """The process has gone and has said everything."""
         if self._exit.done() or self._code is None:
             return
+        self.evidence.exited(time.monotonic())
+        self._probe.stop()
         self._exit.set_result(Exit(self._code, self._reason(self._code)))
         self.log.release()
         self._wake.set()
@@ -232,12 +231,10 @@ class LlamaRunner:
         return failure
 
     def _read_lines(self, data: bytes) -> None:
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        self._partial = self._partial[-MAX_LINE:]
-        changed = False
-        for line in lines:
-            changed |= self.load_log.feed(line.decode("utf-8", "replace"))
+        changed = self._reader.feed(data)
+        self.evidence.doing = self.load_log.stage or self.load_log.state or ""
         if self.load_log.state == "ready":
+            self.evidence.said_ready = True
             self._wake.set()
         if self.phase is Status.STARTING and self.load_log.state in ("loading", "ready"):
             self._enter(Status.LOADING)  # it has begun to load, also where all of that came in one read
@@ -246,7 +243,7 @@ class LlamaRunner:
 
     async def _serves(self) -> bool:
         """Look once at the port."""
-        answer = await self._probe.look()
+        answer = await self._probe.load_step()
         if answer is PortAnswer.LOADING:
             self._enter(Status.LOADING)
         elif answer is PortAnswer.NOT_OURS:
@@ -265,11 +262,8 @@ class LlamaRunner:
             self.phase = phase
             self._on_change(self)
 
-    def _no_progress(self) -> str:
-        return (
-            f"The load showed no progress for {self._load_timeout_s:.0f} s. Look at its log; if the disk or "
-            "the GPU is only slow, raise system.load_timeout_sec."
-        )
+    def _poll_s(self, now: float) -> float:
+        return min(max(POLL_S, POLL_SHARE * (now - self.evidence.started)), POLL_MAX_S)
 
     def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
         tail = tuple(self.log.tail(TAIL_LINES, since=self._begin))
@@ -291,3 +285,13 @@ class LlamaRunner:
                 self._transport.kill()
             else:
                 os.killpg(self.pid, number)
+
+
+_CLOSED = "llama-server closed its port while it loaded. It is started again."
+
+
+def _no_progress(timeout_s: float) -> str:
+    return (
+        f"The load showed no progress for {timeout_s:.0f} s. Look at its log; if the disk or the GPU is only "
+        "slow, raise system.load_timeout_sec."
+    )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
+from app.judgement.evidence import Evidence
 from app.llama.exit_reason import Failure
 from app.llama.load_output import LoadLog
 from app.llama.output.log import ModelLog
@@ -38,7 +39,7 @@ class Runner(Protocol):
     phase: Status
     load_log: LoadLog
     log: ModelLog
-    last_output: float  # when it last said anything, on the monotonic clock
+    evidence: Evidence  # all that was observed of it
     unkillable: bool  # it was killed and lives on, inside a call of the kernel; `on_change` has told it
 
     async def ready(self) -> None:
@@ -48,10 +49,9 @@ class Runner(Protocol):
         """For any number of waiters; cancelling one changes nothing."""
         ...
 
-    async def healthy(self, timeout_s: float) -> bool: ...
-
-    async def working(self) -> bool:
-        """It uses the processor: one batch of a long prompt can take minutes without a word."""
+    async def look(self, *, at_slots: bool) -> None:
+        """Observe it afresh, and ask it for its slots, or only for its health. One at a time: who comes
+        meanwhile waits for the look that is under way."""
         ...
 
     async def stop(self, grace_s: float = 2.0) -> None:

@@ -44,10 +44,6 @@ class Footprint:
         share = self.on_host.host
         return (share.kv_bytes + share.recurrent_bytes) // slots
 
-    @property
-    def trained_context(self) -> int | None:
-        return self.header.context_length
-
 
 def inspect(spec: ModelSpec) -> Footprint:
     """Read the header and estimate. Blocking. Raises `LoadError` for what no load could heal."""

@@ -64,6 +64,7 @@ class ModelInstance:
         self.need: MemoryNeed | None = None
         self.health: Health | None = None
         self.removed = False
+        self.ttl_s: float | None = None  # how long it stays when nobody uses it, if its last user said so
         self._supervise = partial(
             Supervisor,
             launcher=launcher,
@@ -111,10 +112,7 @@ class ModelInstance:
         return True
 
     def let_read(self, ticket: Ticket) -> None:
-        """Without a slot: it neither waits for one nor takes it from others, and the model may be idle.
-
-        Whoever is let in takes itself out of `readers`.
-        """
+        """Without a slot, so that it waits for none; whoever is let in takes itself out of `readers`."""
         if self.serves:
             self.readers.add(ticket)
             ticket.grant(self._clock())
@@ -134,7 +132,7 @@ class ModelInstance:
     def start(self, placement: Placement) -> None:
         """Begin a load. The caller has seen that there is room."""
         self.memory.reserve(placement)
-        self.health = None
+        self.health = self.ttl_s = None
         self._carry_out(self.lifecycle.start(self._clock(), is_wanted=self.queue.waiting > 0))
         self.process = self._supervise(self, self.spec, placement)
 

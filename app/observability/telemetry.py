@@ -14,17 +14,27 @@ from app.domain.events import BatchPublished, Event, Outcome, RequestFinished
 
 access_log = logging.getLogger("app.access")
 
+OUTCOMES = {outcome: outcome.value for outcome in Outcome}
+"""Their texts. Asking an enum takes as long as anything else here."""
+
 RECENT = 2000
 """Percentiles are those of this many last requests."""
 
 
 @dataclass
 class ModelTotals:
-    requests: int = 0
-    errors: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
+    tokens_prompt: int = 0
     tokens_generated: int = 0
     last_tps: float | None = None
+
+    @property
+    def requests(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def errors(self) -> int:
+        return self.requests - self.outcomes[Outcome.SUCCESS] - self.outcomes[Outcome.CANCELLED]
 
 
 class Telemetry:
@@ -35,12 +45,10 @@ class Telemetry:
 
     def __init__(self, bus: EventBus) -> None:
         self.by_model: dict[str, ModelTotals] = {}
-        self._outcomes: Counter[Outcome] = Counter()
         self._errors: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
-        self._prompt = self._generated = 0
-        self._lines: list[dict[str, Any]] = []
+        self._finished: list[RequestFinished] = []
         bus.subscribe(self._on_event, RequestFinished)
         bus.subscribe(self._write, BatchPublished)
 
@@ -48,24 +56,24 @@ class Telemetry:
         return self.by_model.get(alias) or ModelTotals()
 
     def outcome(self, outcome: Outcome) -> int:
-        return self._outcomes[outcome]
+        return sum(totals.outcomes[outcome] for totals in self.by_model.values())
 
     def summary(self) -> dict[str, Any]:
         """Milliseconds; averages and percentiles over the last requests that succeeded."""
         latencies = sorted(self._latencies)
-        total = sum(self._outcomes.values())
+        models = self.by_model.values()
         return {
-            "total_requests": total,
-            "success_count": self._outcomes[Outcome.SUCCESS],
-            "error_count": total - self._outcomes[Outcome.SUCCESS] - self._outcomes[Outcome.CANCELLED],
-            "cancelled_count": self._outcomes[Outcome.CANCELLED],
+            "total_requests": sum(totals.requests for totals in models),
+            "success_count": self.outcome(Outcome.SUCCESS),
+            "error_count": sum(totals.errors for totals in models),
+            "cancelled_count": self.outcome(Outcome.CANCELLED),
             "avg_latency_ms": _ms(_mean(latencies)),
             "p50_latency_ms": _ms(percentile(latencies, 0.50)),
             "p95_latency_ms": _ms(percentile(latencies, 0.95)),
             "p99_latency_ms": _ms(percentile(latencies, 0.99)),
             "avg_ttft_ms": _ms(_mean(self._ttfts)),
-            "tokens_prompt": self._prompt,
-            "tokens_generated": self._generated,
+            "tokens_prompt": sum(totals.tokens_prompt for totals in models),
+            "tokens_generated": sum(totals.tokens_generated for totals in models),
             "requests_by_model": {alias: totals.requests for alias, totals in self.by_model.items()},
             "errors_by_type": dict(self._errors),
         }
@@ -73,35 +81,27 @@ class Telemetry:
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, RequestFinished):
             return
-        self._outcomes[event.outcome] += 1
-        self._prompt += event.usage.prompt
-        self._generated += event.usage.generated
-        if event.outcome is Outcome.SUCCESS:
-            self._latencies.append(event.duration_s)
-            if event.ttft_s is not None:
-                self._ttfts.append(event.ttft_s)
-        elif event.outcome is not Outcome.CANCELLED:
-            self._errors[event.error or f"upstream_{event.status}"] += 1
         totals = self.by_model.get(event.alias)
         if totals is None:
             totals = self.by_model[event.alias] = ModelTotals()
-        self._count(totals, event)
-        if access_log.isEnabledFor(logging.INFO):
-            self._lines.append(_line(event))
+        outcome, usage = event.outcome, event.usage
+        totals.outcomes[outcome] += 1
+        totals.tokens_prompt += usage.prompt
+        totals.tokens_generated += usage.generated
+        totals.last_tps = usage.generation_tps or totals.last_tps
+        if outcome is Outcome.SUCCESS:
+            self._latencies.append(event.duration_s)
+            if event.ttft_s is not None:
+                self._ttfts.append(event.ttft_s)
+        elif outcome is not Outcome.CANCELLED:
+            self._errors[event.error or f"upstream_{event.status}"] += 1
+        self._finished.append(event)
 
     def _write(self, _: Event) -> None:
         """A batch is one record: `logging` takes longer for one than everything else here for a request."""
-        lines, self._lines = self._lines, []
-        if lines:
-            access_log.info("requests", extra={"lines": lines})
-
-    @staticmethod
-    def _count(totals: ModelTotals, event: RequestFinished) -> None:
-        totals.requests += 1
-        totals.outcomes[event.outcome] += 1
-        totals.errors += event.outcome not in (Outcome.SUCCESS, Outcome.CANCELLED)
-        totals.tokens_generated += event.usage.generated
-        totals.last_tps = event.usage.generation_tps or totals.last_tps
+        finished, self._finished = self._finished, []
+        if finished and access_log.isEnabledFor(logging.INFO):
+            access_log.info("requests", extra={"lines": [_line(event) for event in finished]})
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -120,24 +120,27 @@ def _ms(seconds: float | None) -> float:
 def _line(event: RequestFinished) -> dict[str, Any]:
     """Of the access log. Prompts and answers are never logged."""
     prompt, generated, _, tps = event.usage
-    fields = {
+    line: dict[str, Any] = {
         "model": event.alias,
         "endpoint": event.endpoint,
         "status": event.status,
-        "outcome": event.outcome.value,
-        "error": event.error,
-        "priority": event.priority.label,
-        "client": event.client or None,
-        "wait_ms": _rounded(event.queue_wait_s),
-        "load_ms": _rounded(event.load_s) or None,
-        "ttft_ms": _rounded(event.ttft_s),
-        "total_ms": _rounded(event.duration_s),
-        "tokens": f"{prompt}+{generated}" if prompt else None,
-        "tps": round(tps, 1) if tps else None,
-        "id": event.request_id,
+        "outcome": OUTCOMES[event.outcome],
     }
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-def _rounded(seconds: float | None) -> int | None:
-    return None if seconds is None else round(1000 * seconds)
+    if event.error is not None:
+        line["error"] = event.error
+    line["priority"] = event.priority.label
+    if event.client:
+        line["client"] = event.client
+    if event.queue_wait_s is not None:
+        line["wait_ms"] = round(1000 * event.queue_wait_s)
+    if load_ms := round(1000 * event.load_s):
+        line["load_ms"] = load_ms
+    if event.ttft_s is not None:
+        line["ttft_ms"] = round(1000 * event.ttft_s)
+    line["total_ms"] = round(1000 * event.duration_s)
+    if prompt:
+        line["tokens"] = f"{prompt}+{generated}"
+    if tps:
+        line["tps"] = round(tps, 1)
+    line["id"] = event.request_id
+    return line

@@ -57,11 +57,23 @@ class Admission:
         if inquiry.is_open and entrant.record.is_answered:
             inquiry.answered(entrant.ticket, entrant.asks_for())
         self.leave(entrant)
+        ttl_s, instance = entrant.record.request.ttl_s, entrant.instance
+        if (ttl_s is not None or instance.ttl_s is not None) and not entrant.record.request.only_reads:
+            instance.ttl_s = ttl_s
+            self._manager.scheduler.reconcile_soon()
         self._bus.finished(entrant.record.event)
 
     def waits_because(self, entrant: Entrant) -> str | None:
         wait = self._manager.scheduler.waits.get(entrant.instance.alias)
         return None if wait is None else wait.why
+
+    def patience_s(self, entrant: Entrant, runner: Runner, quiet_since: float) -> float:
+        running = entrant.instance.queue.running
+        place = sum(ticket.granted_at < entrant.ticket.granted_at for ticket in running)
+        return self._health.patience_s(entrant.instance, runner, quiet_since, place)
+
+    def awake_s(self, since: float, now: float) -> float:
+        return self._health.pauses.awake_s(since, now)
 
     def lost(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None] | None:
         if self._manager.closing:

@@ -19,7 +19,7 @@ from app.proxy import http1, messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
-from app.proxy.headers import Headers
+from app.proxy.headers import from_lines
 from app.proxy.readings import reading_of, tunnel_target
 from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
@@ -149,8 +149,8 @@ class AsgiAnswer:
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
         voice = voice_of(self._scope["path"])
-        headers, body = http1.error_answer(error, voice, self._scope["router.request_id"])
-        self.start(error.status, headers, len(body))
+        lines, body = http1.error_answer(error, voice, self._scope["router.request_id"])
+        self.start(error.status, lines, len(body))
         self.write(body, True)
 
     def bug(self, bug: Exception) -> None:
@@ -167,9 +167,10 @@ class AsgiAnswer:
 
     # --- the exchange's side
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
+        headers = from_lines(lines)
         if length is not None:
-            headers = [*headers, (b"content-length", b"%d" % length)]
+            headers.append((b"content-length", b"%d" % length))
         elif self._scope.get("http_version") == "1.0":  # its client knows no chunks
             self._collected = []
         self._put({"type": "http.response.start", "status": status, "headers": headers})

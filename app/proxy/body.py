@@ -25,6 +25,9 @@ WINDOW = 65536
 MAX_PARTS = 1_000_000
 """Strings, lists and objects of a larger body: stepping over one takes about a microsecond."""
 
+MAX_PARTS_READ = 200_000
+"""Of a body that is read whole: making an object of one holds the interpreter for half a microsecond."""
+
 MAX_FIELDS = 1000
 MAX_DEPTH = 200
 """As the parser's own."""
@@ -42,10 +45,19 @@ UNREAD: Final = Unread()
 def fields_of(body: bytes | bytearray) -> dict[str, Any]:
     """The fields of the object. Raises `InvalidJson`, and `BadRequest` where it is something else."""
     if len(body) > SMALL_BYTES:
-        return _Scan(body).fields()
+        return _Scan(body, MAX_PARTS).fields()
     fields = _parsed(body)
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
+    return fields
+
+
+def whole_fields_of(body: bytes | bytearray) -> dict[str, Any]:
+    """As `fields_of`, but all that they hold is read. Raises `BadRequest` for too many parts, too."""
+    if len(body) <= SMALL_BYTES:
+        return fields_of(body)
+    _Scan(body, MAX_PARTS_READ).fields()
+    fields: dict[str, Any] = _parsed(body)
     return fields
 
 
@@ -54,13 +66,19 @@ def _parsed(text: bytes | bytearray) -> Any:
         value = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    if _MAY_OVERFLOW.search(text) and _overflows(value):
+    if _may_overflow(text) and _overflows(value):
         raise InvalidJson("the body is not valid JSON: a number in it is too large")
     return value
 
 
-# A run of digits is looked at from its beginning only: from every place in it, that would be quadratic.
-_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d\d|(?<!\d)\d{300}")
+_ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
+_MANY_DIGITS = b"0" * 300
+
+
+def _may_overflow(text: bytes | bytearray) -> bool:
+    """Whether a large exponent or many digits stand in it. As a regular expression this took 30 ns a byte."""
+    text = text.translate(_ALIKE)
+    return b"e00" in text or b"e+00" in text or _MANY_DIGITS in text
 
 
 def _overflows(value: object) -> bool:
@@ -82,8 +100,9 @@ _CLOSES = {_OPEN: _CLOSE, b"["[0]: b"]"[0]}
 class _Scan:
     """One way through a body, from its first byte to its last."""
 
-    def __init__(self, body: bytes | bytearray) -> None:
-        self._body, self._at, self._parts_left = body, 0, MAX_PARTS
+    def __init__(self, body: bytes | bytearray, most_parts: int) -> None:
+        self._body, self._at, self._parts_left = body, 0, most_parts
+        self._most_parts = most_parts
 
     def fields(self) -> dict[str, Any]:
         if self._next() != _OPEN:
@@ -211,7 +230,7 @@ class _Scan:
         self._parts_left -= 1
         if self._parts_left < 0:
             raise BadRequest(
-                f"the body has more than {MAX_PARTS} texts, lists and objects; split the request"
+                f"the body has more than {self._most_parts} texts, lists and objects; split the request"
             )
 
     def _invalid(self, why: str) -> InvalidJson:

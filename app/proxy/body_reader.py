@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from app.domain.errors import RouterError
-from app.proxy.body import fields_of
 from app.proxy.content_encoding import gunzip
 from app.proxy.request_body import RequestBody
 
@@ -24,6 +23,7 @@ class Read(NamedTuple):
 
 Found = Read | RouterError
 Tell = Callable[[Found | BaseException], None]
+Parse = Callable[[bytes | bytearray], dict[str, Any]]
 
 
 class Reading:
@@ -50,13 +50,13 @@ class BodyReader:
         self._waiting: dict[Reading, tuple[RequestBody, Callable[[bytes | bytearray], Found]]] = {}
         self._is_busy = False
 
-    def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, has_fields: bool) -> Reading:
-        """`tell` is called later: with what was found, or the error that `gunzip` or `fields_of` raised.
+    def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, parse: Parse | None) -> Reading:
+        """`tell` is called later: with what was found, or the error that `gunzip` or `parse` raised.
 
-        `unpack_to`: the most bytes that it may be, of one that is packed; `has_fields`: they are wanted.
+        `unpack_to`: the most bytes that it may be, of one that is packed; without `parse` no fields are read.
         """
         reading = Reading(tell, self._forget)
-        self._waiting[reading] = (body, partial(_find, unpack_to=unpack_to, has_fields=has_fields))
+        self._waiting[reading] = (body, partial(_find, unpack_to=unpack_to, parse=parse))
         self._go_on()
         return reading
 
@@ -82,10 +82,10 @@ class BodyReader:
             tell(done.exception() or done.result())
 
 
-def _find(body: bytes | bytearray, *, unpack_to: int | None, has_fields: bool) -> Found:
+def _find(body: bytes | bytearray, *, unpack_to: int | None, parse: Parse | None) -> Found:
     """An error that is raised would keep its frames, with the body."""
     try:
         data = body if unpack_to is None else gunzip(body, unpack_to)
-        return Read(data, fields_of(data) if has_fields else {})
+        return Read(data, parse(data) if parse is not None else {})
     except RouterError as error:
         return error.without_frames()

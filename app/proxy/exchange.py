@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from enum import Enum
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -16,33 +15,18 @@ from app.core.config import SystemConfig
 from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
 from app.domain.status import Status
+from app.judgement.judge import LOOKS
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy import messages
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
+from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 
 logger = logging.getLogger(__name__)
-
-HEARTBEAT_S = 5.0
-"""A stream that waits gets its head after this time, and a comment each time it passes again."""
-
-HEAD_WAITS_S = 0.01
-"""llama-server sends a stream's head when it begins with the prompt. A short prompt's first event follows at
-once, and reaches a client later that is woken for the head before."""
-
-
-class Phase(Enum):
-    QUEUED = "its ticket waits"
-    CONNECTING = "granted; no connection yet"
-    ASKED = "sent; no head has come"
-    ANSWERING = "bytes pass"
-    EXITING = "its process failed; what becomes of it is known when that is gone"
-    ENDED = "slot and connection are given back"
-
 
 Input = TypeVar("Input", bound=Callable[..., Any])
 
@@ -51,9 +35,9 @@ def _input(method: Input) -> Input:
     """A bug in one request is answered and logged there; whoever called goes on."""
 
     @wraps(method)
-    def guarded(self: Exchange, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: Exchange, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except Exception as error:
             self.bug(error)
             return None
@@ -98,6 +82,11 @@ class Exchange:
     def request(self) -> RoutedRequest:
         return self.record.request
 
+    @property
+    def quiet_since(self) -> float | None:
+        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
+        return self.reply.progress_at if self.phase in AT_LLAMA_SERVER and not self._is_paused else None
+
     # --- the queue
 
     @_input
@@ -111,9 +100,9 @@ class Exchange:
         if runner is None:
             self._lost()
             return
-        self.phase, self.reply.progress_at = Phase.CONNECTING, self._clock()
+        self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
-        self._wake(self._limits.request_timeout_sec)
+        self._wake(self.instance.spec.request_timeout_s / LOOKS or CLIENT_STALLS_S)
         self._connect(runner)
 
     @_input
@@ -148,9 +137,9 @@ class Exchange:
         link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(status, headers, length)
+        self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 
@@ -201,12 +190,11 @@ class Exchange:
         """Every time-out of a request, and its heartbeat. Asks to be called again."""
         if self.phase is Phase.QUEUED:
             self._due_in_queue(now)
-        elif self.phase in _AT_LLAMA_SERVER:
+        elif self.phase in AT_LLAMA_SERVER:
             self.reply.flush_head()
             if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
                 self._body = None  # it cannot be sent once more
-            left_s = self.reply.progress_at + self._limits.request_timeout_sec - now
-            if left_s > 0:
+            if (left_s := self._patience_s(now)) > 0:
                 self._wake(left_s)
             elif self._is_paused:
                 logger.info("%s: a client stopped reading; its slot is taken back", self.instance.alias)
@@ -214,9 +202,21 @@ class Exchange:
                 self.reply.abort()
                 self._end()
             else:
-                self._fail(messages.upstream_timeout(self.instance, self._limits))
+                self._fail(messages.upstream_timeout(self.instance))
+
+    def _patience_s(self, now: float) -> float:
+        """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
+        since = self.quiet_since
+        if since is None or self._runner is None:
+            limit_s = self.instance.spec.request_timeout_s or CLIENT_STALLS_S
+            return max(limit_s - self._slots.awake_s(self.reply.progress_at, now), 0.0)
+        return self._slots.patience_s(self, self._runner, since)
 
     def _due_in_queue(self, now: float) -> None:
+        if now >= self._queue_deadline:  # unless this program stood still meanwhile
+            timeout_s = self._limits.queue_timeout_sec
+            waited_s = self._slots.awake_s(self._queue_deadline - timeout_s, now)
+            self._queue_deadline = now + timeout_s - waited_s
         if now >= self._queue_deadline:
             self._fail(messages.queue_timeout(self.instance, self._limits))
             return
@@ -248,8 +248,9 @@ class Exchange:
 
     def _open_ahead(self, runner: Runner | None) -> None:
         """A stream takes its connection along, so the next one needs another."""
-        waiting = self.instance.queue.waiting
-        if waiting and not self.request.keep_alive and runner is not None and runner.phase is Status.READY:
+        if self.request.keep_alive or runner is None or runner.phase is not Status.READY:
+            return
+        if waiting := self.instance.queue.waiting:
             self._links.open_ahead(runner.port, waiting)
 
     def _lost(self) -> None:
@@ -289,9 +290,6 @@ class Exchange:
             logger.exception("and could not say so")
             self.reply.abort()
         self._end(error)
-
-
-_AT_LLAMA_SERVER = frozenset({Phase.CONNECTING, Phase.ASKED, Phase.ANSWERING})
 
 
 def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:

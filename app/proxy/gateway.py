@@ -12,38 +12,29 @@ from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
 from app.access.rules import Client, Rules
-from app.core.config import SystemConfig
+from app.configuration.current import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
-from app.domain.heartbeats import Heartbeats
 from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of
-from app.proxy.body_reader import BodyReader, Read
+from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.headers import Headers, as_json, through_tunnel, to_model
+from app.proxy.headers import as_json, through_tunnel, to_model
 from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody
-from app.proxy.request_reader import RequestHead
+from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.seams import Downstream, Pending
 from app.proxy.upstream_pool import UpstreamPool
-
-MAX_KNOWN_HEADS = 256
-MAX_KNOWN_BYTES = 4096
-"""Of one head: so much at most is kept of what clients send."""
-
-MAX_ID_BYTES = 128
-"""A longer id is like any other header: checked with the rest."""
-
 
 MAX_TARGET_BYTES = 8192
 
@@ -72,9 +63,7 @@ class Backend(NamedTuple):
     manager: ModelManager
     slots: Admission
     links: UpstreamPool
-    limits: Callable[[], SystemConfig]
-    """Of the configuration that counts now."""
-    heartbeats: Callable[[], Heartbeats]
+    configuration: Configuration
     bodies: BodyReader
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
@@ -102,9 +91,9 @@ class Gateway:
     rules: Rules
 
     def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
-        self.memory = memory
+        self.heads, self.memory = KnownHeads(), memory
         self._refusals = refusals
-        self._known: dict[tuple[tuple[bytes, bytes], ...], RequestMeta] = {}
+        self._known: dict[HeadLines, tuple[Endpoint | None, RequestMeta]] = {}
         self._browsers_elsewhere = False
 
     def admit_by(self, rules: Rules, *, browsers_elsewhere: bool) -> None:
@@ -117,56 +106,46 @@ class Gateway:
 
     def accept(self, head: RequestHead) -> Accepted | None:
         """None for what does not go to a model. Raises what the client is to be told instead."""
-        raw_path = head.path
-        path = unquote(raw_path) if "%" in raw_path else raw_path
-        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if head.method == "POST" else None
-        in_tunnel = raw_path.startswith(TUNNEL) and is_tunnel(head.method, path)
-        if (endpoint is None and not in_tunnel) or self._is_elsewhere(head):
+        lines = head.lines
+        known = self._known.get(lines) or self._examined(head)
+        if known is None:
             return None
-        check_target(len(head.target))
         self.rules.check_body(head.length or 0)
-        if endpoint is None:
-            headers = RequestHeaders(head.headers)
-            meta = self.admin_meta(headers, self.rules.check(head.method, path, headers))
-            given = headers.get("x-request-id")
-        else:
-            given, meta = self._meta(endpoint, head.headers)
+        endpoint, meta = known
+        if endpoint is None and head.given_id is not None:
+            passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
+            meta = meta._replace(passed_on=passed_on)
         body = RequestBody(self.memory, head.length or 0)
-        return Accepted(endpoint, head.method, head.target, request_id(given), meta, body)
+        return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
 
     def receive(self, accepted: Accepted, data: bytes) -> None:
         """More of its body. Raises what the client is to be told instead of an answer."""
         accepted.body.add(data)
         self.rules.check_body(len(accepted.body))
 
-    def _is_elsewhere(self, head: RequestHead) -> bool:
-        return self._browsers_elsewhere and any(name == b"origin" for name, _ in head.headers)
+    def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
+        lines = head.lines
+        path = unquote(lines.path) if "%" in lines.path else lines.path
+        endpoint = (BY_PATH.get(path) or endpoint_of(path)) if lines.method == "POST" else None
+        in_tunnel = lines.path.startswith(TUNNEL) and is_tunnel(lines.method, path)
+        if (endpoint is None and not in_tunnel) or self._is_elsewhere(lines):
+            return None
+        check_target(len(lines.target))
+        headers = RequestHeaders(lines.headers)
+        client = self.rules.check(lines.method, path, headers)
+        known = endpoint, self.meta(headers, client) if endpoint else self.admin_meta(headers, client)
+        has_cookie = any(name == b"cookie" for name, _ in lines.headers)  # its session may end
+        if len(head.raw) <= MAX_KNOWN_BYTES and not has_cookie:
+            self._remember(lines, known)
+        return known
 
-    def _meta(self, endpoint: Endpoint, headers: Headers) -> tuple[str | None, RequestMeta]:
-        given, rest = None, []
-        for header in headers:
-            name, value = header
-            if name == b"x-request-id" and given is None and len(value) <= MAX_ID_BYTES:
-                given = value.decode("latin-1")
-            elif name != b"content-length":
-                rest.append(header)
-        key = tuple(rest)
-        meta = self._known.get(key)
-        if meta is None:
-            meta = self._checked(endpoint, headers)
-            self._remember(key, meta)
-        return given, meta
+    def _remember(self, lines: HeadLines, known: tuple[Endpoint | None, RequestMeta]) -> None:
+        if len(self._known) >= MAX_KNOWN_HEADS:
+            self._known.clear()
+        self._known[lines] = known
 
-    def _checked(self, endpoint: Endpoint, raw: Headers) -> RequestMeta:
-        headers = RequestHeaders(raw)
-        client = self.rules.check("POST", endpoint.path, headers)
-        return self.meta(headers, client)
-
-    def _remember(self, key: tuple[tuple[bytes, bytes], ...], meta: RequestMeta) -> None:
-        if sum(len(name) + len(value) for name, value in key) <= MAX_KNOWN_BYTES:
-            if len(self._known) >= MAX_KNOWN_HEADS:
-                self._known.clear()
-            self._known[key] = meta
+    def _is_elsewhere(self, lines: HeadLines) -> bool:
+        return self._browsers_elsewhere and any(name == b"origin" for name, _ in lines.headers)
 
     @staticmethod
     def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
@@ -198,14 +177,20 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        body, has_fields = accepted.body, accepted.endpoint is not None
+        body, parse = accepted.body, self._parser(accepted.endpoint)
         is_packed = accepted.meta.is_gzip and len(body) > 0
-        if is_packed or (has_fields and len(body) > SMALL_BYTES):
+        if is_packed or (parse is not None and len(body) > SMALL_BYTES):
             unpack_to = self.rules.max_body_bytes if is_packed else None
             tell = partial(self._on_read, accepted, entrance)
-            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, has_fields=has_fields)
-        self._start(accepted, partial(fields_of, body.data) if has_fields else dict, entrance)
+            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
+        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
+
+    def _parser(self, endpoint: Endpoint | None) -> Parse | None:
+        if endpoint is None:
+            return None
+        translation = self.backend.translations.get(endpoint.path)
+        return whole_fields_of if translation is not None and translation.edits else fields_of
 
     def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
         if isinstance(found, Read):
@@ -227,7 +212,8 @@ class Gateway:
 
     def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
         endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, limits, heartbeats, _, translations = self.backend
+        manager, slots, links, configuration, _, translations = self.backend
+        config = configuration.current
         translator = None
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
@@ -235,7 +221,7 @@ class Gateway:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
             if (translation := translations.get(endpoint.path)) is not None:
                 asked = translation.ask(
-                    Incoming(fields, body.data, routed.client, instance.spec, routed.stream, time.time())
+                    Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
                 routed, translator = _as_asked(routed, asked), asked.translator
                 body.replace(asked.body)
@@ -251,12 +237,12 @@ class Gateway:
                 record,
                 time.monotonic,
                 voice_of(routed.endpoint),
-                heartbeats=heartbeats(),
+                heartbeats=config.api.stream_heartbeats,
                 translator=translator,
             ),
             slots=slots,
             links=links,
-            limits=limits(),
+            limits=config.system,
             clock=time.monotonic,
             wake=entrance.wake,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import httptools
 
 from app.domain.errors import BadRequest
-from app.proxy.request_reader import RequestHead
+from app.proxy.request_head import RequestHead
 
 
 class AnswerEnd:
@@ -120,7 +120,7 @@ class Handover:
     def head(self, head: RequestHead) -> None:
         """Raises `BadRequest` for a target that uvicorn would not understand."""
         try:
-            httptools.parse_url(head.target)
+            httptools.parse_url(head.lines.target)
         except httptools.HttpParserInvalidURLError:
             raise BadRequest("Invalid HTTP request received.") from None
         self._answer.expect(head.method)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from app.access.request_id import OURS
+from app.access.request_id import ON_EVERY_ANSWER, OURS
 
 Headers = list[tuple[bytes, bytes]]
 Raw = Iterable[tuple[bytes, bytes]]
@@ -63,6 +63,19 @@ def through_tunnel(raw: Raw) -> Headers:
 
 def as_lines(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def from_lines(lines: bytes) -> Headers:
+    pairs = (line.partition(b": ") for line in lines.split(b"\r\n")[:-1])
+    return [(name, value) for name, _, value in pairs]
+
+
+_ON_EVERY_ANSWER = as_lines(ON_EVERY_ANSWER)
+
+
+def own_lines(request_id: str) -> bytes:
+    """On every answer."""
+    return b"x-request-id: %b\r\n%b" % (request_id.encode(), _ON_EVERY_ANSWER)
 
 
 def passed_back(raw: Raw, event_stream: bool) -> Headers:

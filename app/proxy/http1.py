@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from app.access.request_id import own_headers
 from app.domain.errors import RouterError
 from app.proxy import error_format
 from app.proxy.dialects.events import as_json
 from app.proxy.dialects.voice import Voice
-from app.proxy.headers import Headers, as_lines
+from app.proxy.headers import Headers, as_lines, own_lines
 
-EVENT_STREAM = b"text/event-stream"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
@@ -26,16 +24,6 @@ def _status_line(status: int) -> bytes:
 
 
 STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
-
-
-def head(status: int, defaults: bytes, headers: Headers, framing: bytes, *, keep_alive: bool) -> bytes:
-    """`defaults` and `framing` are whole lines; nothing here can end one, it has been through a parser."""
-    end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-    return b"".join([STATUS_LINES[status], defaults, as_lines(headers), framing, end])
-
-
-def content_length(length: int) -> bytes:
-    return b"content-length: %d\r\n" % length
 
 
 def chunk(data: bytes, *, last: bool = False) -> bytes:
@@ -60,23 +48,27 @@ class AnswerWriter:
         method: str,
         version: str,
         status: int,
-        headers: Headers,
+        lines: bytes,
         length: int | None,
         *,
         defaults: Headers,
         keep_alive: bool,
     ) -> bool:
-        """`length`: of the body, where it is known. False: the connection has to end with the answer."""
+        """`lines`: the headers; nothing in them can end a line, it has been through a parser.
+
+        `length`: of the body, where it is known. False: the connection has to end with the answer.
+        """
         self._has_body = has_body = method != "HEAD" and status not in (204, 304)
         self._is_chunked = has_body and length is None and version == "1.1"
         if length is not None:
-            framing = content_length(length)
+            framing = b"content-length: %d\r\n" % length
         else:
             framing = CHUNKED if self._is_chunked else b""
             keep_alive = keep_alive and (self._is_chunked or not has_body)
         if defaults is not self._default_headers:  # uvicorn makes a new list every second
             self._default_headers, self._defaults = defaults, as_lines(defaults)
-        self._head = head(status, self._defaults, headers, framing, keep_alive=keep_alive)
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        self._head = b"%b%b%b%b%b" % (STATUS_LINES[status], self._defaults, lines, framing, end)
         return keep_alive
 
     def body(self, data: bytes, *, last: bool) -> bytes:
@@ -93,9 +85,9 @@ class AnswerWriter:
 # --- errors
 
 
-def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[Headers, bytes]:
-    """Headers and body of an answer that is an error."""
+def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[bytes, bytes]:
+    """Headers, as lines, and body of an answer that is an error."""
     told = error_format.headers_of(error).items()
     headers = [(b"content-type", b"application/json")]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
-    return headers + own_headers(request_id), as_json(voice.body(error))
+    return as_lines(headers) + own_lines(request_id), as_json(voice.body(error))

@@ -25,9 +25,9 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
-from app.proxy.headers import Headers
 from app.proxy.intake import FIRST_HEAD_S, Intake
-from app.proxy.request_reader import BodyPart, RequestHead
+from app.proxy.request_head import RequestHead
+from app.proxy.request_reader import BodyPart
 from app.proxy.seams import Pending
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._intake = Intake(self._transport, self._gateway.memory)
+        self._intake = Intake(self._transport, self._gateway.memory, self._gateway.heads)
         self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
@@ -158,7 +158,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._handover is not None:
             self._handover.head(head)
             return
-        self._head, self._keep_alive, self._client = head, head.keep_alive, ""
+        self._head, self._keep_alive, self._client = head, head.lines.keep_alive, ""
         try:
             accepted = self._gateway.accept(head)
         except RouterError as error:
@@ -172,7 +172,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._start(accepted)
             return
         self._state, self._arriving = State.RECEIVING, accepted
-        if self._intake.reader.waiting == 0 and head.expects_continue:
+        if self._intake.reader.waiting == 0 and head.lines.expects_continue:
             self._transport.write(http1.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
@@ -212,10 +212,10 @@ class ProxyProtocol(asyncio.Protocol):
         """Instead of an exchange. The rest of the body is read and ignored."""
         head = self._head
         assert head is not None
-        id_, peer = request_id(head.header("x-request-id")), self._transport.get_extra_info("peername")
+        id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        headers, body = http1.error_answer(error, voice_of(head.path), id_)
-        self.start(error.status, headers, len(body))
+        lines, body = http1.error_answer(error, voice_of(head.path), id_)
+        self.start(error.status, lines, len(body))
         self.write(body, True)
 
     def _refuse_bytes(self, error: RouterError) -> None:
@@ -241,14 +241,14 @@ class ProxyProtocol(asyncio.Protocol):
 
     # --- the answer
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
         head = self._head
         assert head is not None
         self._keep_alive = self._writer.start(
-            head.method,
-            head.version,
+            head.lines.method,
+            head.lines.version,
             status,
-            headers,
+            lines,
             length,
             defaults=self._server_state.default_headers,
             keep_alive=self._keep_alive,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from app.proxy.client_memory import ClientMemory
-from app.proxy.request_reader import BodyPart, RequestHead, RequestReader
+from app.proxy.request_head import KnownHeads, RequestHead
+from app.proxy.request_reader import BodyPart, RequestReader
 
 MAX_AHEAD_BYTES = 65536
 """What may wait behind a request that is answered, before nothing more is read. Until then it is noticed that
@@ -21,10 +22,19 @@ MAX_EVENTS = 4
 class Intake:
     """Of one connection."""
 
-    __slots__ = ("_counted", "_events_left", "_has_moved", "_is_paused", "_memory", "_transport", "reader")
+    __slots__ = (
+        "_counted",
+        "_events_left",
+        "_has_moved",
+        "_heads",
+        "_is_paused",
+        "_memory",
+        "_transport",
+        "reader",
+    )
 
-    def __init__(self, transport: asyncio.Transport, memory: ClientMemory) -> None:
-        self.reader = RequestReader()
+    def __init__(self, transport: asyncio.Transport, memory: ClientMemory, heads: KnownHeads) -> None:
+        self._heads, self.reader = heads, RequestReader(heads)
         self._transport, self._memory = transport, memory
         self._is_paused = self._has_moved = False
         self._counted, self._events_left = 0, MAX_EVENTS
@@ -68,6 +78,8 @@ class Intake:
         False: there is no place for what has come, and it is the beginning of a request.
         """
         waiting, has_place = self.reader.waiting + beside, True
+        if not (waiting or self._counted or self._is_paused):  # the usual case
+            return True
         if waiting != self._counted:
             has_place = self._memory.count(waiting - self._counted)
             self._counted = waiting
@@ -86,4 +98,4 @@ class Intake:
     def close(self) -> None:
         """The connection is gone."""
         self._memory.count(-self._counted)
-        self._counted, self.reader = 0, RequestReader()
+        self._counted, self.reader = 0, RequestReader(self._heads)

@@ -17,10 +17,10 @@ def queue_timeout(instance: ModelInstance, limits: SystemConfig) -> QueueTimeout
     )
 
 
-def upstream_timeout(instance: ModelInstance, limits: SystemConfig) -> UpstreamTimeout:
+def upstream_timeout(instance: ModelInstance) -> UpstreamTimeout:
     return UpstreamTimeout(
-        f"llama-server for {instance.alias} sent nothing for "
-        f"{limits.request_timeout_sec} s; ask for less, or raise system.request_timeout_sec"
+        f"llama-server for {instance.alias} has not moved for {instance.spec.request_timeout_s:g} s; look at "
+        "its log, or raise request_timeout_sec"
     )
 
 

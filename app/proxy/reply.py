@@ -6,19 +6,18 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
-from app.access.request_id import own_headers
 from app.domain.errors import RouterError
 from app.domain.heartbeats import Heartbeats
 from app.llama.told_errors import read_error
 from app.proxy import http1
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.events import is_only_comments
 from app.proxy.dialects.translation import Translator
 from app.proxy.dialects.voice import Voice
-from app.proxy.headers import Headers, passed_back
-from app.proxy.http1 import EVENT_STREAM
+from app.proxy.headers import as_lines, own_lines, passed_back
 from app.proxy.record import RequestRecord
 from app.proxy.seams import Downstream
-from app.proxy.usage import UsageScanner, usage_in
+from app.proxy.usage import UsageScanner, usage_of
 
 HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
@@ -40,7 +39,7 @@ class _Mode(Enum):
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_clock", "_downstream", "_headers", "_heartbeats", "_is_event_stream", "_length", "_mode",
+    __slots__ = ("_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length", "_lines", "_mode",
                  "_new_translator", "_parts", "_record", "_translator", "_usage", "_voice", "progress_at",
                  "started")  # fmt: skip
 
@@ -64,7 +63,7 @@ class Reply:
         self._translator: Translator | None = None
         self._mode = _Mode.EMPTY
         self._is_event_stream = False
-        self._headers: Headers = []
+        self._lines = b""
         self._length: int | None = None
         self._parts: list[bytes] = []
         self._usage: UsageScanner | None = None
@@ -81,7 +80,7 @@ class Reply:
         if self._heartbeats is Heartbeats.OFF:
             return
         if not self.started:
-            self._is_event_stream, self._headers = True, [(b"content-type", self._voice.stream_type)]
+            self._is_event_stream, self._lines = True, self._stream_lines()
             self._start(200, None)
         self._downstream.write(self._voice.heartbeat(self._heartbeats, text), False)
 
@@ -92,13 +91,12 @@ class Reply:
 
     # --- the answer
 
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
-        self._record.status = status
-        streamed = any(n == b"content-type" and v.lower().startswith(EVENT_STREAM) for n, v in headers)
-        self._mode = self._mode_for(status, length, streamed)
+    def head(self, head: AnswerHead, length: int | None) -> None:
+        self._record.status = head.status
+        self._mode = mode = self._mode_for(head.status, length, head.is_event_stream)
         if not self.started:
-            is_event_stream = streamed and self._mode is not _Mode.REFUSED
-            self._headers, self._length, self._is_event_stream = headers, length, is_event_stream
+            self._is_event_stream = head.is_event_stream and mode is not _Mode.REFUSED
+            self._lines, self._length = head.lines, length
 
     def _mode_for(self, status: int, length: int | None, streamed: bool) -> _Mode:
         if self.started:
@@ -139,6 +137,7 @@ class Reply:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
+            self._record.first_byte_at = self._record.first_byte_at or self._clock()
             self._record.status = error.status
             self.fail(error)
         return True
@@ -168,14 +167,15 @@ class Reply:
             return self._pass_comment(last)
         assert self._translator is not None
         translated = self._translator.feed(data)
-        if last:
-            if (failure := self._translator.failure) is not None:
-                self._record.status = failure.status
-                self._pass(data, translated, False)
-                self.fail(failure)
-                return True
-            translated += self._translator.end()
-        return self._pass(data, translated, last)
+        if not last:
+            return self._pass(data, translated, False)
+        translated += self._translator.end()
+        if (failure := self._translator.failure) is None:
+            return self._pass(data, translated, True)
+        self._record.status = failure.status
+        self._pass(data, translated, False)
+        self.fail(failure)
+        return True
 
     def _pass(self, data: bytes, translated: bytes, last: bool) -> bool:
         """`data` is llama-server's, and what is counted."""
@@ -198,7 +198,7 @@ class Reply:
         record = self._record
         if data:
             record.first_byte_at = self._clock()
-            record.usage = partial(usage_in, data, data)
+            record.usage = partial(usage_of, data)
         if self._translator is not None:
             data = self._translator.whole(data)
         self._start(record.status, len(data))
@@ -209,8 +209,8 @@ class Reply:
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
-            headers, body = http1.error_answer(error, self._voice, self._record.request.request_id)
-            self._downstream.start(error.status, headers + self._record.headers(), len(body))
+            lines, body = http1.error_answer(error, self._voice, self._record.request.request_id)
+            self._downstream.start(error.status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
         elif not self._is_event_stream:
             self._downstream.abort()
@@ -230,11 +230,14 @@ class Reply:
 
     # --- the head
 
+    def _stream_lines(self) -> bytes:
+        """Of a stream whose head is not llama-server's."""
+        return as_lines(passed_back([(b"content-type", self._voice.stream_type)], event_stream=True))
+
     def _start(self, status: int, length: int | None) -> None:
-        given = self._headers
+        record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            given = [(b"content-type", self._voice.stream_type)]
-        headers = passed_back(given, self._is_event_stream) + self._record.headers()
-        headers += own_headers(self._record.request.request_id)
-        self._downstream.start(status, headers, length)
+            lines = self._stream_lines()
+        own = own_lines(record.request.request_id)
+        self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True

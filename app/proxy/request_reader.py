@@ -14,6 +14,7 @@ import httptools
 
 from app.domain.errors import BadRequest
 from app.proxy.headers import Headers
+from app.proxy.request_head import HeadLines, KnownHeads, RequestHead, split_headers
 
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
@@ -29,32 +30,6 @@ _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
 """How a head can begin: other bytes would be waited for, as its end never comes."""
 
 
-class RequestHead(NamedTuple):
-    method: str
-    target: bytes
-    version: str
-    headers: Headers
-    length: int | None
-    """Of the body, in bytes; None for a chunked one."""
-    keep_alive: bool
-    raw: bytes
-    """As it came, but for an upgrade."""
-
-    @property
-    def path(self) -> str:
-        """Encoded, without the query."""
-        return self.target.partition(b"?")[0].decode("latin-1")
-
-    @property
-    def expects_continue(self) -> bool:
-        return (self.header("expect") or "").lower() == "100-continue"
-
-    def header(self, name: str) -> str | None:
-        """The first of this name."""
-        wanted = name.encode()
-        return next((value.decode("latin-1") for found, value in self.headers if found == wanted), None)
-
-
 class BodyPart(NamedTuple):
     raw: bytes
     """As it came, with the framing of chunks."""
@@ -65,21 +40,23 @@ class BodyPart(NamedTuple):
 class RequestReader:
     """`feed` it what comes, and take out event after event, as fast as they can be dealt with."""
 
-    __slots__ = ("_data", "_left", "_parser", "_quiet", "_raw", "_seen", "_sink")
+    __slots__ = ("_data", "_known", "_left", "_parser", "_quiet", "_raw", "_seen", "_sink")
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownHeads) -> None:
+        self._known = known
         self._data = self._raw = b""
         self._seen = 0  # of an incomplete head, where its end cannot begin
         self._left = 0  # of a sized body
         self._parser: httptools.HttpRequestParser | None = None  # of a chunked body
-        self._sink = _Sink()
+        self._sink = _UNREAD
         self._quiet = 0  # what has come of a chunked body without a byte of it
 
     @property
     def broken_head(self) -> RequestHead:
         """What is known of a request that is not HTTP."""
+        headers, _, given_id = split_headers(self._sink.headers)
         target = self._sink.target or _target_in(self._raw)
-        return RequestHead("POST", target, "1.1", self._sink.headers, 0, False, b"")
+        return RequestHead(HeadLines("POST", target, "1.1", headers), 0, given_id, b"")
 
     @property
     def waiting(self) -> int:
@@ -109,18 +86,23 @@ class RequestReader:
     # --- heads
 
     def _head(self) -> RequestHead | None:
+        data = self._data
         if not self._seen:
-            self._data = self._data.lstrip(b"\r\n")
-        end = self._data.find(END_OF_HEAD, self._seen)
+            data = data.lstrip(b"\r\n")
+        end = data.find(END_OF_HEAD, self._seen)
         if end < 0:
-            self._check_unfinished(self._data)
-            self._seen = max(len(self._data) - len(END_OF_HEAD) + 1, 0)
+            self._data, self._sink = data, _UNREAD
+            self._check_unfinished(data)
+            self._seen = max(len(data) - len(END_OF_HEAD) + 1, 0)
             return None
         end += len(END_OF_HEAD)
-        raw, self._data, self._seen = self._data[:end], self._data[end:], 0
-        self._raw = raw
-        self._check_size(raw)
-        return self._parsed(_UPGRADE.sub(b"", raw) if b"\r\nupgrade:" in raw.lower() else raw)
+        raw, self._data, self._seen = data[:end], data[end:], 0
+        head = self._known.read(raw)
+        if head is None:
+            head = self._parsed(raw)
+            self._known.add(head)
+        self._left = head.length or 0
+        return head
 
     def _check_unfinished(self, data: bytes) -> None:
         self._raw = data
@@ -136,29 +118,19 @@ class RequestReader:
             raise BadRequest("The headers are too large.")
 
     def _parsed(self, raw: bytes) -> RequestHead:
+        self._raw = raw
+        self._check_size(raw)
+        raw = _UPGRADE.sub(b"", raw)
         sink = self._sink = _Sink()
         parser = httptools.HttpRequestParser(sink)
         _feed(parser, raw)
-        headers, method = sink.headers, parser.get_method().decode("ascii")
-        length, keep_alive = 0, parser.get_http_version() == "1.1"
-        for name, value in headers:
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                self._parser, self._quiet = parser, 0
-            elif name == b"connection" and b"close" in value.lower():
-                keep_alive = False
         sink.in_body = True
-        self._left = length if method != "CONNECT" else 0
-        return RequestHead(
-            method,
-            sink.target,
-            parser.get_http_version(),
-            headers,
-            None if self._parser is not None else length,
-            keep_alive,
-            raw,
-        )
+        method, (headers, length, given_id) = parser.get_method().decode("ascii"), split_headers(sink.headers)
+        lines = HeadLines(method, sink.target, parser.get_http_version(), headers)
+        if lines.is_chunked:
+            self._parser, self._quiet = parser, 0
+            return RequestHead(lines, None, given_id, raw)
+        return RequestHead(lines, length if method != "CONNECT" else 0, given_id, raw)
 
     # --- bodies
 
@@ -226,6 +198,10 @@ class _Sink:
 
     def on_message_complete(self) -> None:
         self.is_complete = True
+
+
+_UNREAD = _Sink()
+"""Of a head that has not been parsed."""
 
 
 def _feed(parser: httptools.HttpRequestParser, data: bytes) -> None:

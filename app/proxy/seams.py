@@ -8,7 +8,7 @@ from app.core.queue import Ticket, TicketOwner
 from app.domain.errors import RouterError
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
-from app.proxy.headers import Headers
+from app.proxy.answer_reader import AnswerHead
 from app.proxy.record import RequestRecord
 
 
@@ -42,8 +42,9 @@ class Pending(Protocol):
 class Downstream(Protocol):
     """The client's end. Frames what it is given."""
 
-    def start(self, status: int, headers: Headers, length: int | None) -> None:
-        """The head. It is sent with the first `write`. `length` is None where it is not known yet."""
+    def start(self, status: int, lines: bytes, length: int | None) -> None:
+        """The head, its headers as lines. It is sent with the first `write`. `length` is None where it is not
+        known yet."""
 
     def write(self, data: bytes, last: bool) -> bool:
         """Some of the body; after the last piece the answer is complete. False: `writable` will be called."""
@@ -56,7 +57,7 @@ class Downstream(Protocol):
 class Listener(Protocol):
     """Who has asked on a connection."""
 
-    def head(self, status: int, headers: Headers, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> None:
         """`length` is that of the body, where it was announced."""
 
     def body(self, data: bytes, last: bool) -> bool:
@@ -123,6 +124,14 @@ class Slots(Protocol):
 
     def waits_because(self, entrant: Entrant) -> str | None:
         """Why its model is not loaded yet, for people; None where nothing stands in its way."""
+        ...
+
+    def patience_s(self, entrant: Entrant, runner: Runner, quiet_since: float) -> float:
+        """How long to wait for it until this is asked again; 0: its slot has stood still for too long."""
+        ...
+
+    def awake_s(self, since: float, now: float) -> float:
+        """The part of this time in which this program itself did not stand still."""
         ...
 
     def lost(self, entrant: Entrant, runner: Runner | None) -> Pending | None:

@@ -11,6 +11,7 @@ from functools import partial
 from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.proxy.answer_reader import KnownHeads
 from app.proxy.seams import LinkUser, UpstreamGone
 from app.proxy.upstream_connection import UpstreamConnection
 
@@ -44,6 +45,7 @@ class UpstreamPool:
     def __init__(self, idle_s: float = IDLE_CONNECTION_S) -> None:
         self.closed = False
         self.idle_s = idle_s
+        self._heads = KnownHeads()
         self._idle: dict[int, list[UpstreamConnection]] = {}
         self._opening: dict[int, list[Opening]] = {}
         self._sweep_alarm = Alarm(self._sweep)
@@ -55,7 +57,7 @@ class UpstreamPool:
         """
         if not fresh:
             if (kept := self._take(port)) is not None:
-                user.connected(kept, is_fresh=False)
+                user.connected(kept, False)
                 return None
             for opening in self._opening.get(port, ()):
                 if opening.user is None:
@@ -110,7 +112,7 @@ class UpstreamPool:
     async def _connection(self, port: int) -> UpstreamConnection:
         loop = asyncio.get_running_loop()
         _, made = await loop.create_connection(
-            lambda: UpstreamConnection(port, self._keep, self._forget), "127.0.0.1", port
+            lambda: UpstreamConnection(port, self._heads, self._keep, self._forget), "127.0.0.1", port
         )
         return made
 
@@ -123,7 +125,7 @@ class UpstreamPool:
 
     def _opened(self, connection: UpstreamConnection, user: LinkUser | None) -> None:
         if user is not None:
-            user.connected(connection, is_fresh=True)
+            user.connected(connection, True)
         else:
             self._keep(connection)
 
@@ -143,7 +145,8 @@ class UpstreamPool:
             return
         connection.idle_since = time.monotonic()
         self._idle.setdefault(connection.port, []).append(connection)
-        self._sweep_alarm.set_within(self.idle_s)
+        if self._sweep_alarm.at is None:
+            self._sweep_alarm.set_within(self.idle_s)
 
     def _forget(self, connection: UpstreamConnection) -> None:
         """It was closed."""

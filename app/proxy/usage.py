@@ -29,21 +29,35 @@ class UsageScanner:
         return usage_in(self._first, b"".join(self._last))
 
 
+LAST_BYTES = 32768
+
+
+def usage_of(answer: bytes) -> Usage:
+    """Of a plain one, as a whole."""
+    return usage_in(answer if len(answer) > LAST_BYTES else b"", answer)
+
+
 def usage_in(first: bytes, text: bytes) -> Usage:
-    """The counts in the end of `text`, or in the `first` bytes of the answer, which may be the same."""
-    text = text[-32768:]
+    """The counts in the end of `text`, or in the `first` bytes of the answer."""
+    text = text[-LAST_BYTES:]
     timings = _last_object(b'"timings":', text)
-    cached = _count(timings, "cache_n")
-    prompt = _count(timings, "prompt_n") + cached
-    if prompt and (generated := _count(timings, "predicted_n")):  # they say it all
-        return Usage(prompt, generated, cached, _speed(timings))
-    usage = {**_last_object(b'"usage":', first[:2048]), **_last_object(b'"usage":', text)}
+    prompt = generated = cached = 0
+    tps = None
+    if timings:
+        cached = _count(timings, "cache_n")
+        prompt, generated = _count(timings, "prompt_n") + cached, _count(timings, "predicted_n")
+        tps = _speed(timings, generated)
+    if prompt and generated:  # they say it all
+        return Usage(prompt, generated, cached, tps)
+    usage = _last_object(b'"usage":', text)
+    if first:
+        usage = {**_last_object(b'"usage":', first[:2048]), **usage}
     read = _count(usage, "cache_read_input_tokens")  # Anthropic's, which counts cached tokens apart
     return Usage(
-        prompt=prompt or read + _count(usage, "prompt_tokens", "input_tokens"),
-        generated=_count(timings, "predicted_n") or _count(usage, "completion_tokens", "output_tokens"),
-        cached=cached or read or _cached(usage),
-        generation_tps=_speed(timings),
+        prompt or read + (_count(usage, "prompt_tokens") or _count(usage, "input_tokens")),
+        generated or _count(usage, "completion_tokens") or _count(usage, "output_tokens"),
+        cached or read or _cached(usage),
+        tps,
     )
 
 
@@ -68,17 +82,14 @@ def _last_object(key: bytes, text: bytes) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _count(values: Mapping[str, object], *keys: str) -> int:
-    for key in keys:
-        value = values.get(key)
-        if type(value) is int and value > 0:  # no bool
-            return value
-    return 0
+def _count(values: Mapping[str, object], key: str) -> int:
+    value = values.get(key)
+    return value if type(value) is int and value > 0 else 0  # no bool
 
 
-def _speed(timings: Mapping[str, object]) -> float | None:
+def _speed(timings: Mapping[str, object], generated: int) -> float | None:
     """Tokens per second; None where llama-server gives none or, after one token, no meaningful one."""
     value = timings.get("predicted_per_second")
-    if isinstance(value, (int, float)) and _count(timings, "predicted_n") > 1 and 0 < value < 1e6:
+    if generated > 1 and isinstance(value, (int, float)) and 0 < value < 1e6:
         return float(value)
     return None

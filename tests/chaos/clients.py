@@ -20,7 +20,7 @@ END_TIMEOUT_S = 120.0
 """A request that has not ended by then never will."""
 
 ERRORS = {
-    "400",  # llama-server's own, for those who ask for too much
+    "context_length_exceeded",  # llama-server's own, for those who ask for too much
     "load_failed",
     "model_crashed",
     "model_failed",

@@ -72,7 +72,7 @@ class Page:
             return text in seen
 
         try:
-            await until(found, timeout_s)  # type: ignore[arg-type]
+            await until(found, timeout_s)
         except AssertionError:
             raise AssertionError(f"{text!r} is not in {selector}: {seen!r}") from None
 

@@ -86,7 +86,12 @@ def test_a_router_without_files_harms_no_model(make_router: MakeRouter, tiny_ggu
         assert "LimitNOFILE" in answer.json()["error"]["message"]
         assert answer.headers["retry-after"]
     probes: set[float] = set()
-    until_now(lambda: probes.add(router.get("/v1/health/models")["a"]["last_check"]) or len(probes) > 4)
+
+    def has_seen_five() -> bool:
+        probes.add(router.get("/v1/health/models")["a"]["last_check"])
+        return len(probes) > 4
+
+    until_now(has_seen_five)
     assert router.get("/v1/health/models")["a"]["consecutive_failures"] == 0
     resource.prlimit(router.pid, resource.RLIMIT_NOFILE, limits)
     for alias in "ab":
@@ -195,7 +200,7 @@ async def test_a_client_that_stops_reading_loses_its_slot(
     )
     router.load("one")
     # All sockets on the way are full after few tokens, however slowly they come.
-    every_word = {"logprobs": True, "top_logprobs": 400}
+    every_word: dict[str, Any] = {"logprobs": True, "top_logprobs": 400}
     body = json.dumps(chat("one", max_tokens=ENDLESS, stream=True, **every_word)).encode()
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

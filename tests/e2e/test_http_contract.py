@@ -215,7 +215,7 @@ def test_the_model_list_shows_both_kinds_of_status(router: RouterProcess) -> Non
     router.client.post("/v1/chat/completions", json=chat("misfit"))
     listed = {model["id"]: model for model in router.get("/v1/models")["data"]}
 
-    assert list(listed) == ["chat", "org/embed:v1", "garbage", "misfit", "huge"]
+    assert list(listed) == ["chat", "other-name", "org/embed:v1", "garbage", "misfit", "huge"]
     assert (listed["chat"]["state"], listed["chat"]["status"]) == ("ready", {"value": "loaded"})
     assert listed["chat"]["aliases"] == ["other-name"]
     assert listed["misfit"]["state"] == "failed"
@@ -768,3 +768,15 @@ async def test_a_llama_server_that_falls_silent_ends_in_upstream_timeout(tight: 
 async def anext_of(pieces: Any) -> bytes:
     piece: bytes = await pieces.__anext__()
     return piece
+
+
+def test_what_a_model_that_is_off_tells_is_what_llama_server_says_when_it_is_loaded(
+    router: RouterProcess,
+) -> None:
+    router.eject("chat")
+    told = router.get("/v1/models/chat")
+    router.load("chat")
+    said = router.get("/upstream/chat/v1/models")["data"][0]["meta"]
+    del said["ftype"]  # guessed: the tiny file does not say
+    assert {key: told["meta"][key] for key in said} == said
+    assert {"n_ctx_train", "n_embd", "n_params", "n_vocab", "size"} <= said.keys()

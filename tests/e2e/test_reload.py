@@ -84,7 +84,8 @@ async def test_a_key_file_is_watched_too(make_router: MakeRouter, tiny_gguf: Pat
     )
 
     def accepts(secret: str) -> bool:
-        return router.client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"}).is_success
+        answer = router.client.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+        return bool(answer.is_success)
 
     assert accepts("first")
     key.unlink()

@@ -17,7 +17,8 @@ from app.configuration.file import ConfigError, load, parse
 from app.core.config import Config
 from app.domain.owned import OWNED
 from app.llama.command import parse_help
-from tests.test_cli import ROOT, environment
+from tests.commands import ROOT, environment
+from tests.field.environment import KEYS
 
 
 def read(tree: Mapping[str, Any]) -> Config:
@@ -86,10 +87,11 @@ def test_a_variable_is_refused_as_the_flag_that_it_stands_for(llama_server: Path
     """Also that the table says which variable it is."""
     entries = help_entries(llama_server)
     for owned in OWNED:
-        (variables,) = {
+        found = {
             tuple(re.findall(r"\(env: (\w+)\)", text)) for flags, text in entries if flags & {*owned.flags}
-        } or {None}
-        if variables is not None and owned.variable is not None:
+        }
+        if found and owned.variable is not None:
+            (variables,) = found
             assert owned.variable in variables, owned
     tree = {"models": {"m": {"model_path": "m.gguf", "env": {"LLAMA_ARG_API_PREFIX": "/x"}}}}
     (told,) = problems(tree)
@@ -97,7 +99,14 @@ def test_a_variable_is_refused_as_the_flag_that_it_stands_for(llama_server: Path
 
 
 def test_whatever_downloads_or_ends_at_once_in_this_build_is_refused(llama_server: Path) -> None:
-    kinds = ("and exit", "show list of", "can download", "download url", "for the router server", "SSL")
+    kinds: tuple[str, ...] = (
+        "and exit",
+        "show list of",
+        "can download",
+        "download url",
+        "for the router server",
+        "SSL",
+    )
     kinds += ("for router server", "Hugging Face model", "Docker Hub model", "prefix path the server serves")
     owned = {flag for entry in OWNED for flag in entry.flags}
     concerned = [flags for flags, text in help_entries(llama_server) if any(kind in text for kind in kinds)]
@@ -106,8 +115,6 @@ def test_whatever_downloads_or_ends_at_once_in_this_build_is_refused(llama_serve
 
 
 # --- F5
-
-KEYS: list[Any] = ["plain", {"key": "k1", "name": "silent"}, {"key": "k2", "name": "boss", "admin": True}]
 
 
 def test_a_key_object_that_says_nothing_of_admin_is_no_admin() -> None:

@@ -24,7 +24,7 @@ class Translator(Protocol):
         ...
 
     def end(self) -> bytes:
-        """llama-server's stream has ended."""
+        """llama-server's stream has ended. If there is a failure now, `fail` follows."""
         ...
 
     def fail(self, error: RouterError) -> bytes:
@@ -53,8 +53,8 @@ class Incoming(NamedTuple):
     fields: Mapping[str, Any]
     """All of its body where the translation `edits`; else long values of large bodies are left out."""
     body: bytes | bytearray
-    client: str
-    """The name of its key."""
+    owner: str
+    """Whose key was shown."""
     spec: ModelSpec
     stream: bool
     """As its field of this name says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from app.domain.errors import RouterError
@@ -90,11 +91,12 @@ OPENAI, NATIVE, ANTHROPIC, RESPONSES = Voice(), _Native(), _Anthropic(), _Respon
 _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
 
+@lru_cache(256)
 def voice_of(path: str) -> Voice:
-    """By the path that was asked for, with or without `/v1`."""
-    parts = path.strip("/").split("/", 2)
+    """By the path that was asked for, with or without `/v1`, however many slashes there are."""
+    parts = [*filter(None, path[:64].split("/")), "", ""]
     is_versioned = parts[0] == "v1"
-    first = parts[1] if is_versioned and len(parts) > 1 else parts[0]
+    first = parts[1] if is_versioned else parts[0]
     if first == "messages":
         return ANTHROPIC
     if first == "responses":
