@@ -142,8 +142,27 @@ class RequestCrashesModel(RouterError):
     retryable = False
 
 
+class _NeedsAction:
+    """What waiting cannot heal: somebody has to change something. Clients repeat any 5xx for minutes."""
+
+    status, type = 424, "api_error"
+    retryable = False
+
+
+class NeverFits(_NeedsAction, RouterError):
+    code = "vram_exhausted"
+
+
+class LoadFailed(_NeedsAction, RouterError):
+    code = "load_failed"
+
+
+class ModelFailed(_NeedsAction, RouterError):
+    code = "model_failed"
+
+
 class Overloaded(RouterError):
-    """503. Where a retry cannot help, `retryable` is False and no Retry-After is sent."""
+    """What a later try can meet."""
 
     status, type, code = 503, "overloaded_error", "overloaded"
 
@@ -166,12 +185,10 @@ class ModelNotLoaded(Overloaded):
     code = "model_not_loaded"
 
 
-class LoadFailed(Overloaded):
+class LoadPostponed(Overloaded):
+    """It failed for want of something that comes back; the next request tries it again."""
+
     code = "load_failed"
-
-
-class ModelFailed(Overloaded):
-    code = "model_failed"
 
 
 class ShuttingDown(Overloaded):
