@@ -610,7 +610,7 @@ def test_the_wait_in_the_queue_has_an_end(stream: bool) -> None:
     world.check_over(error="queue_timeout", status=504)
 
 
-@pytest.mark.parametrize("error", [QueueFull("full", retry_after_s=3), ShuttingDown("over")])
+@pytest.mark.parametrize("error", [QueueFull("full", retry_after_s=3), Overloaded("over")])
 def test_who_is_refused_is_told_why(error: RouterError) -> None:
     world = World()
     world.is_full = True

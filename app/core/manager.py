@@ -221,7 +221,7 @@ class ModelManager:
     async def shutdown(self, drain_timeout_s: float) -> None:
         """Nobody new, nobody waiting; running requests may finish; then every process is stopped."""
         self.close()
-        error = shutting_down()
+        error = ShuttingDown()
         for instance in self.instances.values():
             instance.queue.fail_waiting(error)
         self._jobs.cancel_all()
@@ -266,7 +266,7 @@ class ModelManager:
 
     def _check_open(self, instance: ModelInstance) -> None:
         if self.closing:
-            raise shutting_down()
+            raise ShuttingDown()
         if instance.status is Status.FAILED:
             raise model_failed(instance.alias, instance.lifecycle.failure)
 
@@ -291,10 +291,6 @@ class ModelManager:
                 raise QueueTimeout(f"{instance.alias} was not loaded within {timeout_s} s; try again later")
         finally:
             self.leave(instance, ticket)
-
-
-def shutting_down() -> ShuttingDown:
-    return ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
 
 
 def _limits(config: Config) -> Limits:

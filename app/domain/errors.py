@@ -194,6 +194,9 @@ class LoadPostponed(Overloaded):
 class ShuttingDown(Overloaded):
     code = "shutting_down"
 
+    def __init__(self, message: str = "the router is shutting down; try again in a moment") -> None:
+        super().__init__(message, retry_after_s=5)
+
 
 class QueueTimeout(RouterError):
     status, type, code = 504, "timeout_error", "queue_timeout"

@@ -8,8 +8,8 @@ from collections.abc import Coroutine
 import anyio
 
 from app.core.health_monitor import HealthMonitor
-from app.core.manager import ModelManager, shutting_down
-from app.domain.errors import RequestCrashesModel, RouterError
+from app.core.manager import ModelManager
+from app.domain.errors import RequestCrashesModel, RouterError, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
 from app.domain.status import Status
@@ -77,7 +77,7 @@ class Admission:
 
     def lost(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None] | None:
         if self._manager.closing:
-            entrant.process_gone(shutting_down())
+            entrant.process_gone(ShuttingDown())
             return None
         return self._start(entrant, self._wait_for_exit(entrant, runner))
 
@@ -113,7 +113,7 @@ class Admission:
         never. What killed the process from outside may do so for ever."""
         instance, ticket = entrant.instance, entrant.ticket
         if self._manager.closing:
-            return shutting_down()
+            return ShuttingDown()
         try:
             if instance.crash_inquiry.is_open:
                 instance.crash_inquiry.judge(ticket)
