@@ -124,7 +124,8 @@ class Exchange:
         self._enter(since=self._clock())
 
     def asks_for(self) -> Work | None:
-        return None if self._body is None else Work(self.request.path, self._body.data)
+        data = None if self._body is None else self._body.data
+        return Work(self.request.path, data) if isinstance(data, (bytes, bytearray)) else None
 
     # --- the connection to llama-server
 
