@@ -137,6 +137,9 @@ class LlamaRunner:
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
 
+    async def sample(self) -> None:
+        await self._probe.sample(self.pid)
+
     async def look(self, *, at_slots: bool) -> None:
         await self._probe.look(self.pid, at_slots=at_slots)
 
