@@ -161,8 +161,7 @@ def backend(services: Services) -> Backend:
         services.manager,
         slots,
         services.upstream,
-        lambda: services.config.system,
-        lambda: services.config.api.stream_heartbeats,
+        services.configuration,
         services.bodies,
         {
             "/v1/messages": MessagesTranslation(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ import pytest
 from app.llama.builds.table import Role
 from app.llama.command import BinaryInfo
 from tests import llama_build, real_parts
+from tests.fakes import MakeWorld, World
 from tests.ggufs import make_tiny
-from tests.router_process import LIVE, MakeRouter, RouterProcess, gated, until
-
-__all__ = ["until"]
+from tests.router_process import LIVE, MakeRouter, RouterProcess, gated
 
 LOG_LINES = 80
 
@@ -136,6 +135,22 @@ def _factory(stack: ExitStack, llama_server: Path, folder: Callable[[], Path]) -
         return router.wait_until_it_answers()
 
     return make
+
+
+@pytest.fixture
+async def make_world() -> AsyncIterator[MakeWorld]:
+    """Makes routers without processes or sockets, for one test."""
+    worlds: list[World] = []
+
+    async def make(sizes: dict[str, int], **options: Any) -> World:
+        world = World(sizes, **options)
+        worlds.append(world)
+        await world.settle()
+        return world
+
+    yield make
+    for world in worlds:
+        await world.close()
 
 
 @pytest.hookimpl(wrapper=True)

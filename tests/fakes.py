@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -420,3 +420,7 @@ class Request:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         await self._world.settle()
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+"""Models of these sizes, by alias, around a real manager; closed at the end of the test."""

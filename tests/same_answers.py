@@ -98,6 +98,15 @@ class Pair:
         """The router is asked at `/upstream/{alias}`, where all of llama-server's paths are."""
         return self._compared(path, f"/upstream/{self.alias}{path}", body, method)
 
+    def same_refusal(self, path: str, body: object) -> int:
+        """Both refuse; the router keeps words and fields in the shape of the API. Its status."""
+        by_hand, routed = self.ask_both(path, body)
+        told, found = by_hand.json()["error"], routed.json()["error"]
+        own = {name: value for name, value in told.items() if name not in ("code", "type", "message")}
+        assert own.items() <= found.items()
+        assert found["message"].endswith(told["message"])
+        return routed.status_code
+
     def ask_both(self, path: str, body: object = None) -> tuple[httpx.Response, httpx.Response]:
         """By hand, and through the router."""
         return self._ask(self._bare, path, body, "POST"), self._ask(self._routed, path, body, "POST")

@@ -43,6 +43,12 @@ def loops() -> Iterator[Any]:
         yield pytest.param(uvloop.EventLoopPolicy, id="uvloop")
 
 
+@pytest.fixture(params=loops())
+def event_loop_policy(request: pytest.FixtureRequest) -> Any:
+    """Each test on both event loops, where it is imported."""
+    return request.param()
+
+
 def policy_for(way: str) -> asyncio.AbstractEventLoopPolicy:
     """Of one of `WAYS`: on a socket, the loop that serves in production."""
     kinds = [param.values[0] for param in loops()]

@@ -279,3 +279,13 @@ def _fields(of: ast.ClassDef) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     )
     return declared | {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
+
+
+TESTS = sorted(path for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_test_imports_another(path: Path) -> None:
+    """What several need is in a library beside them."""
+    found = [name for name in imports(ast.parse(path.read_text(encoding="utf-8"))) if ".test_" in name]
+    assert not found

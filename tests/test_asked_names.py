@@ -15,12 +15,9 @@ from app.configuration.file import ConfigError, parse
 from app.domain.errors import MissingModel, ModelNotFound
 from app.domain.status import ModelKind
 from app.main import create_app
-from tests.fakes import FakeLauncher, FakeProbe
+from tests.fakes import FakeLauncher, FakeProbe, MakeWorld
 from tests.serving import Browser, reached_by
 from tests.stand_in import StandIn, llama_server_stand_in
-from tests.test_manager import MakeWorld, make_world
-
-__all__ = ["make_world"]
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 CHATS = frozenset({ModelKind.CHAT})

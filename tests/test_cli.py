@@ -22,11 +22,9 @@ from app.cli import commands as cli
 from app.configuration.file import json_schema, load
 from app.listening import urls
 from tests import llama_build
+from tests.commands import ROOT, environment
 from tests.ggufs import make_architecture, make_tiny
 from tests.ports import Ports
-
-ROOT = Path(__file__).resolve().parent.parent
-PRIVATE = ("ROUTER_", "CONFIG_PATH", "LLAMA_")
 
 
 def run(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -39,11 +37,6 @@ def run(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.Co
         timeout=60,
         check=False,
     )
-
-
-def environment(**variables: str) -> dict[str, str]:
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(PRIVATE)}
-    return outside | {"ROUTER_SYSTEM__LLAMA_SERVER_PATH": str(llama_build.of())} | variables
 
 
 def write(path: Path, tree: Mapping[str, Any]) -> Path:

@@ -154,7 +154,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "api.list_aliases": (False, lambda r: not r.services.config.api.list_aliases),
     "api.max_body_mb": (0.5, _body_is_too_large),
     "api.max_memory_mb": (7, lambda r: r.app.gateway.memory.limit == 7 * MIB),
-    "api.stream_heartbeats": ("off", lambda r: r.app.gateway.backend.heartbeats() is Heartbeats.OFF),
+    "api.stream_heartbeats": ("off", lambda r: r.services.config.api.stream_heartbeats is Heartbeats.OFF),
     "api.stored_responses_mb": (7, lambda r: r.services.stored._limit_bytes == 7 * 2**20),
     "system.llama_server_path": ("/elsewhere/llama-server", NAMED),
     "system.cache_dir": ("elsewhere", NAMED),

@@ -9,7 +9,7 @@ import pytest
 from app.domain.event_bus import BATCH_S, BATCH_SIZE, EventBus
 from app.domain.events import BatchPublished, Event, ModelChanged, RequestFinished
 from tests.fakes import ManualTimers
-from tests.test_telemetry import finished
+from tests.records import finished
 
 
 class World:

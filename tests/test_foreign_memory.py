@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -14,27 +12,11 @@ from app.domain.views import MemoryNeed
 from app.llama.exit_reason import FailureKind
 from app.scheduling.plan import Refuse, Wait
 from app.scheduling.policy import plan
-from tests.fakes import World, failure
-from tests.test_policy import LIMITS, NOW, gpu, head, model
+from tests.fakes import MakeWorld, failure
+from tests.views import LIMITS, NOW, gpu, head, model
 
-MakeWorld = Callable[..., Awaitable[World]]
 NO_MEMORY = failure(FailureKind.OUT_OF_MEMORY, "there was not enough memory.")
 PATIENT = replace(LIMITS, foreign_wait_s=10)
-
-
-@pytest.fixture
-async def make_world() -> AsyncIterator[MakeWorld]:
-    worlds: list[World] = []
-
-    async def make(sizes: dict[str, int], **options: Any) -> World:
-        world = World(sizes, **options)
-        worlds.append(world)
-        await world.settle()
-        return world
-
-    yield make
-    for world in worlds:
-        await world.close()
 
 
 # The decision

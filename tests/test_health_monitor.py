@@ -271,9 +271,9 @@ async def test_a_suspected_model_that_answers_is_believed(ward: Ward) -> None:
 
 
 async def test_a_suspected_model_that_does_not_listen_is_ended_at_once(
-    ward: Ward, monkeypatch: pytest.MonkeyPatch
+    ward: Ward,
 ) -> None:
-    monkeypatch.setattr("app.core.health_monitor.SUSPECT_EVERY_S", 0)
+    ward.monitor.suspect_every_s = 0
     ward.runner.is_healthy = False
 
     def pass_time(runner: FakeRunner) -> None:

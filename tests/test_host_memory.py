@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from app.memory.ledger.kept_free import KeptFree
 from app.memory.need import GPU_PROCESS_MB, PROCESS_MB
 from app.memory.probes.host import Bound, group_bounds, host_reading, process_mb
 from app.memory.probes.interface import Reading
-from tests.fakes import World
+from tests.fakes import MakeWorld
 from tests.fakes import footprint as fake_footprint
 
-MakeWorld = Callable[..., Awaitable[World]]
 GB = 1 << 30
 V1 = "4:memory:/app/router\n2:cpu,cpuacct:/\n0::/\n"
 V1_MOUNT = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
@@ -131,21 +129,6 @@ def test_what_is_kept_free_follows_the_configuration() -> None:
 
 
 # Planning
-
-
-@pytest.fixture
-async def make_world() -> AsyncIterator[MakeWorld]:
-    worlds: list[World] = []
-
-    async def make(sizes: dict[str, int], **options: Any) -> World:
-        world = World(sizes, **options)
-        worlds.append(world)
-        await world.settle()
-        return world
-
-    yield make
-    for world in worlds:
-        await world.close()
 
 
 def on_cpu(*aliases: str) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from app.domain.status import Status, StopReason
 from app.llama.command import BinaryInfo, build_command
 from app.models.kv_cache import KvCache, validity
 from app.models.kv_store import KvStore, file_of
-from tests.conftest import until
 from tests.fakes import World
+from tests.router_process import until
 
 BINARY = BinaryInfo(Path("/llama-server"), "1", frozenset({"--slot-save-path"}), "build 1")
 

@@ -27,8 +27,6 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.gguf.header import Pooling
-from app.llama import pipe as llama_pipe
-from app.llama import process as llama_process
 from app.llama.asking import Answer, ask
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
@@ -39,6 +37,7 @@ from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
 from app.llama.process import LlamaRunner
 from app.llama.runner import Exit, LoadError, Runner
+from app.llama.times import ProcessTimes
 from tests import llama_build
 from tests.ggufs import make_tiny
 from tests.ports import Ports
@@ -150,9 +149,9 @@ def launcher(binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient) -> Ll
 def fake(
     binary: BinaryInfo, logs: LogServer, http: httpx.AsyncClient, tmp_path: Path
 ) -> Callable[..., LlamaLauncher]:
-    def make(load_timeout_s: float = 30) -> LlamaLauncher:
+    def make(load_timeout_s: float = 30, **options: Any) -> LlamaLauncher:
         path = fake_binary(tmp_path)
-        return LlamaLauncher(replace(binary, path=path), logs, PORTS.first, load_timeout_s)
+        return LlamaLauncher(replace(binary, path=path), logs, PORTS.first, load_timeout_s, **options)
 
     return make
 
@@ -348,10 +347,10 @@ async def test_what_can_be_known_before_a_start_is_checked_without_one(
 
 
 async def test_a_disk_that_hangs_does_not_hold_up_the_check(
-    launcher: LlamaLauncher, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    binary: BinaryInfo, logs: LogServer, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs = threading.Event()
-    monkeypatch.setattr("app.llama.launcher.CHECK_TIMEOUT_S", 0.1)
+    launcher = LlamaLauncher(binary, logs, PORTS.first, 30, times=ProcessTimes(check_timeout_s=0.1))
     monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
     try:
         with anyio.fail_after(5):
@@ -450,9 +449,8 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the kernel holds cannot be made here: the signals do not reach it."""
-    monkeypatch.setattr("app.llama.process.KILL_WAIT_S", 0.1)
     told = asyncio.Event()
-    launcher = fake()
+    launcher = fake(times=ProcessTimes(kill_wait_s=0.1))
 
     async def live() -> None:
         def hear(runner: Runner) -> None:
@@ -682,11 +680,11 @@ async def test_kill_all_needs_no_loop(launcher: LlamaLauncher, tiny: Path) -> No
 
 
 async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
-    launcher: LlamaLauncher, tiny: Path, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    binary: BinaryInfo, logs: LogServer, tiny: Path, http: httpx.AsyncClient
 ) -> None:
     """And not at each line; but its last words and its end wait for nobody."""
-    monkeypatch.setattr(llama_pipe, "READ_PAUSE_S", 3600)
-    monkeypatch.setattr(llama_process, "LAST_OUTPUT_S", 3600)
+    times = ProcessTimes(read_pause_s=3600, last_output_s=3600)
+    launcher = LlamaLauncher(binary, logs, PORTS.first, 30, times=times)
 
     async def ask() -> None:
         key = {"Authorization": f"Bearer {runner.api_key}"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from unittest.mock import AsyncMock
 
 import pytest
@@ -15,24 +14,7 @@ from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.llama.exit_reason import Failure, FailureKind
-from tests.fakes import World, failure
-
-MakeWorld = Callable[..., Awaitable[World]]
-
-
-@pytest.fixture
-async def make_world() -> AsyncIterator[MakeWorld]:
-    worlds: list[World] = []
-
-    async def make(sizes: dict[str, int], **options: object) -> World:
-        world = World(sizes, **options)  # type: ignore[arg-type]
-        worlds.append(world)
-        await world.settle()
-        return world
-
-    yield make
-    for world in worlds:
-        await world.close()
+from tests.fakes import MakeWorld, World, failure
 
 
 async def test_a_request_loads_its_model_and_is_served(make_world: MakeWorld) -> None:

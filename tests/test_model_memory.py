@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,26 +22,10 @@ from app.memory.history import LoadRecord
 from app.memory.model_memory import split_buffers
 from app.memory.need import PROCESS_MB, Footprint
 from app.memory.probes.fixed_cost import UNLISTED_MB, FixedCost
-from tests.fakes import World, failure
+from tests.fakes import MakeWorld, World, failure
 from tests.fakes import footprint as fake_footprint
 
-MakeWorld = Callable[..., Awaitable[World]]
 NO_MEMORY = failure(FailureKind.OUT_OF_MEMORY, "there was not enough memory.")
-
-
-@pytest.fixture
-async def make_world() -> AsyncIterator[MakeWorld]:
-    worlds: list[World] = []
-
-    async def make(sizes: dict[str, int], **options: Any) -> World:
-        world = World(sizes, **options)
-        worlds.append(world)
-        await world.settle()
-        return world
-
-    yield make
-    for world in worlds:
-        await world.close()
 
 
 def announced(mb: int, where: str = "device") -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.monitoring import DASHBOARDS, MONITORING, ROOT, load_json, load_yaml, queries, rules, targets
 from tests.real_parts import COMPOSE, PROMTOOL, need
 
-ROOT = Path(__file__).resolve().parent.parent
-MONITORING = ROOT / "monitoring"
 UI = ROOT / "app" / "api" / "ui"
-DASHBOARDS = sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))
 YAML_FILES = [ROOT / "docker-compose.monitoring.yml", *sorted(MONITORING.rglob("*.yml"))]
 
 # Every metric of the contract's section 4, and those of kept conversations, with the labels that it carries.
@@ -60,29 +56,6 @@ LABELS: dict[str, set[str]] = {
 }
 METRIC = re.compile(r"\b(router_\w+|up)\b(?=\{|\[|\)|,|$|\s)(\{[^}]*\})?")
 GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
-
-
-def load_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def load_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def targets(dashboard: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for panel in dashboard["panels"]:
-        yield from panel.get("targets", [])
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for group in load_yaml(MONITORING / "alerts.yml")["groups"] for rule in group["rules"]]
-
-
-def queries() -> list[tuple[str, str]]:
-    """Every PromQL expression with the place where it stands."""
-    panels = [(path.name, target["expr"]) for path in DASHBOARDS for target in targets(load_json(path))]
-    return panels + [(rule["alert"], rule["expr"]) for rule in rules()]
 
 
 def wrong_names(expr: str) -> list[str]:

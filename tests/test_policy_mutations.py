@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from bench.world import Code
-from tests.test_scheduling_properties import Scheduling, run_machine
+from tests.scheduling_machine import Scheduling, run_machine
 
 EXAMPLES = 1000
 PLACEMENT, TURNS = "app.scheduling.placement", "app.scheduling.turns"

@@ -21,18 +21,15 @@ from app.core.manager import ModelManager
 from app.main import RouterApp, create_app
 from app.server import RouterServer, server_config
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, loops, port_of, serving, started, stop_server
+from tests.serving import Client, Reply, event_loop_policy, port_of, serving, started, stop_server
 from tests.stand_in import llama_server_stand_in
+
+__all__ = ["event_loop_policy"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
 CHAT = "/v1/chat/completions"
 MakeClient = Callable[[], Awaitable[Client]]
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
 
 
 def post(*headers: str, target: str = CHAT, body: bytes = b'{"model": "m"}') -> bytes:

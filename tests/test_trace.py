@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from tests.test_http_server import ANSWER, STREAM, MakeRouter, event_loop_policy, make_router, request
+from tests.proxy_environment import ANSWER, STREAM, MakeRouter, make_router, request
+from tests.serving import event_loop_policy
 
 __all__ = ["event_loop_policy", "make_router"]
 

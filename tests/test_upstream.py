@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +17,13 @@ from app.proxy.headers import Headers
 from app.proxy.seams import UpstreamGone, UpstreamRequest
 from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
-from tests.serving import loops, soon
+from tests.serving import event_loop_policy, soon
+from tests.upstreams import MB, OK, SIZED, Line
+
+__all__ = ["event_loop_policy"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
-MB = 2**20
-OK = b"HTTP/1.1 200 OK\r\n"
-SIZED = OK + b"Content-Length: 2\r\n\r\nhi"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-Trailer: 1\r\n\r\n"
 READ_AHEAD_BYTES = 65536
 """What the answers of these tests take before they want no more."""
@@ -35,50 +33,6 @@ RECV_BYTES = 256 * 1024
 
 
 LAST = UpstreamRequest("POST", "/", b"", b"{}", False)
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
-
-
-class Line:
-    """One connection, seen from the server."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self.writer = reader, writer
-
-    async def head(self) -> bytes:
-        return await soon(self._reader.readuntil(b"\r\n\r\n"))
-
-    async def asked(self) -> bytes:
-        """The next request, whole."""
-        head = await self.head()
-        length = re.search(rb"content-length: (\d+)", head)
-        return head + await soon(self._reader.readexactly(int(length[1]) if length else 0))
-
-    def say(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self, data: bytes = SIZED) -> bytes:
-        asked = await self.asked()
-        self.say(data)
-        return asked
-
-    def hang_up(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        """As the kernel does for a process that died with unread bytes."""
-        linger = struct.pack("ii", 1, 0)
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.writer.transport.abort()
-
-    async def ended(self) -> None:
-        """Until the client has closed it."""
-        with contextlib.suppress(ConnectionError):
-            while await soon(self._reader.read(MB)):
-                pass
 
 
 class Answer:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from app.core import vram_tracker
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ReadingTaken
@@ -276,9 +275,9 @@ async def test_a_failing_driver_is_reported_and_the_ledger_goes_on(
 
 
 async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
-    tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+    tracker: DeviceTracker, gpu: Gpu
 ) -> None:
-    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
+    tracker.reading_timeout_s = 0.02
     gpu.may_answer.clear()
     asked = gpu.asked
     for _ in range(5):
@@ -287,7 +286,7 @@ async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     assert gpu.asked == asked + 1
     assert [t.name for t in threading.enumerate()].count("gpu driver") == 1
     assert card(tracker).total_mb == TOTAL_MB
-    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 10)
+    tracker.reading_timeout_s = 10
     gpu.others_mb = 700
     gpu.may_answer.set()
     await tracker.refresh()
@@ -305,10 +304,8 @@ async def test_refreshes_never_overlap(tracker: DeviceTracker, gpu: Gpu) -> None
     assert gpu.asked == asked + 1
 
 
-async def test_a_hanging_driver_does_not_hold_up_the_end(
-    tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(vram_tracker, "READING_TIMEOUT_S", 0.02)
+async def test_a_hanging_driver_does_not_hold_up_the_end(tracker: DeviceTracker, gpu: Gpu) -> None:
+    tracker.reading_timeout_s = 0.02
     gpu.may_answer.clear()
     await tracker.refresh()
     await tracker.close()

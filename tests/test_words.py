@@ -19,7 +19,7 @@ STANDARD = {
     "time-out sweep": r"(?i:patrols?\b)",
     "wait for exit": r"(?i:burial|corpses?\b|bury\b)",
     "port closed": r"(?i:deaf(en|ness)?\b)",
-    "READ_PAUSE_S": r"(?i:breath(_s)?\b)",
+    "read_pause_s": r"(?i:breath(_s)?\b)",
     "reconcile": r"look_again",
     "ModelChanged": r"Touched\b",
     "preempted_at": r"yielded_at",

@@ -65,9 +65,10 @@ class HealthMonitor:
         bus: EventBus,
         pauses: Pauses,
         clock: Callable[[], float] = time.monotonic,
+        suspect_every_s: float = SUSPECT_EVERY_S,
     ) -> None:
         self._instances, self._interval_s, self._clock = instances, interval_s, clock
-        self.pauses = pauses
+        self.pauses, self.suspect_every_s = pauses, suspect_every_s
         self._watches: dict[str, Watch] = {}
         self._checking: set[Runner] = set()
         self._hurry = asyncio.Event()
@@ -130,7 +131,7 @@ class HealthMonitor:
         while instance.runner is runner:
             if await self.check(instance, runner):
                 return
-            await asyncio.sleep(SUSPECT_EVERY_S)
+            await asyncio.sleep(self.suspect_every_s)
 
     # --- requests
 
@@ -173,7 +174,7 @@ class HealthMonitor:
     def _pause_s(self) -> float:
         """Until the next look, or the next judgement over one that gets no answer."""
         waits = [
-            SUSPECT_EVERY_S if runner in self._checking else self._look_in_s(instance, runner)
+            self.suspect_every_s if runner in self._checking else self._look_in_s(instance, runner)
             for instance, runner in self._loaded()
         ]
         return max(min(waits, default=self._interval_s), 0.05)

@@ -41,8 +41,9 @@ class DeviceTracker:
         clock: Callable[[], float],
         bus: EventBus,
         read_host: Callable[[Sequence[int]], Reading] = host_reading,
+        reading_timeout_s: float = READING_TIMEOUT_S,
     ) -> None:
-        self.probe = probe
+        self.probe, self.reading_timeout_s = probe, reading_timeout_s
         self._driver_error: str | None = None
         self._kept_free = kept_free
         self._clock = clock
@@ -73,10 +74,10 @@ class DeviceTracker:
         waited_for, error = bool(self._given_back) or self._watching, self.error
         begun = self._clock()
         try:
-            with anyio.fail_after(READING_TIMEOUT_S):
+            with anyio.fail_after(self.reading_timeout_s):
                 asked_at, found = await self._driver.read()
         except TimeoutError:
-            self._report(f"the GPU driver did not answer within {READING_TIMEOUT_S:.0f} s")
+            self._report(f"the GPU driver did not answer within {self.reading_timeout_s:.0f} s")
         else:
             if isinstance(found, Exception):
                 self._report(f"the GPU driver failed: {found}")

@@ -24,8 +24,7 @@ from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
 from app.llama.runner import LoadError, OnChange, Runner
-
-CHECK_TIMEOUT_S = 2.0
+from app.llama.times import USUAL, ProcessTimes
 
 
 class LlamaLauncher:
@@ -43,10 +42,11 @@ class LlamaLauncher:
         env: Mapping[str, str] = os.environ,
         pid_file: PidFile | None = None,
         pauses: Pauses | None = None,
+        times: ProcessTimes = USUAL,
     ) -> None:
         self.binary, self.load_timeout_s = binary, load_timeout_s
         self._log_server, self._env, self._pauses = log_server, env, pauses
-        self._pid_file = pid_file
+        self._pid_file, self._times = pid_file, times
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
 
@@ -61,7 +61,7 @@ class LlamaLauncher:
                 "update llama-server and restart the router."
             )
             raise LoadError(Failure(FailureKind.BAD_FLAG, message, None, ()))
-        with anyio.move_on_after(CHECK_TIMEOUT_S):  # a disk that hangs is not waited for
+        with anyio.move_on_after(self._times.check_timeout_s):  # a disk that hangs is not waited for
             failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
             if failure is not None:
                 raise LoadError(failure)
@@ -86,7 +86,15 @@ class LlamaLauncher:
             log = self._log_server.open(spec.alias)
             files = split_parts(spec.path)
             runner = LlamaRunner(
-                spec.alias, port, key, log, self.load_timeout_s, on_change, files, self._pauses
+                spec.alias,
+                port,
+                key,
+                log,
+                self.load_timeout_s,
+                on_change,
+                files,
+                pauses=self._pauses,
+                times=self._times,
             )
             self._live.add(runner)
             try:

@@ -11,7 +11,6 @@ from typing import Protocol, cast
 
 from app.domain.alarm import Alarm
 
-READ_PAUSE_S = 0.05
 PIPE_BYTES = 1 << 18
 FULL_READ = 1 << 13  # after a read as large as this there is more
 FLOOD_BYTES = 1 << 20  # of every READ_PAUSE_S at most; who writes more waits, and the router works for others
@@ -36,11 +35,11 @@ class Output(asyncio.Protocol):
     """What the process says.
 
     A serving llama-server writes some ten short lines a request. Taken as they come they cost the router more
-    than the request itself, mostly for waking up; so after each read it pauses for `READ_PAUSE_S`.
+    than the request itself, mostly for waking up; so after each read it pauses for `read_pause_s`.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, read_pause_s: float) -> None:
+        self._listener, self._read_pause_s = listener, read_pause_s
         self._transport: asyncio.ReadTransport | None = None
         self._read_pause = Alarm(self._read_on)
         self._has_exited = False
@@ -75,7 +74,7 @@ class Output(asyncio.Protocol):
         )
         if is_enough and self._transport is not None:
             self._transport.pause_reading()
-            self._read_pause.set_within(READ_PAUSE_S)
+            self._read_pause.set_within(self._read_pause_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.output_ended()

@@ -37,6 +37,7 @@ from app.llama.pipe import Output, ProcessEvents
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.runner import Exit, LoadError, OnChange
+from app.llama.times import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,6 @@ EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
 POLL_SHARE = 0.05  # of the time that a load has taken: it is ready at most that much earlier than is noticed
 POLL_MAX_S = 0.5
-LAST_OUTPUT_S = 0.5  # for the pipe to run dry after an exit; a grandchild may hold it open for ever
-KILL_WAIT_S = 10.0  # a process inside a driver call can outlive SIGKILL for a while
 
 
 class LlamaRunner:
@@ -60,7 +59,9 @@ class LlamaRunner:
         load_timeout_s: float,
         on_change: OnChange,
         files: Sequence[Path] = (),
+        *,
         pauses: Pauses | None = None,
+        times: ProcessTimes = USUAL,
     ) -> None:
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
@@ -73,7 +74,7 @@ class LlamaRunner:
         self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log, self.evidence)
         self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
         self._reader, self._begin = LoadReader(self.load_log), log.position
-        self._output = Output(self)
+        self._output, self._times = Output(self, times.read_pause_s), times
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._exit: asyncio.Future[Exit] = self._loop.create_future()
@@ -152,7 +153,7 @@ class LlamaRunner:
             await asyncio.wait({self._exit}, timeout=grace_s)
         if not self._exit.done():
             self._signal_group(KILL)
-            await asyncio.wait({self._exit}, timeout=KILL_WAIT_S)
+            await asyncio.wait({self._exit}, timeout=self._times.kill_wait_s)
         if self._exit.done():
             await self.reaped()
         elif not self.unkillable:
@@ -197,7 +198,7 @@ class LlamaRunner:
         if self._output_ended:
             self._conclude()
         else:
-            self._loop.call_later(LAST_OUTPUT_S, self._conclude)
+            self._loop.call_later(self._times.last_output_s, self._conclude)
 
     def output_ended(self) -> None:
         self._output_ended = True

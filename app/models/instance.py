@@ -62,6 +62,7 @@ class ModelInstance:
         self.need: MemoryNeed | None = None
         self.health: Health | None = None
         self.removed = False
+        self.ttl_s: float | None = None  # how long it stays when nobody uses it, if its last user said so
         self._supervise = partial(
             Supervisor,
             launcher=launcher,
@@ -132,7 +133,7 @@ class ModelInstance:
     def start(self, placement: Placement) -> None:
         """Begin a load. The caller has seen that there is room."""
         self.memory.reserve(placement)
-        self.health = None
+        self.health = self.ttl_s = None
         self._carry_out(self.lifecycle.start(self._clock(), is_wanted=self.queue.waiting > 0))
         self.process = self._supervise(self, self.spec, placement)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from app.core.queue import RequestQueue
@@ -26,6 +27,7 @@ class Viewed(Protocol):
     conversations: Conversations
     footprint: Footprint | None
     need: MemoryNeed | None
+    ttl_s: float | None
     health: Health | None
 
     @property
@@ -41,7 +43,7 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         kind=spec.kind,
         slots=model.queue.slots,
         pinned=spec.pinned,
-        idle_timeout_s=spec.idle_timeout_s,
+        idle_timeout_s=_idle_timeout_s(model),
         waiting_by_level=(high, normal, low),
         head=model.queue.head,
         need=model.need,
@@ -91,6 +93,13 @@ def _vram_mb(model: Viewed, tracker: DeviceTracker) -> int:
     if measured is not None:
         return measured
     return sum(mb for device, mb in tracker.reserved(model.spec.alias).items() if device != HOST)
+
+
+def _idle_timeout_s(model: Viewed) -> float | None:
+    """None: it stays. Pinned models stay whatever their users say."""
+    if model.ttl_s is None or model.spec.pinned:
+        return model.spec.idle_timeout_s
+    return None if math.isinf(model.ttl_s) else model.ttl_s
 
 
 def _reload_s(model: Viewed) -> float:

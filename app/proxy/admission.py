@@ -53,6 +53,10 @@ class Admission:
 
     def ended(self, entrant: Entrant) -> None:
         self.leave(entrant)
+        ttl_s, instance = entrant.record.request.ttl_s, entrant.instance
+        if (ttl_s is not None or instance.ttl_s is not None) and not entrant.record.request.only_reads:
+            instance.ttl_s = ttl_s
+            self._manager.scheduler.reconcile_soon()
         self._bus.finished(entrant.record.event)
 
     def waits_because(self, entrant: Entrant) -> str | None:

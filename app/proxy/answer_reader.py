@@ -100,6 +100,8 @@ class AnswerReader:
             head, data = self._read_head(data)
             if head is None:
                 return None, b""
+        if self.stage is Stage.CHUNKED:
+            return head, self._read_chunks(data)
         return head, self._read_body(data)
 
     def _read_head(self, data: bytes) -> tuple[AnswerHead | None, bytes]:
@@ -139,8 +141,6 @@ class AnswerReader:
                 return data
             self.stage, self.has_excess = Stage.COMPLETE, self._left < 0
             return data[: self._left] if self._left else data
-        if stage is Stage.CHUNKED:
-            return self._read_chunks(data)
         if stage is Stage.COMPLETE:
             self.has_excess = self.has_excess or bool(data)
             return b""

@@ -241,8 +241,9 @@ class Exchange:
 
     def _open_ahead(self, runner: Runner | None) -> None:
         """A stream takes its connection along, so the next one needs another."""
-        waiting = self.instance.queue.waiting
-        if waiting and not self.request.keep_alive and runner is not None and runner.phase is Status.READY:
+        if self.request.keep_alive or runner is None or runner.phase is not Status.READY:
+            return
+        if waiting := self.instance.queue.waiting:
             self._links.open_ahead(runner.port, waiting)
 
     def _retry(self) -> None:

@@ -12,10 +12,9 @@ from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
 from app.access.rules import Client, Rules
-from app.core.config import SystemConfig
+from app.configuration.current import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
-from app.domain.heartbeats import Heartbeats
 from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
@@ -64,9 +63,7 @@ class Backend(NamedTuple):
     manager: ModelManager
     slots: Admission
     links: UpstreamPool
-    limits: Callable[[], SystemConfig]
-    """Of the configuration that counts now."""
-    heartbeats: Callable[[], Heartbeats]
+    configuration: Configuration
     bodies: BodyReader
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
@@ -214,7 +211,8 @@ class Gateway:
 
     def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
         endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, limits, heartbeats, _, translations = self.backend
+        manager, slots, links, configuration, _, translations = self.backend
+        config = configuration.current
         translator = None
         if endpoint is None:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
@@ -238,12 +236,12 @@ class Gateway:
                 record,
                 time.monotonic,
                 voice_of(routed.endpoint),
-                heartbeats=heartbeats(),
+                heartbeats=config.api.stream_heartbeats,
                 translator=translator,
             ),
             slots=slots,
             links=links,
-            limits=limits(),
+            limits=config.system,
             clock=time.monotonic,
             wake=entrance.wake,
         )

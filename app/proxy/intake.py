@@ -78,6 +78,8 @@ class Intake:
         False: there is no place for what has come, and it is the beginning of a request.
         """
         waiting, has_place = self.reader.waiting + beside, True
+        if not (waiting or self._counted or self._is_paused):  # the usual case
+            return True
         if waiting != self._counted:
             has_place = self._memory.count(waiting - self._counted)
             self._counted = waiting

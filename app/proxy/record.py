@@ -33,6 +33,8 @@ class RoutedRequest(NamedTuple):
     client: str
     only_reads: bool = False
     """It takes no slot, and counts as no use of its model."""
+    ttl_s: float | None = None
+    """How long its model stays loaded after it; None: as configured."""
 
 
 class RequestRecord:

@@ -142,6 +142,7 @@ class Reply:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
+            self._record.first_byte_at = self._record.first_byte_at or self._clock()
             self._record.status = error.status
             self.fail(error)
         return True

@@ -25,6 +25,7 @@ from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
+from app.proxy import keep_alive
 from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
@@ -62,11 +63,14 @@ class RequestMeta(NamedTuple):
     """Its body is packed."""
     is_navigation: bool = False
     """A person opens a page in a browser."""
+    ttl_s: float | None = None
+    """How long its model is to stay loaded when nobody uses it any more; None: as configured."""
 
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
-        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers))
+        ttl_s = keep_alive.in_header(headers)
+        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers), ttl_s)
 
 
 def read_body(
@@ -78,7 +82,10 @@ def read_body(
         raise _wrong_kind(instance, endpoint)
     stream = _streams(fields)
     path = endpoint.path
-    return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream)
+    ttl_s = meta.ttl_s
+    if ttl_s is None and keep_alive.FIELD in fields:
+        ttl_s = keep_alive.in_field(fields[keep_alive.FIELD])
+    return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s)
 
 
 def read_tunnel(
@@ -95,7 +102,15 @@ def read_tunnel(
     where = f"/{path}" + (f"?{query}" if query else "")
     endpoint = TUNNEL.rstrip("/")
     return instance, _routed(
-        meta, instance, endpoint, method, where, request_id, keep_alive=False, only_reads=only_reads
+        meta,
+        instance,
+        endpoint,
+        method,
+        where,
+        request_id,
+        keeps_connection=False,
+        only_reads=only_reads,
+        ttl_s=meta.ttl_s,
     )
 
 
@@ -108,25 +123,27 @@ def _routed(
     request_id: str,
     *,
     stream: bool = False,
-    keep_alive: bool = True,
+    keeps_connection: bool = True,
     only_reads: bool = False,
+    ttl_s: float | None = None,
 ) -> RoutedRequest:
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
-    keep_alive, lowered = keep_alive and not stream, granted != wish
+    ttl_s = None if ttl_s is None else keep_alive.allowed(ttl_s, instance.spec, client)
     return RoutedRequest(  # by position: names cost as much as the object
         endpoint,
         method,
         path,
         passed_on,
         stream,
-        keep_alive,
+        keeps_connection and not stream,
         granted,
-        lowered,
+        granted != wish,
         request_id,
         client.name,
         only_reads,
+        ttl_s,
     )
 
 

@@ -145,7 +145,8 @@ class UpstreamPool:
             return
         connection.idle_since = time.monotonic()
         self._idle.setdefault(connection.port, []).append(connection)
-        self._sweep_alarm.set_within(self.idle_s)
+        if self._sweep_alarm.at is None:
+            self._sweep_alarm.set_within(self.idle_s)
 
     def _forget(self, connection: UpstreamConnection) -> None:
         """It was closed."""

@@ -132,7 +132,10 @@ class _Step:
             timeout_s = one.model.idle_timeout_s
             if one.process.status is not Status.READY or timeout_s is None:
                 continue
-            expires = (self._now if one.busy else one.model.last_used) + timeout_s
+            if one.busy:
+                self._wake_by(self._now + max(timeout_s, 1.0))
+                continue
+            expires = one.model.last_used + timeout_s
             if expires <= self._now:
                 self.actions.append(Stop(one.alias, StopReason.IDLE))
             else:  # a request in between only makes that look come too early

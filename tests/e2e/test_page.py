@@ -3,54 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
-from collections.abc import AsyncIterator
-from functools import partial
 from pathlib import Path
 
-import httpx
-import pytest
+from tests.e2e.browser import Page
+from tests.e2e.pages import KEY, page, router, row, slow_llama_server, talk_on
+from tests.router_process import MakeRouter, RouterProcess, chat
 
-from tests.e2e.browser import Page, browser, chromium
-from tests.router_process import MakeRouter, RouterProcess, chat, until
-from tests.slow_server import slow
-
-KEY = "secret-key"
-
-
-@pytest.fixture(scope="module")
-def slow_llama_server(llama_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return slow(tmp_path_factory.mktemp("binary"), llama_server)
-
-
-@pytest.fixture(scope="module")
-def router(
-    make_shared_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, truncated_gguf: Path
-) -> RouterProcess:
-    return make_shared_router(
-        {
-            "quick": {"model_path": tiny_gguf},
-            "big": {"model_path": tiny_gguf, "env": {"LOAD_S": "3"}},
-            "embed": {"model_path": tiny_gguf, "params": {"embedding": True}},
-            "broken": {"model_path": truncated_gguf},
-            "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1"}},
-            "talks": {"model_path": tiny_gguf, "keep_cache": "disk"},
-        },
-        binary=slow_llama_server,
-        system={"max_concurrent_models": 1},
-    )
-
-
-@pytest.fixture
-async def page() -> AsyncIterator[Page]:
-    """A tab that is not allowed to complain."""
-    async with browser(chromium()) as page:
-        yield page
-
-
-def row(alias: str) -> str:
-    return f'[role="row"]:has(button[aria-label$=" {alias}"])'
+__all__ = ["page", "router", "slow_llama_server"]  # fixtures
 
 
 async def test_a_swap_is_seen_as_it_happens(router: RouterProcess, page: Page) -> None:
@@ -211,48 +171,6 @@ async def test_a_login_opens_streams_buttons_and_the_chat_page(
     await page.click("Log in", "dialog")
     await page.shows("Ready", row("quick"))
     await talk_on(page, router, chat_page)
-
-
-async def talk_on(page: Page, router: RouterProcess, chat_page: str) -> None:
-    """As a page at that address talks, by the cookie; also on llama-server's own, where the build has one."""
-    await page.go(chat_page)
-    await until(lambda: page.js(f"location.href === {json.dumps(chat_page)}"), 10)
-    body = json.dumps(json.dumps(chat("quick", stream=True)))
-    headers = "{'Content-Type': 'application/json'}"
-    told = await page.js(
-        f"fetch('v1/chat/completions', {{method: 'POST', headers: {headers}, body: {body}}})"
-        ".then((answer) => answer.text())"
-    )
-    assert told.startswith("data: {") and told.endswith("data: [DONE]\n\n"), told
-    if await has_a_page(router):
-        await talk_on_its_own(page, router, chat_page)
-
-
-async def has_a_page(router: RouterProcess) -> bool:
-    """What llama-server answers is passed on, whatever it is."""
-    url, key = router.past_the_router("quick")
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
-        own = await http.get(f"{url}/")
-    passed = router.client.get("/upstream/quick/")
-    assert (passed.status_code, passed.content) == (own.status_code, own.content)
-    return own.status_code == 200
-
-
-async def talk_on_its_own(page: Page, router: RouterProcess, chat_page: str) -> None:
-    generated = partial(router.metric, "router_tokens_total", model="quick", kind="generated")
-    before = generated()
-
-    async def answered() -> bool:
-        """It throws away what is sent before it has finished drawing itself."""
-        if "Hello there" not in await page.text():
-            if not await page.js("document.querySelector('textarea')?.value"):
-                await page.type_into("textarea", "Hello there")
-            await page.key("Enter")
-        return generated() > before
-
-    await page.go(chat_page)
-    await until(answered)
-    await page.shot("chat")
 
 
 async def test_a_key_without_admin_may_look(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.browser import browser, chromium
 from tests.e2e.nginx import in_front
-from tests.e2e.test_page import KEY, row, talk_on
+from tests.e2e.pages import KEY, row, talk_on
 from tests.router_process import MakeRouter, RouterProcess
 
 

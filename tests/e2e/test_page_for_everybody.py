@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import Page, browser, chromium
-from tests.e2e.test_page import row
+from tests.e2e.pages import row
 from tests.router_process import MakeRouter, RouterProcess, chat, until
 
 LONG = "organisation/" + "a-very-long-name-without-an-end-" * 3 + "q4_k_m.gguf"

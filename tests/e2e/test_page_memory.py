@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.browser import browser, chromium
-from tests.e2e.test_page import row
+from tests.e2e.pages import row
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
 from tests.router_process import MakeRouter
 from tests.slow_server import slow

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from tests.e2e.clients import SYSTEM, Clients, fleet, mixed_traffic
+from tests.monitoring import DASHBOARDS, MONITORING, load_json, load_yaml, queries, rules
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
 from tests.real_parts import PROMETHEUS, need
 from tests.router_process import MakeRouter, RouterProcess, free_port, until, until_now
-from tests.test_monitoring_files import DASHBOARDS, MONITORING, load_json, load_yaml, queries, rules
 
 __all__ = ["nvml_library"]
 

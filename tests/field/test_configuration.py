@@ -17,7 +17,8 @@ from app.configuration.file import ConfigError, load, parse
 from app.core.config import Config
 from app.domain.owned import OWNED
 from app.llama.command import parse_help
-from tests.test_cli import ROOT, environment
+from tests.commands import ROOT, environment
+from tests.field.environment import KEYS
 
 
 def read(tree: Mapping[str, Any]) -> Config:
@@ -114,8 +115,6 @@ def test_whatever_downloads_or_ends_at_once_in_this_build_is_refused(llama_serve
 
 
 # --- F5
-
-KEYS: list[Any] = ["plain", {"key": "k1", "name": "silent"}, {"key": "k2", "name": "boss", "admin": True}]
 
 
 def test_a_key_object_that_says_nothing_of_admin_is_no_admin() -> None:

@@ -5,70 +5,23 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from app.configuration.file import parse
-from app.main import create_app
-from app.proxy.body import SMALL_BYTES
-from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, serving
-from tests.stand_in import StandIn, llama_server_stand_in
-from tests.test_upstream import event_loop_policy
+from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, TUNNEL, ask, said, start, upstream
+from tests.serving import Client, Reply, event_loop_policy
+from tests.stand_in import StandIn
 
-__all__ = ["event_loop_policy"]
+__all__ = ["event_loop_policy", "start", "upstream"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
-CHAT, TUNNEL, LOAD = "/v1/chat/completions", "/upstream/tiny/tokenize", "/v1/models/load"
 KEY = "Authorization: Bearer boss-secret"
 FORM = "Content-Type: application/x-www-form-urlencoded"
 """What curl says of a body without being told otherwise."""
-JSON = "Content-Type: application/json"
-ANSWER = b'{"choices":[]}'
 Ask = Callable[..., Awaitable[Reply]]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in(ANSWER) as found:
-        yield found
-
-
-@pytest.fixture
-async def start(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIterator[Any]:
-    """A router on a socket; its port."""
-    async with AsyncExitStack() as stack:
-
-        async def begin(**api: Any) -> int:
-            tree = {
-                "api": api,
-                "system": {"log_dir": str(tmp_path / "logs")},
-                "models": {"tiny": {"model_path": str(tiny_gguf)}},
-            }
-            config = parse(json.dumps(tree), tmp_path, {})
-            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
-            return await stack.enter_async_context(serving(app))
-
-        yield begin
-
-
-def said(method: str, target: str, *headers: str, body: bytes = b"", version: str = "1.1") -> bytes:
-    lines = [f"{method} {target} HTTP/{version}", "Host: localhost", *headers]
-    if body:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-async def ask(port: int, method: str, target: str, *headers: str, **more: Any) -> Reply:
-    client = await Client.connect(port)
-    reply = await client.ask(said(method, target, *headers, **more), method=method)
-    client.leave()
-    return reply
 
 
 # --- H4, R6
@@ -117,9 +70,7 @@ async def test_head_is_refused_as_a_get_would_be(start: Any) -> None:
 
 # --- H2
 
-SMALL = json.dumps({"model": "tiny", "content": "Hello"}).encode()
 BOMB = gzip.compress(b" " * 2**22)
-LARGE = json.dumps({"content": "Hello" * SMALL_BYTES, "model": "tiny"}).encode()
 
 
 def chunked(body: bytes) -> bytes:

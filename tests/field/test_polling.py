@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from app.domain.status import Status
+from tests.proxy_environment import ANSWER, CHAT, USAGE, MakeRouter, Router, make_router, request, router
 from tests.router_process import until
 from tests.serving import Client, Reply, policy_for
-from tests.test_http_server import ANSWER, CHAT, USAGE, MakeRouter, Router, make_router, request, router
-from tests.test_upstream import SIZED
+from tests.upstreams import SIZED
 
 __all__ = ["make_router", "router"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e import nginx
-from tests.field.test_http import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, ask, start, upstream
+from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, ask, start, upstream
 from tests.real_parts import CURL, JAVA, need
 from tests.serving import policy_for
 from tests.stand_in import StandIn

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from app.listening import places
-from tests.field.test_configuration import KEYS
+from tests.commands import ROOT, environment
+from tests.field.environment import KEYS
 from tests.router_process import MakeRouter, RouterProcess, free_port, until_now
-from tests.test_cli import ROOT, environment
 
 
 def has_ipv6() -> bool:

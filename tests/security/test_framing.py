@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from tests.security.conftest import Connect, Serve
-from tests.serving import Reply, loops
+from tests.serving import Reply, event_loop_policy
 from tests.stand_in import StandIn
+
+__all__ = ["event_loop_policy"]  # fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -18,11 +19,6 @@ TARGETS = ("/v1/chat/completions", "/v1/models/load", "/upstream/m/tokenize")
 """One that is answered by the short way, one by the framework, one by the tunnel."""
 
 SMUGGLED = b"GET /upstream/m/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    return request.param()
 
 
 @pytest.fixture
