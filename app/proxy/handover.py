@@ -111,16 +111,10 @@ class Handover:
     """uvicorn's side of a connection. It is given bytes that have been read once, so that they are HTTP, and
     one request at a time: it would queue any number, and tell only the last one that its client has left."""
 
-    def __init__(
-        self,
-        protocol: Any,
-        transport: asyncio.Transport,
-        on_change: Callable[[], None],
-        keep_alive_s: float,
-    ) -> None:
+    def __init__(self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
         """`protocol`: an `HttpToolsProtocol` of any version."""
         self._protocol, self._answer = protocol, AnswerEnd()
-        self._transport = FrontedTransport(transport, self._answer, on_change, keep_alive_s)
+        self._transport = FrontedTransport(transport, self._answer, on_change, protocol.timeout_keep_alive)
         self._given = 0
         protocol.connection_made(self._transport)
 
