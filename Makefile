@@ -20,7 +20,7 @@ PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test test-oldest fuzz lint lint-page format clean chaos soak bench FORCE
+.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
+	@echo "make fuzz-sockets   an hour of raw bytes, up to the largest sizes (FUZZ_MINUTES=60)"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
 	@echo "make chaos   kill, freeze, starve and confuse everything under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with a thousand faults (SOAK_MINUTES=30)"
@@ -72,6 +73,9 @@ facts: $(DEV)
 
 fuzz: $(DEV)
 	@FUZZ_REQUESTS=20000 $(BIN)/python -m pytest tests/test_fuzz.py -s $(ARGS)
+
+fuzz-sockets: $(DEV)
+	@$(BIN)/python -m tests.security.fuzz --minutes $${FUZZ_MINUTES:-60} $(ARGS)
 
 lint: $(DEV) lint-page
 	@$(BIN)/python -m ruff check .

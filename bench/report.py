@@ -16,6 +16,7 @@ from bench import control_path, lifecycle, overhead
 from bench.overhead import Target
 from tests import llama_build
 
+CROWD = "\n## A crowd in the simulator\n"
 DOCS = Path(__file__).parents[1] / "docs"
 PLOT = Path("images/benchmarks.svg")
 PACKAGES = ("uvicorn", "uvloop", "httptools", "fastapi")
@@ -104,7 +105,9 @@ def main(rounds: int) -> None:
         "`python -m bench.watching`. Makespans of mixed traffic beside router mode: "
         "`python -m bench.scheduling`.\n"
     )
-    (DOCS / "benchmarks.md").write_text(text)
+    page = DOCS / "benchmarks.md"
+    _, crowd, rest = page.read_text().partition(CROWD)  # made by bench.crowd and bench.real_crowd
+    page.write_text(text + crowd + rest)
     (DOCS / PLOT).write_text(plot(real))
 
 

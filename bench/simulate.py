@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.domain.priority import Priority
-from app.domain.status import Status, StopReason
-from app.scheduling.placement import fit
 from app.scheduling.plan import Limits
-from bench.world import Model, Outcome, Request, Spec, World
+from bench.other_routers import FifoWorld, LruWorld
+from bench.world import Outcome, Request, Spec, World
 
 HOUR = 3600.0
 LIMITS = Limits(max_models=99, max_swap_wait_s=10.0, aging_s=30.0)
@@ -58,69 +57,7 @@ class Result:
         return waits[min(int(len(waits) * quantile), len(waits) - 1)] if waits else math.nan
 
 
-# --- the other ways
-
-
-class FifoWorld(World):
-    """Whoever came first is served first; nobody passes, and nobody is cut."""
-
-    def grant(self, model: Model) -> None:
-        self.reconcile_soon()
-
-    def reconcile(self) -> None:
-        while (first := self._oldest()) is not None and self.grant_one(first):
-            pass
-        if first is not None and first.status is Status.OFF:
-            self._load(first)
-
-    def _oldest(self) -> Model | None:
-        waiting = [m for m in self.models.values() if m.queue.waiting]
-        return min(waiting, key=_arrival_of_head, default=None)
-
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self.start(model, placement)
-        elif not self._memory_is_coming():
-            idle = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
-            if idle:
-                self.drain(min(idle, key=lambda m: m.life.last_used), StopReason.MEMORY)
-
-    def _memory_is_coming(self) -> bool:
-        leaving = any(m.status is Status.STOPPING for m in self.live())
-        return leaving or any(d.reclaiming_mb for d in self.devices.values())
-
-
-class LruWorld(FifoWorld):
-    """An eviction does not wait: what the victim runs, and what waits for it, gets an error."""
-
-    def arrive(self, alias: str, priority: Priority = Priority.NORMAL, service_s: float = 1.0) -> Request:
-        self.models[alias].life.last_used = self.now
-        return super().arrive(alias, priority, service_s)
-
-    def reconcile(self) -> None:
-        wanted = [m for m in self.models.values() if m.queue.waiting]
-        for model in wanted:
-            while self.grant_one(model):
-                pass
-        for model in sorted((m for m in wanted if m.status is Status.OFF), key=_arrival_of_head):
-            self._load(model)
-
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self.start(model, placement)
-        elif not self._memory_is_coming() and (loaded := self.live()):
-            self._kill(min(loaded, key=lambda m: m.life.last_used))
-
-    def _kill(self, victim: Model) -> None:
-        self.stop(victim, StopReason.MEMORY)
-        for request in self._waiting(victim):
-            self._end(request, Outcome.FAILED)
-
-
-def _arrival_of_head(model: Model) -> tuple[float, int]:
-    head = model.queue.head
-    return head.arrived, head.order
-
+# --- the ways
 
 WAYS: dict[str, tuple[type[World], Limits]] = {
     "router": (World, LIMITS),

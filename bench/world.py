@@ -26,6 +26,7 @@ from app.models import lifecycle
 from app.models.effects import Effects, EndProcess, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits
 from app.scheduling import policy
+from app.scheduling.demand import Demand
 from app.scheduling.placement import Capacity
 from app.scheduling.plan import GiveUp, Limits, Load, Plan, Resume, Stop
 
@@ -64,7 +65,7 @@ class Outcome(Enum):
 
 
 class Request:
-    """A client: it waits, is served for `service_s`, and remembers how that went."""
+    """A client: it waits, is served for `service_s`, remembers how that went, then does `then`."""
 
     __slots__ = ("ended", "granted", "model", "outcome", "replays", "service_s", "then", "ticket")
 
@@ -96,7 +97,7 @@ class Model:
         status: Status = self.life.status
         return status
 
-    def view(self) -> ModelView:
+    def view(self, demand: Demand) -> ModelView:
         spec, life = self.spec, self.life
         high, normal, low = self.queue.waiting_by_level
         return ModelView(
@@ -112,6 +113,9 @@ class Model:
             last_used=life.last_used,
             preempted_at=life.preempted_at,
             reload_s=spec.load_s,
+            service_s=self.queue.service_s,
+            asked_per_s=demand.per_s(spec.alias),
+            popularity=demand.popularity(spec.alias),
             preload=life.preload,
             retry_at=life.restarts.retry_at,
             processes=(self._process_view(),) if self.status.has_process else (),
@@ -172,6 +176,7 @@ class World:
         self.models = {s.alias: self._model(s, max_waiting, restarts) for s in specs}
         self.devices = {str(i): Device(str(i), mb, min_free_mb) for i, mb in enumerate(device_mb)}
         self.requests: list[Request] = []
+        self.demand = Demand()
         self.now = 0.0
         self.stops = self.killed = 0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -215,6 +220,7 @@ class World:
         model = self.models[alias]
         request = Request(model, self.code.queue.Ticket(priority, self.now, self.limits.aging_s), service_s)
         self.requests.append(request)
+        self.demand.asked(alias, priority, self.now)
         if model.status is Status.FAILED:
             self._reject(request, Outcome.FAILED)
         else:
@@ -248,10 +254,11 @@ class World:
         """It never gets a place in the queue."""
         assert request.outcome is None, "answered twice"
         request.outcome, request.ended = outcome, self.now
+        if request.then is not None:
+            self.after(0.0, request.then)
 
     def _end(self, request: Request, outcome: Outcome) -> None:
-        assert request.outcome is None, "answered twice"
-        request.outcome, request.ended = outcome, self.now
+        self._reject(request, outcome)
         self._take_back(request)
 
     def _take_back(self, request: Request) -> None:
@@ -286,8 +293,6 @@ class World:
         if request.outcome is None and request.ticket is ticket:
             self._end(request, Outcome.SERVED)
             self._serve_next(request.model)
-            if request.then is not None:
-                request.then()
 
     # --- the loop
 
@@ -298,7 +303,8 @@ class World:
         views, devices = self.views(), self.device_views()
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
-        self._alarm, self._contended = plan.wake_at, plan.contended
+        self._alarm, self._contended = plan.wake_at, bool(plan.contended)
+        self.demand.contended_by(plan.contended, self.now)
         for action in plan.actions:
             self.carry_out(action)
         for model in self.models.values():
@@ -310,7 +316,7 @@ class World:
         return found
 
     def views(self) -> list[ModelView]:
-        return [m.view() for m in self.models.values()]
+        return [m.view(self.demand) for m in self.models.values()]
 
     def device_views(self) -> list[DeviceView]:
         return [

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
+from app.models.restarts import RestartLimits
 from app.scheduling.plan import Limits
 from bench.world import Code, Model, Outcome, Request, Spec
 from tests.scheduling_rules import CheckedWorld
@@ -59,7 +60,13 @@ class Scheduling(RuleBasedStateMachine):
     def begin(self, specs: list[Spec], device_mb: list[int], max_models: int, hold: float) -> None:
         made = [named(i, s, len(device_mb)) for i, s in enumerate(specs)]
         self.world = CheckedWorld(
-            made, device_mb, Limits(max_models, hold, AGING), min_free_mb=500, max_waiting=8, code=self.code
+            made,
+            device_mb,
+            Limits(max_models, hold, AGING),
+            min_free_mb=500,
+            max_waiting=8,
+            restarts=RestartLimits(max_restarts=1, window_s=600, load_retries=1),
+            code=self.code,
         )
         self.models = list(self.world.models.values())
 
@@ -103,6 +110,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["crash", "crash", "eject", "eject now", "others", "preload"]), which=pick)
     def trouble(self, kind: str, which: int) -> None:
         model = self._model(which)
+        if model.status is Status.FAILED:  # since an earlier trouble
+            self.world.reset(model)
         if kind == "crash" and model.status.has_process:
             self.world.crash(model)
         elif kind == "eject":
@@ -113,8 +122,6 @@ class Scheduling(RuleBasedStateMachine):
             self._other_programs(which)
         elif kind == "preload":
             model.life.want_preload()
-        if model.status is Status.FAILED:
-            self.world.reset(model)
         self.world.reconcile_soon()
         self.world.run(self.world.now)
 

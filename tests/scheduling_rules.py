@@ -76,13 +76,17 @@ class CheckedWorld(World):
         return Capacity(free, room.places + len(going))
 
     def entitled(self, claim: Claim, victim: Model, slack: float) -> bool:
-        """Rules 1, 5 and 6: may that model be stopped for this claim, once nothing runs in it?"""
+        """Rules 1, 5 and 6: may that model be stopped for this claim, once nothing runs in it?
+
+        With a negative slack: must it be, however much it is missed?
+        """
         if victim.spec.pinned or not victim.status.has_process or _is_leaving(victim):
             return False
         head = self.next_of(victim)
         running = [self._request(victim, t).ticket.priority for t in victim.queue.running]
         if head is None and not running:
-            return True
+            expected = sum(self.demand.per_s(victim.spec.alias)[: claim.level + 1]) > 0
+            return slack > 0 or not expected or self.now >= self._held_until(claim, victim, slack)
         if head is not None and not victim.life.served:
             return False
         if head is not None:
@@ -97,8 +101,16 @@ class CheckedWorld(World):
         in_turn = claim.key < key + slack
         if claim.level < level and in_turn:
             return True
-        held_until = max(claim.arrived, victim.life.ready_since) + self.limits.max_swap_wait_s
-        return (claim.level <= level or in_turn) and self.now >= held_until - slack
+        return (claim.level <= level or in_turn) and self.now >= self._held_until(claim, victim, slack)
+
+    def _held_until(self, claim: Claim, victim: Model, slack: float) -> float:
+        """The promise. It counts anew when a load is over, except for the model that is missed least."""
+        since: float = max(claim.arrived, victim.life.ready_since)
+        if slack < 0:
+            ready = (m.life.ready_since for m in self.live() if m.status is Status.READY)
+            since = max(since, *ready, since)
+        assert self.limits.max_swap_wait_s is not None
+        return since + self.limits.max_swap_wait_s - slack
 
     def _request(self, model: Model, ticket: object) -> Request:
         return model.requests[ticket]
@@ -185,7 +197,7 @@ class CheckedWorld(World):
     def _check_swap(self, first: Model, stops: dict[Model, str | None], draining: Sequence[Model]) -> None:
         claim = self.claim(first)
         named = [m for m, target in stops.items() if target == first.spec.alias]
-        idle = [m for m in self.live() if not m.requests and not m.spec.pinned]
+        idle = [m for m in self.live() if not m.requests and self.entitled(claim, m, -BARELY)]
         must = [m for m in self.live() if self.entitled(claim, m, -BARELY)]
         if fit(first.need, self.without(must)) is not None:
             going = self.without([*stops, *draining])

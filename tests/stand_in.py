@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from app.configuration.file import parse
+from app.main import RouterApp, create_app
+from tests.fakes import FakeLauncher, FakeProbe
 
 KEPT = 1000
 
@@ -46,3 +53,16 @@ async def llama_server_stand_in(body: bytes = b"{}", status: bytes = b"200 OK") 
     async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as server:
         made.port = server.sockets[0].getsockname()[1]
         yield made
+
+
+def router_before(
+    stand_in: StandIn, model: Path, folder: Path, api: dict[str, Any], **entry: Any
+) -> RouterApp:
+    """A router whose only model is served by the stand-in: this file, under the name `tiny`."""
+    tree = {
+        "api": api,
+        "system": {"log_dir": str(folder / "logs")},
+        "models": {"tiny": {"model_path": str(model), **entry}},
+    }
+    config = parse(json.dumps(tree), folder, {})
+    return create_app(config, launcher=FakeLauncher(stand_in.port), probe=FakeProbe(10_000))

@@ -304,6 +304,24 @@ async def test_one_client_is_not_taken_for_another(make_router: MakeRouter) -> N
     assert names == ["a", "b"]
 
 
+async def test_a_session_that_has_ended_opens_nothing(make_router: MakeRouter) -> None:
+    """Whatever was known of its head while it lasted."""
+    router = await make_router(api={"api_keys": ["key"]})
+    sessions, rules = router.app.sessions, router.app.state.rules
+    token = sessions.open(b"key")
+    cookie = f"Cookie: {rules.cookie}={token}"
+    for target in (CHAT, "/upstream/m/tokenize"):
+        client = await router.client()
+        client.say(request(None, cookie, target=target))
+        line = await router.line()
+        await line.answer()
+        assert (await client.reply()).status == 200
+        line.hang_up()
+    sessions.close(token)
+    for target in (CHAT, "/upstream/m/tokenize"):
+        assert (await (await router.client()).ask(request(None, cookie, target=target))).status == 401
+
+
 # --- one after the other
 
 

@@ -530,7 +530,7 @@ async def test_nothing_is_granted_at_once_while_another_model_waits_for_room(mak
     world = await make_world({"a": 6000, "b": 6000}, parallel_requests=2, max_swap_wait_sec=0)
     running = world.request("a")
     await world.settle()
-    world.manager.scheduler.contended = True
+    world.manager.scheduler.contended = {"b"}
     late = _entered(world, "a")
     assert not _has_slot(late)
     await world.settle()  # nobody waits for room after all

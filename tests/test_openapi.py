@@ -102,7 +102,7 @@ def test_an_endpoint_has_examples_and_error_answers_of_one_shape(
                 Draft202012Validator(resolved(content["schema"])).validate(example["value"])
     body = operation.get("requestBody")
     if body is not None:
-        content = body["content"]["application/json"]
+        (content,) = body["content"].values()
         Draft202012Validator(content["schema"]).validate(content["example"])
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from app.domain.status import Status, StopReason
-from app.domain.views import NEVER_USED, DeviceView, MemoryNeed, ModelView, QueueHead
+from app.domain.views import NEVER_USED, MemoryNeed, ModelView, QueueHead
 from app.models.restarts import backoff_s
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, Action, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
+from app.scheduling.plan import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.policy import plan, preview
+from app.scheduling.turns import Newcomer, may_be_taken_at
 from app.scheduling.turns import loaded as loaded_of
-from app.scheduling.turns import may_be_taken_at
+from tests.decisions import changed, decide, loaded, look, only_gpu, stopped
 from tests.views import (
     AGING,
     CRASHED,
@@ -39,41 +39,10 @@ from tests.views import (
 FAILED = Status.FAILED
 
 
-def changed(view: ModelView, status: Status | None = None, **of_process: Any) -> ModelView:
-    """The same model with its process in another state, or without one."""
-    status = status or view.status
-    processes = tuple(replace(process, status=status, **of_process) for process in view.processes)
-    return replace(view, status=status, processes=processes if status.has_process else ())
-
-
 def taken_at(view: ModelView, head: QueueHead, limits: Limits = LIMITS, now: float = NOW) -> float:
     (one,) = loaded_of([view])
-    return may_be_taken_at(one, head, limits, now)
-
-
-def only_gpu(models: Sequence[ModelView], free_mb: int) -> DeviceView:
-    ours = sum(process.reserved.get("0", 0) for m in models for process in m.processes)
-    return gpu(free_mb, others_mb=max(10_000 - free_mb - ours, 0))
-
-
-def look(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> Plan:
-    """One device of 10,000 MB: beside one model of 6,000 MB there is no room for another.
-
-    What is neither free nor held by one of the models belongs to other programs.
-    """
-    return plan(models, [only_gpu(models, free)], limits, now)
-
-
-def decide(*models: ModelView, free: int = 4000, limits: Limits = LIMITS, now: float = NOW) -> list[Action]:
-    return list(look(*models, free=free, limits=limits, now=now).actions)
-
-
-def stopped(actions: list[Action]) -> list[str]:
-    return [a.alias for a in actions if isinstance(a, Stop)]
-
-
-def loaded(actions: list[Action]) -> list[str]:
-    return [a.alias for a in actions if isinstance(a, Load)]
+    newcomer = Newcomer(model("newcomer", waits=head), head, [view.alias])
+    return may_be_taken_at(one, newcomer, limits, now)
 
 
 # --- what people are told
@@ -539,7 +508,7 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
     assert plan([idle, wants], [gpu(4000, reclaiming_mb=2000)], LIMITS, NOW) == Plan(
-        (), waits=waits, contended=True
+        (), waits=waits, contended=frozenset({"wants"})
     )
 
 

@@ -27,7 +27,7 @@ STANDARD = {
     "LoadHistory": r"LearnedFootprints",
     "reject_waiting, check_failed": r"turn_away|unfit\(",
     "kill_unresponsive": r"end_hung",
-    "clients, chaos run, faults": r"(?i:crowds?\b|storms?\b)",
+    "chaos run": r"(?i:storms?\b)",
 }
 """The standard word, and the pattern of those that it replaced."""
 

@@ -43,6 +43,18 @@ def json_body(example: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def form_body(example: dict[str, Any]) -> dict[str, Any]:
+    """As `json_body`, for an upload."""
+    properties = {"model": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+    schema = {"type": "object", "required": ["model", "file"], "properties": properties}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": schema, "example": example}},
+        }
+    }
+
+
 MODEL_IN_QUERY: dict[str, Any] = {
     "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "example": "qwen"}]
 }
@@ -208,6 +220,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "/v1/chat/completions": (_JSON, _CHAT),
     "/v1/chat/completions/input_tokens": (_JSON, {"input_tokens": 9}),
     "/v1/responses/input_tokens": (_JSON, {"input_tokens": 9}),
+    "/v1/audio/transcriptions": (_JSON, {"text": "Hello!"}),
     "/completion": (_JSON, {"content": "Hello!", "stop": True}),
     "/embedding": (_JSON, [{"index": 0, "embedding": [[0.1, -0.2]]}]),
     "/reranking": (_JSON, _RERANK),

@@ -37,7 +37,7 @@ class ErrorResponse(JSONResponse):
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[ERROR_KEY] = self._error
+        scope[ERROR_KEY] = self._error.without_frames()
         await super().__call__(scope, receive, send)
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import listing
-from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, json_body
+from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
 from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
@@ -19,7 +19,7 @@ from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
 from app.proxy.request import check_media_type
-from app.proxy.request_body import RequestBody
+from app.proxy.request_body import RequestBody, Spool
 from app.proxy.routes import ENDPOINTS, READINGS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
@@ -43,7 +43,7 @@ for _endpoint in ENDPOINTS:
         tags=["models"],
         name=_endpoint.path,
         response_model=None,
-        openapi_extra=json_body(_endpoint.example),
+        openapi_extra=(form_body if _endpoint.is_upload else json_body)(_endpoint.example),
     )
 
 for _reading in READINGS:
@@ -91,4 +91,5 @@ async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> d
         rules_of(request).check_body(len(body))
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
+    assert not isinstance(body.data, Spool)
     return fields_of(gunzip(body.data, most_bytes) if is_packed else body.data)

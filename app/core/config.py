@@ -138,8 +138,10 @@ class SystemConfig(Section):
     health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
     max_restarts: Whole = Field(3, ge=0, description="more crashes than this in the window: `failed`")
     restart_window_sec: Whole = Field(600, ge=1, description="window of `max_restarts`")
-    max_swap_wait_sec: Number = Field(
-        10, ge=0, description="longest time for which a loaded model's own queue holds back another model"
+    max_swap_wait_sec: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="longest time for which the users of loaded models hold back another model whose turn it "
+        'is; "auto": twice what a swap takes, at least 10',
     )
     aging_sec: Number = Field(
         30, gt=0, description="waiting this long raises a request by one priority level"

@@ -136,6 +136,8 @@ class ModelManager:
         Raises `ShuttingDown`, `ModelFailed` or `QueueFull`, and then it has not entered.
         """
         self._check_open(instance)
+        if not ticket.is_replay:
+            self.scheduler.demand.asked(instance.alias, ticket.priority, ticket.arrived)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
             self._bus.model_changed(instance.alias)
             return
@@ -247,6 +249,7 @@ class ModelManager:
             clock=self._clock,
             reconcile_soon=self.scheduler.reconcile_soon,
             history=self._history,
+            demand=self.scheduler.demand,
             kv_cache=self._kv_cache,
         )
 
@@ -287,4 +290,5 @@ class ModelManager:
 
 def _limits(config: Config) -> Limits:
     s = config.system
-    return Limits(s.max_concurrent_models, s.max_swap_wait_sec, s.aging_sec, s.foreign_wait_sec)
+    hold_s = None if s.max_swap_wait_sec == "auto" else s.max_swap_wait_sec
+    return Limits(s.max_concurrent_models, hold_s, s.aging_sec, s.foreign_wait_sec)

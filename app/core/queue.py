@@ -222,6 +222,11 @@ class RequestQueue:
     def oldest_arrival(self) -> float | None:
         return min((t.arrived for t in self._heap if t.state is TicketState.WAITING), default=None)
 
+    @property
+    def service_s(self) -> float:
+        """What a request takes, from its slot to its end, as seen lately. 0: nobody knows yet."""
+        return self._service_s
+
     def expected_wait_s(self) -> float:
         """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
         expected = math.ceil((self.waiting + 1) * (self._service_s or 1.0) / self.slots)

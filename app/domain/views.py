@@ -166,8 +166,10 @@ class ModelView:
 
     It has no process, or one; decisions are written as if it could have several. `slots` are those of one
     process. `preempted_at` is when it last gave way to another model with requests of its own still waiting:
-    those compete as if they had arrived then. `retry_at` counts while it is `crashed`. `stop_reason` and
-    `stopped_for` are those of its last process, if that was stopped.
+    those compete as if they had arrived then. `service_s` is what a request takes lately. `asked_per_s` are
+    requests by level, as far as they came while another model waited for room, `popularity` those while any
+    did. `retry_at` counts while it is `crashed`. `stop_reason` and `stopped_for` are those of its last
+    process, if that was stopped.
     """
 
     alias: str
@@ -184,6 +186,9 @@ class ModelView:
     preempted_at: float = NEVER_USED
     reload_s: float = 1.0
     expected_load_s: float | None = None
+    service_s: float = 0.0
+    asked_per_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    popularity: float = 0.0
     preload: bool = False
     retry_at: float = 0.0
     reason: str = ""

@@ -29,6 +29,7 @@ from app.models.restarts import RestartLimits
 from app.models.supervisor import Supervisor
 from app.models.unkillable import UnkillableProcesses
 from app.models.view import model_view
+from app.scheduling.demand import Demand
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class ModelInstance:
         clock: Callable[[], float],
         reconcile_soon: Callable[[], None],
         history: LoadHistory,
+        demand: Demand,
         kv_cache: KvCache | None = None,
     ) -> None:
         self.spec = self._next_spec = spec
@@ -71,7 +73,7 @@ class ModelInstance:
             conversations=self.conversations,
         )
         self._unkillable = UnkillableProcesses(self.memory, tracker, reconcile_soon)
-        self._tracker = tracker
+        self._tracker, self._demand = tracker, demand
         self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
 
     @property
@@ -92,7 +94,7 @@ class ModelInstance:
         return self.status in (Status.READY, Status.DRAINING) and self.runner is not None
 
     def view(self) -> ModelView:
-        return model_view(self, self._tracker)
+        return model_view(self, self._tracker, self._demand)
 
     # --- requests
 

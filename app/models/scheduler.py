@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from app.core.vram_tracker import DeviceTracker
@@ -18,6 +18,7 @@ from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance
 from app.scheduling import policy
+from app.scheduling.demand import Demand
 from app.scheduling.plan import (
     NEVER,
     Action,
@@ -56,7 +57,8 @@ class Scheduler:
         self.limits = limits
         self.waits: Mapping[str, Wait] = {}  # who waits for whom, as of the last pass
         self.error: str | None = None  # why the last pass failed: a bug, shown by /health
-        self.contended = False  # as the last plan says: a free slot may not be given past the policy
+        self.contended: Collection[str] = ()  # as the last plan says: no slot may be given past the policy
+        self.demand = Demand()
         self._fleet, self._launcher, self._inspection = fleet, launcher, inspection
         self._tracker, self._bus, self._jobs, self._clock = tracker, bus, jobs, clock
         self._reads_ahead: str | None = None
@@ -98,7 +100,9 @@ class Scheduler:
         self.reconcile_soon()
 
     def forget_removed(self) -> None:
-        for alias in self._fleet.forget_removed():
+        gone = self._fleet.forget_removed()
+        self.demand.forget(gone)
+        for alias in gone:
             self._bus.publish(ModelChanged(alias))
 
     # --- one pass
@@ -118,10 +122,12 @@ class Scheduler:
     def _decide(self) -> float:
         """Carry out what the policy says; when the next pass is due."""
         self.forget_removed()
-        plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, self._clock())
+        now = self._clock()
+        plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, now)
         self.waits = plan.waits
         self._tracker.watch(plan.watches_others)
         self.contended = plan.contended
+        self.demand.contended_by(plan.contended, now)
         self._read_ahead(plan.read_ahead)
         for action in plan.actions:
             self._carry_out(action)

@@ -15,6 +15,7 @@ from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
+from app.scheduling.demand import Demand
 
 
 class Viewed(Protocol):
@@ -34,7 +35,7 @@ class Viewed(Protocol):
     def runner(self) -> Runner | None: ...
 
 
-def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
+def model_view(model: Viewed, tracker: DeviceTracker, demand: Demand) -> ModelView:
     life, spec, kept = model.lifecycle, model.spec, model.conversations.kept
     high, normal, low = model.queue.waiting_by_level
     return ModelView(
@@ -52,6 +53,9 @@ def model_view(model: Viewed, tracker: DeviceTracker) -> ModelView:
         preempted_at=life.preempted_at,
         reload_s=_reload_s(model),
         expected_load_s=model.memory.load_s,
+        service_s=model.queue.service_s,
+        asked_per_s=demand.per_s(spec.alias),
+        popularity=demand.popularity(spec.alias),
         preload=life.preload,
         retry_at=life.restarts.retry_at,
         reason=life.reason,

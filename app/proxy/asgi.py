@@ -24,6 +24,7 @@ from app.proxy.readings import reading_of, tunnel_target
 from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
 from app.proxy.routes import BY_PATH, TUNNEL, Reading, is_tunnel
+from app.proxy.upload import UploadBody
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,10 @@ class AsgiProxy:
         """`Guard` has checked who asks."""
         headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
         endpoint = BY_PATH.get(scope["path"])
-        meta = self._gateway.meta if endpoint else self._gateway.admin_meta
-        body = RequestBody(self._gateway.memory, announced_length(headers))
-        return Accepted(endpoint, scope["method"], _target(scope), id_, meta(headers, client), body)
+        meta = self._gateway.meta(endpoint, headers, client)
+        is_upload = endpoint is not None and endpoint.is_upload
+        body = (UploadBody if is_upload else RequestBody)(self._gateway.memory, announced_length(headers))
+        return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
     def _accepted_to_read(self, scope: Scope, reading: Reading) -> Accepted:
         client = scope["router.client"]

@@ -10,20 +10,21 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import RouterError
 from app.proxy.content_encoding import gunzip
-from app.proxy.request_body import RequestBody
+from app.proxy.request_body import Data, RequestBody, Spool
 
 
 class Read(NamedTuple):
     """What was found in a body."""
 
-    data: bytes | bytearray
+    data: Data
     """Unpacked."""
     fields: dict[str, Any]
 
 
 Found = Read | RouterError
 Tell = Callable[[Found | BaseException], None]
-Parse = Callable[[bytes | bytearray], dict[str, Any]]
+Parse = Callable[[Any], dict[str, Any]]
+"""Of what a body's `data` is."""
 
 
 class Reading:
@@ -47,7 +48,7 @@ class BodyReader:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "bodies")
-        self._waiting: dict[Reading, tuple[RequestBody, Callable[[bytes | bytearray], Found]]] = {}
+        self._waiting: dict[Reading, tuple[RequestBody, Callable[[Data], Found]]] = {}
         self._is_busy = False
 
     def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, parse: Parse | None) -> Reading:
@@ -82,10 +83,10 @@ class BodyReader:
             tell(done.exception() or done.result())
 
 
-def _find(body: bytes | bytearray, *, unpack_to: int | None, parse: Parse | None) -> Found:
+def _find(body: Data, *, unpack_to: int | None, parse: Parse | None) -> Found:
     """An error that is raised would keep its frames, with the body."""
     try:
-        data = body if unpack_to is None else gunzip(body, unpack_to)
+        data = body if unpack_to is None or isinstance(body, Spool) else gunzip(body, unpack_to)
         return Read(data, parse(data) if parse is not None else {})
     except RouterError as error:
         return error.without_frames()

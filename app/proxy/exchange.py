@@ -22,7 +22,7 @@ from app.proxy.answer_reader import AnswerHead
 from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.request_body import RequestBody
+from app.proxy.request_body import Data, RequestBody
 from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 
 logger = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ class Exchange:
         self._end(error)
 
 
-def request_to(runner: Runner, request: RoutedRequest, body: bytes | bytearray) -> UpstreamRequest:
+def request_to(runner: Runner, request: RoutedRequest, body: Data) -> UpstreamRequest:
     """The request with the key of this process."""
     headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
     return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

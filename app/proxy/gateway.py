@@ -30,10 +30,11 @@ from app.proxy.readings import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
-from app.proxy.request_body import RequestBody
+from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.seams import Downstream, Pending
+from app.proxy.upload import UploadBody, boundary_of, form_fields
 from app.proxy.upstream_pool import UpstreamPool
 
 MAX_TARGET_BYTES = 8192
@@ -115,7 +116,8 @@ class Gateway:
         if endpoint is None and head.given_id is not None:
             passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
             meta = meta._replace(passed_on=passed_on)
-        body = RequestBody(self.memory, head.length or 0)
+        is_upload = endpoint is not None and endpoint.is_upload
+        body = (UploadBody if is_upload else RequestBody)(self.memory, head.length or 0)
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
 
     def receive(self, accepted: Accepted, data: bytes) -> None:
@@ -133,8 +135,9 @@ class Gateway:
         check_target(len(lines.target))
         headers = RequestHeaders(lines.headers)
         client = self.rules.check(lines.method, path, headers)
-        known = endpoint, self.meta(headers, client) if endpoint else self.admin_meta(headers, client)
-        if len(head.raw) <= MAX_KNOWN_BYTES:
+        known = endpoint, self.meta(endpoint, headers, client)
+        has_cookie = any(name == b"cookie" for name, _ in lines.headers)  # its session may end
+        if len(head.raw) <= MAX_KNOWN_BYTES and not has_cookie:
             self._remember(lines, known)
         return known
 
@@ -147,8 +150,13 @@ class Gateway:
         return self._browsers_elsewhere and any(name == b"origin" for name, _ in lines.headers)
 
     @staticmethod
-    def meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
-        """For an endpoint."""
+    def meta(endpoint: Endpoint | None, headers: ParsedHeaders, client: Client) -> RequestMeta:
+        """`endpoint` is None for the tunnel. Raises what the client is to be told instead."""
+        if endpoint is None:
+            return Gateway.admin_meta(headers, client)
+        if endpoint.is_upload:
+            boundary = boundary_of(headers)
+            return RequestMeta.of(headers, client, to_model(headers.raw))._replace(boundary=boundary)
         request.check_media_type(headers, client)
         passed_on = to_model(headers.raw)
         return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
@@ -176,7 +184,7 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
-        body, parse = accepted.body, self._parser(accepted.endpoint)
+        body, parse = accepted.body, self._parser(accepted)
         is_packed = accepted.meta.is_gzip and len(body) > 0
         if is_packed or (parse is not None and len(body) > SMALL_BYTES):
             unpack_to = self.rules.max_body_bytes if is_packed else None
@@ -185,9 +193,12 @@ class Gateway:
         self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
 
-    def _parser(self, endpoint: Endpoint | None) -> Parse | None:
+    def _parser(self, accepted: Accepted) -> Parse | None:
+        endpoint = accepted.endpoint
         if endpoint is None:
             return None
+        if endpoint.is_upload:
+            return partial(form_fields, accepted.meta.boundary)
         translation = self.backend.translations.get(endpoint.path)
         return whole_fields_of if translation is not None and translation.edits else fields_of
 
@@ -218,7 +229,8 @@ class Gateway:
             instance, routed = request.read_tunnel(manager, meta, id_, method, target)
         else:
             instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
-            if (translation := translations.get(endpoint.path)) is not None:
+            translation = translations.get(endpoint.path)
+            if translation is not None and not isinstance(body.data, Spool):
                 asked = translation.ask(
                     Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )

@@ -63,6 +63,8 @@ class RequestMeta(NamedTuple):
     """Its body is packed."""
     is_navigation: bool = False
     """A person opens a page in a browser."""
+    boundary: bytes = b""
+    """Of its form, where it is an upload."""
     ttl_s: float | None = None
     """How long its model is to stay loaded when nobody uses it any more; None: as configured."""
 
@@ -70,7 +72,7 @@ class RequestMeta(NamedTuple):
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
         ttl_s = keep_alive.in_header(headers)
-        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers), ttl_s)
+        return cls(client, _priority(headers), lines, is_gzip(headers), _is_navigation(headers), ttl_s=ttl_s)
 
 
 def read_body(

@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from typing import IO
+
 from app.proxy.client_memory import ClientMemory
+
+
+class Spool:
+    """Bytes in a file, read by slices. The file ends with it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._size = file, 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        self._file.seek(start)
+        return self._file.read(stop - start)
+
+    def append(self, data: bytes | bytearray) -> None:
+        self._file.seek(self._size)
+        self._file.write(data)
+        self._size += len(data)
+
+
+Data = bytes | bytearray | Spool
+"""Of a body, as a whole."""
 
 
 class RequestBody:
@@ -18,7 +44,7 @@ class RequestBody:
         """Takes a place for what was announced, the rest as it comes. Raises what a client without a place is
         to be told, as `add` does."""
         self._memory, self._taken = memory, 0
-        self.data: bytes | bytearray = b""
+        self.data: Data = b""
         self._take(announced)
 
     def __len__(self) -> int:
@@ -32,11 +58,12 @@ class RequestBody:
             self.data = piece
         elif isinstance(self.data, bytearray):
             self.data += piece
-        else:  # it grows in its place: joined pieces would be there twice, and made in one long turn
+        elif isinstance(self.data, bytes):
+            # It grows in its place: joined pieces would be there twice, and made in one long turn.
             self.data = bytearray(self.data)
             self.data += piece
 
-    def replace(self, data: bytes | bytearray) -> None:
+    def replace(self, data: Data) -> None:
         """By what is sent on in its place."""
         if data is self.data:
             return
@@ -49,4 +76,4 @@ class RequestBody:
         self._taken += size
 
     def __del__(self) -> None:
-        self._memory.give_back(self._taken, self.data)
+        self._memory.give_back(self._taken, b"" if isinstance(self.data, Spool) else self.data)

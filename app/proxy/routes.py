@@ -38,6 +38,8 @@ class Endpoint:
     kinds: frozenset[ModelKind]
     summary: str
     example: dict[str, Any]
+    is_upload: bool = False
+    """Its body is a form with files, not JSON."""
 
 
 _CHAT_BODY = {"model": "qwen", "messages": [{"role": "user", "content": "Hello"}]}
@@ -59,6 +61,9 @@ ENDPOINTS = (
     Endpoint("/v1/reranking", _RERANK, "As /v1/rerank", _RERANK_BODY),
     Endpoint("/rerank", _RERANK, "As /v1/rerank", _RERANK_BODY),
     Endpoint("/reranking", _RERANK, "As /v1/rerank", _RERANK_BODY),
+    Endpoint(
+        "/v1/audio/transcriptions", _CHAT, "Text of a recording", {"model": "qwen", "file": "@a.wav"}, True
+    ),
     Endpoint("/completion", _CHAT, "llama-server's own text completion", _PROMPT_BODY),
     Endpoint("/embedding", _EMBEDDING, "llama-server's own embeddings", {"model": "embed", "content": "a"}),
     Endpoint("/infill", _CHAT, "Fill in the middle", _INFILL_BODY),

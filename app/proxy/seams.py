@@ -10,6 +10,7 @@ from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.record import RequestRecord
+from app.proxy.request_body import Data
 
 
 class UpstreamGone(Exception):
@@ -29,7 +30,7 @@ class UpstreamRequest(NamedTuple):
     method: str
     target: str
     headers: bytes
-    body: bytes | bytearray
+    body: Data
     keep_alive: bool
 
 

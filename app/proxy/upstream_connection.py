@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 from app.proxy.answer_reader import AnswerReader, KnownHeads, NotHttp, Stage
+from app.proxy.request_body import Spool
 from app.proxy.seams import Listener, UpstreamGone, UpstreamRequest
 
 PIECE_BYTES = 262144
@@ -38,7 +39,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._reader = AnswerReader(known)
         self._may_keep = self._has_heard = False
-        self._unsent = _NOTHING
+        self._unsent: memoryview | Spool = _NOTHING
+        self._sent = 0
         self._is_full = False
 
     @property
@@ -54,11 +56,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._may_keep = request.keep_alive and has_body
         self._reader.expect(has_body=has_body)
         head, body = _head(request, self.port), request.body
-        if len(body) <= PIECE_BYTES:
+        if not isinstance(body, Spool) and len(body) <= PIECE_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)
-            self._unsent = memoryview(body)
+            self._unsent, self._sent = body if isinstance(body, Spool) else memoryview(body), 0
             self._send_piece()
 
     def release(self) -> None:
@@ -90,7 +92,10 @@ class UpstreamConnection(asyncio.Protocol):
     def _send_piece(self) -> None:
         if self.is_closing or self._is_full or not self._unsent:
             return
-        piece, self._unsent = self._unsent[:PIECE_BYTES], self._unsent[PIECE_BYTES:]
+        piece = self._unsent[self._sent : self._sent + PIECE_BYTES]
+        self._sent += len(piece)
+        if self._sent >= len(self._unsent):
+            self._unsent = _NOTHING
         self._transport.write(piece)
         if self._unsent and not self._is_full:
             asyncio.get_running_loop().call_soon(self._send_piece)

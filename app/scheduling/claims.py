@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.domain.status import StopReason
-from app.domain.views import DeviceView, ModelView, Placement
+from app.domain.status import Status, StopReason
+from app.domain.views import NEVER_USED, DeviceView, ModelView, Placement
 from app.scheduling.placement import Capacity, fit
 from app.scheduling.plan import NEVER, Limits, Refuse
 from app.scheduling.refusals import refuse
-from app.scheduling.turns import Loaded, cost, effective, loaded, may_be_taken_at, serves_first
+from app.scheduling.swaps import missed
+from app.scheduling.turns import Loaded, Newcomer, cost, effective, loaded, may_be_taken_at, serves_first
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Claims:
         staying = [one for one in live if not one.process.is_leaving]
         self._stay = [one for one in staying if one.model.pinned]
         self.unclaimed = [one for one in staying if not one.model.pinned]
+        self._least_missed_first = sorted(self.unclaimed, key=lambda one: missed(one.model))
         sizes = {d.id: d.total_mb for d in devices}
         free = {d.id: d.free_mb - d.min_free_mb for d in devices}
         self._room = Capacity(free, limits.max_models - len(live), sizes)
@@ -41,9 +43,10 @@ class Claims:
         for one in live:
             if one.process.is_leaving:
                 self._coming = self._coming.plus(one.process.reserved)
+        self._unclaimed_room = self._room_without(())
 
     def take_free(self, model: ModelView) -> Placement | None:
-        """Room that is free now, which is this model's from now on."""
+        """Capacity that is free now, which is this model's from now on."""
         placement = self.free_for(model)
         if placement is not None:
             self._room = self._room.minus(placement)
@@ -58,42 +61,35 @@ class Claims:
         Failing these, also those that first have to serve a request: nothing is stopped yet (`at` is NEVER),
         but nobody whose turn is later takes them. Else small models that load in turns keep a large one out.
         """
-        head = effective(model, self._limits)
-        assert head is not None
         assert model.need is not None
         if fit(model.need, self._empty) is None:
             return None  # whatever else is believed of the memory: nobody is stopped for it
         now, when = self._now, {}
         if fit(model.need, self._room_without(())) is not None:
             return self._swap(model, (), now)
+        newcomer = self._newcomer(model)
         for victim in self.unclaimed:
-            when[victim.alias] = may_be_taken_at(victim, head, self._limits, now)
+            when[victim.alias] = may_be_taken_at(victim, newcomer, self._limits, now)
         victims = self._fewest(model, [v for v in self.unclaimed if when[v.alias] <= now])
         if not victims:
             by_time = sorted(
                 (v for v in self.unclaimed if when[v.alias] < NEVER), key=lambda v: when[v.alias]
             )
-            serve_first = [v for v in self.unclaimed if serves_first(v, head, self._limits, now)]
+            serve_first = [v for v in self.unclaimed if serves_first(v, newcomer, self._limits, now)]
             victims = self._fewest(model, by_time) or self._fewest(model, by_time + serve_first)
         return self._swap(model, victims, max(when[v.alias] for v in victims)) if victims else None
 
+    def _newcomer(self, model: ModelView) -> Newcomer:
+        """Whoever has claimed them: those that are missed least are the ones that all newcomers share."""
+        head = effective(model, self._limits)
+        assert head is not None
+        least = _fewest(model, self._least_missed_first, self._unclaimed_room)
+        ready = (one.process for one in self._least_missed_first if one.process.status is Status.READY)
+        last_load = max((process.ready_since for process in ready), default=NEVER_USED)
+        return Newcomer(model, head, [one.alias for one in least], last_load)
+
     def _fewest(self, model: ModelView, candidates: Sequence[Loaded]) -> tuple[Loaded, ...]:
-        """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
-        assert model.need is not None
-        chosen: list[Loaded] = []
-        room = self._room_without(())
-        for victim in candidates:
-            chosen.append(victim)
-            room = room.plus(victim.process.reserved)
-            if fit(model.need, room) is not None:
-                break
-        else:
-            return ()
-        for victim in reversed(chosen[:-1]):
-            rest = [v for v in chosen if v is not victim]
-            if fit(model.need, self._room_without(rest)) is not None:
-                chosen = rest
-        return tuple(chosen)
+        return _fewest(model, candidates, self._room_without(()))
 
     def _swap(self, model: ModelView, victims: tuple[Loaded, ...], at: float) -> Swap:
         assert model.need is not None
@@ -143,7 +139,27 @@ class Claims:
         return room
 
     def _room_without(self, victims: Sequence[Loaded]) -> Capacity:
-        room = self._room.plus_all(self._coming)
-        for victim in victims:
-            room = room.plus(victim.process.reserved)
-        return room
+        return _without(self._room.plus_all(self._coming), victims)
+
+
+def _without(room: Capacity, victims: Sequence[Loaded]) -> Capacity:
+    for victim in victims:
+        room = room.plus(victim.process.reserved)
+    return room
+
+
+def _fewest(model: ModelView, candidates: Sequence[Loaded], room: Capacity) -> tuple[Loaded, ...]:
+    """Take candidates in order until it fits, then drop each one, dearest first, that was not needed."""
+    assert model.need is not None
+    chosen: list[Loaded] = []
+    for victim in candidates:
+        chosen.append(victim)
+        if fit(model.need, _without(room, chosen)) is not None:
+            break
+    else:
+        return ()
+    for victim in reversed(chosen[:-1]):
+        rest = [v for v in chosen if v is not victim]
+        if fit(model.need, _without(room, rest)) is not None:
+            chosen = rest
+    return tuple(chosen)

@@ -14,10 +14,15 @@ NEVER = math.inf
 
 @dataclass(frozen=True)
 class Limits:
+    """`max_swap_wait_s` is None where it follows from what a swap costs. `patience_swaps`: so many swaps long
+    an idle model is kept for those who are expected, if it is one of those that are missed least.
+    """
+
     max_models: int
-    max_swap_wait_s: float
+    max_swap_wait_s: float | None
     aging_s: float
     foreign_wait_s: float = 0.0
+    patience_swaps: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -105,15 +110,15 @@ class Plan:
     """What to do now, and until `wake_at` or the next event.
 
     `waits` decides nothing: it is what people are told. `read_ahead` is the model whose files should be read
-    into the page cache meanwhile: the next in turn of those for whom others have to go. `contended`: somebody
-    waits for room, so a slot that becomes free may not be granted before the next step.
+    into the page cache meanwhile: the next in turn of those for whom others have to go. `contended`: models
+    that wait for room; if there are any, a slot that becomes free may not be granted before the next step.
     """
 
     actions: tuple[Action, ...]
     wake_at: float = NEVER
     waits: Mapping[str, Wait] = field(default_factory=dict)
     read_ahead: str | None = None
-    contended: bool = False
+    contended: frozenset[str] = frozenset()
 
     @property
     def watches_others(self) -> bool:

@@ -27,6 +27,7 @@ from app.scheduling.plan import (
     Stop,
     Wait,
 )
+from app.scheduling.swaps import promise_s
 from app.scheduling.turns import turn
 
 
@@ -150,7 +151,7 @@ class _Step:
 
     def decided(self) -> Plan:
         next_in_turn = next((alias for alias, wait in self.waits.items() if wait.victims), None)
-        return Plan(tuple(self.actions), self.wake_at, self.waits, next_in_turn, self._is_contended())
+        return Plan(tuple(self.actions), self.wake_at, self.waits, next_in_turn, self._contended())
 
     def preview(self, model: ModelView) -> Preview:
         if model.need is None:
@@ -159,8 +160,8 @@ class _Step:
             return Preview(True, placement)
         if (swap := self._claims.best_swap(model)) is None:
             refusal = self._claims.refusal(model)
-            return Preview(refusal is None, {}, wait_s=self._limits.max_swap_wait_s, refusal=refusal)
-        wait_s = swap.at - self._now if swap.at < NEVER else self._limits.max_swap_wait_s
+            return Preview(refusal is None, {}, wait_s=promise_s(model, self._limits), refusal=refusal)
+        wait_s = swap.at - self._now if swap.at < NEVER else promise_s(model, self._limits)
         return Preview(True, swap.placement, tuple(v.alias for v in swap.victims), wait_s)
 
     # --- making room
@@ -191,13 +192,13 @@ class _Step:
         if until > self._now:
             self._wake_by(until)
 
-    def _is_contended(self) -> bool:
-        """Whether, after these actions, somebody waits whose model has no room of its own."""
+    def _contended(self) -> frozenset[str]:
+        """Models that, after these actions, have requests waiting and no room of their own."""
         helped = {a.alias for a in self.actions if isinstance(a, Load | Resume)}
         helped |= {a.alias for a in self.actions if isinstance(a, Refuse) and a.arrived_by == NEVER}
         going = {a.alias for a in self.actions if isinstance(a, Stop)}
         waiting = (m for m in self._models if m.head is not None and m.alias not in helped)
-        return any(m.alias in going or m.status not in _HAS_ITS_ROOM for m in waiting)
+        return frozenset(m.alias for m in waiting if m.alias in going or m.status not in _HAS_ITS_ROOM)
 
     # --- small things
 

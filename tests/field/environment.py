@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.configuration.file import parse
-from app.main import create_app
 from app.proxy.body import SMALL_BYTES
-from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, Reply, serving
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn, llama_server_stand_in, router_before
 
 CHAT, TUNNEL, LOAD = "/v1/chat/completions", "/upstream/tiny/tokenize", "/v1/models/load"
 
@@ -38,13 +35,7 @@ async def start(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIter
     async with AsyncExitStack() as stack:
 
         async def begin(**api: Any) -> int:
-            tree = {
-                "api": api,
-                "system": {"log_dir": str(tmp_path / "logs")},
-                "models": {"tiny": {"model_path": str(tiny_gguf)}},
-            }
-            config = parse(json.dumps(tree), tmp_path, {})
-            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
+            app = router_before(upstream, tiny_gguf, tmp_path, api)
             return await stack.enter_async_context(serving(app))
 
         yield begin

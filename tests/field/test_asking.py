@@ -18,7 +18,7 @@ from app.observability import refusals
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Browser, policy_for, reached_by
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn, llama_server_stand_in, router_before
 
 pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
@@ -46,13 +46,7 @@ async def start(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIter
     async with AsyncExitStack() as stack:
 
         async def begin(**api: Any) -> Browser:
-            tree = {
-                "api": api,
-                "system": {"log_dir": str(tmp_path / "logs")},
-                "models": {"tiny": {"model_path": str(tiny_gguf)}},
-            }
-            config = parse(json.dumps(tree), tmp_path, {})
-            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
+            app = router_before(upstream, tiny_gguf, tmp_path, api)
             way = await stack.enter_async_context(reached_by("socket", app))
             return await stack.enter_async_context(way.client())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from app.configuration.file import ConfigError, load, parse
 from app.core.config import Config
 from app.domain.owned import OWNED
 from app.llama.command import parse_help
-from tests.commands import ROOT, environment
+from tests.commands import run_py
 from tests.field.environment import KEYS
 
 
@@ -35,15 +34,7 @@ def problems(tree: Mapping[str, Any]) -> list[str]:
 
 def check(config: Path, tree: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
     config.write_text(json.dumps(tree))
-    return subprocess.run(
-        [sys.executable, "run.py", "check", "-c", str(config)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+    return run_py("check", "-c", str(config))
 
 
 def help_entries(llama_server: Path) -> list[tuple[frozenset[str], str]]:

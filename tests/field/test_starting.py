@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from app.listening import places
-from tests.commands import ROOT, environment
+from tests.commands import ROOT, environment, run_py
 from tests.field.environment import KEYS
 from tests.router_process import MakeRouter, RouterProcess, free_port, until_now
 
@@ -94,15 +94,7 @@ def test_one_of_several_addresses_in_use_is_told_at_the_start(tmp_path: Path, ll
 def start(folder: Path, tree: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     path = folder / "config.json"
     path.write_text(json.dumps(tree))
-    return subprocess.run(
-        [sys.executable, "run.py", "-c", str(path)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
+    return run_py("-c", str(path), timeout_s=60)
 
 
 # --- F5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.configuration.file import parse
-from app.main import create_app
-from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, serving
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn, llama_server_stand_in, router_before
 
 Connect = Callable[..., Awaitable[Client]]
 Serve = Callable[..., Awaitable[Connect]]
@@ -32,15 +28,7 @@ async def serve(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIter
     async with AsyncExitStack() as stack:
 
         async def start(**api: Any) -> Connect:
-            tree = {
-                "api": api,
-                "system": {"log_dir": str(tmp_path / "logs")},
-                "models": {"m": {"model_path": str(tiny_gguf), "aliases": ["org/m"]}},
-            }
-            launcher = FakeLauncher(upstream.port)
-            app = create_app(
-                parse(json.dumps(tree), tmp_path, {}), launcher=launcher, probe=FakeProbe(10_000)
-            )
+            app = router_before(upstream, tiny_gguf, tmp_path, api, aliases=["m", "org/m"])
             port = await stack.enter_async_context(serving(app))
 
             async def connect(buffer: int | None = None) -> Client:

@@ -127,6 +127,13 @@ async def test_however_a_request_ends_nothing_is_left_of_it(
     await router.holds(0)
 
 
+@pytest.mark.parametrize("body", [b'{"model":', b'{"model":"x"}', b'{"model":"m"}', b"a" * 70_000], ids=len)
+async def test_a_request_to_the_router_itself_leaves_nothing(router: Router, body: bytes) -> None:
+    client = await router.client()
+    await client.ask(head(len(body), "/v1/models/load") + body)
+    await router.holds(0)
+
+
 async def test_a_client_that_leaves_while_its_body_is_read_leaves_nothing(router: Router) -> None:
     go_on = threading.Event()
     router.bodies._thread.submit(go_on.wait)

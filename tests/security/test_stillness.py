@@ -12,14 +12,17 @@ import contextlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.access.rules import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.main import create_app
+from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import MAX_TARGET_BYTES
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, serving
@@ -31,39 +34,20 @@ TICK_S = 0.001
 LONGEST_S = 0.05
 
 
-class Loop:
-    """A router on a loop in a thread of its own, and the longest turn of that loop."""
+class Upstream:
+    """The stand-in for llama-server, on a loop of its own: what it does with 64 MB is not the router's."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
-        self._model, self._folder = model, folder
+    def __init__(self) -> None:
         self.port = 0
-        self.longest_s = 0.0
-        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._stop = asyncio.Event()
+        self._loop, self._ready, self._stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()])
 
     async def _run(self) -> None:
-        names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
-        tree = {
-            "api": {"max_body_mb": BODY_MB, "api_keys": ["secret"], "allowed_hosts": ["router.example.com"]},
-            "system": {"log_dir": str(self._folder / "logs")},
-            "models": {"m": {"model_path": str(self._model)}, **names},
-        }
         async with llama_server_stand_in() as upstream:
-            config = parse(json.dumps(tree), self._folder, {})
-            app = create_app(config, launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000))
-            async with serving(app) as self.port:
-                ticking = asyncio.create_task(self._tick())
-                self._ready.set()
-                await self._stop.wait()
-                ticking.cancel()
-
-    async def _tick(self) -> None:
-        before = time.thread_time()
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.thread_time()
-            self.longest_s, before = max(self.longest_s, now - before), now
+            upstream.requests = deque(maxlen=0)
+            self.port = upstream.port
+            self._ready.set()
+            await self._stop.wait()
 
     def start(self) -> None:
         self._thread.start()
@@ -73,6 +57,56 @@ class Loop:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(30)
         self._loop.close()
+
+
+class Loop:
+    """A router on a loop in a thread of its own, and the longest turn of that loop."""
+
+    memory: ClientMemory
+
+    def __init__(self, model: Path, folder: Path, **api: Any) -> None:
+        """`api`: that section of the configuration, beside what is always in it."""
+        self._model, self._folder, self._api = model, folder, api
+        self.port = 0
+        self.longest_s = 0.0
+        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._upstream = Upstream()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()])
+
+    async def _run(self) -> None:
+        names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
+        tree = {
+            "api": {"api_keys": ["secret"], "allowed_hosts": ["router.example.com"], **self._api},
+            "system": {"log_dir": str(self._folder / "logs")},
+            "models": {"m": {"model_path": str(self._model)}, **names},
+        }
+        config = parse(json.dumps(tree), self._folder, {})
+        app = create_app(config, launcher=FakeLauncher(self._upstream.port), probe=FakeProbe(10_000))
+        self.memory = app.gateway.memory
+        async with serving(app) as self.port:
+            ticking = asyncio.create_task(self._tick())
+            self._ready.set()
+            await self._stop.wait()
+            ticking.cancel()
+
+    async def _tick(self) -> None:
+        before = time.thread_time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.thread_time()
+            self.longest_s, before = max(self.longest_s, now - before), now
+
+    def start(self) -> None:
+        self._upstream.start()
+        self._thread.start()
+        assert self._ready.wait(30)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        self._loop.close()
+        self._upstream.stop()
 
     def longest_of(self, request: bytes) -> float:
         """The longest turn while this request is answered, or cut off; seconds."""
@@ -94,7 +128,7 @@ class Loop:
 
 @pytest.fixture(scope="module")
 def loop(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    made = Loop(tiny_gguf, tmp_path_factory.mktemp("stillness"))
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("stillness"), max_body_mb=BODY_MB)
     made.start()
     made.longest_of(post(CHAT, b'{"model": "m"}'))  # what is done once for all
     made.longest_of(post(CHAT, b'{"model": "nobody"}'))
@@ -191,3 +225,63 @@ def test_no_name_of_a_model_does(loop: Loop) -> None:
         name = unit * (60_000 // len(unit))
         assert_still(loop, post(CHAT, json.dumps({"model": name}).encode()))
         assert_still(loop, post(CHAT, json.dumps({"model": name[:128]}).encode()))
+
+
+LARGEST = 64 * 2**20 - 1000
+
+
+@pytest.fixture(scope="module")
+def large(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+    """One that takes the largest bodies that there are without a word in the configuration."""
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("large"))
+    made.start()
+    made.longest_of(post(CHAT, b'{"model": "m"}'))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("unit", ["letters", "lists", "escapes"])
+def test_no_body_of_the_largest_size_does(large: Loop, unit: str) -> None:
+    """It is received, read and sent on, or refused."""
+    body = AROUND["field"].replace(b"%b", UNITS[unit] * (LARGEST // len(UNITS[unit])))
+    assert_still(large, post(CHAT, body))
+    assert large.memory.held == 0
+
+
+def in_chunks(target: str, data: bytes) -> bytes:
+    head = [f"POST {target} HTTP/1.1", "Host: localhost", "X-Api-Key: secret", "Transfer-Encoding: chunked"]
+    return "\r\n".join([*head, "", ""]).encode() + data + b"0\r\n\r\n"
+
+
+CHUNKS = {
+    "of a byte": b"1\r\na\r\n" * 300_000,
+    "of blank lines": b"%x\r\n%b\r\n" % (2**21, b"\r\n\r\n" * 2**19),
+    "with extensions": b"1;%b\r\na\r\n" % (b"a" * 60_000) * 30,
+}
+
+
+@pytest.mark.parametrize("target", [CHAT, "/v1/models/load", "/nowhere"])
+@pytest.mark.parametrize("data", CHUNKS.values(), ids=CHUNKS.keys())
+def test_no_chunks_do(loop: Loop, data: bytes, target: str) -> None:
+    """Not even a single read of them, which may hold a hundred thousand."""
+    assert_still(loop, in_chunks(target, data))
+
+
+REFUSED = {
+    "an empty body": post(CHAT, b""),
+    "no such model": post(CHAT, b'{"model": "x"}'),
+    "no key": post(CHAT, b"", key=False),
+    "no such path": b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
+def test_no_queue_of_requests_on_one_connection_does(loop: Loop, request_: bytes) -> None:
+    """Each is answered in a turn of its own."""
+    assert_still(loop, request_ * (500_000 // len(request_)))
+
+
+@pytest.mark.parametrize("target", [CHAT, "/v1/models/load"])
+def test_no_number_of_headers_does(loop: Loop, target: str) -> None:
+    for lines in (["a:"] * 15_000, ["a: b"] * 90):
+        assert_still(loop, post(target, b'{"model": "m"}', *lines))
