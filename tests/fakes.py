@@ -76,6 +76,9 @@ class FakeRunner:
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
 
+    async def sample(self) -> None:
+        self.evidence.used_processor(self.clock(), 0.0, is_stopped=False)
+
     async def look(self, *, at_slots: bool) -> None:
         self.probes += 1
         self.evidence.probe_begun(self.clock())

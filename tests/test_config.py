@@ -39,7 +39,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "list_aliases": True,
         "max_body_mb": 64,
         "max_memory_mb": UNSET,
-        "stream_heartbeats": Heartbeats.COMMENTS,
+        "stream_heartbeats": Heartbeats.BLANK,
         "stored_responses_mb": 64,
     },
     ApiKey: {

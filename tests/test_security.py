@@ -379,7 +379,7 @@ async def test_a_wrong_key_opens_nothing_but_health_and_the_page(
         "/vram",
         "/ui",
         "/v1/models/failed",
-        "/health/",
+        "/health/x",
         "/Health",
         "/metrics/../v1/models",
         "/v1/models?api_key=boss-secret",

@@ -85,7 +85,7 @@ class ApiConfig(Section):
         "default: a quarter of the memory, at most 2048",
     )
     stream_heartbeats: Heartbeats = Field(
-        Heartbeats.COMMENTS,
+        Heartbeats.BLANK,
         description="what a stream that waits gets every 5 s: `comments` say to people what it waits for, "
         "`blank` are empty lines, `off`: nothing, not even the head",
     )

@@ -274,6 +274,8 @@ def _by_code(code: int, number: int | None, lines: Sequence[str]) -> tuple[Failu
         return kind, f"llama-server crashed ({_signal_name(number)}). It said last: {said}"
     if code in (126, 127):
         return FailureKind.BAD_BINARY, "llama-server could not be executed. Check system.llama_server_path."
+    if code == 0:  # nobody told it to: the next time it will serve, or tell what is wrong
+        return FailureKind.CUT_SHORT, message
     if code == 1 and not any(_LAST_WORDS in line for line in lines):
         return FailureKind.CUT_SHORT, "llama-server failed before its log told why."
     return kind, message

@@ -172,7 +172,11 @@ def _end(answer: httpx.Response, text: str, wish: Wish) -> str:
     """How it ended; raises if that is no end that the contract knows."""
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return _judge(answer.status_code, json.loads(text), wish)
-    events = [json.loads(e[6:]) for e in text.split("\n\n") if e.startswith("data: ") and e != "data: [DONE]"]
+    events = [
+        json.loads(e[6:])
+        for e in map(str.strip, text.split("\n\n"))
+        if e.startswith("data: ") and e != "data: [DONE]"
+    ]
     assert text.endswith("\n\n"), "half an event"
     if "error" in events[-1]:
         return _judge(int(answer.status_code), events[-1], wish)

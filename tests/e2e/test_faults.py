@@ -34,7 +34,7 @@ class Seen:
 
     @property
     def is_whole(self) -> bool:
-        if self.text.startswith("data:") or self.text.startswith(":"):
+        if self.text.lstrip("\n").startswith("data:"):
             return self.text.endswith("data: [DONE]\n\n")
         return self.status == 200 and "choices" in json.loads(self.text)
 

@@ -49,6 +49,7 @@ def router(
             "misfit": {"model_path": misfit_gguf, **behind("misfit")},
         },
         binary=gated_llama_server,
+        api={"stream_heartbeats": "comments"},
         system={"max_concurrent_models": 8},
     )
 
