@@ -19,6 +19,7 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
 from app.domain.files import FileIdentity
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
@@ -74,6 +75,9 @@ class FakeRunner:
 
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
+
+    async def sample(self) -> None:
+        self.evidence.used_processor(self.clock(), 0.0, is_stopped=False)
 
     async def look(self, *, at_slots: bool) -> None:
         self.probes += 1
@@ -385,6 +389,9 @@ class _Runs:
 
     def cut(self) -> None:
         self._cut.set()
+
+    def asks_for(self) -> Work | None:
+        return None
 
 
 class Request:

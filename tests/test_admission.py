@@ -11,6 +11,7 @@ import pytest
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import RequestFinished
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.instance import ModelInstance
@@ -41,7 +42,10 @@ class Asker:
 
     def cut(self) -> None: ...
 
-    def replay(self) -> None: ...
+    def process_gone(self, error: RouterError | None) -> None: ...
+
+    def asks_for(self) -> Work | None:
+        return None
 
     def bug(self, bug: Exception) -> None:
         raise bug

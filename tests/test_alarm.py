@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.domain.alarm import Alarm
+from app.domain.alarm import READ_FIRST_S, Alarm
 from tests.fakes import ManualTimers
 
 
@@ -104,3 +104,31 @@ async def test_on_the_event_loop() -> None:
     alarm.set_within(0.01)
     await rings.wait()
     assert alarm.at is None
+
+
+def test_an_alarm_that_is_late_lets_what_came_meanwhile_be_read_first() -> None:
+    timers, rung = ManualTimers(), list[float]()
+    alarm = Alarm(lambda: rung.append(timers.now), timers)
+    alarm.set(timers.now + 5)
+    (timer,) = timers.made
+    timers.now += 60  # this program stood still
+    timer.cancelled = True
+    timer.callback()
+    assert rung == []
+    timers.advance(READ_FIRST_S)
+    assert len(rung) == 1
+
+
+def test_what_is_read_first_may_put_off_an_alarm_that_is_late() -> None:
+    timers, rung = ManualTimers(), list[float]()
+    alarm = Alarm(lambda: rung.append(timers.now), timers)
+    alarm.set(timers.now + 5)
+    (timer,) = timers.made
+    timers.now += 60
+    timer.cancelled = True
+    timer.callback()
+    alarm.set(timers.now + 5)
+    timers.advance(READ_FIRST_S)
+    assert rung == []
+    timers.advance(5)
+    assert len(rung) == 1

@@ -117,6 +117,7 @@ LARGE = {
     "Services": "one field an object that is built once; it does nothing itself",
     "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
     "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
+    "Exchange": "one method an input of the state machine, or a question about where it stands",
     "DeviceTracker": "one method a question about the ledger, most of them one line",
     "Evidence": "a record: one field a fact, one method an observation; it judges nothing",
     "LlamaRunner": "one process: its port, key and log, and what was seen of each",

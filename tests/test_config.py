@@ -72,6 +72,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
         "health_check_interval_sec": 30,
         "max_restarts": 3,
         "restart_window_sec": 600,
+        "crash_quarantine_sec": 600,
         "max_swap_wait_sec": "auto",
         "aging_sec": 30,
         "drain_timeout_sec": 30,

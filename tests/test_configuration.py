@@ -192,6 +192,10 @@ APPLIED: dict[str, tuple[object, Any]] = {
         7,
         lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.window_s == 7,
     ),
+    "system.crash_quarantine_sec": (
+        7,
+        lambda r: r.services.manager.instances["a"].lifecycle.restarts.limits.refuse_s == 7,
+    ),
     "system.max_swap_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.max_swap_wait_s == 7),
     "system.aging_sec": (7, lambda r: _key_of_a_low_one(r) == pytest.approx(14)),
     "system.drain_timeout_sec": (7, lambda r: r.services.config.system.drain_timeout_sec == 7),

@@ -13,12 +13,14 @@ import pytest
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.fingerprint import Work
 from app.domain.heartbeats import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
+from app.proxy import messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
@@ -87,6 +89,7 @@ class World:
         self.spec = SimpleNamespace(request_timeout_s=20)
         self.asked_about: list[float] = []
         self.pause_s = 0.0
+        self.crash_inquiry = self
         # slots
         self.is_full = False
         self.reason: str | None = None
@@ -171,10 +174,19 @@ class World:
     def awake_s(self, since: float, now: float) -> float:
         return now - since - self.pause_s
 
-    def gone(self, exchange: Exchange, runner: Any) -> Pending:
+    def lost(self, exchange: Exchange, runner: Any) -> Pending:
         assert runner is self.runner or runner is None
         self.waits_for_exit = Pending()
         return self.waits_for_exit
+
+    def gone(self) -> None:
+        """The process that was lost has ended: who has begun, or has no replay left, is told."""
+        is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
+        model: Any = self
+        self.exchange.process_gone(messages.crashed(model) if is_over else None)
+
+    def may_forget(self, size: int) -> bool:
+        return size > 0
 
     def ended(self, exchange: Exchange) -> None:
         self.leave(exchange)
@@ -428,6 +440,7 @@ def test_the_translator_tells_how_a_stream_that_has_begun_fails() -> None:
     exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", False)
     exchange.broken(LOST)
+    world.gone()
     assert world.sent == b"ONE\nalas: model_crashed"
 
 
@@ -446,7 +459,7 @@ def test_a_replay_has_a_translator_of_its_own() -> None:
     exchange = world.asked()
     exchange.head(AnswerHead(200, EVENTS), None)
     exchange.broken(LOST)
-    exchange.replay()
+    world.gone()
     exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", True)
     assert world.sent == b"ONE\nbye"
@@ -480,7 +493,7 @@ def test_a_streams_head_does_not_wait_long_for_its_first_event() -> None:
     world.pass_time(HEAD_WAITS_S)
     assert (len(world.heads), world.sent) == (1, b"")
     world.exchange.broken(LOST)
-    world.exchange.replay()
+    world.gone()
     world.exchange.head(AnswerHead(200, EVENTS), None)
     world.exchange.body(EVENT, True)
     assert (len(world.heads), world.sent) == (1, EVENT)
@@ -493,7 +506,7 @@ def test_comments_are_no_progress_and_no_beginning() -> None:
     world.now += 15
     exchange.body(b":\n\n", False)
     assert world.sent == b":\n\n"
-    assert not exchange.reply.has_begun
+    assert not exchange.record.has_begun
     world.pass_time(6)
     assert world.code == "upstream_timeout"
 
@@ -597,7 +610,7 @@ def test_the_wait_in_the_queue_has_an_end(stream: bool) -> None:
     world.check_over(error="queue_timeout", status=504)
 
 
-@pytest.mark.parametrize("error", [QueueFull("full", retry_after_s=3), ShuttingDown("over")])
+@pytest.mark.parametrize("error", [QueueFull("full", retry_after_s=3), Overloaded("over")])
 def test_who_is_refused_is_told_why(error: RouterError) -> None:
     world = World()
     world.is_full = True
@@ -668,8 +681,9 @@ def test_what_broke_off_unseen_is_asked_for_again_once_its_process_is_gone(came:
     if came == "some":
         exchange.body(b"{", False)
     exchange.broken(LOST)
-    assert (exchange.phase, world.left, world.heads) == (Phase.EXITING, [world.entered[0]], [])
-    exchange.replay()
+    assert (exchange.phase, world.left, world.heads) == (Phase.EXITING, [], []), "who ran is still to be seen"
+    world.gone()
+    assert world.left == [world.entered[0]]
     first, second = world.entered
     assert (second.key, second.order, second.is_replay) == (first.key, first.order, True)
     exchange.head(AnswerHead(200, JSON), 2)
@@ -681,15 +695,43 @@ def test_what_broke_off_unseen_is_asked_for_again_once_its_process_is_gone(came:
 def test_a_second_failure_is_told() -> None:
     world = World()
     world.asked().broken(LOST)
-    world.exchange.replay()
+    world.gone()
     world.exchange.broken(LOST)
+    world.gone()
     assert (world.heads[0][0], world.code) == (502, "model_crashed")
     world.check_over(error="model_crashed", status=502)
+
+
+def test_a_crash_uses_up_no_replay() -> None:
+    world = World()
+    world.asked()
+    for _ in range(3):
+        world.exchange.broken(LOST)
+        world.exchange.ticket.lost_in_crash = True
+        world.gone()
+        assert world.exchange.phase is Phase.ASKED
+    assert world.exchange.ticket.replays_left == 1
+
+
+def test_what_a_router_that_stops_says_is_told_at_once() -> None:
+    world = World(stream=True)
+    world.streaming().cut()
+    world.exchange.process_gone(ShuttingDown("the router is shutting down"))
+    assert (world.code, world.is_complete) == ("shutting_down", True)
+    world.check_over(error="shutting_down", status=503)
+
+
+def test_what_is_asked_for_is_known_by_path_and_body() -> None:
+    exchange = World().exchange
+    assert exchange.asks_for() == Work("/v1/x", b"body")
+    exchange.client_left()
+    assert exchange.asks_for() is None
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:
     world = World(stream=True)
     world.streaming().broken(LOST)
+    world.gone()
     assert (world.code, world.is_complete) == ("model_crashed", True)
     world.check_over(error="model_crashed", status=502)
 
@@ -700,6 +742,7 @@ def test_a_plain_answer_that_has_begun_is_cut_off() -> None:
     exchange.head(AnswerHead(200, JSON), None)
     exchange.body(b"{", False)
     exchange.broken(LOST)
+    world.gone()
     assert (world.sent, world.is_complete, world.is_aborted) == (b"{", False, True)
     world.check_over(error="model_crashed", status=502)
 
@@ -710,8 +753,8 @@ def test_who_is_cut_is_served_by_the_next_process() -> None:
     ticket = exchange.ticket
     assert ticket.owner is not None
     ticket.owner.cut()
-    assert (world.link.released, exchange.phase, world.left) == (1, Phase.EXITING, [ticket])
-    exchange.replay()
+    assert (world.link.released, exchange.phase) == (1, Phase.EXITING)
+    world.gone()
     assert exchange.phase is Phase.ASKED
 
 
@@ -730,7 +773,7 @@ def test_a_replay_waits_its_full_time_again() -> None:
     world.now += 19
     world.exchange.broken(LOST)
     world.is_full = True
-    world.exchange.replay()
+    world.gone()
     world.pass_time(29)
     assert world.exchange.phase is Phase.QUEUED
     world.pass_time(1)

@@ -110,7 +110,7 @@ def test_the_last_cause_wins() -> None:
         (-11, FailureKind.UNKNOWN, "SIGSEGV"),
         (-4, FailureKind.BAD_BINARY, "processor"),
         (127, FailureKind.BAD_BINARY, "llama_server_path"),
-        (0, FailureKind.UNKNOWN, "without an error"),
+        (0, FailureKind.CUT_SHORT, "without an error"),
         (3, FailureKind.UNKNOWN, "exit code 3"),
         (0xC0000005, FailureKind.UNKNOWN, "exit code"),
     ],

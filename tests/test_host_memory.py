@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app.domain.errors import VramExhausted
+from app.domain.errors import NeverFits
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST
@@ -157,7 +157,7 @@ async def test_the_third_model_in_four_gigabytes_takes_the_place_of_another(make
 async def test_a_model_too_large_for_the_machine_is_refused_with_its_numbers(make_world: MakeWorld) -> None:
     world = await make_world({"a": 5000}, gpu_mb=(), models=on_cpu("a"), host=host(4096))
     request = world.request("a")
-    with pytest.raises(VramExhausted, match="of the machine's own memory") as error:
+    with pytest.raises(NeverFits, match="of the machine's own memory") as error:
         await request.task
     assert not error.value.retryable
     assert error.value.details["required_mb"] == 5000 + PROCESS_MB
@@ -171,7 +171,7 @@ async def test_what_a_model_on_the_gpu_keeps_on_the_host_is_planned_too(make_wor
     estimate = MemoryEstimate(found.with_gpu.device, layers, exact=True)
     world.footprints["a"] = replace(found, with_gpu=estimate)
     request = world.request("a")
-    with pytest.raises(VramExhausted, match="of the machine's own memory") as error:
+    with pytest.raises(NeverFits, match="of the machine's own memory") as error:
         await request.task
     assert error.value.details["required_mb"] == 2000 + GPU_PROCESS_MB
     world.host = host(4000)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain.alarm import LATE_S
 from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
 from app.judgement.judge import Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
-from app.judgement.pauses import GRACE_S, LATE_S, TICK_S, Pauses
+from app.judgement.pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
 LIMITS = Limits(load_s=30.0, request_s=LIMIT_S)

@@ -9,7 +9,15 @@ import pytest
 
 from app.core.config import Config
 from app.core.queue import Ticket, TicketState
-from app.domain.errors import LoadFailed, ModelFailed, ModelNotFound, QueueFull, ShuttingDown, VramExhausted
+from app.domain.errors import (
+    LoadFailed,
+    ModelFailed,
+    ModelNotFound,
+    NeverFits,
+    QueueFull,
+    ShuttingDown,
+    VramExhausted,
+)
 from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
@@ -203,7 +211,7 @@ async def test_what_can_never_fit_is_refused_and_evicts_nobody(make_world: MakeW
     await world.settle()
     await request.finish()
     refused = world.request("huge")
-    with pytest.raises(VramExhausted) as error:
+    with pytest.raises(NeverFits) as error:
         await refused.task
     assert not error.value.retryable
     assert error.value.details["required_mb"] == 20_000
@@ -257,7 +265,7 @@ async def test_a_load_that_keeps_failing_ends_every_wait(make_world: MakeWorld) 
     await world.pass_time(1)
     with pytest.raises(LoadFailed) as error:
         await request.task
-    assert error.value.retryable
+    assert not error.value.retryable, "it has failed until somebody resets it"
     assert error.value.details["log_tail"] == ["the last line"]
 
 

@@ -25,6 +25,7 @@ COUNTERS = {
     "router_model_evictions_total": {"model", "reason"},
     "router_model_restarts_total": {"model"},
     "router_request_replays_total": {"model"},
+    "router_requests_quarantined_total": {"model"},
     "router_kv_cache_saves_total": {"model", "result"},
     "router_kv_cache_restores_total": {"model", "result"},
     "router_kv_cache_bytes_total": {"model", "direction"},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.memory.probes.host import host_reading
 from tests.nvml import (
     GPU_LOST,
     NO_PERMISSION,
@@ -62,6 +63,14 @@ def test_memory_is_read_anew_each_time(start: Start, driver: Driver) -> None:
     assert router.read()[0]["used_mb"] == 100
     driver.show(gpu(0, 8192, 5100))
     assert router.read()[0]["used_mb"] == 5100
+
+
+def test_a_card_that_shares_the_machines_memory_has_that(start: Start) -> None:
+    shared, own = start(gpu(0, 1, 0), gpu(1, 8192, 8000), f"fail memory GPU-0 {NOT_SUPPORTED}").read()
+    assert (shared["error"], shared["total_mb"]) == (None, host_reading().total_mb)
+    assert 0 < shared["free_mb"] < shared["total_mb"]
+    assert shared["used_mb"] + shared["free_mb"] == shared["total_mb"]
+    assert own["total_mb"] == 8192
 
 
 def test_memory_by_process_is_read_where_the_driver_tells(start: Start) -> None:

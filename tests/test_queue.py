@@ -8,6 +8,7 @@ import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, RouterError, ShuttingDown
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.views import QueueHead
 
@@ -343,6 +344,9 @@ class Owner:
     def cut(self) -> None:
         self.told.append("cut")
 
+    def asks_for(self) -> Work | None:
+        return None
+
 
 def test_an_owner_is_told_once_what_becomes_of_its_ticket() -> None:
     waiting = queue(one := ticket(), other := ticket())
@@ -400,3 +404,52 @@ async def test_a_ticket_that_is_granted_while_its_client_leaves_gives_its_slot_b
     await asyncio.gather(task, return_exceptions=True)
     assert waiting.finish(one, now=0.0) is True
     assert waiting.grant(0.0) is other
+
+
+# --- alone
+
+
+def alone(arrived: float = 0.0, now: float = 0.0) -> Ticket:
+    made = ticket(arrived=arrived)
+    made.set_apart(now)
+    return made
+
+
+def test_who_runs_alone_waits_until_nothing_runs() -> None:
+    waiting = queue(one := ticket(arrived=1), other := alone(2, now=2), third := ticket(arrived=3), slots=3)
+    assert waiting.grant(0.0) is one
+    assert waiting.grant(0.0) is None, "nor may the third go past it"
+    waiting.finish(one, 0.0)
+    assert waiting.grant(0.0) is other
+    assert waiting.grant(0.0) is None
+    assert not waiting.try_grant(ticket(), 0.0)
+    waiting.finish(other, 0.0)
+    assert waiting.grant(0.0) is third
+    assert not waiting.has_waiting
+
+
+def test_who_runs_alone_never_takes_a_seat_at_once() -> None:
+    waiting = queue(slots=2)
+    assert not waiting.try_grant(alone(), 0.0)
+    assert waiting.try_grant(ticket(), 0.0)
+
+
+def test_who_is_set_apart_goes_after_all_that_waited_then() -> None:
+    first, second = ticket(arrived=1), ticket(arrived=2)
+    waiting = queue(first, second, slots=3)
+    waiting.set_apart([first], now=10)
+    waiting.push(third := ticket(arrived=11))
+    assert served(waiting) == [second, first, third]
+    again = first.for_replay()
+    again.set_apart(20)
+    assert again.key == 20 + NORMAL * AGING
+
+
+def test_some_of_those_who_wait_can_be_refused() -> None:
+    first, second = ticket(arrived=1), ticket(LOW, arrived=2)
+    waiting = queue(first, second)
+    owner = Owner(second)
+    waiting.fail([second], error := ShuttingDown("x"))
+    assert owner.told == [(TicketState.DONE, error)]
+    assert waiting.waiting_by_level == [0, 1, 0]
+    assert served(waiting) == [first]

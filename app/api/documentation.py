@@ -95,6 +95,7 @@ WITH_BODY = (
     errors.UnsupportedMediaType,
 )
 OF_A_LOAD = (
+    errors.NeverFits,
     errors.VramExhausted,
     errors.NoCapacity,
     errors.LoadFailed,
@@ -106,6 +107,7 @@ OF_A_REQUEST = (
     errors.InvalidPriority,
     errors.WrongModelKind,
     errors.ModelCrashed,
+    errors.RequestCrashesModel,
     errors.QueueFull,
     errors.UpstreamTimeout,
 )

@@ -138,6 +138,9 @@ class SystemConfig(Section):
     health_check_interval_sec: Whole = Field(30, ge=1, description="between two probes of a ready model")
     max_restarts: Whole = Field(3, ge=0, description="more crashes than this in the window: `failed`")
     restart_window_sec: Whole = Field(600, ge=1, description="window of `max_restarts`")
+    crash_quarantine_sec: Whole = Field(
+        600, ge=1, description="how long a request that crashed llama-server twice is refused"
+    )
     max_swap_wait_sec: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
         description="longest time for which the users of loaded models hold back another model whose turn it "

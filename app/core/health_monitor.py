@@ -88,7 +88,7 @@ class HealthMonitor:
                         self._checking.add(runner)
                         group.start_soon(self.check, instance, runner)
                     elif runner.evidence.asking_since is not None:
-                        group.start_soon(self._act, instance, runner)  # an answer is not waited for
+                        group.start_soon(self._check_meanwhile, instance, runner)
                 with anyio.move_on_after(self._pause_s()):
                     await self._hurry.wait()
                 self._hurry.clear()
@@ -188,6 +188,12 @@ class HealthMonitor:
             if since > ticket.granted_at:
                 runner.evidence.moved(since)
             runner.evidence.asked(since)
+
+    async def _check_meanwhile(self, instance: ModelInstance, runner: Runner) -> None:
+        """What is stopped need not be waited for until it has not answered."""
+        await runner.sample()
+        self._note_work(instance, runner)
+        await self._act(instance, runner)
 
     async def _act(self, instance: ModelInstance, runner: Runner) -> None:
         watch, now = self._watch(instance, runner), self._clock()

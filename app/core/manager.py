@@ -12,10 +12,7 @@ import anyio.to_thread
 from app.core.config import SPEC_KEYS, Config
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
-from app.domain.errors import (
-    QueueTimeout,
-    ShuttingDown,
-)
+from app.domain.errors import QueueTimeout, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged
 from app.domain.jobs import Jobs
@@ -43,6 +40,7 @@ class ModelManager:
         *SPEC_KEYS,
         *KvCache.TAKES,
         "system.aging_sec",
+        "system.crash_quarantine_sec",
         "system.default_model",
         "system.foreign_wait_sec",
         "system.load_max_retries",
@@ -104,7 +102,12 @@ class ModelManager:
             self._estimate_again(system.vram_multiplier)
         self._config = config
         self.scheduler.limits = _limits(config)
-        restarts = RestartLimits(system.max_restarts, system.restart_window_sec, system.load_max_retries)
+        restarts = RestartLimits(
+            system.max_restarts,
+            system.restart_window_sec,
+            system.load_max_retries,
+            system.crash_quarantine_sec,
+        )
         self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
         self.scheduler.forget_removed()
         for alias in self.instances:
@@ -133,9 +136,11 @@ class ModelManager:
     def enter(self, instance: ModelInstance, ticket: Ticket) -> None:
         """Queue the ticket, or grant it at once. Whoever enters calls `leave`, however its wait or run ends.
 
-        Raises `ShuttingDown`, `ModelFailed` or `QueueFull`, and then it has not entered.
+        Raises `ShuttingDown`, `ModelFailed`, `RequestCrashesModel` or `QueueFull`: it has not entered.
         """
         self._check_open(instance)
+        if instance.crash_inquiry.is_open:
+            instance.crash_inquiry.judge(ticket)
         if not ticket.is_replay:
             self.scheduler.demand.asked(instance.alias, ticket.priority, ticket.arrived)
         if not self.scheduler.contended and instance.grant_at_once(ticket):
@@ -216,7 +221,7 @@ class ModelManager:
     async def shutdown(self, drain_timeout_s: float) -> None:
         """Nobody new, nobody waiting; running requests may finish; then every process is stopped."""
         self.close()
-        error = ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
+        error = ShuttingDown()
         for instance in self.instances.values():
             instance.queue.fail_waiting(error)
         self._jobs.cancel_all()
@@ -261,7 +266,7 @@ class ModelManager:
 
     def _check_open(self, instance: ModelInstance) -> None:
         if self.closing:
-            raise ShuttingDown("the router is shutting down; try again in a moment", retry_after_s=5)
+            raise ShuttingDown()
         if instance.status is Status.FAILED:
             raise model_failed(instance.alias, instance.lifecycle.failure)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import anyio.to_thread
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from app.domain.errors import RequestCrashesModel
 from app.domain.event_bus import EventBus
 from app.domain.events import (
     CacheMoved,
@@ -106,6 +107,9 @@ class Metrics:
         )
         self._cache_bytes = counter("router_kv_cache_bytes", "Saved and restored cache", "model", "direction")
         self._replays = counter("router_request_replays", "Requests replayed after a crash", "model")
+        self._quarantined = counter(
+            "router_requests_quarantined", "Requests refused because they crash llama-server", "model"
+        )
 
     def _make_histograms(self) -> None:
         self._duration = histogram(
@@ -148,6 +152,7 @@ class Metrics:
             self._cache_bytes.labels(alias, direction.value)
         self._restarts.labels(alias)
         self._replays.labels(alias)
+        self._quarantined.labels(alias)
         for figure in (self._load, self._ttft, self._speed):
             figure.labels(alias)
 
@@ -194,6 +199,8 @@ class Metrics:
             series = self._of_requests[key] = self._series_of(event)
         series.requests.inc()
         series.duration.observe(event.duration_s)
+        if event.error == RequestCrashesModel.code:
+            self._quarantined.labels(event.alias).inc()
         if event.queue_wait_s is not None:
             series.wait.observe(event.queue_wait_s)
         if event.ttft_s is not None:

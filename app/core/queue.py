@@ -6,10 +6,12 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Protocol
 
 from app.domain.errors import QueueFull, RouterError
+from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.views import QueueHead
 
@@ -42,19 +44,28 @@ class TicketOwner(Protocol):
     def cut(self) -> None:
         """Its process is stopped without waiting for it."""
 
+    def asks_for(self) -> Work | None:
+        """None where that is not known any more."""
+        ...
+
 
 class Ticket:
     """A request's place: first in a heap, then in a slot, then nowhere. Its key never changes."""
 
-    __slots__ = ("_error", "arrived", "granted_at", "is_replay", "key", "order", "owner", "priority", "state")
+    __slots__ = ("_error", "_handicap_s", "arrived", "granted_at", "is_replay", "key", "lost_in_crash",
+                 "order", "owner", "priority", "replays_left", "runs_alone", "state")  # fmt: skip
 
     def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
         self.priority = priority
         self.arrived = arrived
-        self.key = arrived + priority * aging_s
+        self._handicap_s = priority * aging_s
+        self.key = arrived + self._handicap_s
         self.order = next(_order)
         self.state = TicketState.NEW
         self.is_replay = False
+        self.replays_left = 1  # for the end of its process that nobody can be blamed for
+        self.runs_alone = False  # nothing else may run beside it
+        self.lost_in_crash = False  # its process ended by itself
         self.granted_at = 0.0
         self.owner: TicketOwner | None = None
         self._error: RouterError | None = None
@@ -75,10 +86,17 @@ class Ticket:
         return self.state is TicketState.GRANTED
 
     def for_replay(self) -> Ticket:
-        """A fresh ticket at the old place, for the one replay after a crash."""
+        """A fresh ticket at the old place."""
         fresh = Ticket(self.priority, self.arrived, 0.0)
         fresh.key, fresh.order, fresh.is_replay = self.key, self.order, True
+        fresh._handicap_s = self._handicap_s
+        fresh.replays_left = self.replays_left - (not self.lost_in_crash)
         return fresh
+
+    def set_apart(self, now: float) -> None:
+        """It runs alone, and after all that waits by now."""
+        self.runs_alone = True
+        self.key = now + self._handicap_s
 
     def grant(self, now: float) -> None:
         self.state, self.granted_at = TicketState.GRANTED, now
@@ -111,6 +129,10 @@ class _Waiter:
     def cut(self) -> None:
         """It has no slot yet."""
 
+    def asks_for(self) -> Work | None:
+        """For nothing."""
+        return None
+
 
 class RequestQueue:
     """The waiting tickets of one model, and the count of those in its slots.
@@ -126,6 +148,7 @@ class RequestQueue:
         self.waiting_by_level = [0, 0, 0]
         self.running: set[Ticket] = set()
         self._heap: list[Ticket] = []
+        self._has_one_alone = False  # in a slot: a ticket beside which nothing may run
         self._service_s = 0.0
 
     @property
@@ -171,6 +194,9 @@ class RequestQueue:
         """Give a free slot to the next ticket, if there are both."""
         if len(self.running) >= self.slots or (ticket := self.peek()) is None:
             return None
+        if self._has_one_alone or (ticket.runs_alone and self.running):
+            return None
+        self._has_one_alone = ticket.runs_alone
         self.waiting_by_level[ticket.priority] -= 1
         self.running.add(ticket)
         heapq.heappop(self._heap)
@@ -180,7 +206,7 @@ class RequestQueue:
 
     def try_grant(self, ticket: Ticket, now: float) -> bool:
         """As `push` and `grant`, where it would be granted at once; else nothing happens."""
-        if self._heap or len(self.running) >= self.slots:
+        if self._heap or self._has_one_alone or len(self.running) >= self.slots or ticket.runs_alone:
             return False
         self.running.add(ticket)
         ticket.grant(now)
@@ -192,6 +218,7 @@ class RequestQueue:
         held = ticket.state is TicketState.GRANTED
         if held:
             self.running.discard(ticket)
+            self._has_one_alone = self._has_one_alone and bool(self.running)
             took = now - ticket.granted_at
             self._service_s = took if not self._service_s else 0.8 * self._service_s + 0.2 * took
         elif ticket.state is TicketState.WAITING:
@@ -202,18 +229,31 @@ class RequestQueue:
             self._sweep()
         return held
 
+    def waiting_tickets(self) -> list[Ticket]:
+        """In no order."""
+        return [t for t in self._heap if t.state is TicketState.WAITING]
+
+    def set_apart(self, tickets: Iterable[Ticket], now: float) -> None:
+        """Of those that wait."""
+        for ticket in tickets:
+            ticket.set_apart(now)
+        heapq.heapify(self._heap)
+
     def fail_waiting(self, error: RouterError, arrived_by: float = math.inf) -> int:
         """End every wait, of those that arrived by then, with this error; how many there were."""
-        waiting = [t for t in self._heap if t.state is TicketState.WAITING]
-        failed = [t for t in waiting if t.arrived <= arrived_by]
+        failed = [t for t in self.waiting_tickets() if t.arrived <= arrived_by]
+        self.fail(failed, error)
+        return len(failed)
+
+    def fail(self, failed: Sequence[Ticket], error: RouterError) -> None:
+        """End the wait of these."""
         for ticket in failed:
             self.waiting_by_level[ticket.priority] -= 1
             ticket.state = TicketState.DONE
-        self._heap = [t for t in waiting if t.state is TicketState.WAITING]
+        self._heap = self.waiting_tickets()
         heapq.heapify(self._heap)
         for ticket in failed:  # all are out by now: an owner may leave, and others be granted, in between
             ticket.refuse(error)
-        return len(failed)
 
     def position(self, ticket: Ticket) -> int:
         """1 for the ticket that is served next."""

@@ -19,6 +19,13 @@ class Timers(Protocol):
     def call_at(self, when: float, callback: Callable[[], object], /) -> _Handle: ...
 
 
+LATE_S = 1.0
+"""Of a timer: this program stood still, stopped by a signal or with its machine."""
+
+READ_FIRST_S = 0.25
+"""A late alarm waits for this long, so that what came meanwhile is read before it rings."""
+
+
 class Alarm:
     """Calls `ring` once, at the time that was set last, on the event loop.
 
@@ -68,10 +75,14 @@ class Alarm:
         self._handle, self._timer_at = self._loop().call_at(when, self._fired), when
 
     def _fired(self) -> None:
-        """Never compares with the clock: uvloop's timers fire up to half a millisecond early."""
+        """Compares coarsely with the clock: uvloop's timers fire up to half a millisecond early."""
         self._handle = None
-        at = self._at
+        at, now = self._at, self._loop().time()
         if at is None:
+            return
+        if now - self._timer_at > LATE_S:  # uvloop rings before it reads
+            self._at = max(at, now + READ_FIRST_S)
+            self._start_timer(self._at)
             return
         if at > self._timer_at:
             self._start_timer(at)

@@ -137,8 +137,32 @@ class ModelCrashed(RouterError):
     status, type, code = 502, "server_error", "model_crashed"
 
 
+class RequestCrashesModel(RouterError):
+    status, type, code = 502, "server_error", "request_crashes_model"
+    retryable = False
+
+
+class _NeedsAction:
+    """What waiting cannot heal: somebody has to change something. Clients repeat any 5xx for minutes."""
+
+    status, type = 424, "api_error"
+    retryable = False
+
+
+class NeverFits(_NeedsAction, RouterError):
+    code = "vram_exhausted"
+
+
+class LoadFailed(_NeedsAction, RouterError):
+    code = "load_failed"
+
+
+class ModelFailed(_NeedsAction, RouterError):
+    code = "model_failed"
+
+
 class Overloaded(RouterError):
-    """503. Where a retry cannot help, `retryable` is False and no Retry-After is sent."""
+    """What a later try can meet."""
 
     status, type, code = 503, "overloaded_error", "overloaded"
 
@@ -161,16 +185,17 @@ class ModelNotLoaded(Overloaded):
     code = "model_not_loaded"
 
 
-class LoadFailed(Overloaded):
+class LoadPostponed(Overloaded):
+    """It failed for want of something that comes back; the next request tries it again."""
+
     code = "load_failed"
-
-
-class ModelFailed(Overloaded):
-    code = "model_failed"
 
 
 class ShuttingDown(Overloaded):
     code = "shutting_down"
+
+    def __init__(self, message: str = "the router is shutting down; try again in a moment") -> None:
+        super().__init__(message, retry_after_s=5)
 
 
 class QueueTimeout(RouterError):

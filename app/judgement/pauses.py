@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 
-TICK_S = 0.5
-LATE_S = 1.0
-"""Of a tick: it was no busy moment, it was a pause."""
+from app.domain.alarm import LATE_S
 
+TICK_S = 0.5
 GRACE_S = 2.0
 """After a pause: until what came meanwhile has been read."""
 

@@ -59,6 +59,11 @@ class Failure:
     log_tail: tuple[str, ...]
     served: bool = False
 
+    @property
+    def is_crash(self) -> bool:
+        """The process ended by itself: it was not told to, and nobody outside killed it."""
+        return bool(self.exit_code) and self.kind not in (FailureKind.KILLED, FailureKind.TIMEOUT)
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -202,9 +207,12 @@ def classify(exit_code: int, log_lines: Sequence[str]) -> Failure:
 
 
 def of_exit_alone(exit_code: int, log_lines: Sequence[str]) -> Failure:
-    """For a process that has served. A client can make it say anything: no line is a cause."""
+    """For a process that has served. A client can make it say anything: no line is a cause, but for the very
+    last one of a process that was told twice to end, which excuses the requests that ran."""
     number = _signal(exit_code)
     kind, message = _by_signal_or_code(exit_code, number)
+    if exit_code == 1 and log_lines and _TOLD_TWICE in log_lines[-1]:
+        kind, message = FailureKind.KILLED, "llama-server was told to end from outside the router, twice."
     return Failure(kind, message, exit_code, tuple(log_lines[-TAIL_LINES:]), served=True)
 
 
@@ -241,6 +249,8 @@ def _readable(groups: dict[str, str | None]) -> dict[str, str]:
 # (measured on b10434) the end of its log is missing, this line and mostly the reason with it.
 _LAST_WORDS = "exiting due to"
 
+_TOLD_TWICE = "Received second interrupt, terminating immediately."
+
 _FROM_OUTSIDE = {
     9: "llama-server was killed by SIGKILL. Often the kernel does that when memory runs out: see dmesg.",
     15: "llama-server was ended by SIGTERM from outside the router.",
@@ -264,6 +274,8 @@ def _by_code(code: int, number: int | None, lines: Sequence[str]) -> tuple[Failu
         return kind, f"llama-server crashed ({_signal_name(number)}). It said last: {said}"
     if code in (126, 127):
         return FailureKind.BAD_BINARY, "llama-server could not be executed. Check system.llama_server_path."
+    if code == 0:  # nobody told it to: the next time it will serve, or tell what is wrong
+        return FailureKind.CUT_SHORT, message
     if code == 1 and not any(_LAST_WORDS in line for line in lines):
         return FailureKind.CUT_SHORT, "llama-server failed before its log told why."
     return kind, message

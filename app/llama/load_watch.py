@@ -13,7 +13,7 @@ from app.judgement.evidence import Evidence
 from app.llama.load_output import LoadLog
 from app.llama.os_process import share_read, usage
 
-LOOK_S = 0.25
+LOOK_S = 0.5
 LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second
 SPEAKS_S = 1.0  # since it told its progress: it need not be looked at
 RSS_STEP = MIB

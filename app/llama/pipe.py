@@ -13,6 +13,7 @@ from app.domain.alarm import Alarm
 
 PIPE_BYTES = 1 << 18
 FULL_READ = 1 << 13  # after a read as large as this there is more
+FLOOD_BYTES = 1 << 20  # of every READ_PAUSE_S at most; who writes more waits, and the router works for others
 
 
 class Listener(Protocol):
@@ -42,6 +43,7 @@ class Output(asyncio.Protocol):
         self._transport: asyncio.ReadTransport | None = None
         self._read_pause = Alarm(self._read_on)
         self._has_exited = False
+        self._taken = 0
 
     async def open(self) -> int:
         """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
@@ -66,7 +68,11 @@ class Output(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         may_wait = self._listener.took_output(data) and not self._has_exited and self._read_pause.at is None
-        if may_wait and len(data) < FULL_READ and self._transport is not None:
+        self._taken += len(data)
+        is_enough = (may_wait and len(data) < FULL_READ) or (
+            self._taken > FLOOD_BYTES and not self._has_exited
+        )
+        if is_enough and self._transport is not None:
             self._transport.pause_reading()
             self._read_pause.set_within(self._read_pause_s)
 
@@ -86,6 +92,7 @@ class Output(asyncio.Protocol):
             self._transport.close()
 
     def _read_on(self) -> None:
+        self._taken = 0
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -64,6 +64,10 @@ class PortProbe:
             self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
         await asyncio.shield(self._looking)
 
+    async def sample(self, pid: int) -> None:
+        cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
+        self._evidence.used_processor(self._clock(), cpu_s, is_stopped=is_stopped)
+
     def stop(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
@@ -71,14 +75,12 @@ class PortProbe:
     # --- inside
 
     async def _look(self, pid: int, at_slots: bool) -> None:
-        evidence = self._evidence
-        cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
-        evidence.used_processor(self._clock(), cpu_s, is_stopped=is_stopped)
+        await self.sample(pid)
         if not at_slots:
             await self._ask("/health")
         elif (answer := await self._ask("/slots")) is not None:
             working = working_slots(answer.body) if answer.status == 200 else None
-            evidence.saw_slots(self._clock(), working)
+            self._evidence.saw_slots(self._clock(), working)
 
     def _connected(self) -> None:
         self._evidence.port_accepted(self._clock())

@@ -19,7 +19,7 @@ import anyio
 
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
-from app.judgement.judge import Cause, Limits, Repeated, judge
+from app.judgement.judge import Cause, Limits, Repeated, Verdict, judge
 from app.judgement.pauses import Pauses
 from app.llama.command import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
@@ -126,9 +126,7 @@ class LlamaRunner:
             now = time.monotonic()
             verdict = judge(self.evidence, limits, self._pauses, now)
             if repeated.stuck(verdict, self.evidence, now):
-                closed = verdict.cause is Cause.PORT_CLOSED
-                message = _CLOSED if closed else _no_progress(self._load_timeout_s)
-                raise LoadError(self._failure(FailureKind.TIMEOUT, message))
+                raise LoadError(self._failure(FailureKind.TIMEOUT, self._why(verdict)))
             with anyio.move_on_after(self._poll_s(now)):
                 await self._wake.wait()
             self._wake.clear()
@@ -137,6 +135,9 @@ class LlamaRunner:
 
     async def exited(self) -> Exit:
         return await asyncio.shield(self._exit)
+
+    async def sample(self) -> None:
+        await self._probe.sample(self.pid)
 
     async def look(self, *, at_slots: bool) -> None:
         await self._probe.look(self.pid, at_slots=at_slots)
@@ -262,7 +263,17 @@ class LlamaRunner:
             self.phase = phase
             self._on_change(self)
 
+    def _why(self, verdict: Verdict) -> str:
+        if verdict.cause is Cause.PORT_CLOSED:
+            return "llama-server closed its port while it loaded. It is started again."
+        return (
+            f"The load showed no progress for {self._load_timeout_s:.0f} s. Look at its log; if the disk or "
+            "the GPU is only slow, raise system.load_timeout_sec."
+        )
+
     def _poll_s(self, now: float) -> float:
+        if self.load_log.state is not None:  # it will say when it is ready, which wakes
+            return POLL_MAX_S
         return min(max(POLL_S, POLL_SHARE * (now - self.evidence.started)), POLL_MAX_S)
 
     def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
@@ -285,13 +296,3 @@ class LlamaRunner:
                 self._transport.kill()
             else:
                 os.killpg(self.pid, number)
-
-
-_CLOSED = "llama-server closed its port while it loaded. It is started again."
-
-
-def _no_progress(timeout_s: float) -> str:
-    return (
-        f"The load showed no progress for {timeout_s:.0f} s. Look at its log; if the disk or the GPU is only "
-        "slow, raise system.load_timeout_sec."
-    )

@@ -49,6 +49,10 @@ class Runner(Protocol):
         """For any number of waiters; cancelling one changes nothing."""
         ...
 
+    async def sample(self) -> None:
+        """Observe what the system knows of it, which asks it nothing: also while an answer is waited for."""
+        ...
+
     async def look(self, *, at_slots: bool) -> None:
         """Observe it afresh, and ask it for its slots, or only for its health. One at a time: who comes
         meanwhile waits for the look that is under way."""

@@ -18,6 +18,8 @@ class Blame(Enum):
 
     MODEL = "the model, its file or its process"
     OTHER_PROGRAMS = "they took its memory while it was loaded"
+    REQUEST = "the only request that ran; several in a row, with none answered in between, are the model's"
+    PERHAPS_REQUEST = "one of the requests that ran, perhaps: they are run once more, one at a time"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from app.memory.history import LoadHistory
 from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
 from app.models.conversations import Conversations
+from app.models.crash_inquiry import CrashInquiry
 from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.kv_cache import KvCache
 from app.models.lifecycle import Lifecycle, log_level
@@ -56,6 +57,7 @@ class ModelInstance:
         self.queue = queue
         self.readers: set[Ticket] = set()  # who asks its process without a slot
         self.lifecycle = Lifecycle(spec.alias, limits, clock())
+        self.crash_inquiry = CrashInquiry(spec.alias, queue, self.lifecycle.restarts, clock)
         self.process: Supervisor | None = None
         self.memory = ModelMemory(spec.alias, tracker, history)
         self.conversations = Conversations(spec.alias, kv_cache, bus)
@@ -112,10 +114,7 @@ class ModelInstance:
         return True
 
     def let_read(self, ticket: Ticket) -> None:
-        """Without a slot: it neither waits for one nor takes it from others, and the model may be idle.
-
-        Whoever is let in takes itself out of `readers`.
-        """
+        """Without a slot, so that it waits for none; whoever is let in takes itself out of `readers`."""
         if self.serves:
             self.readers.add(ticket)
             ticket.grant(self._clock())
@@ -265,7 +264,8 @@ class ModelInstance:
         self.process = None
         process.over.set()  # first, whatever goes wrong below
         wanted_gone = self.status in (Status.STOPPING, Status.DRAINING)
-        end = ProcessEnd(failure) if wanted_gone else process.blamed(failure)
+        blame = self.crash_inquiry.process_ended(failure)
+        end = ProcessEnd(failure) if wanted_gone else process.blamed(failure, blame)
         self.memory.release(crashed=not wanted_gone)
         self.need = None  # the file may have changed when it is wanted next
         self._carry_out(self.lifecycle.process_ended(end, self._clock()))

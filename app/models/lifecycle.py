@@ -182,7 +182,7 @@ class Lifecycle:
         return [*self.give_up(failure.message, now), RejectWaiting(failure)]
 
     def _crashed(self, failure: Failure, blame: Blame, now: float) -> Effects:
-        if not self.restarts.after_crash(now, counts=blame is Blame.MODEL):
+        if not self.restarts.after_crash(now, blame):
             return self._fail(failure, now)
         self.failure = failure
         return [self._move(Status.CRASHED, failure.message, now)]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.domain.errors import LoadFailed, ModelFailed, ModelNotLoaded
-from app.llama.exit_reason import Failure
+from app.domain.errors import LoadFailed, LoadPostponed, ModelFailed, ModelNotLoaded
+from app.llama.exit_reason import Failure, FailureKind
 
 RETRY_AFTER_S = 30.0
 TAIL_LINES = 20
 
 
-def load_failed(alias: str, failure: Failure | None) -> LoadFailed:
+def load_failed(alias: str, failure: Failure | None) -> LoadFailed | LoadPostponed:
     """For those who waited for the load."""
-    return LoadFailed(f"{alias} could not be loaded: {_message(failure)}", **_details(failure))
+    message, details = f"{alias} could not be loaded: {_message(failure)}", _details(failure)
+    if failure is not None and failure.kind is FailureKind.OUT_OF_FILES:
+        return LoadPostponed(message, retry_after_s=RETRY_AFTER_S, details=details)
+    return LoadFailed(message, details=details)
 
 
 def model_failed(alias: str, failure: Failure | None) -> ModelFailed:
     """For those who come later."""
     hint = f"Fix the cause, then POST /v1/models/{alias}/reset"
-    return ModelFailed(f"{alias} has failed: {_message(failure)} {hint}", **_details(failure))
+    return ModelFailed(f"{alias} has failed: {_message(failure)} {hint}", details=_details(failure))
 
 
 def model_not_loaded(alias: str) -> ModelNotLoaded:
@@ -36,10 +39,5 @@ def _message(failure: Failure | None) -> str:
 
 
 def _details(failure: Failure | None) -> dict[str, Any]:
-    heals = failure is not None and failure.kind.may_heal
     tail = list(failure.log_tail[-TAIL_LINES:]) if failure and not failure.served else []
-    return {
-        "retryable": heals,
-        "retry_after_s": RETRY_AFTER_S if heals else None,
-        "details": {"last_error": _message(failure), "log_tail": tail},
-    }
+    return {"last_error": _message(failure), "log_tail": tail}

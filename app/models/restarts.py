@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.llama.exit_reason import FailureKind
+from app.models.effects import Blame
 
 
 @dataclass(frozen=True)
 class RestartLimits:
-    """More than `max_restarts` crashes within `window_s`, or `load_retries` loads in a row, are given up."""
+    """More than `max_restarts` crashes within `window_s`, or `load_retries` loads in a row, are given up.
+
+    A request that crashed its process twice is refused for `refuse_s`.
+    """
 
     max_restarts: int
     window_s: float
     load_retries: int
+    refuse_s: float = 600.0
 
 
 class Restarts:
@@ -24,17 +30,30 @@ class Restarts:
         self.attempts = 0  # loads in a row that failed
         self.retry_at = 0.0
         self._crashes: list[float] = []
+        self._by_requests: list[float] = []  # of these, since one was answered
 
-    def after_crash(self, now: float, *, counts: bool = True) -> bool:
+    def after_crash(self, now: float, blame: Blame) -> bool:
         """Whether it may be started again, at `retry_at`.
 
-        One that does not count against the model is no reason to give it up, nor to wait for long.
+        One for which a request may be to blame does not count as long as that is not known.
         """
         self._crashes = [when for when in self._crashes if now - when < self.limits.window_s]
-        if counts:
+        if blame is not Blame.PERHAPS_REQUEST:
             self._crashes.append(now)
+        if blame is Blame.REQUEST:
+            self._by_requests.append(now)
         self.retry_at = now + backoff_s(len(self._crashes))
-        return not counts or len(self._crashes) <= self.limits.max_restarts
+        return len(self._crashes) <= self.limits.max_restarts
+
+    def unexplained(self, crashes: Iterable[float]) -> None:
+        """No request was to blame after all."""
+        self._crashes += crashes
+
+    def answered(self) -> None:
+        """A request: so it was others that crashed the process, not whatever is asked."""
+        if self._by_requests:
+            self._crashes = [when for when in self._crashes if when not in self._by_requests]
+            self._by_requests.clear()
 
     def after_failed_load(self, kind: FailureKind, now: float, *, counts: bool = True) -> bool:
         """Whether it may be tried again, at `retry_at`. One that does not count is no attempt."""
@@ -52,6 +71,7 @@ class Restarts:
         """As if nothing had gone wrong yet."""
         self.attempts = 0
         self._crashes.clear()
+        self._by_requests.clear()
 
 
 def backoff_s(crashes: int) -> float:

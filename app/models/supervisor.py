@@ -83,13 +83,14 @@ class Supervisor:
             self.cause = Failure(FailureKind.TIMEOUT, message, None, ())
             await self.runner.stop(grace_s=0)
 
-    def blamed(self, failure: Failure | None) -> ProcessEnd:
-        """Its unwanted end, and who is to blame for it. Asked once, before its memory is released."""
+    def blamed(self, failure: Failure | None, blame: Blame) -> ProcessEnd:
+        """Its unwanted end, and who is to blame for it: `blame`, if its memory was not taken from it. Asked
+        once, before its memory is released."""
         if failure is not None and failure.kind is FailureKind.OUT_OF_MEMORY:
             log = self.runner.load_log if self.runner is not None else LoadLog()
             if self._memory.ran_out(log):
                 return ProcessEnd(failure, Blame.OTHER_PROGRAMS)
-        return ProcessEnd(failure)
+        return ProcessEnd(failure, blame)
 
     # --- inside
 

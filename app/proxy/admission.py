@@ -9,11 +9,12 @@ import anyio
 
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
-from app.domain.errors import RouterError
+from app.domain.errors import RequestCrashesModel, RouterError, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner import Runner
+from app.proxy import messages
 from app.proxy.seams import Entrant
 
 EXIT_WAIT_S = 3.0
@@ -52,6 +53,9 @@ class Admission:
         self._manager.leave(entrant.instance, entrant.ticket)
 
     def ended(self, entrant: Entrant) -> None:
+        inquiry = entrant.instance.crash_inquiry
+        if inquiry.is_open and entrant.record.is_answered:
+            inquiry.answered(entrant.ticket, entrant.asks_for())
         self.leave(entrant)
         ttl_s, instance = entrant.record.request.ttl_s, entrant.instance
         if (ttl_s is not None or instance.ttl_s is not None) and not entrant.record.request.only_reads:
@@ -71,7 +75,10 @@ class Admission:
     def awake_s(self, since: float, now: float) -> float:
         return self._health.pauses.awake_s(since, now)
 
-    def gone(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None]:
+    def lost(self, entrant: Entrant, runner: Runner | None) -> asyncio.Task[None] | None:
+        if self._manager.closing:
+            entrant.process_gone(ShuttingDown())
+            return None
         return self._start(entrant, self._wait_for_exit(entrant, runner))
 
     # --- inside
@@ -90,14 +97,30 @@ class Admission:
         self._enter(entrant)
 
     async def _wait_for_exit(self, entrant: Entrant, runner: Runner | None) -> None:
-        """Else the replay could be sent to the process that has just failed."""
+        """Else the replay could be sent to the process that has just failed, and nobody would know why."""
         if runner is not None:
             with anyio.move_on_after(self._exit_wait_s) as wait:
                 await entrant.instance.until_gone(runner)
             if wait.cancelled_caught:
                 await self._health.suspect(entrant.instance, runner)
-        self._bus.publish(Replayed(entrant.instance.alias))
-        entrant.replay()
+        error = self._instead_of_replay(entrant)
+        if error is None:
+            self._bus.publish(Replayed(entrant.instance.alias))
+        entrant.process_gone(error)
+
+    def _instead_of_replay(self, entrant: Entrant) -> RouterError | None:
+        """A crash uses up no replay: whoever was in one runs alone the next time, and the time after that
+        never. What killed the process from outside may do so for ever."""
+        instance, ticket = entrant.instance, entrant.ticket
+        if self._manager.closing:
+            return ShuttingDown()
+        try:
+            if instance.crash_inquiry.is_open:
+                instance.crash_inquiry.judge(ticket)
+        except RequestCrashesModel as error:
+            return error
+        may_go_on = ticket.lost_in_crash or ticket.replays_left
+        return None if may_go_on and not entrant.record.has_begun else messages.crashed(instance)
 
     def _start(self, entrant: Entrant, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_guarded(entrant, work))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
+from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.judgement.judge import LOOKS
 from app.llama.runner import Runner
@@ -47,10 +48,9 @@ def _input(method: Input) -> Input:
 class Exchange:
     """From the complete request to the end of its answer. `phase` says where it is."""
 
-    __slots__ = (
-        "_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
-        "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply", "ticket",
-    )  # fmt: skip
+    __slots__ = ("_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
+                 "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply",
+                 "ticket")  # fmt: skip
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Exchange:
         self._pending = None
         runner = self._runner = self.instance.runner
         if runner is None:
-            self._retry()
+            self._lost()
             return
         self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
@@ -112,12 +112,20 @@ class Exchange:
         self._fail(error)
 
     @_input
-    def replay(self) -> None:
-        """Its process is gone: once more, at the old place in the queue."""
+    def process_gone(self, error: RouterError | None) -> None:
+        """Without an error: once more, at the old place in the queue."""
         self._pending = None
+        self._slots.leave(self)
+        if error is not None:
+            self._fail(error)
+            return
         self.ticket = self.ticket.for_replay()
         self.reply.restart()
         self._enter(since=self._clock())
+
+    def asks_for(self) -> Work | None:
+        data = None if self._body is None else self._body.data
+        return Work(self.request.path, data) if isinstance(data, (bytes, bytearray)) else None
 
     # --- the connection to llama-server
 
@@ -153,12 +161,12 @@ class Exchange:
             self._connect(self._runner, fresh=True)
             return
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
-        self._retry()
+        self._lost()
 
     @_input
     def cut(self) -> None:
         """The process is stopped without waiting for this request."""
-        self._retry()
+        self._lost()
 
     # --- the client
 
@@ -185,7 +193,7 @@ class Exchange:
             self._due_in_queue(now)
         elif self.phase in AT_LLAMA_SERVER:
             self.reply.flush_head()
-            if self.reply.has_begun:
+            if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
                 self._body = None  # it cannot be sent once more
             if (left_s := self._patience_s(now)) > 0:
                 self._wake(left_s)
@@ -246,15 +254,11 @@ class Exchange:
         if waiting := self.instance.queue.waiting:
             self._links.open_ahead(runner.port, waiting)
 
-    def _retry(self) -> None:
-        """The process failed under it: once more, if that has not been done and nobody has seen a byte."""
+    def _lost(self) -> None:
+        """The process failed under it."""
         self._let_go()
-        self._slots.leave(self)
-        if self.reply.has_begun or self.ticket.is_replay:
-            self._fail(messages.crashed(self.instance))
-            return
         self.phase = Phase.EXITING
-        self._pending = self._slots.gone(self, self._runner)
+        self._pending = self._slots.lost(self, self._runner)
 
     def _fail(self, error: RouterError) -> None:
         self.reply.fail(error)
@@ -263,10 +267,11 @@ class Exchange:
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
             return
-        self.phase, self._body = Phase.ENDED, None
+        self.phase = Phase.ENDED
         self._let_go()
         self.record.close(error)
         self._slots.ended(self)
+        self._body = None
 
     def _let_go(self) -> None:
         link, pending, self._link, self._pending = self._link, self._pending, None, None

@@ -9,6 +9,7 @@ from typing import Any
 
 import httptools
 
+from app.domain.alarm import LATE_S, READ_FIRST_S
 from app.domain.errors import BadRequest
 from app.proxy.request_head import RequestHead
 
@@ -18,11 +19,13 @@ class AnswerEnd:
 
     def __init__(self) -> None:
         self.is_open = self.has_begun = False
+        self.ended_at: float | None = None
         self._is_head_only = False
         self._parser: httptools.HttpResponseParser | None = None
 
     def expect(self, method: str) -> None:
         self.is_open, self.has_begun, self._is_head_only = True, False, method == "HEAD"
+        self.ended_at = None
         self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
@@ -36,19 +39,25 @@ class AnswerEnd:
 
     def on_headers_complete(self) -> None:
         if self._is_head_only:  # its length is that of a body that does not come
-            self.is_open = False
+            self._end()
 
     def on_message_complete(self) -> None:
         if self._parser is not None and self._parser.get_status_code() >= 200:  # else the real one follows
-            self.is_open = False
+            self._end()
+
+    def _end(self) -> None:
+        self.is_open, self.ended_at = False, asyncio.get_running_loop().time()
 
 
 class FrontedTransport(asyncio.Transport):
     """The transport that uvicorn gets: it writes to the real one, and whether to read is decided in front."""
 
-    def __init__(self, real: asyncio.Transport, answer: AnswerEnd, on_change: Callable[[], None]) -> None:
-        """`on_change`: more can be dealt with."""
+    def __init__(
+        self, real: asyncio.Transport, answer: AnswerEnd, on_change: Callable[[], None], keep_alive_s: float
+    ) -> None:
+        """`on_change`: more can be dealt with. `keep_alive_s`: uvicorn's, between two requests."""
         super().__init__()
+        self._keep_alive_s = keep_alive_s
         self.is_paused = False
         """uvicorn wants nothing more for now."""
         self._real, self._answer, self._on_change = real, answer, on_change
@@ -63,7 +72,17 @@ class FrontedTransport(asyncio.Transport):
         self.write(b"".join(list_of_data))
 
     def close(self) -> None:
-        self._real.close()
+        """A timer of uvicorn's that is late rings after a pause of this program, perhaps before a request is
+        read that came meanwhile."""
+        loop, ended_at = asyncio.get_running_loop(), self._answer.ended_at
+        if ended_at is not None and loop.time() - ended_at > self._keep_alive_s + LATE_S:
+            loop.call_later(READ_FIRST_S, self._close_idle)
+        else:
+            self._real.close()
+
+    def _close_idle(self) -> None:
+        if not self._answer.is_open:
+            self._real.close()
 
     def abort(self) -> None:
         self._real.abort()
@@ -95,7 +114,7 @@ class Handover:
     def __init__(self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
         """`protocol`: an `HttpToolsProtocol` of any version."""
         self._protocol, self._answer = protocol, AnswerEnd()
-        self._transport = FrontedTransport(transport, self._answer, on_change)
+        self._transport = FrontedTransport(transport, self._answer, on_change, protocol.timeout_keep_alive)
         self._given = 0
         protocol.connection_made(self._transport)
 

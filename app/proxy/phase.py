@@ -20,7 +20,7 @@ class Phase(Enum):
     CONNECTING = "granted; no connection yet"
     ASKED = "sent; no head has come"
     ANSWERING = "bytes pass"
-    EXITING = "its process failed; it queues once more when that is gone"
+    EXITING = "its process failed; what becomes of it is known when that is gone"
     ENDED = "slot and connection are given back"
 
 

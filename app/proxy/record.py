@@ -58,6 +58,16 @@ class RequestRecord:
         self._error: RouterError | None = None
         self._ended_at = 0.0
 
+    @property
+    def has_begun(self) -> bool:
+        """A byte of the answer has been sent: from here on it cannot be replayed."""
+        return self.first_byte_at is not None
+
+    @property
+    def is_answered(self) -> bool:
+        """By llama-server, to the end; said when it is over."""
+        return self._error is None and not self.client_left
+
     def granted(self, ticket: Ticket, instance: ModelInstance) -> None:
         """The wait is over; the part of it that the model was loading is added to `load_s`."""
         self.granted_at = ticket.granted_at

@@ -69,11 +69,6 @@ class Reply:
         self._usage: UsageScanner | None = None
 
     @property
-    def has_begun(self) -> bool:
-        """A byte of the answer has been sent: from here on it cannot be replayed."""
-        return self._record.first_byte_at is not None
-
-    @property
     def holds_head(self) -> bool:
         """The head of an event stream waits for its first event."""
         return self._is_event_stream and self._mode is not _Mode.EMPTY and not self.started

@@ -107,7 +107,8 @@ class Entrant(TicketOwner, Protocol):
     ticket: Ticket
     record: RequestRecord
 
-    def replay(self) -> None: ...
+    def process_gone(self, error: RouterError | None) -> None:
+        """With what it ends; None: it is asked once more."""
 
     def bug(self, bug: Exception) -> None: ...
 
@@ -134,8 +135,8 @@ class Slots(Protocol):
         """The part of this time in which this program itself did not stand still."""
         ...
 
-    def gone(self, entrant: Entrant, runner: Runner | None) -> Pending | None:
-        """Leads to `replay` when this process has ended."""
+    def lost(self, entrant: Entrant, runner: Runner | None) -> Pending | None:
+        """Leads to `process_gone` when this process has ended; until then its slot stays taken."""
         ...
 
     def ended(self, entrant: Entrant) -> None:

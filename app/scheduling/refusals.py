@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.domain.errors import NoCapacity, RouterError, VramExhausted
+from app.domain.errors import NeverFits, NoCapacity, RouterError, VramExhausted
 from app.domain.views import HOST, MemoryNeed
 from app.scheduling.placement import Capacity, fits_on_devices
 from app.scheduling.plan import Refuse
@@ -29,17 +29,18 @@ def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> Ro
             details={"loaded_models": list(loaded)},
         )
     where = " of the machine's own memory" if refusal.on_host else ""
-    return VramExhausted(
+    message = (
         f"{refusal.alias} needs {refusal.need_mb} MB{where} and at most {refusal.available_mb} MB can be "
-        f"made available; {_advice(refusal)}",
-        retryable=refusal.ever,
-        retry_after_s=RETRY_WHEN_FULL_S if refusal.ever else None,
-        details={
-            "required_mb": refusal.need_mb,
-            "available_mb": refusal.available_mb,
-            "loaded_models": list(loaded),
-        },
+        f"made available; {_advice(refusal)}"
     )
+    details = {
+        "required_mb": refusal.need_mb,
+        "available_mb": refusal.available_mb,
+        "loaded_models": list(loaded),
+    }
+    if not refusal.ever:
+        return NeverFits(message, details=details)
+    return VramExhausted(message, retry_after_s=RETRY_WHEN_FULL_S, details=details)
 
 
 def _advice(refusal: Refuse) -> str:

@@ -572,7 +572,7 @@ def test_a_model_that_cannot_be_loaded_fails_those_who_wait_and_those_who_come_l
     later = router.client.post(ASK, json=chat(model))
 
     for answer, code in ((waiting, "load_failed"), (later, "model_failed")):
-        error = error_of(answer, 503, code, "overloaded_error")
+        error = error_of(answer, 424, code, "api_error")
         assert error["last_error"]
         assert error["last_error"] in error["message"]
         assert answer.headers["x-should-retry"] == "false"
@@ -585,7 +585,7 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers(router: RouterPr
     router.load("chat")
     answer = router.client.post(ASK, json=chat("huge"))
 
-    error = error_of(answer, 503, "vram_exhausted", "overloaded_error")
+    error = error_of(answer, 424, "vram_exhausted", "api_error")
     assert error["required_mb"] == 10**8
     assert 0 < error["available_mb"] < 10**8
     assert "chat" in error["loaded_models"]
@@ -601,7 +601,7 @@ def test_messages_have_anthropics_errors(router: RouterProcess) -> None:
     cases = {
         "nobody": (404, "not_found_error"),
         EMBED: (400, "invalid_request_error"),
-        "garbage": (503, "overloaded_error"),
+        "garbage": (424, "api_error"),
     }
     for model, (status, kind) in cases.items():
         for path in ("/v1/messages", "/v1/messages/count_tokens"):

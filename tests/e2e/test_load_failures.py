@@ -89,7 +89,7 @@ async def test_everybody_who_waits_is_told_the_cause_soon(
 
     assert time.monotonic() - started < 15
     for answer in (*answers, late):
-        assert answer.status_code == 503, answer.text
+        assert answer.status_code == 424, answer.text
         error: dict[str, Any] = answer.json()["error"]
         assert error["code"] in ("load_failed", "model_failed")
         assert any(cause in error["message"] for cause in CAUSES[alias].split("|")), error["message"]
@@ -103,7 +103,7 @@ async def test_everybody_who_waits_is_told_the_cause_soon(
 async def test_a_stream_that_waited_is_told_too(router: RouterProcess, http: httpx.AsyncClient) -> None:
     router.client.post("/v1/models/misfit/reset")
     answer = await http.post(ASK, json=chat("misfit", stream=True))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_failed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (424, "load_failed")
 
 
 async def test_a_binary_that_is_taken_away_is_named_and_its_return_heals(
@@ -119,7 +119,7 @@ async def test_a_binary_that_is_taken_away_is_named_and_its_return_heals(
         else:
             binary.unlink()
         answer = router.client.post(ASK, json=chat("m"))
-        assert answer.status_code == 503
+        assert answer.status_code == 424
         assert "my-llama-server cannot be executed" in answer.json()["error"]["message"]
         router.client.post("/v1/models/m/reset")
     binary.symlink_to(llama_server)
@@ -135,7 +135,7 @@ def test_a_log_folder_that_cannot_be_written_to_is_named_and_its_return_heals(
     router = make_router({"m": {"model_path": tiny_gguf}}, system={"log_dir": str(file / "logs")})
     assert "no model can be loaded until that is corrected" in router.log()
     answer = router.client.post(ASK, json=chat("m"))
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_failed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (424, "load_failed")
     assert f"{file}/logs/m.log cannot be written: Not a directory" in answer.json()["error"]["message"]
     assert "system.log_dir" in answer.json()["error"]["message"]
     file.unlink()
@@ -187,7 +187,7 @@ def test_what_is_known_before_a_start_costs_nobody_its_place(
             binary.symlink_to(llama_server)
             (logs / "no-logs.log").mkdir()
         answer = router.client.post(ASK, json=chat(alias))
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "load_failed"), answer.text
+        assert (answer.status_code, answer.json()["error"]["code"]) == (424, "load_failed"), answer.text
         assert router.status("good")["pid"] == good, alias
     assert router.client.post(ASK, json=chat("good")).status_code == 200
 

@@ -102,7 +102,7 @@ def test_two_that_do_not_fit_together_swap_and_a_third_that_never_fits_evicts_no
         assert (router.state(alias), router.state(other)) == ("ready", "off")
     answer = router.client.post("/v1/chat/completions", json=chat("huge"))
     error = answer.json()["error"]
-    assert (answer.status_code, error["code"]) == (503, "vram_exhausted")
+    assert (answer.status_code, error["code"]) == (424, "vram_exhausted")
     assert error["required_mb"] == 9000 and error["available_mb"] <= TOTAL_MB
     assert answer.headers["x-should-retry"] == "false"
     assert router.state("a") == "ready"

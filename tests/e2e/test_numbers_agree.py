@@ -66,6 +66,7 @@ def check_metrics(router: RouterProcess, clients: Clients) -> None:
         assert router.metric("router_tokens_total", model=model, kind=kind) == count, (model, kind)
     assert len(clients.tokens) > 4
     granted = clients.of(Outcome.SUCCESS) + clients.of(Outcome.ERROR) + clients.of(Outcome.TIMEOUT)
+    granted -= 2  # whose model could not be loaded
     left_in_the_queue = 1
     waits = router.metric("router_queue_wait_seconds_count")
     assert waits == granted + clients.of(Outcome.CANCELLED) - left_in_the_queue
@@ -93,7 +94,7 @@ def check_telemetry(summary: dict[str, Any], clients: Clients) -> None:
 
 
 def check_queue(stats: dict[str, Any], clients: Clients) -> None:
-    """`processed` are the requests that llama-server answered, whatever it answered."""
+    """`processed` are the requests that were answered, whatever the answer was."""
     expected = {
         "total_processed": clients.of(Outcome.SUCCESS) + clients.of(Outcome.ERROR),
         "total_rejected": clients.of(Outcome.REJECTED),

@@ -169,15 +169,15 @@ def test_a_prompt_that_is_too_long_raises_llama_servers_own_error(sdk: openai.Op
     assert caught.value.type == "exceed_context_size_error"
 
 
-def test_a_model_that_cannot_be_loaded_raises_503_once_although_the_sdk_would_retry(
+def test_a_model_that_cannot_be_loaded_is_told_once_although_the_sdk_would_retry(
     router: RouterProcess,
 ) -> None:
     """A broken file stays broken: `x-should-retry: false` keeps the SDK from asking again."""
     before = router.metric("router_requests_total", model="garbage")
-    with client(router) as patient, pytest.raises(openai.InternalServerError) as caught:
+    with client(router) as patient, pytest.raises(openai.APIStatusError) as caught:
         patient.with_options(max_retries=3).chat.completions.create(model="garbage", messages=QUESTION)
 
-    assert caught.value.status_code == 503
+    assert (caught.value.status_code, caught.value.type) == (424, "api_error")
     assert caught.value.code in ("load_failed", "model_failed")
     assert router.metric("router_requests_total", model="garbage") == before + 1
 

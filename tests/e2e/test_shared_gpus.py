@@ -80,7 +80,7 @@ async def test_memory_that_stays_taken_is_a_refusal_with_its_numbers(
     assert (refused.status_code, error["code"]) == (503, "vram_exhausted")
     assert (error["required_mb"], error["available_mb"]) == (MODEL_MB, SMALL_MB - 5000 - 500)
     assert "retry-after" in refused.headers
-    assert never.headers["x-should-retry"] == "false"
+    assert (never.status_code, never.headers["x-should-retry"]) == (424, "false")
 
 
 async def test_what_the_driver_shows_now_counts_not_what_it_showed_before(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.domain.units import MIB
+from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuError, Reading
 from app.memory.probes.visible import without_hidden
 
@@ -104,18 +105,30 @@ class NvmlProbe:
         return found
 
     def _reading(self, handle: Any, index: str) -> Reading:
-        memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        total_mb, used_mb, free_mb = self._memory(handle)
         return Reading(
             id=index,
             uuid=_text(self._optional(self._nvml.nvmlDeviceGetUUID, handle) or ""),
             name=_text(self._optional(self._nvml.nvmlDeviceGetName, handle) or f"GPU {index}"),
-            total_mb=memory.total // MIB,
-            used_mb=memory.used // MIB,
-            free_mb=memory.free // MIB,
+            total_mb=total_mb,
+            used_mb=used_mb,
+            free_mb=free_mb,
             utilization=self._utilization(handle),
             by_pid=self._by_pid(handle),
             driver=self._driver,
         )
+
+    def _memory(self, handle: Any) -> tuple[int, int, int]:
+        """Total, used and free. A GPU that shares the machine's memory (Grace Blackwell, Jetson) has none of
+        its own to tell of: what it can use is what the machine has."""
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        except self._nvml.NVMLError as error:
+            if error.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
+                raise
+            host = host_reading()
+            return host.total_mb, host.used_mb, host.free_mb
+        return memory.total // MIB, memory.used // MIB, memory.free // MIB
 
     def _utilization(self, handle: Any) -> float | None:
         rates = self._optional(self._nvml.nvmlDeviceGetUtilizationRates, handle)

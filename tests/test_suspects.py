@@ -1,0 +1,111 @@
+"""Who is held to have crashed a process, and who is not."""
+
+from __future__ import annotations
+
+from app.domain.fingerprint import Fingerprint, Work
+from app.models.suspects import MAX_REFUSED, Standing, Suspects
+
+A, B, C = (Fingerprint.of(Work("/v1/chat/completions", text)) for text in (b"a", b"bb", b"ccc"))
+LATER = 700.0
+
+
+def standings(suspects: Suspects, now: float = 101.0) -> list[Standing]:
+    return [suspects.standing(who, now) for who in (A, B, C)]
+
+
+def test_nobody_is_known_as_long_as_nothing_crashed() -> None:
+    suspects = Suspects()
+    assert not suspects.sizes
+    assert standings(suspects) == [Standing.CLEAR] * 3
+    assert suspects.crashed([], 100.0, LATER) is None
+    assert not suspects.sizes, "it crashed while nothing ran"
+
+
+def test_all_that_ran_are_suspects() -> None:
+    suspects = Suspects()
+    assert suspects.crashed([A, B], 100.0, LATER) is None
+    assert standings(suspects) == [Standing.SUSPECT, Standing.SUSPECT, Standing.CLEAR]
+    assert suspects.sizes == {A.size, B.size}
+
+
+def test_the_same_body_for_another_endpoint_is_another_request() -> None:
+    suspects = Suspects()
+    suspects.crashed([A], 100.0, LATER)
+    assert suspects.standing(Fingerprint.of(Work("/tokenize", b"a")), 101.0) is Standing.CLEAR
+
+
+def test_whoever_ran_alone_at_the_second_crash_is_the_culprit() -> None:
+    for first in ([A], [A, B]):
+        suspects = Suspects()
+        assert suspects.crashed(first, 100.0, LATER) is None
+        assert suspects.crashed([A], 101.0, LATER) == A
+        assert standings(suspects, 102.0) == [Standing.REFUSED, Standing.CLEAR, Standing.CLEAR]
+
+
+def test_a_first_crash_alone_names_no_culprit() -> None:
+    suspects = Suspects()
+    suspects.crashed([B], 100.0, LATER)
+    assert suspects.crashed([A], 101.0, LATER) is None
+    assert standings(suspects) == [Standing.SUSPECT, Standing.SUSPECT, Standing.CLEAR]
+
+
+def test_two_of_the_same_body_are_not_alone() -> None:
+    """One of them might be innocent of what the other one's slot did."""
+    suspects = Suspects()
+    suspects.crashed([A], 100.0, LATER)
+    assert suspects.crashed([A, A], 101.0, LATER) is None
+
+
+def test_whoever_ran_to_its_end_is_cleared_and_the_others_are_not() -> None:
+    suspects = Suspects()
+    suspects.crashed([A, B], 100.0, LATER)
+    assert suspects.cleared(B) == []
+    assert standings(suspects) == [Standing.SUSPECT, Standing.CLEAR, Standing.CLEAR]
+
+
+def test_a_crash_is_unexplained_when_all_are_cleared() -> None:
+    suspects = Suspects()
+    suspects.crashed([A, B], 100.0, LATER)
+    suspects.crashed([C], 150.0, LATER)
+    assert suspects.cleared(B) == []
+    assert suspects.cleared(A) == [100.0]
+    assert suspects.cleared(C) == [150.0]
+    assert not suspects.sizes
+
+
+def test_a_crash_that_a_culprit_explains_is_held_against_nobody_else() -> None:
+    suspects = Suspects()
+    suspects.crashed([A, B], 100.0, LATER)
+    suspects.crashed([B, C], 110.0, LATER)
+    assert suspects.crashed([A], 120.0, LATER) == A
+    assert standings(suspects, 121.0) == [Standing.REFUSED, Standing.SUSPECT, Standing.SUSPECT]
+    assert suspects.cleared(B) == []
+    assert suspects.cleared(C) == [110.0]
+
+
+def test_a_refusal_ends() -> None:
+    suspects = Suspects()
+    suspects.crashed([A], 100.0, LATER)
+    suspects.crashed([A], 101.0, LATER)
+    assert suspects.standing(A, LATER) is Standing.CLEAR
+    suspects.forget(LATER, before=100.0)
+    assert not suspects.sizes
+
+
+def test_who_never_came_back_is_forgotten() -> None:
+    suspects = Suspects()
+    suspects.crashed([A], 100.0, LATER)
+    suspects.crashed([B], 200.0, LATER)
+    suspects.forget(now=300.0, before=100.0)
+    assert standings(suspects) == [Standing.CLEAR, Standing.SUSPECT, Standing.CLEAR]
+
+
+def test_only_so_many_are_remembered() -> None:
+    suspects = Suspects()
+    for number in range(MAX_REFUSED + 2):
+        who = Fingerprint.of(Work("/x", b"%d" % number))
+        suspects.crashed([who], 100.0, LATER)
+        suspects.crashed([who], 101.0, LATER)
+    first, last = Fingerprint.of(Work("/x", b"0")), Fingerprint.of(Work("/x", b"%d" % (MAX_REFUSED + 1)))
+    assert suspects.standing(first, 102.0) is Standing.CLEAR
+    assert suspects.standing(last, 102.0) is Standing.REFUSED
