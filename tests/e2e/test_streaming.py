@@ -106,7 +106,7 @@ VOLATILE = re.compile(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", [ASK, "/v1/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("path", [ASK, "/v1/completions", "/v1/messages"])
 async def test_an_answer_is_llama_servers_own_byte_for_byte(
     router: RouterProcess, http: httpx.AsyncClient, path: str, stream: bool
 ) -> None:

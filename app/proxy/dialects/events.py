@@ -17,6 +17,15 @@ def event(body: dict[str, Any], name: str = "") -> bytes:
     return named + b"data: " + as_json(body) + b"\n\n"
 
 
+def object_in(text: bytes) -> dict[str, Any] | None:
+    """None where it is no JSON, or no object."""
+    try:
+        found = from_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def as_json(body: object) -> bytes:
     """In ASCII: a client's text may hold half a surrogate pair."""
     return json.dumps(body, separators=(",", ":")).encode()
@@ -41,11 +50,7 @@ class Event(NamedTuple):
 
     def json(self) -> dict[str, Any] | None:
         """None where it is no object: a comment, or `[DONE]`."""
-        try:
-            found = from_json(self.data)
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+        return object_in(self.data)
 
 
 class EventReader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, ModelCrashed, RouterError
 from app.llama.told_errors import read_error
-from app.proxy.dialects.events import Event, EventReader, as_json, event
+from app.proxy.dialects.events import Event, EventReader, as_json, event, object_in
 from app.proxy.dialects.responses.answer import Frame, whole_item
 from app.proxy.dialects.responses.items import Item, as_items, resolved
 from app.proxy.dialects.responses.request import as_asked, given
@@ -86,7 +85,10 @@ class ResponsesTranslator:
         self._reader, self._writer = EventReader(), EventWriter(frame)
 
     def whole(self, body: bytes) -> bytes:
-        told = json.loads(body)
+        """What is no response passes as it is: nothing is known of it."""
+        told = object_in(body)
+        if told is None or not isinstance(told.get("id"), str):
+            return body
         response = self._frame.finished(told, [whole_item(item) for item in told.get("output", ())])
         self._keep(response)
         return as_json(response)
