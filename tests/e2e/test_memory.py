@@ -86,7 +86,6 @@ async def test_four_models_share_a_gpu_for_two_and_every_request_is_served(
     watching.cancel()
     assert [answer.status_code for answer in answers] == [200] * 20, [a.text for a in answers]
     reserved = [sample["devices"][0]["reserved_mb"] for sample in seen]
-    assert len(seen) > 20
     assert max(reserved) == 2 * MODEL_MB, "two fit, and never more are promised"
     assert all(sample["loaded_models_count"] <= 2 for sample in seen)
     assert sum(router.loads(alias) for alias in MODELS) >= 4
