@@ -12,7 +12,7 @@ import pytest
 from bench.world import Code
 
 PLACEMENT, SWAPS, TURNS = "app.scheduling.placement", "app.scheduling.swaps", "app.scheduling.turns"
-CLAIMS, POLICY = "app.scheduling.claims", "app.scheduling.policy"
+CLAIMS, POLICY = "app.scheduling.eviction", "app.scheduling.policy"
 QUEUE, LIFECYCLE = "app.core.queue", "app.models.lifecycle"
 
 

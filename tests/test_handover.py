@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.access.rules import Rules
+from app.access.api_keys import Rules
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig, Config
 from app.observability.refusals import RefusalLog

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.observability.series import counter, gauge, histogram, label_text
+from app.observability.metric_series import counter, gauge, histogram, label_text
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

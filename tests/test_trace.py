@@ -66,7 +66,7 @@ DOWN = [
     "upstream_connection",
     "answer_reader",
 ]
-BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "http1"]
+BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "answer_writer"]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {

@@ -13,7 +13,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ReadingTaken
 from app.domain.views import HOST, DeviceView, MemoryNeed
-from app.memory.ledger.given_back import RECLAIM_MAX_S
+from app.memory.ledger.reclaiming import RECLAIM_MAX_S
 from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Capacity, fit

@@ -14,11 +14,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access.api_keys import Client, Rules
 from app.access.headers import RequestHeaders
 from app.access.hosts import is_ours
 from app.access.origins import Origins
 from app.access.request_id import OURS, own_headers, request_id
-from app.access.rules import Client, Rules
 from app.api import errors
 from app.core.config import Config
 from app.domain.errors import Forbidden, OriginNotAllowed, RouterError

@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from app.access.rules import Client, Rules
+from app.access.api_keys import Client, Rules
 from app.api.documentation import FOR_LOGIN, FOR_MONITORING, json_body
 from app.api.guard import client_of, rules_of
 from app.api.openai import json_object

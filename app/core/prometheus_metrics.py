@@ -27,7 +27,7 @@ from app.domain.priority import Priority
 from app.domain.status import Health, Status, StopReason
 from app.domain.units import MIB
 from app.domain.views import DeviceView, ModelView
-from app.observability.series import Count, Distribution, Family, counter, gauge, histogram, label_text
+from app.observability.metric_series import Count, Distribution, Family, counter, gauge, histogram, label_text
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)

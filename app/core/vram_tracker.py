@@ -13,8 +13,8 @@ from app.core.config import Config
 from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.domain.views import HOST, DeviceView, Placement
-from app.memory.ledger.given_back import GivenBack
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.ledger.reclaiming import GivenBack
 from app.memory.ledger.reservation import LONG_AGO, Reservation
 from app.memory.probes.driver_thread import DriverThread
 from app.memory.probes.host import host_reading

@@ -24,7 +24,7 @@ from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
 from app.llama.runner import LoadError, OnChange, Runner
-from app.llama.times import USUAL, ProcessTimes
+from app.llama.time_limits import USUAL, ProcessTimes
 
 
 class LlamaLauncher:

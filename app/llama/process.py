@@ -37,7 +37,7 @@ from app.llama.pipe import Output, ProcessEvents
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.runner import Exit, LoadError, OnChange
-from app.llama.times import USUAL, ProcessTimes
+from app.llama.time_limits import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)
 

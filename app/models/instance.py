@@ -26,10 +26,10 @@ from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWait
 from app.models.kv_cache import KvCache
 from app.models.lifecycle import Lifecycle, log_level
 from app.models.load_errors import load_failed, model_not_loaded
+from app.models.model_view import model_view
 from app.models.restarts import RestartLimits
 from app.models.supervisor import Supervisor
 from app.models.unkillable import UnkillableProcesses
-from app.models.view import model_view
 from app.scheduling.demand import Demand
 
 logger = logging.getLogger(__name__)

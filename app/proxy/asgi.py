@@ -12,10 +12,10 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access.rules import announced_length
+from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import http1, messages
+from app.proxy import answer_writer, messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
@@ -151,7 +151,7 @@ class AsgiAnswer:
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
         voice = voice_of(self._scope["path"])
-        lines, body = http1.error_answer(error, voice, self._scope["router.request_id"])
+        lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
         self.start(error.status, lines, len(body))
         self.write(body, True)
 

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
+from app.access.api_keys import Client, Rules
 from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
-from app.access.rules import Client, Rules
 from app.configuration.current import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong

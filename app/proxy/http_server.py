@@ -20,7 +20,7 @@ from uvicorn.server import ServerState
 from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
-from app.proxy import http1, messages
+from app.proxy import answer_writer, messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
@@ -63,7 +63,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._waits_turn = False
         self._alarm = Alarm(self._ring, self._loop)
         self._is_write_paused = False
-        self._writer = http1.AnswerWriter()
+        self._writer = answer_writer.AnswerWriter()
         self._head: RequestHead | None = None
         self._arriving: Accepted | None = None
         self._keep_alive, self._client = True, ""
@@ -173,7 +173,7 @@ class ProxyProtocol(asyncio.Protocol):
             return
         self._state, self._arriving = State.RECEIVING, accepted
         if self._intake.reader.waiting == 0 and head.lines.expects_continue:
-            self._transport.write(http1.CONTINUE)
+            self._transport.write(answer_writer.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
         if self._handover is not None:
@@ -214,7 +214,7 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        lines, body = http1.error_answer(error, voice_of(head.path), id_)
+        lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
         self.start(error.status, lines, len(body))
         self.write(body, True)
 

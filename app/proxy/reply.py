@@ -9,7 +9,7 @@ from functools import partial
 from app.domain.errors import RouterError
 from app.domain.heartbeats import Heartbeats
 from app.llama.told_errors import read_error
-from app.proxy import http1
+from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.events import is_only_comments
 from app.proxy.dialects.translation import Translator
@@ -209,7 +209,7 @@ class Reply:
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
-            lines, body = http1.error_answer(error, self._voice, self._record.request.request_id)
+            lines, body = answer_writer.error_answer(error, self._voice, self._record.request.request_id)
             self._downstream.start(error.status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
         elif not self._is_event_stream:

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
+from app.access.api_keys import ANYBODY, Client
 from app.access.headers import Headers
-from app.access.rules import ANYBODY, Client
 from app.domain.errors import (
     BadRequest,
     Forbidden,
@@ -25,7 +25,7 @@ from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
-from app.proxy import keep_alive
+from app.proxy import model_ttl
 from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
@@ -71,7 +71,7 @@ class RequestMeta(NamedTuple):
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
-        ttl_s = keep_alive.in_header(headers)
+        ttl_s = model_ttl.in_header(headers)
         is_navigation = _is_navigation(headers, client)
         return cls(client, _priority(headers), lines, is_gzip(headers), is_navigation, ttl_s=ttl_s)
 
@@ -86,8 +86,8 @@ def read_body(
     stream = _streams(fields)
     path = endpoint.path
     ttl_s = meta.ttl_s
-    if ttl_s is None and keep_alive.FIELD in fields:
-        ttl_s = keep_alive.in_field(fields[keep_alive.FIELD])
+    if ttl_s is None and model_ttl.FIELD in fields:
+        ttl_s = model_ttl.in_field(fields[model_ttl.FIELD])
     return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s)
 
 
@@ -133,7 +133,7 @@ def _routed(
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
     granted = max(wish, client.max_priority)
-    ttl_s = None if ttl_s is None else keep_alive.allowed(ttl_s, instance.spec, client)
+    ttl_s = None if ttl_s is None else model_ttl.allowed(ttl_s, instance.spec, client)
     return RoutedRequest(  # by position: names cost as much as the object
         endpoint,
         method,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, ModelView, QueueHead
-from app.scheduling.claims import Claims, Swap
+from app.scheduling.eviction import Claims, Swap
 from app.scheduling.plan import (
     NEVER,
     Action,

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from app.access.rules import MAX_HEADER_BYTES
+from app.access.api_keys import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.main import create_app
 from app.proxy.client_memory import ClientMemory

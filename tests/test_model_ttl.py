@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from app.access.api_keys import Client
 from app.access.headers import RequestHeaders
-from app.access.rules import Client
 from app.configuration.file import parse
 from app.domain.errors import BadRequest
 from app.domain.status import Status
 from app.main import create_app
-from app.proxy import keep_alive
+from app.proxy import model_ttl
 from tests.fakes import FakeLauncher, FakeProbe, World
 from tests.serving import Browser, reached_by
 from tests.stand_in import llama_server_stand_in
@@ -29,23 +29,23 @@ CHAT = "/v1/chat/completions"
      ("250ms", 0.25), ("-1", math.inf), ("-5m", math.inf), (" 10s ", 10), (None, None)],
 )  # fmt: skip
 def test_seconds_and_durations_are_read(value: object, seconds: float | None) -> None:
-    assert keep_alive.in_field(value) == seconds
+    assert model_ttl.in_field(value) == seconds
     if isinstance(value, str):
-        assert keep_alive.in_header(RequestHeaders([(b"x-model-ttl", value.encode())])) == seconds
+        assert model_ttl.in_header(RequestHeaders([(b"x-model-ttl", value.encode())])) == seconds
 
 
 @pytest.mark.parametrize("value", ["", "soon", "5x", "5 m", "1e3", "m", True, [], {}, "1m" * 1000, "9" * 40])
 def test_what_is_no_duration_is_refused(value: object) -> None:
     with pytest.raises(BadRequest, match="keep_alive"):
-        keep_alive.in_field(value)
+        model_ttl.in_field(value)
 
 
 def test_a_key_without_admin_keeps_no_model_longer_than_it_is_configured() -> None:
     spec = World({"a": 1}).manager.find("a").spec
     guest, boss = Client(admin=False), Client()
     assert spec.idle_timeout_s == 300
-    assert [keep_alive.allowed(s, spec, guest) for s in (0, 200, 900, math.inf)] == [0, 200, 300, 300]
-    assert [keep_alive.allowed(s, spec, boss) for s in (0, 900, math.inf)] == [0, 900, math.inf]
+    assert [model_ttl.allowed(s, spec, guest) for s in (0, 200, 900, math.inf)] == [0, 200, 300, 300]
+    assert [model_ttl.allowed(s, spec, boss) for s in (0, 900, math.inf)] == [0, 900, math.inf]
 
 
 async def test_a_model_is_let_go_when_its_time_is_over_and_not_before() -> None:

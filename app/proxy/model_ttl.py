@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
+from app.access.api_keys import Client
 from app.access.headers import Headers
-from app.access.rules import Client
 from app.domain.errors import BadRequest
 from app.domain.spec import ModelSpec
 
