@@ -32,6 +32,14 @@ class FifoWorld(World):
             if idle:
                 self.drain(min(idle, key=lambda m: m.life.last_used), StopReason.MEMORY)
 
+    def _wanted_and_off(self) -> list[Model]:
+        """What is waited for and not loaded, by arrival. Whoever waits for a loaded model is served first."""
+        wanted = [m for m in self.models.values() if m.queue.waiting]
+        for model in wanted:
+            while self.grant_one(model):
+                pass
+        return sorted((m for m in wanted if m.status is Status.OFF), key=arrival_of_head)
+
     def _memory_is_coming(self) -> bool:
         leaving = any(m.status is Status.STOPPING for m in self.live())
         return leaving or any(d.reclaiming_mb for d in self.devices.values())
@@ -45,11 +53,7 @@ class LruWorld(FifoWorld):
         return super().arrive(alias, priority, service_s)
 
     def reconcile(self) -> None:
-        wanted = [m for m in self.models.values() if m.queue.waiting]
-        for model in wanted:
-            while self.grant_one(model):
-                pass
-        for model in sorted((m for m in wanted if m.status is Status.OFF), key=arrival_of_head):
+        for model in self._wanted_and_off():
             self._load(model)
 
     def _load(self, model: Model) -> None:
@@ -74,15 +78,9 @@ class FirstComeWorld(FifoWorld):
     _expiring: Model | None = None
 
     def reconcile(self) -> None:
-        wanted = [m for m in self.models.values() if m.queue.waiting]
-        for model in wanted:
-            while self.grant_one(model):
-                pass
-        out = [m for m in wanted if m.status is Status.OFF]
-        if any(m.status in (Status.STARTING, Status.LOADING) for m in self.live()):
-            return  # one at a time
-        if out:
-            self._load(min(out, key=arrival_of_head))
+        out = self._wanted_and_off()
+        if out and not any(m.status in (Status.STARTING, Status.LOADING) for m in self.live()):
+            self._load(out[0])  # one at a time
 
     def _load(self, model: Model) -> None:
         if (placement := fit(model.need, self.free())) is not None:
@@ -108,11 +106,7 @@ class FixedSetsWorld(FifoWorld):
     """
 
     def reconcile(self) -> None:
-        wanted = [m for m in self.models.values() if m.queue.waiting]
-        for model in wanted:
-            while self.grant_one(model):
-                pass
-        for model in sorted((m for m in wanted if m.status is Status.OFF), key=arrival_of_head):
+        for model in self._wanted_and_off():
             self._load(model)
 
     def _load(self, model: Model) -> None:
