@@ -1,4 +1,4 @@
-"""The rules of scheduling as checks on a world in virtual time, without the policy's own arithmetic."""
+"""The rules of docs/scheduling.md as checks on a world in virtual time, without the policy's arithmetic."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.config import Config
-from app.domain.errors import LoadFailed, VramExhausted
+from app.domain.errors import LoadFailed, NeverFits, VramExhausted
 from app.domain.events import Evicted, LoadFinished
 from app.domain.files import FileIdentity
 from app.domain.status import Status, StopReason
@@ -98,7 +98,7 @@ async def test_what_turns_out_never_to_fit_is_refused_and_evicts_nobody(make_wor
     world = await make_world({"other": 6000, "a": 3000})
     await serve(world, "other")
     world.launcher.logs["a"] = [announced(12_000)]
-    with pytest.raises(VramExhausted) as error:
+    with pytest.raises(NeverFits) as error:
         await world.request("a").task
     assert error.value.details["required_mb"] == 12_000
     assert not error.value.retryable

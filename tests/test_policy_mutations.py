@@ -21,14 +21,14 @@ MUTATIONS = [
     Mutation(
         "requests do not age",
         QUEUE,
-        "self.key = arrived + priority * aging_s",
-        "self.key = arrived + priority * 1e9",
+        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = priority * 1e9",
     ),
     Mutation(
         "priorities are ignored",
         QUEUE,
-        "self.key = arrived + priority * aging_s",
-        "self.key = arrived",
+        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = 0.0",
     ),
     Mutation(
         "the reservation is forgotten",

@@ -943,6 +943,7 @@ def test_every_error_has_a_status_of_its_kind() -> None:
     kinds = {
         401: "authentication_error",
         403: "permission_error",
+        424: "api_error",
         429: "rate_limit_error",
         503: "overloaded_error",
         504: "timeout_error",

@@ -38,7 +38,7 @@ class Restarts:
         One for which a request may be to blame does not count as long as that is not known.
         """
         self._crashes = [when for when in self._crashes if now - when < self.limits.window_s]
-        if blame is not Blame.PERHAPS_REQUEST:
+        if blame in (Blame.MODEL, Blame.REQUEST):
             self._crashes.append(now)
         if blame is Blame.REQUEST:
             self._by_requests.append(now)
