@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView, Placement
 from app.scheduling.placement import Capacity, fit
-from app.scheduling.plan import Action, Load, Plan, Refuse, Resume, Stop
+from app.scheduling.plan import Action, Load, Plan, Refuse, Resume, Stop, Wait
 from bench.world import Model, Request, World
 
 BARELY = 1e-6
@@ -45,6 +45,7 @@ class CheckedWorld(World):
         return self._order_of
 
     _order_of: dict[Request, int] = {}  # noqa: RUF012  (replaced, never changed)
+    _waits: Mapping[str, Wait] = {}  # of the last plan
 
     def next_of(self, model: Model) -> Request | None:
         return min(self._waiting(model), key=self.key, default=None)
@@ -119,6 +120,7 @@ class CheckedWorld(World):
 
     def planned(self, views: Sequence[ModelView], devices: Sequence[DeviceView], plan: Plan) -> None:
         assert plan.wake_at > self.now, "the loop would spin"
+        self._waits = plan.waits
         loads = {a.alias: a.placement for a in plan.actions if isinstance(a, Load)}
         stops = {a.alias: a for a in plan.actions if isinstance(a, Stop)}
         refused = {a.alias for a in plan.actions if isinstance(a, Refuse)}
@@ -232,7 +234,7 @@ class CheckedWorld(World):
     def _check_grant(self, request: Request, first: Model) -> None:
         """Rule 5: nothing new on a model that has to go for another."""
         claim, model = self.claim(first), request.model
-        others = [m for m in self.live() if m is not model and self.entitled(claim, m, -BARELY)]
+        others = [m for m in self.live() if m is not model and self._goes_for(first, claim, m)]
         helps = fit(first.need, self.without([*others, model])) is not None
         if fit(first.need, self.without(others)) is not None or not helps or model.spec.pinned:
             return
@@ -240,6 +242,14 @@ class CheckedWorld(World):
             level, key = request.ticket.priority, self.key(request)[0]
             due = self._goes_before(claim, model, level, key, -BARELY)
             assert not due, "rule 5: granted although the hold is over"
+
+    def _goes_for(self, first: Model, claim: Claim, victim: Model) -> bool:
+        """It has to; or it may, and drains for it already: then nobody else has to go instead."""
+        if self.entitled(claim, victim, -BARELY):
+            return True
+        wait = self._waits.get(first.spec.alias, Wait())
+        drains = victim.status is Status.DRAINING and victim.spec.alias in wait.victims
+        return drains and self.entitled(claim, victim, BARELY)
 
     def stopping(self, model: Model) -> None:
         if model.life.stop_reason is not StopReason.MANUAL:
