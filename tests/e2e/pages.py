@@ -76,17 +76,28 @@ async def has_a_page(router: RouterProcess) -> bool:
     return own.status_code == 200
 
 
+LOOKS_IN_VAIN = 40
+"""So often nothing was on its way to llama-server: then its page is opened anew."""
+
+
 async def talk_on_its_own(page: Page, router: RouterProcess, chat_page: str) -> None:
     generated = partial(router.metric, "router_tokens_total", model="quick", kind="generated")
-    before = generated()
+    before, in_vain = generated(), 0
 
     async def answered() -> bool:
-        """It throws away what is sent before it has finished drawing itself."""
+        """It throws away what is sent before it has finished drawing itself, and may show it all the same."""
+        nonlocal in_vain
+        if generated() > before:
+            return True
         if "Hello there" not in await page.text():
             if not await page.js("document.querySelector('textarea')?.value"):
                 await page.type_into("textarea", "Hello there")
             await page.key("Enter")
-        return generated() > before
+        in_vain = 0 if router.status("quick")["in_flight"] else in_vain + 1
+        if in_vain == LOOKS_IN_VAIN:
+            in_vain = 0
+            await page.go(chat_page)
+        return False
 
     await page.go(chat_page)
     await until(answered)
