@@ -137,6 +137,19 @@ def model(**fields: Any) -> dict[str, Any]:
     return {"models": {"m": {"model_path": "m.gguf", **fields}}}
 
 
+@pytest.mark.parametrize("value", ["often", -1, True, {"x": -1}, None])
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("max_swap_wait_sec", 'must be a number from 0 on, or "auto"'),
+        ("min_free_vram_mb", 'must be a whole number from 0 on, or an object by device, as {"0": 1000}'),
+    ],
+)
+def test_a_value_of_several_types_is_told_once_and_at_its_place(key: str, told: str, value: object) -> None:
+    line = problem(model() | {"system": {key: value}})
+    assert line == f"system.{key}: {told} (it is {json.dumps(value)})"
+
+
 # --- what a file may say
 
 

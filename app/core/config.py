@@ -18,6 +18,7 @@ from app.domain.fields import (
     Slots,
     Text,
     Whole,
+    either,
 )
 from app.domain.heartbeats import Heartbeats
 from app.domain.network import (
@@ -127,7 +128,10 @@ class SystemConfig(Section):
         500, ge=1, description="waiting requests; the next one is rejected"
     )
     vram_multiplier: Number = Field(1.1, ge=1, le=10, description="safety factor on the memory estimate")
-    min_free_vram_mb: Size | dict[str, Size] = Field(
+    min_free_vram_mb: Annotated[
+        Size | dict[str, Size],
+        either('must be a whole number from 0 on, or an object by device, as {"0": 1000}'),
+    ] = Field(
         500, description='kept free on each device, or an object by device: `{"0": 1000, "host": 2000}`'
     )
     foreign_wait_sec: Number = Field(
@@ -141,7 +145,9 @@ class SystemConfig(Section):
     crash_quarantine_sec: Whole = Field(
         600, ge=1, description="how long a request that crashed llama-server twice is refused"
     )
-    max_swap_wait_sec: Annotated[Number, Field(ge=0)] | Literal["auto"] = Field(
+    max_swap_wait_sec: Annotated[
+        Annotated[Number, Field(ge=0)] | Literal["auto"], either('must be a number from 0 on, or "auto"')
+    ] = Field(
         "auto",
         description="longest time for which the users of loaded models hold back another model whose turn it "
         'is; "auto": twice what a swap takes, at least 10',

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -23,6 +33,18 @@ def _device(value: object) -> object:
     if not index and not (isinstance(value, str) and value):
         raise ValueError("must be an index, 0 or more, or a UUID")
     return value
+
+
+def either(message: str) -> WrapValidator:
+    """For a value of one of several types: one message at its place, instead of one for each of the types."""
+
+    def check(value: object, types: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return types(value)
+        except ValidationError:
+            raise PydanticCustomError("either", "{message}", {"message": message}) from None
+
+    return WrapValidator(check)
 
 
 def _without_nul(text: str) -> str:
