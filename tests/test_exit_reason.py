@@ -140,6 +140,12 @@ def test_after_the_load_the_signal_still_tells(code: int, kind: FailureKind) -> 
     assert "SECRET" not in failure.message
 
 
+@pytest.mark.parametrize(("code", "kind"), [(1, FailureKind.KILLED), (-6, FailureKind.UNKNOWN)])
+def test_told_twice_to_end_excuses_the_requests_unless_it_crashed(code: int, kind: FailureKind) -> None:
+    log = ["Received second interrupt, terminating immediately.", "slot print_timing: id 0"]
+    assert of_exit_alone(code, log).kind is kind
+
+
 def test_a_failure_without_any_output_is_still_a_failure() -> None:
     assert classify(1, []).log_tail == ()
 

@@ -207,11 +207,12 @@ def classify(exit_code: int, log_lines: Sequence[str]) -> Failure:
 
 
 def of_exit_alone(exit_code: int, log_lines: Sequence[str]) -> Failure:
-    """For a process that has served. A client can make it say anything: no line is a cause, but for the very
-    last one of a process that was told twice to end, which excuses the requests that ran."""
+    """For a process that has served. A client can make it say anything: no line is a cause, but for that of a
+    process that was told twice to end, which excuses the requests that ran. A request that crashes
+    llama-server does not make it exit with 1. Its logging thread may still say something after that line."""
     number = _signal(exit_code)
     kind, message = _by_signal_or_code(exit_code, number)
-    if exit_code == 1 and log_lines and _TOLD_TWICE in log_lines[-1]:
+    if exit_code == 1 and any(_TOLD_TWICE in line for line in log_lines[-TAIL_LINES:]):
         kind, message = FailureKind.KILLED, "llama-server was told to end from outside the router, twice."
     return Failure(kind, message, exit_code, tuple(log_lines[-TAIL_LINES:]), served=True)
 

@@ -142,7 +142,8 @@ async def test_a_signal_from_outside_never_looks_like_a_good_end(
     router: RouterProcess, http: httpx.AsyncClient, number: signal.Signals
 ) -> None:
     router.load("one")
-    asked = Asked(http, chat("one", max_tokens=ENDLESS, stream=True))
+    # Each its own body: one that runs alone at two deaths of its process is blamed, and rightly.
+    asked = Asked(http, chat("one", content=number.name, max_tokens=ENDLESS, stream=True))
     await until(lambda: "data: " in asked.text)
     for _ in range(2):  # llama-server waits for the running request at the first SIGTERM
         router.child("one").send_signal(number)
