@@ -53,6 +53,7 @@ class ModelInstance:
         demand: Demand,
         kv_cache: KvCache | None = None,
     ) -> None:
+        self.alias = spec.alias
         self.spec = self._next_spec = spec
         self.queue = queue
         self.readers: set[Ticket] = set()  # who asks its process without a slot
@@ -77,10 +78,6 @@ class ModelInstance:
         self._unkillable = UnkillableProcesses(self.memory, tracker, reconcile_soon)
         self._tracker, self._demand = tracker, demand
         self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
-
-    @property
-    def alias(self) -> str:
-        return self.spec.alias
 
     @property
     def status(self) -> Status:

@@ -23,8 +23,8 @@ from app.proxy.answer_reader import AnswerHead
 from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
-from app.proxy.request_body import Data, RequestBody
-from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
+from app.proxy.request_body import RequestBody
+from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,11 @@ class Exchange:
         self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
         self._wake(self.instance.spec.request_timeout_s / LOOKS or CLIENT_STALLS_S)
-        self._connect(runner)
+        if (kept := self._links.take(runner.port)) is not None:
+            self._ask(kept, runner, is_fresh=False)
+        else:
+            self._pending = self._links.open(runner.port, self)
+        self._open_ahead(runner)
 
     @_input
     def refused(self, error: RouterError) -> None:
@@ -131,17 +135,16 @@ class Exchange:
 
     @_input
     def connected(self, link: Link, is_fresh: bool) -> None:
-        if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
+        self._pending = None
+        if self.phase is Phase.CONNECTING and self._runner is not None:
+            self._ask(link, self._runner, is_fresh=is_fresh)
+        else:
             link.release()
-            return
-        self.phase, self._link, self._pending = Phase.ASKED, link, None
-        link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
     @_input
     def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
-        self.reply.head(head, length)
-        if self.reply.holds_head:
+        if self.reply.head(head, length):
             self._wake(HEAD_WAITS_S)
 
     @_input
@@ -158,7 +161,8 @@ class Exchange:
         self._link = self._pending = None
         if error.stale and self._runner is not None:
             self.phase = Phase.CONNECTING
-            self._connect(self._runner, fresh=True)
+            self._pending = self._links.open(self._runner.port, self)
+            self._open_ahead(self._runner)
             return
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
         self._lost()
@@ -240,12 +244,10 @@ class Exchange:
             self._due_in_queue(self._clock())
             self._open_ahead(self.instance.runner)
 
-    def _connect(self, runner: Runner, *, fresh: bool = False) -> None:
-        self._pending = None
-        pending = self._links.open(runner.port, self, fresh=fresh)
-        if self.phase is Phase.CONNECTING:
-            self._pending = pending
-        self._open_ahead(runner)
+    def _ask(self, link: Link, runner: Runner, *, is_fresh: bool) -> None:
+        assert self._body is not None
+        self.phase, self._link = Phase.ASKED, link
+        link.ask(self.request, runner.api_key, self._body.data, self, is_fresh=is_fresh)
 
     def _open_ahead(self, runner: Runner | None) -> None:
         """A stream takes its connection along, so the next one needs another."""
@@ -292,8 +294,3 @@ class Exchange:
             self.reply.abort()
         self._end(error)
 
-
-def request_to(runner: Runner, request: RoutedRequest, body: Data) -> UpstreamRequest:
-    """The request with the key of this process."""
-    headers = b"%bauthorization: Bearer %b\r\n" % (request.headers, runner.api_key.encode())
-    return UpstreamRequest(request.method, request.path, headers, body, request.keep_alive)

@@ -185,12 +185,13 @@ class Gateway:
         """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
         the event loop, not before this returns."""
         body, parse = accepted.body, self._parser(accepted)
-        is_packed = accepted.meta.is_gzip and len(body) > 0
-        if is_packed or (parse is not None and len(body) > SMALL_BYTES):
+        size = len(body.data)
+        is_packed = accepted.meta.is_gzip and size > 0
+        if is_packed or (parse is not None and size > SMALL_BYTES):
             unpack_to = self.rules.max_body_bytes if is_packed else None
             tell = partial(self._on_read, accepted, entrance)
             return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
-        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
+        self._start(accepted, entrance, parse=parse)
         return None
 
     def _parser(self, accepted: Accepted) -> Parse | None:
@@ -204,15 +205,23 @@ class Gateway:
 
     def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
         if isinstance(found, Read):
-            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
+            self._start(accepted, entrance, read=found)
         elif isinstance(found, RouterError):
             entrance.refuse(found)
         elif isinstance(found, Exception):
             entrance.bug(found)
 
-    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
+    def _start(
+        self, accepted: Accepted, entrance: Entrance, *, parse: Parse | None = None, read: Read | None = None
+    ) -> None:
+        body = accepted.body
         try:
-            exchange = self._exchange(accepted, fields(), entrance)
+            if read is not None:
+                body.replace(read.data)
+                fields = read.fields
+            else:
+                fields = {} if parse is None else parse(body.data)
+            exchange = self._exchange(accepted, fields, entrance)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:
@@ -257,11 +266,6 @@ class Gateway:
             clock=time.monotonic,
             wake=entrance.wake,
         )
-
-
-def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
-    body.replace(found.data)
-    return found.fields
 
 
 def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:

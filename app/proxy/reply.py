@@ -68,11 +68,6 @@ class Reply:
         self._parts: list[bytes] = []
         self._usage: UsageScanner | None = None
 
-    @property
-    def holds_head(self) -> bool:
-        """The head of an event stream waits for its first event."""
-        return self._is_event_stream and self._mode is not _Mode.EMPTY and not self.started
-
     # --- before the answer
 
     def heartbeat(self, text: str) -> None:
@@ -91,12 +86,15 @@ class Reply:
 
     # --- the answer
 
-    def head(self, head: AnswerHead, length: int | None) -> None:
+    def head(self, head: AnswerHead, length: int | None) -> bool:
+        """True: it is that of an event stream, and waits for the first event, or for `flush_head`."""
         self._record.status = head.status
         self._mode = mode = self._mode_for(head.status, length, head.is_event_stream)
-        if not self.started:
-            self._is_event_stream = head.is_event_stream and mode is not _Mode.REFUSED
-            self._lines, self._length = head.lines, length
+        if self.started:
+            return False
+        self._is_event_stream = head.is_event_stream and mode is not _Mode.REFUSED
+        self._lines, self._length = head.lines, length
+        return self._is_event_stream
 
     def _mode_for(self, status: int, length: int | None, streamed: bool) -> _Mode:
         if self.started:
@@ -115,7 +113,7 @@ class Reply:
 
     def flush_head(self) -> None:
         """Of an event stream whose first event does not come."""
-        if self.holds_head:
+        if self._is_event_stream and self._mode is not _Mode.EMPTY and not self.started:
             self._start(self._record.status, None)
             self._downstream.write(b"", False)
 

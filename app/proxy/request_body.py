@@ -45,7 +45,8 @@ class RequestBody:
         to be told, as `add` does."""
         self._memory, self._taken = memory, 0
         self.data: Data = b""
-        self._take(announced)
+        memory.take(announced)
+        self._taken = announced
 
     def __len__(self) -> int:
         return len(self.data)
