@@ -22,9 +22,9 @@ from app.memory.model_memory import ModelMemory
 from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry
-from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.kv_cache import KvCache
 from app.models.lifecycle import Lifecycle, log_level
+from app.models.lifecycle_effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.load_errors import load_failed, model_not_loaded
 from app.models.model_view import model_view
 from app.models.restarts import RestartLimits

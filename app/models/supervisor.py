@@ -20,7 +20,7 @@ from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.llama.runner import Launcher, LoadError, Runner
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
-from app.models.effects import Blame, ProcessEnd
+from app.models.lifecycle_effects import Blame, ProcessEnd
 
 logger = logging.getLogger(__name__)
 
