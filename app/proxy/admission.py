@@ -15,7 +15,7 @@ from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner import Runner
 from app.proxy import messages
-from app.proxy.seams import Entrant
+from app.proxy.exchange_interfaces import Entrant
 
 EXIT_WAIT_S = 3.0
 """How long a replay waits for the supervisor to notice that the process ended; then the process is probed."""

@@ -23,12 +23,12 @@ from app.domain.errors import BadRequest, RouterError
 from app.proxy import answer_writer, messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
+from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
 from app.proxy.intake import FIRST_HEAD_S, Intake
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
-from app.proxy.seams import Pending
 
 logger = logging.getLogger(__name__)
 
