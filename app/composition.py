@@ -11,10 +11,10 @@ from pathlib import Path
 import anyio.to_thread
 import httpx
 
+from app.api.dependencies import READ_AT_USE, Services
 from app.api.figures import Figures
 from app.api.metrics_feed import MetricsFeed
 from app.api.peer_feed import PeerFeed
-from app.api.services import READ_AT_USE, Services
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
 from app.configuration.current import Configuration

@@ -14,10 +14,10 @@ from app import reload
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, health, models, openai, page, responses
+from app.api.dependencies import Services
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head import HeadAsGet
-from app.api.services import Services
 from app.composition import backend, build
 from app.configuration.current import Configuration
 from app.core.config import Config

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import render
+from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_MONITORING
 from app.api.models import event_stream
-from app.api.services import Services, services_of
 from app.core import prometheus_metrics
 from app.domain.status import Status
 

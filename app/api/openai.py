@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import listing
+from app.api.dependencies import services_of
 from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
-from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
