@@ -28,8 +28,8 @@ from app.domain.network import (
     is_loopback,
     listening_addresses,
 )
-from app.domain.owned import not_owned_flag, not_owned_variable
 from app.domain.priority import Priority
+from app.domain.router_owned_flags import not_owned_flag, not_owned_variable
 from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
 ENV_PREFIX = "ROUTER_"
