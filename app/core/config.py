@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from app.domain.fields import (
+from app.domain.config_types import (
     Count,
     Device,
     Number,
