@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.llama.told_errors import read_error
 from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator

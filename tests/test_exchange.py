@@ -14,7 +14,7 @@ from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.fingerprint import Work
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView

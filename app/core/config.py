@@ -20,7 +20,7 @@ from app.domain.config_types import (
     Whole,
     either,
 )
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.network import (
     checked_host_name,
     checked_listening,

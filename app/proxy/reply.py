@@ -7,7 +7,7 @@ from enum import Enum
 from functools import partial
 
 from app.domain.errors import RouterError
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.llama.told_errors import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
