@@ -27,7 +27,7 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.headers import as_json, through_tunnel, to_model
-from app.proxy.readings import forbids_load
+from app.proxy.llama_server_info import forbids_load
 from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
