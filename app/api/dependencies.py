@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import httpx
 from starlette.requests import Request
 
-from app.api.figures import Figures
+from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
 from app.api.peer_feed import PeerFeed
 from app.api.status_feed import StatusFeed
@@ -55,7 +55,7 @@ class Services:
     metrics: Metrics
     telemetry: Telemetry
     status: StatusView
-    figures: Figures
+    live_stats: LiveStats
     feed: StatusFeed
     metrics_feed: MetricsFeed
     peer_feed: PeerFeed

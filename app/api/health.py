@@ -61,7 +61,7 @@ def _flushed(request: Request) -> Services:
 
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
-    return services_of(request).figures.queues()
+    return services_of(request).live_stats.queues()
 
 
 @router.get("/v1/telemetry/summary")
