@@ -28,9 +28,9 @@ from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
 from app.proxy.headers import Headers, from_lines
 from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
-from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
+from app.proxy.request_record import RequestRecord, RoutedRequest
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]

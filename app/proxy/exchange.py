@@ -22,9 +22,9 @@ from app.proxy import messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
-from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request_body import Data, RequestBody
+from app.proxy.request_record import RequestRecord, RoutedRequest
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from app.domain.errors import RouterError
 from app.llama.runner import Runner
 from app.models.instance import ModelInstance
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.record import RequestRecord
 from app.proxy.request_body import Data
+from app.proxy.request_record import RequestRecord
 
 
 class UpstreamGone(Exception):

@@ -28,11 +28,11 @@ from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.headers import as_json, through_tunnel, to_model
 from app.proxy.llama_server_info import forbids_load
-from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of, form_fields
 from app.proxy.upstream_pool import UpstreamPool

@@ -16,7 +16,7 @@ from app.proxy.dialects.translation import Translator
 from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.headers import as_lines, own_lines, passed_back
-from app.proxy.record import RequestRecord
+from app.proxy.request_record import RequestRecord
 from app.proxy.usage import UsageScanner, usage_of
 
 HELD_BYTES = 65536
