@@ -19,7 +19,7 @@ from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head import HeadAsGet
 from app.composition import backend, build
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.llama.command import BinaryInfo

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from app.configuration import file as config_file
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.errors import ModelNotFound
 from app.domain.heartbeat_format import Heartbeats

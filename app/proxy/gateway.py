@@ -12,7 +12,7 @@ from app.access.api_keys import Client, Rules
 from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.models.load_errors import model_not_loaded
