@@ -17,9 +17,9 @@ from app.domain.status import Health, Status, StopReason
 from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
 from app.llama.runner import Launcher, Runner
+from app.memory.amount_to_reserve import Footprint
 from app.memory.history import LoadHistory
 from app.memory.model_memory import ModelMemory
-from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry
 from app.models.kv_cache import KvCache
