@@ -57,7 +57,7 @@ PURE = (
     "app.memory.ledger",
     "app.proxy.body",
     "app.proxy.dialects",
-    "app.proxy.usage",
+    "app.proxy.token_usage",
     "app.scheduling",
 )
 NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus", "app.domain.jobs"}

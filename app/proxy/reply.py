@@ -17,7 +17,7 @@ from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.headers import as_lines, own_lines, passed_back
 from app.proxy.request_record import RequestRecord
-from app.proxy.usage import UsageScanner, usage_of
+from app.proxy.token_usage import UsageScanner, usage_of
 
 HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
