@@ -52,7 +52,7 @@ PURE = (
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.llama.pooling",
-    "app.llama.told_errors",
+    "app.llama.error_answers",
     "app.memory.estimate",
     "app.memory.ledger",
     "app.proxy.body",

@@ -8,7 +8,7 @@ from functools import partial
 
 from app.domain.errors import RouterError
 from app.domain.heartbeat_format import Heartbeats
-from app.llama.told_errors import read_error
+from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.events import is_only_comments
