@@ -34,7 +34,7 @@ from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus

@@ -23,7 +23,7 @@ from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.llama.command import BinaryInfo
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog

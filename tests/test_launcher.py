@@ -36,7 +36,7 @@ from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
 from app.llama.process import LlamaRunner
-from app.llama.runner import Exit, LoadError, Runner
+from app.llama.runner_interface import Exit, LoadError, Runner
 from app.llama.time_limits import ProcessTimes
 from tests import llama_build
 from tests.ggufs import make_tiny

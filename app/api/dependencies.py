@@ -21,7 +21,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader

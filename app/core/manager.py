@@ -20,7 +20,7 @@ from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind, Status, StopReason
 from app.domain.views import ModelView
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.memory.amount_to_reserve import Footprint, inspect
 from app.memory.history import LoadHistory
 from app.models.fleet import Fleet

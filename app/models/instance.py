@@ -16,7 +16,7 @@ from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
-from app.llama.runner import Launcher, Runner
+from app.llama.runner_interface import Launcher, Runner
 from app.memory.amount_to_reserve import Footprint
 from app.memory.history import LoadHistory
 from app.memory.model_memory import ModelMemory

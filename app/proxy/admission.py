@@ -13,7 +13,7 @@ from app.domain.errors import RequestCrashesModel, RouterError, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
 from app.domain.status import Status
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
 from app.proxy import client_messages
 from app.proxy.exchange_interfaces import Entrant
 

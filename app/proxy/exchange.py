@@ -16,7 +16,7 @@ from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.judgement.judge import LOOKS
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
