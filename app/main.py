@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import reload
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, models, monitoring, openai, page, responses
+from app.api import documentation, errors, management, monitoring, openai, page, responses
 from app.api.dependencies import Services
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
@@ -116,7 +116,7 @@ def create_app(
     router_app = app = RouterApp(
         title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
-    for router in (openai.router, responses.router, models.router, monitoring.router, page.router):
+    for router in (openai.router, responses.router, management.router, monitoring.router, page.router):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]

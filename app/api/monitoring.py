@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from app.api import render
 from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_MONITORING
-from app.api.models import event_stream
+from app.api.management import event_stream
 from app.core import prometheus_metrics
 from app.domain.status import Status
 
