@@ -17,7 +17,7 @@ from app.api import documentation, errors, management, monitoring, openai, page,
 from app.api.dependencies import Services
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
-from app.api.head import HeadAsGet
+from app.api.head_as_get import HeadAsGet
 from app.composition import backend, build
 from app.configuration.subscriptions import Configuration
 from app.core.config import Config
