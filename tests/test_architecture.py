@@ -52,12 +52,12 @@ PURE = (
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.llama.pooling",
-    "app.llama.told_errors",
+    "app.llama.error_answers",
     "app.memory.estimate",
     "app.memory.ledger",
     "app.proxy.body",
     "app.proxy.dialects",
-    "app.proxy.usage",
+    "app.proxy.token_usage",
     "app.scheduling",
 )
 NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus", "app.domain.jobs"}
