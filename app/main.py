@@ -17,6 +17,7 @@ from app.api import documentation, errors, health, models, openai, page, respons
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head import HeadAsGet
+from app.api.ollama import routes as ollama
 from app.api.services import Services
 from app.composition import backend, build
 from app.configuration.current import Configuration
@@ -116,7 +117,15 @@ def create_app(
     router_app = app = RouterApp(
         title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
-    for router in (openai.router, responses.router, models.router, health.router, page.router):
+    for router in (
+        openai.router,
+        responses.router,
+        ollama.router,
+        ollama.store,
+        models.router,
+        health.router,
+        page.router,
+    ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
