@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.domain.heartbeats import Heartbeats
-from app.llama.told_errors import read_error
+from app.domain.heartbeat_format import Heartbeats
+from app.llama.error_answers import read_error
 from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator
 from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of

@@ -18,11 +18,11 @@ from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import obstacle
 from app.llama.pooling import PoolingChoice, choose_pooling
-from app.llama.runner import LoadError
+from app.llama.runner_interface import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
+from app.memory.amount_to_reserve import Footprint, inspect, key, need
 from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.need import Footprint, inspect, key, need
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, resolve

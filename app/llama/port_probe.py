@@ -15,7 +15,7 @@ import anyio.to_thread
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
-from app.llama.asking import Answer, NoAnswer, ask
+from app.llama.http_get import Answer, NoAnswer, http_get
 from app.llama.os_process import out_of_files, processor_use
 from app.llama.slots import working_slots
 
@@ -90,7 +90,7 @@ class PortProbe:
         evidence.probe_begun(begun)
         try:
             key_for_it = self._api_key if key else None
-            answer = await ask(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
+            answer = await http_get(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
         except ConnectionRefusedError:
             evidence.port_refused(self._clock())
             evidence.probe_missed(self._clock())

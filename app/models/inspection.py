@@ -12,9 +12,9 @@ from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.runner import Launcher, LoadError
+from app.llama.runner_interface import Launcher, LoadError
+from app.memory.amount_to_reserve import Footprint, key, need
 from app.memory.history import LoadHistory
-from app.memory.need import Footprint, key, need
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.status import Health
 from app.domain.views import HOST, KeptView, MemoryNeed, ModelView, ProcessView
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
+from app.memory.amount_to_reserve import Footprint
 from app.memory.model_memory import ModelMemory
-from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
 from app.scheduling.demand import Demand

@@ -10,11 +10,11 @@ from typing import Any
 import anyio.to_thread
 from fastapi import APIRouter, Request
 
+from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
 from app.api.ollama import listing
 from app.api.ollama.show import shown
 from app.api.openai import json_object
-from app.api.services import Services, services_of
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.spec import ModelSpec
 from app.proxy.dialects.ollama.names import asked_for

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.proxy.dialects.events import comment, event, line
 
 
