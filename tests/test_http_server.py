@@ -26,6 +26,7 @@ from app.proxy.http_server import State
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.server import GC_THRESHOLDS, freeze_garbage_collection
+from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
     ANSWER,
     CHAT,
@@ -38,12 +39,10 @@ from tests.proxy_environment import (
     router,
 )
 from tests.router_process import until
-from tests.serving import Client, event_loop_policy, soon
+from tests.serving import Client, soon
 from tests.upstreams import OK, SIZED, Line
 
-__all__ = ["event_loop_policy", "make_router", "router"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["make_router", "on_both_loops", "router"]
 
 GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF_A_HEAD = OK + b"Content-Le"
