@@ -66,7 +66,8 @@ class ModelManager:
         kv_cache: KvCache | None = None,
     ) -> None:
         self._history = history = history or LoadHistory()
-        self.inspection = Inspection(launcher, tracker, history, inspect_file, config.system.vram_multiplier)
+        multiplier = config.system.vram_multiplier
+        self.inspection = Inspection(launcher, tracker.ledger, history, inspect_file, multiplier)
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
         self._kv_cache = kv_cache
