@@ -88,6 +88,7 @@ PROCESSES = {
     "subprocess",
     "app.llama.binary",
     "app.llama.launcher",
+    "app.llama.child_process",
     "app.llama.process",
     "app.memory.probes.nvml",
     "app.llama.os_process",
@@ -118,9 +119,7 @@ LARGE = {
     "ModelView": "a snapshot: one field a fact that is decided on or shown, and nothing acts on it",
     "ModelInstance": "one method an input of the lifecycle or of the process, most of them one line",
     "Exchange": "one method an input of the state machine, or a question about where it stands",
-    "DeviceTracker": "one method a question about the ledger, most of them one line",
     "Evidence": "a record: one field a fact, one method an observation; it judges nothing",
-    "LlamaRunner": "one process: its port, key and log, and what was seen of each",
 }
 """Why a class has more fields or methods than that, in one line."""
 
