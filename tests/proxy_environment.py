@@ -107,6 +107,16 @@ class Router:
         self.tasks.started = 0
         return client, line
 
+    async def one_runs_and_one_waits(self) -> tuple[Client, Line, Client]:
+        """The client that is served, its connection to llama-server, and the client that waits."""
+        first, line = await self.warm()
+        first.say(request())
+        await line.asked()
+        second = await self.client()
+        second.say(request())
+        await self.waiting()
+        return first, line, second
+
     async def account(self) -> RequestFinished:
         """Of the next request that ends."""
         return await soon(self.finished.get())

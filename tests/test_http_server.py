@@ -518,12 +518,7 @@ async def test_a_request_that_is_cut_is_asked_for_again(router: Router, said: by
 async def test_who_waits_while_its_process_is_stopped_is_served_by_the_next_one(
     router: Router,
 ) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, _, second = await router.one_runs_and_one_waits()
     router.instance().stop(StopReason.MANUAL)
     fresh = await router.line()
     await fresh.answer(ANSWER)
@@ -542,12 +537,7 @@ async def test_what_is_no_http_is_asked_for_again_and_then_told(router: Router) 
 
 
 async def test_who_waits_for_a_model_that_is_removed_is_told_so(router: Router) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, line, second = await router.one_runs_and_one_waits()
     router.services.manager.apply(parse(json.dumps({"models": {}}), Path(), {}))
     assert (await second.reply()).code == "model_not_found"
     line.say(ANSWER)
@@ -631,7 +621,7 @@ async def test_the_time_in_the_queue_is_that_of_the_configuration(make_router: M
     second.say(request())
     assert (await second.reply()).code == "queue_timeout"
     account = await router.account()
-    assert 1 <= account.duration_s < 2
+    assert 1 <= account.duration_s < 30, "not the 300 s that it is by default"
     line.say(SIZED)
     await first.reply()
 
@@ -804,12 +794,7 @@ async def test_half_a_body_at_the_end_of_the_router_is_told_so(router: Router) -
 
 
 async def test_who_waits_at_the_end_of_the_router_is_told_so(router: Router) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, line, second = await router.one_runs_and_one_waits()
     end = asyncio.ensure_future(router.shutdown())
     assert (await second.reply()).code == "shutting_down"
     line.say(ANSWER)
