@@ -249,6 +249,19 @@ def test_no_module_has_more_than_300_lines(module: str) -> None:
     assert lines <= 300, "find the second subject in it"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_who_catches_everything_says_why(module: str) -> None:
+    lines = (ROOT / path_of(module)).read_text(encoding="utf-8").splitlines()
+    handlers = [node for node in ast.walk(MODULES[module]) if isinstance(node, ast.ExceptHandler)]
+    broad = [
+        h
+        for h in handlers
+        if h.type is None or (isinstance(h.type, ast.Name) and h.type.id in ("Exception", "BaseException"))
+    ]
+    silent = [f"{module}:{h.lineno}" for h in broad if "  # " not in lines[h.lineno - 1]]
+    assert not silent, "catch what can happen, or say why it is everything"
+
+
 CLASSES = {
     node.name: node for tree in MODULES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
 }

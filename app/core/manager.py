@@ -152,7 +152,7 @@ class ModelManager:
             if instance.status is Status.OFF and instance.queue.waiting == 1:
                 instance.need = None  # look at the file again: it may have changed since the last time
             self._serve_next(instance)
-        except BaseException:
+        except BaseException:  # else it would keep a place that nobody gives back
             self.leave(instance, ticket)
             raise
 

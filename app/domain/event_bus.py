@@ -49,7 +49,7 @@ class EventBus:
         for subscriber in subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            except Exception:  # whoever only watches must not stop what happens
                 logger.exception("a subscriber failed on %s", event)
 
     def finished(self, record: Callable[[], RequestFinished]) -> None:
@@ -89,7 +89,7 @@ class EventBus:
         for record in records:
             try:
                 event = record()
-            except Exception:
+            except Exception:  # as above, and the other records count
                 logger.exception("a request's record failed")
             else:
                 self.publish(event)

@@ -112,7 +112,7 @@ class Supervisor:
             failure = error.failure
             if failure.kind is FailureKind.OUT_OF_MEMORY:
                 await self._tracker.refresh()  # who has the memory now, tells whether it was too little
-        except Exception as error:
+        except Exception as error:  # a bug of ours: its owner is told all the same, or the model hangs
             logger.exception("%s: the supervisor failed", self._spec.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
             if out_of_files(error):

@@ -38,7 +38,7 @@ def _input(method: Input) -> Input:
     def guarded(self: Exchange, *args: Any) -> Any:
         try:
             return method(self, *args)
-        except Exception as error:
+        except Exception as error:  # a bug of ours: its client is told
             self.bug(error)
             return None
 
@@ -279,7 +279,7 @@ class Exchange:
         error = client_messages.mistake()
         try:
             self.reply.fail(error)
-        except Exception:
+        except Exception:  # a second bug of ours: the connection ends
             logger.exception("and could not say so")
             self.reply.abort()
         self._end(error)
