@@ -18,6 +18,7 @@ from app.api.dependencies import Services
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
+from app.api.ollama import routes as ollama
 from app.composition import backend, build
 from app.configuration.subscriptions import Configuration
 from app.core.config import Config
@@ -124,7 +125,15 @@ def create_app(
     router_app = app = RouterApp(
         title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
-    for router in (openai.router, responses.router, management.router, monitoring.router, page.router):
+    for router in (
+        openai.router,
+        responses.router,
+        ollama.router,
+        ollama.store,
+        management.router,
+        monitoring.router,
+        page.router,
+    ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]

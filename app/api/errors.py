@@ -33,7 +33,7 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, error: RouterError, path: str) -> None:
         body, headers = error_format.body_of(error, path), error_format.headers_of(error)
-        super().__init__(body, status_code=error.status, headers=headers)
+        super().__init__(body, status_code=error_format.status_of(error, path), headers=headers)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

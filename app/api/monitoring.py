@@ -14,6 +14,7 @@ from app.api.documentation import FOR_MONITORING
 from app.api.management import event_stream
 from app.core import prometheus_metrics
 from app.domain.status import Status
+from app.memory.probes.interface import resolve
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
@@ -129,5 +130,5 @@ def _device_trouble(services: Services) -> str | None:
     if ledger.error or not ledger.has_gpu:
         return ledger.error
     wanted = services.config.system.gpu_devices or ()
-    missing = [d for d in wanted if not ledger.resolve([d])]
+    missing = [d for d in wanted if not resolve(ledger.gpus(), [d])]
     return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None

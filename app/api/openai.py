@@ -81,9 +81,15 @@ async def list_models(request: Request) -> dict[str, Any]:
 MANAGEMENT_BYTES = SMALL_BYTES
 
 
-async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
-    """The body of a request that is not for a model; a larger one is refused before it has come."""
-    check_media_type(request.headers, client_of(request))
+async def json_object(
+    request: Request, most_bytes: int = MANAGEMENT_BYTES, *, any_type: bool = False
+) -> dict[str, Any]:
+    """The body of a request that is not for a model; a larger one is refused before it has come.
+
+    `any_type`: it changes nothing, so that it need not be one that pages of other sites cannot send.
+    """
+    if not any_type:
+        check_media_type(request.headers, client_of(request))
     is_packed = is_gzip(request.headers)
     body = RequestBody(memory_of(request))
     async for piece in pieces_of_body(request.receive):

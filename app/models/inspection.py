@@ -15,6 +15,7 @@ from app.llama.runner_interface import Launcher, LoadError
 from app.memory.amount_to_reserve import Footprint, key, need
 from app.memory.history import LoadHistory
 from app.memory.ledger.memory_ledger import MemoryLedger
+from app.memory.probes.interface import offers_gpu, resolve
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
@@ -62,16 +63,17 @@ class Inspection:
         """By the header of its file, and by what was learned; its `memory` is told, too."""
         spec, found, ledger, history = instance.spec, instance.footprint, self._ledger, self._history
         assert found is not None
-        gpus = ledger.resolve(spec.gpu_devices)
-        name = key(spec, found, history.build, ledger.has_gpu)
+        gpus = ledger.gpus()
+        usable, has_gpu = resolve(gpus, spec.gpu_devices), offers_gpu(gpus, spec.gpu_devices)
+        name = key(spec, found, history.build, has_gpu)
         takes = need(
             spec,
             found,
-            gpus,
-            ledger.has_gpu,
+            usable,
+            has_gpu,
             self.vram_multiplier,
             history.model(name),
-            history.fixed_cost(ledger.readings(gpus)),
+            history.fixed_cost(gpu for gpu in gpus if gpu.id in usable),
         )
         instance.memory.expect(spec, name, takes)
         return takes

@@ -151,8 +151,8 @@ class AsgiAnswer:
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
         voice = voice_of(self._scope["path"])
-        lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
-        self.start(error.status, lines, len(body))
+        status, lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
+        self.start(status, lines, len(body))
         self.write(body, True)
 
     def bug(self, bug: Exception) -> None:

@@ -214,8 +214,8 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
-        self.start(error.status, lines, len(body))
+        status, lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
+        self.start(status, lines, len(body))
         self.write(body, True)
 
     def _refuse_bytes(self, error: RouterError) -> None:

@@ -209,8 +209,9 @@ class Reply:
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
-            lines, body = answer_writer.error_answer(error, self._voice, self._record.request.request_id)
-            self._downstream.start(error.status, lines + self._record.lines(), len(body))
+            id_ = self._record.request.request_id
+            status, lines, body = answer_writer.error_answer(error, self._voice, id_)
+            self._downstream.start(status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
         elif not self._is_event_stream:
             self._downstream.abort()

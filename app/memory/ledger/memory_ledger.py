@@ -13,7 +13,7 @@ from app.domain.views import HOST, DeviceView, Placement
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.ledger.reclaiming import GivenBack
 from app.memory.ledger.reservation import LONG_AGO, Reservation
-from app.memory.probes.interface import Reading, resolve
+from app.memory.probes.interface import Reading
 
 _NOTHING = Reservation({}, {}, 0)
 """Of a model without a process. Never changed."""
@@ -130,20 +130,16 @@ class MemoryLedger:
 
     # --- devices
 
+    def gpus(self) -> tuple[Reading, ...]:
+        """The last readings of all but the machine's own memory."""
+        return tuple(reading for reading in self._readings.values() if reading.id != HOST)
+
     @property
     def has_gpu(self) -> bool:
-        return any(device != HOST for device in self._readings)
+        return bool(self.gpus())
 
     def devices(self) -> tuple[DeviceView, ...]:
         return tuple(self._view(r) for r in self._readings.values())
-
-    def resolve(self, wanted: Iterable[int | str] | None) -> tuple[str, ...]:
-        """Device ids for indices or UUIDs, all for None; what is not there is left out."""
-        return resolve([r for r in self._readings.values() if r.id != HOST], wanted)
-
-    def readings(self, devices: Iterable[str]) -> tuple[Reading, ...]:
-        """The last ones of these devices."""
-        return tuple(self._readings[d] for d in devices if d in self._readings and d != HOST)
 
     def room_mb(self, device: str) -> int:
         """What may still be reserved there."""
