@@ -35,7 +35,8 @@ _INFILL_KEYS = ("fim_pre_token_id", "prefix_token_id")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Sizes are those of the weights; `n_params` counts them. `tools` to `infill`: what it was made for."""
+    """Sizes are those of the weights; `n_params` counts them. `tools` to `infill`: what it was made for;
+    `tags`: what whoever made the file says of it."""
 
     architecture: str
     vocab_type: int | None
@@ -50,6 +51,7 @@ class ModelCard:
     infill: bool
     vision: bool
     audio: bool
+    tags: tuple[str, ...]
 
 
 def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | None) -> ModelCard:
@@ -71,7 +73,12 @@ def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | No
         infill=any(f"tokenizer.ggml.{key}" in header.metadata for key in _INFILL_KEYS),
         vision=bool(seen.get("clip.has_vision_encoder")),
         audio=bool(seen.get("clip.has_audio_encoder")),
+        tags=_tags(header.metadata.get("general.tags")),
     )
+
+
+def _tags(given: object) -> tuple[str, ...]:
+    return tuple(tag for tag in given if isinstance(tag, str)) if isinstance(given, tuple) else ()
 
 
 def _templates(header: GgufHeader) -> list[str]:
