@@ -185,17 +185,13 @@ _HEADERS = [
 _MODEL = {
     "id": "qwen",
     "object": "model",
-    "created": 1767225600,
     "owned_by": "user",
-    "type": "model",
-    "display_name": "qwen",
-    "created_at": "2026-01-01T00:00:00Z",
     "context_length": 8192,
     "capabilities": ["completion", "tools"],
     "aliases": [],
     "state": "ready",
 }
-_MODELS = {"object": "list", "data": [_MODEL], "has_more": False, "first_id": "qwen", "last_id": "qwen"}
+_MODELS = {"object": "list", "data": [_MODEL]}
 _STATUS = {
     "model": "qwen",
     "status": "ready",
