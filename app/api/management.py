@@ -151,7 +151,7 @@ def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:
     require_admin(request)
     services = services_of(request)
-    return services, named_model(services.manager, await json_object(request))
+    return services, named_model(services.manager.fleet, await json_object(request))
 
 
 async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:

@@ -166,18 +166,20 @@ class AnswerReader:
                 raise NotHttp(f"the answer is not HTTP: {error!r}") from None
         if collected.is_complete:
             self.stage, self._parser = Stage.COMPLETE, None
-        body, collected.body = collected.body, []
-        return body[0] if len(body) == 1 else b"".join(body)
+        body = b"".join(collected.body)
+        collected.body.clear()
+        return body
 
 
 class _Collected:
     """What a parser says of one answer. It does not know the parser: no circle is left behind."""
 
-    __slots__ = ("body", "headers", "is_complete")
+    __slots__ = ("body", "headers", "is_complete", "on_body")
 
     def __init__(self) -> None:
         self.headers: Headers = []
         self.body: list[bytes] = []
+        self.on_body = self.body.append  # called for every chunk
         self.is_complete = False
 
     def on_message_begin(self) -> None:
@@ -186,9 +188,6 @@ class _Collected:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))  # a trailer comes when nobody reads them any more
-
-    def on_body(self, body: bytes) -> None:
-        self.body.append(body)
 
     def on_message_complete(self) -> None:
         self.is_complete = True

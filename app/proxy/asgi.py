@@ -70,7 +70,7 @@ class AsgiProxy:
     async def _whole(self, scope: Scope, info: InfoPath | None, receive: Receive) -> Accepted:
         accepted = self._accepted(scope) if info is None else self._accepted_info(scope, info)
         async for piece in pieces_of_body(receive):
-            self._gateway.receive(accepted, piece)
+            accepted.body.add(piece)
         return accepted
 
     def _accepted(self, scope: Scope) -> Accepted:
@@ -79,7 +79,9 @@ class AsgiProxy:
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta(endpoint, headers, client)
         is_upload = endpoint is not None and endpoint.is_upload
-        body = (UploadBody if is_upload else RequestBody)(self._gateway.memory, announced_length(headers))
+        body = (UploadBody if is_upload else RequestBody)(
+            self._gateway.memory, announced_length(headers), check=self._gateway.rules.check_body
+        )
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
     def _accepted_info(self, scope: Scope, info: InfoPath) -> Accepted:
@@ -88,7 +90,8 @@ class AsgiProxy:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
         target = tunnel_target(self._gateway.backend.manager, info, scope["query_string"])
-        body = RequestBody(self._gateway.memory, announced_length(scope["router.headers"]))
+        length = announced_length(scope["router.headers"])
+        body = RequestBody(self._gateway.memory, length, check=self._gateway.rules.check_body)
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
 

@@ -117,13 +117,10 @@ class Gateway:
             passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
             meta = meta._replace(passed_on=passed_on)
         is_upload = endpoint is not None and endpoint.is_upload
-        body = (UploadBody if is_upload else RequestBody)(self.memory, head.length or 0)
+        body = (UploadBody if is_upload else RequestBody)(
+            self.memory, head.length or 0, check=self.rules.check_body
+        )
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
-
-    def receive(self, accepted: Accepted, data: bytes) -> None:
-        """More of its body. Raises what the client is to be told instead of an answer."""
-        accepted.body.add(data)
-        self.rules.check_body(len(accepted.body))
 
     def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
         lines = head.lines
@@ -235,9 +232,9 @@ class Gateway:
         config = configuration.current
         translator = None
         if endpoint is None:
-            instance, routed = request.read_tunnel(manager, meta, id_, method, target)
+            instance, routed = request.read_tunnel(manager.fleet, meta, id_, method, target)
         else:
-            instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+            instance, routed = request.read_body(manager.fleet, meta, id_, fields, endpoint)
             translation = translations.get(endpoint.path)
             if translation is not None and not isinstance(body.data, Spool):
                 asked = translation.ask(

@@ -32,6 +32,9 @@ from app.proxy.request_reader import BodyPart
 
 logger = logging.getLogger(__name__)
 
+MAX_EVENTS = 4
+"""That are dealt with in one turn of the event loop: other connections are waiting."""
+
 
 class State(Enum):
     IDLE = "no request, or the rest of one that has been answered"
@@ -125,20 +128,21 @@ class ProxyProtocol(asyncio.Protocol):
     def _advance(self) -> None:
         """As far as it can be dealt with now."""
         self._waits_turn = False
-        self._intake.begin_turn()
         try:
-            while self._takes_more and (event := self._intake.next()) is not None:
+            for _ in range(MAX_EVENTS):
+                if not self._takes_more or (event := self._intake.next()) is None:
+                    break
                 if isinstance(event, RequestHead):
                     self._on_head(event)
                 else:
                     self._on_body(event)
+            else:
+                self._advance_soon()
         except BadRequest as error:
             self._refuse_bytes(error)
         except Exception as error:  # a bug of ours: its client is told, the others go on
             self.bug(error)
         beside = self._handover.held_bytes if self._handover is not None else 0
-        if self._intake.is_cut_short:
-            self._advance_soon()
         if not self._intake.settle(is_taken=self._takes_more, beside=beside):
             self._refuse_bytes(self._gateway.memory.full())
 
@@ -182,7 +186,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._arriving is None:  # of a request that was refused
             return
         try:
-            self._gateway.receive(self._arriving, part.data)
+            self._arriving.body.add(part.data)
         except RouterError as error:
             self._arriving = None
             self.refuse(error)
@@ -244,15 +248,8 @@ class ProxyProtocol(asyncio.Protocol):
     def start(self, status: int, lines: bytes, length: int | None) -> None:
         head = self._head
         assert head is not None
-        self._keep_alive = self._writer.start(
-            head.lines.method,
-            head.lines.version,
-            status,
-            lines,
-            length,
-            defaults=self._server_state.default_headers,
-            keep_alive=self._keep_alive,
-        )
+        defaults, kept = self._server_state.default_headers, self._keep_alive
+        self._keep_alive = self._writer.start(head.lines, status, lines, length, defaults, keep_alive=kept)
 
     def write(self, data: bytes, last: bool) -> bool:
         if self._transport.is_closing():

@@ -15,16 +15,12 @@ the client leaves."""
 FIRST_HEAD_S = 75.0
 """From a connection's beginning to that of its first request."""
 
-MAX_EVENTS = 4
-"""That are dealt with in one turn of the event loop: other connections are waiting."""
-
 
 class Intake:
     """Of one connection."""
 
     __slots__ = (
         "_counted",
-        "_events_left",
         "_has_moved",
         "_heads",
         "_is_paused",
@@ -37,7 +33,7 @@ class Intake:
         self._heads, self.reader = heads, RequestReader(heads)
         self._transport, self._memory = transport, memory
         self._is_paused = self._has_moved = False
-        self._counted, self._events_left = 0, MAX_EVENTS
+        self._counted = 0
 
     # --- in
 
@@ -51,23 +47,11 @@ class Intake:
 
     # --- out
 
-    def begin_turn(self) -> None:
-        self._events_left = MAX_EVENTS
-
     def next(self) -> RequestHead | BodyPart | None:
-        """As the reader's; None too where the rest is for the next turn."""
-        if not self._events_left:
-            return None
+        """As the reader's."""
         event = self.reader.next()
-        if event is not None:
-            self._events_left -= 1
-            self._has_moved = True
+        self._has_moved = self._has_moved or event is not None
         return event
-
-    @property
-    def is_cut_short(self) -> bool:
-        """There may be more events."""
-        return not self._events_left and self.reader.waiting > 0
 
     # --- the rest
 

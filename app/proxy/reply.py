@@ -121,17 +121,24 @@ class Reply:
         """False: the client takes no more for now."""
         mode = self._mode
         if mode is _Mode.EVENT_STREAM:
-            return self._pass_event(data, last)
+            if data.startswith(b":") and is_only_comments(data):
+                return self._pass_comment(last)
+            if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
+                return self._refuse_in_stream(data, last)
+            return self._pass(data, data, last)
         if mode is _Mode.PASSED:
             return self._pass(data, data, last)
         if mode is _Mode.TRANSLATED:
             return self._pass_translated(data, last)
+        return self._collect(data, last)
+
+    def _collect(self, data: bytes, last: bool) -> bool:
         self._parts.append(data)
         if not last:
             self.progress_at = self._clock()
             return True
         whole = b"".join(self._parts) if len(self._parts) > 1 else data
-        if mode is _Mode.HELD:
+        if self._mode is _Mode.HELD:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
@@ -139,13 +146,6 @@ class Reply:
             self._record.status = error.status
             self.fail(error)
         return True
-
-    def _pass_event(self, data: bytes, last: bool) -> bool:
-        if data.startswith(b":") and is_only_comments(data):
-            return self._pass_comment(last)
-        if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
-            return self._refuse_in_stream(data, last)
-        return self._pass(data, data, last)
 
     def _refuse_in_stream(self, data: bytes, last: bool) -> bool:
         """The error is the last that llama-server says."""

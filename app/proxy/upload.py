@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from python_multipart import MultipartParser
@@ -34,10 +35,11 @@ class UploadBody(RequestBody):
 
     __slots__ = ()
 
-    def __init__(self, memory: ClientMemory, announced: int = 0) -> None:
-        super().__init__(memory, min(announced, HELD_BYTES))
+    def __init__(self, memory: ClientMemory, announced: int = 0, *, check: Callable[[int], None]) -> None:
+        super().__init__(memory, min(announced, HELD_BYTES), check=check)
 
     def add(self, piece: bytes) -> None:
+        self._check(len(self.data) + len(piece))
         if len(self.data) + len(piece) <= HELD_BYTES:
             super().add(piece)
             return
