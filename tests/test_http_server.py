@@ -19,7 +19,7 @@ from app.access.api_keys import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
-from app.proxy import exchange, gateway, reply
+from app.proxy import gateway, reply, upstream_connection
 from app.proxy import request as proxied
 from app.proxy.gateway import Accepted
 from app.proxy.http_server import State
@@ -822,7 +822,7 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(gateway, "request_id"), (proxied, "find_model"), (exchange, "request_to"), (reply, "own_lines")],
+    [(gateway, "request_id"), (proxied, "find_model"), (upstream_connection, "_head"), (reply, "own_lines")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
@@ -841,7 +841,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
         assert "RuntimeError: a bug" in caplog.text
-        if where in (exchange, reply):
+        if where in (upstream_connection, reply):
             assert (await router.account()).outcome is Outcome.ERROR
     assert router.instance().queue.in_flight == 0
     other = await router.client()

@@ -54,11 +54,11 @@ class UpstreamConnection(asyncio.Protocol):
         self, request: RoutedRequest, api_key: str, body: Data, listener: Listener, *, is_fresh: bool
     ) -> None:
         """`is_fresh`: opened for this request, so that its loss is never `stale`."""
+        head = _head(request, self.port, api_key, len(body))
         has_body = request.method != "HEAD"
         self._listener, self._has_heard = listener, is_fresh
         self._may_keep = request.keep_alive and has_body
         self._reader.expect(has_body=has_body)
-        head = _head(request, self.port, api_key, len(body))
         if not isinstance(body, Spool) and len(body) <= PIECE_BYTES:
             self._transport.write(head + body)
         else:
