@@ -379,6 +379,7 @@ class _Runs:
     """Owns the ticket of a request that runs."""
 
     quiet_since: float | None = None
+    generated: int | None = None
 
     def __init__(self, cut: asyncio.Event) -> None:
         self._cut = cut

@@ -59,6 +59,8 @@ class Evidence:
 
     slots: tuple[Slot, ...] | None = None
     """Those that worked when they were seen last."""
+    slots_at: float = 0.0
+    """When that was."""
     shows_slots: bool = True
     """It has not answered yet that it cannot tell. Where it cannot, what it logs is taken for progress."""
     slot_moved_at: dict[int, float] = field(default_factory=dict)
@@ -132,6 +134,7 @@ class Evidence:
         """How far those are that work; None: it cannot tell. One that is seen for the first time has moved,
         and one that has ended; where none works, nothing is owed."""
         before, self.shows_slots = {slot.task: slot for slot in self.slots or ()}, working is not None
+        self.slots_at = now
         if working is None:
             self.slots = None
             return

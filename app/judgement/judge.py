@@ -11,6 +11,7 @@ from enum import Enum
 
 from app.judgement.evidence import Evidence
 from app.judgement.pauses import Pauses
+from app.judgement.progress import slot_of
 
 PROBE_TIMEOUT_S = 10.0
 """Generous: idle connections and long streams can hold every HTTP thread of llama-server for seconds."""
@@ -227,13 +228,11 @@ def standing(
 
 
 def _request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:
-    """llama-server does not say which request sits in which slot, but it starts them in the order in which
-    they come. Where that does not fit, as with one that was given up and still runs, any slot counts."""
+    """Where its slot is not known, as with one that was given up and still runs, any slot counts."""
     if evidence.slots is None:
         return max(quiet_since, evidence.moved_at)
-    tasks = sorted(slot.task for slot in evidence.slots)
-    if len(tasks) == in_flight and place < in_flight:
-        return max(quiet_since, evidence.slot_moved_at.get(tasks[place], 0.0))
+    if (slot := slot_of(evidence, place, in_flight)) is not None:
+        return max(quiet_since, evidence.slot_moved_at.get(slot.task, 0.0))
     return max([quiet_since, *evidence.slot_moved_at.values()])
 
 
