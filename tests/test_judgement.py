@@ -45,8 +45,8 @@ class Case:
         self.now += seconds
         self.pauses.tick(self.now)
 
-    def probe(self, *, ok: bool, takes_s: float = 0.0) -> None:
-        self.seen.probe_begun(self.now)
+    def probe(self, *, ok: bool, takes_s: float = 0.0, at_slots: bool = False) -> None:
+        self.seen.probe_begun(self.now, at_slots=at_slots)
         self.wait(takes_s)
         if ok:
             self.seen.probe_answered(self.now)
@@ -55,7 +55,7 @@ class Case:
 
     def look(self, *slots: Slot, cpu_s: float = 0.0, is_stopped: bool = False) -> None:
         self.seen.used_processor(self.now, cpu_s, is_stopped=is_stopped)
-        self.probe(ok=True)
+        self.probe(ok=True, at_slots=True)
         self.seen.saw_slots(self.now, slots)
         if self.quiet_since is not None:
             self.seen.asked(self.quiet_since)
@@ -230,7 +230,7 @@ def test_where_slots_cannot_be_seen_what_moves_is_what_it_says_by_itself(works: 
             case.wait(5)
             case.seen.said(case.now)
         case.wait(5)
-        case.probe(ok=True)
+        case.probe(ok=True, at_slots=True)
         case.seen.saw_slots(case.now, None)
         case.wait(0.1)
         case.seen.said(case.now)  # of the probe
@@ -421,7 +421,7 @@ def live(seed: int, *, hangs: bool) -> float | None:
                 hang_at = max(hang_at, case.now)
             takes_s = chance.choice([0.0] * 8 + [6.0, 8.0])
         case.seen.used_processor(case.now, cpu_s, is_stopped=False)
-        case.probe(ok=takes_s < 10, takes_s=takes_s)
+        case.probe(ok=takes_s < 10, takes_s=takes_s, at_slots=True)
         while case.now >= moves_at and moves_at < hang_at:
             tokens += 1
             moves_at += chance.choice([0.1, 1.0, 0.5 * LIMIT_S])

@@ -6,6 +6,7 @@ answered, pings and processor time do not make up for work that stands still.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -163,8 +164,8 @@ def allowed_s(evidence: Evidence, limits: Limits) -> float:
 
 
 def _is_seen(evidence: Evidence, pauses: Pauses, overdue_s: float, now: float) -> bool:
-    """Its last look ended after its time was over; what is stopped needs none."""
-    unseen_s = pauses.awake_s(evidence.looked_at, now)
+    """The last look at its work ended after its time was over; what is stopped needs none."""
+    unseen_s = pauses.awake_s(evidence.work_looked_at, now)
     return not pauses.waking_s(now) and (evidence.is_stopped or unseen_s <= overdue_s)
 
 
@@ -179,14 +180,20 @@ def look_in_s(
         return min(AGAIN_S - rested_s, in_s)
     if evidence.owed_since is None or not limits.request_s:
         return in_s
-    left_s = allowed_s(evidence, limits) - pauses.awake_s(evidence.owed_since, now)
-    return min(limits.request_s / LOOKS - rested_s, max(left_s, AGAIN_S - rested_s), in_s)
+    part_s, unseen_s = limits.request_s / LOOKS, now - evidence.work_looked_at
+    quiet_s = pauses.awake_s(evidence.owed_since, now)
+    left_s = allowed_s(evidence, limits) - quiet_s
+    in_its_turn_s = max(part_s - quiet_s, part_s - unseen_s)
+    return min(in_its_turn_s, max(left_s, AGAIN_S - rested_s, AGAIN_S - unseen_s), in_s)
 
 
-def is_quiet(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> bool:
-    """Its slots are worth a look."""
-    since, part_s = evidence.owed_since, limits.request_s / LOOKS
-    return since is not None and limits.request_s > 0 and pauses.awake_s(since, now) >= part_s - SOON_S
+def is_quiet(
+    evidence: Evidence, limits: Limits, pauses: Pauses, now: float, requests: Iterable[float] = ()
+) -> bool:
+    """Its slots are worth a look. `requests`: since when each of those that run has got nothing."""
+    part_s = limits.request_s / LOOKS
+    quiet = requests if evidence.owed_since is None else (evidence.owed_since, *requests)
+    return limits.request_s > 0 and any(pauses.awake_s(since, now) >= part_s - SOON_S for since in quiet)
 
 
 @dataclass(frozen=True)
@@ -217,7 +224,7 @@ def standing(
     quiet_s = pauses.awake_s(quiet_since, now)
     if quiet_s < part_s:
         return Standing(part_s - quiet_s)
-    unseen_s = pauses.awake_s(max(evidence.looked_at, quiet_since), now)
+    unseen_s = pauses.awake_s(max(evidence.work_looked_at, quiet_since), now)
     moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
     left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
     if left_s > 0:

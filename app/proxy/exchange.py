@@ -255,9 +255,9 @@ class Exchange:
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
             return
-        self.phase = Phase.ENDED
+        quiet_since, self.phase = self.quiet_since, Phase.ENDED
         self._let_go()
-        self.record.close(error)
+        self.record.close(error, quiet_since)
         self._slots.ended(self)
         self._body = None
 
