@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from app.domain.alarm import LATE_S
 from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
-from app.judgement.judge import Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
+from app.judgement.judge import AGAIN_S, Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
 from app.judgement.pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
@@ -184,6 +184,32 @@ def test_answered_probes_do_not_make_up_for_work_that_stands_still() -> None:
         case.wait(5)
         case.look(Slot(1, prompt=5, read=5, generated=3))
     assert (case.state, case.verdict.cause) == (State.STUCK, Cause.NO_PROGRESS)
+
+
+def test_an_answer_about_its_health_is_no_look_at_its_work() -> None:
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(5)
+    case.look(Slot(1, 5, 5, 1))
+    case.wait(LIMIT_S + 2)
+    case.probe(ok=True)
+    case.seen.asked(begun)
+    assert case.state is State.SLOW
+    found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+    assert found.wants_look and found.left_s > 0
+    assert look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False) <= AGAIN_S
+    case.look(Slot(1, 5, 5, 2))
+    assert case.state is State.SERVING
+
+
+def test_what_has_only_just_been_asked_is_not_looked_at_all_the_time() -> None:
+    case = Case().serving()
+    case.wait(100)
+    case.ask()
+    case.wait(0.1)
+    case.probe(ok=True)
+    in_s = look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False)
+    assert LIMIT_S / 8 < in_s <= LIMIT_S / 4
 
 
 def test_a_process_that_computes_gets_more_time_and_not_for_ever() -> None:

@@ -48,6 +48,8 @@ class Plan:
     step_s: tuple[float, ...] = (0.05,)
     """For each token."""
     tells_slots: bool = True
+    tells_of_hangs: bool = False
+    """It tells of its slots also while its main loop hangs, which the real one does not."""
     is_quiet: bool = True
     """Its log says nothing of its requests."""
     flood_s: float = 0.0
@@ -127,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
         plan, engine = self.engine.plan, self.engine
         waits = {"/health": plan.health_s, "/props": plan.props_s, "/slots": plan.slots_s}
         time.sleep(engine.draw(waits.get(self.path, (0.0,))))
+        while self.path == "/slots" and engine.hangs.is_set() and not plan.tells_of_hangs:
+            time.sleep(TICK_S)
         if time.monotonic() < self.serves_at:
             self._answer(503, {"error": {"message": "Loading model"}})
         elif self.path != "/health" and not self._is_allowed():
@@ -151,15 +155,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def _take_slot(self, body: dict[str, Any]) -> None:
         engine = self.engine
-        while not engine.free.acquire(timeout=TICK_S):
+        while engine.hangs.is_set() or not engine.free.acquire(timeout=TICK_S):
+            time.sleep(TICK_S if engine.hangs.is_set() else 0.0)
             self._check_client()
         task = Task(next(engine.numbers))
         engine.running[task.number] = task
         try:
             self._generate(task, body)
         finally:
-            del engine.running[task.number]
-            engine.free.release()
+            if not engine.hangs.is_set():  # only the main loop takes a slot back
+                del engine.running[task.number]
+                engine.free.release()
 
     def _generate(self, task: Task, body: dict[str, Any]) -> None:
         engine, streams = self.engine, bool(body.get("stream"))

@@ -278,6 +278,7 @@ def any_plan(chance: random.Random, slots: int, counts: Path) -> Plan:
         slots_s=chance.choice(((0.0,), (0.0, 2.0))),
         read_s=chance.choice(((0.0,), (0.0, 0.6 * LIMIT_S))),
         step_s=STEP_S,
+        tells_of_hangs=chance.random() < 0.5,
         is_quiet=chance.random() < 0.5,
     )
 
