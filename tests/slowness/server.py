@@ -58,6 +58,8 @@ class Plan:
     """Its first start of all ends so, in the middle of its load."""
     counts: str = ""
     """A file that gets a byte for each start."""
+    counts_tasks: str = ""
+    """One that gets a byte for each request that got a slot."""
 
     def env(self) -> dict[str, str]:
         return {"PLAN": json.dumps(asdict(self))}
@@ -159,6 +161,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(TICK_S if engine.hangs.is_set() else 0.0)
             self._check_client()
         task = Task(next(engine.numbers))
+        if engine.plan.counts_tasks:
+            count(engine.plan.counts_tasks)
         engine.running[task.number] = task
         try:
             self._generate(task, body)
@@ -252,9 +256,11 @@ def read_plan() -> Plan:
 
 def count_start(plan: Plan) -> int:
     """How many there have been."""
-    if not plan.counts:
-        return 1
-    with Path(plan.counts).open("ab") as file:
+    return count(plan.counts) if plan.counts else 1
+
+
+def count(path: str) -> int:
+    with Path(path).open("ab") as file:
         file.write(b".")
         return file.tell()
 
