@@ -160,9 +160,9 @@ class Exchange:
 
     @guarded
     def writable(self) -> None:
-        """The client takes more."""
-        self.reply.progress_at = self._clock()
+        """The client takes more. That says something of its slot only where the slot waited for it."""
         if self._is_paused and self._link is not None:
+            self.reply.progress_at = self._clock()
             self._is_paused = False
             self._link.resume()
 
