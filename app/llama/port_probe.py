@@ -15,7 +15,7 @@ import anyio.to_thread
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
-from app.llama.asking import Answer, NoAnswer, ask
+from app.llama.http_get import Answer, NoAnswer, http_get
 from app.llama.os_process import out_of_files, processor_use
 from app.llama.slots import working_slots
 
@@ -62,7 +62,8 @@ class PortProbe:
 
     async def look(self, pid: int, *, at_slots: bool) -> None:
         """At a process that serves. Who comes while one is under way waits for that, but for a look at the
-        slots: it says more than one at the health, which may take long, and takes its place."""
+        slots: it says more than one at the health, which may take long, and takes its place. `stop` ends the
+        wait."""
         if self._looking is not None and at_slots and not self._at_slots:
             self._looking.cancel()
             self._looking = None
@@ -70,7 +71,7 @@ class PortProbe:
             self._at_slots = at_slots
             self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
         while not self._looking.done():
-            await asyncio.wait({self._looking})
+            await asyncio.wait({self._looking})  # a cancelled look must not look like a cancelled asker
         if not self._looking.cancelled():
             self._looking.result()
 
@@ -100,7 +101,7 @@ class PortProbe:
         evidence.probe_begun(begun, at_slots=path == SLOTS)
         try:
             key_for_it = self._api_key if key else None
-            answer = await ask(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
+            answer = await http_get(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
         except ConnectionRefusedError:
             evidence.port_refused(self._clock())
             evidence.probe_missed(self._clock())
