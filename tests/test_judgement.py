@@ -298,6 +298,16 @@ def test_a_pause_counts_for_nobody_and_everything_is_looked_at_after_it() -> Non
     assert standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
 
 
+def test_what_is_asked_after_a_pause_was_not_interrupted_by_it() -> None:
+    case = Case()
+    before = case.now
+    case.sleep(5)
+    after = case.now
+    case.wait(GRACE_S / 2)
+    assert case.pauses.interrupted(before, case.now)
+    assert not case.pauses.interrupted(after, case.now)
+
+
 def test_a_load_does_not_age_in_a_pause() -> None:
     case = Case()
     case.wait(10)
