@@ -27,10 +27,11 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
 from app.proxy.headers import Headers, from_lines
-from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
+from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
+from app.proxy.request_timeouts import HEAD_WAITS_S, HEARTBEAT_S
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]

@@ -45,7 +45,7 @@ class StatusView:
         return None if instance is None else {"alias": alias, **self.whole(instance.view())}
 
     def whole(self, view: ModelView) -> dict[str, Any]:
-        """With every field, null without a process: for those who keep one model's last picture."""
+        """With every field, null without a process: for those who keep one model's last status."""
         return {**_NO_PROCESS, **self._of(view)}
 
     def _of(self, view: ModelView) -> dict[str, Any]:

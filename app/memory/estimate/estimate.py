@@ -1,6 +1,6 @@
 """How much memory a llama-server will use, from the header of its model alone: no weight is read.
 
-Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `memory_compute`.
+Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute`.
 """
 
 from __future__ import annotations
@@ -175,8 +175,7 @@ def _device_share(load: _Load) -> MemoryShare:
         kv_bytes=_kv_bytes(load.device_layers, load),
         recurrent_bytes=_recurrent_bytes(load.device_layers, load),
         compute_bytes=compute_bytes(load.header, load.shape, load.batch) + _borrowed_bytes(load),
-        overhead_bytes=_dequantised_cache_bytes(load)
-        + recurrence_spread(load.header, load.shape, load.batch),
+        overhead_bytes=_unlogged_bytes(load),
     )
 
 
