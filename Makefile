@@ -20,7 +20,8 @@ PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak slow soak-slow bench FORCE
+.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak slow soak-slow \
+	facts bench FORCE
 .DEFAULT_GOAL := help
 
 help:

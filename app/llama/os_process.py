@@ -134,9 +134,12 @@ def processor_use(pid: int) -> tuple[float, bool]:
 def _waited_for_processor_s(pid: int) -> float:
     """What a thread would compute if others did not: on a busy machine this is most of its time."""
     waited_ns = 0
-    with contextlib.suppress(OSError, ValueError, IndexError):  # a kernel may not count that
+    with contextlib.suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            waited_ns += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
+            with contextlib.suppress(
+                OSError, ValueError, IndexError
+            ):  # it has just ended, or nobody counts it
+                waited_ns += int((thread / "schedstat").read_text(encoding="ascii").split()[1])
     return waited_ns / 1e9
 
 

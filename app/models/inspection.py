@@ -60,7 +60,7 @@ class Inspection:
             instance.check_failed(Failure(FailureKind.UNKNOWN, message, None, ()))
 
     def need_of(self, instance: ModelInstance) -> MemoryNeed:
-        """By the header of its file, and by what was learned of it and of the GPUs."""
+        """By the header of its file, and by what was learned; its `memory` is told, too."""
         spec, found, ledger, history = instance.spec, instance.footprint, self._ledger, self._history
         assert found is not None
         gpus = ledger.gpus()

@@ -81,14 +81,6 @@ class MemoryEstimate:
     layers: tuple[int, ...] = ()  # the device's sure bytes by layer, the output tensors last
     copies_bytes: int = 0  # more on each device if there are several: they work on different batches
 
-    @property
-    def device_bytes(self) -> int:
-        return self.device.total_bytes
-
-    @property
-    def host_bytes(self) -> int:
-        return self.host.total_bytes
-
 
 def estimate(header: GgufHeader, params: MemoryParams) -> MemoryEstimate:
     """Never fails: a header that says too little is estimated by the size of its file."""
