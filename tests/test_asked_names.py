@@ -28,13 +28,13 @@ async def test_a_configured_name_comes_before_one_that_resembles_it(make_world: 
     world = await make_world({"qwen": 1, "Qwen": 1, "qwen:latest": 1, "openai/qwen": 1})
     for name in ("qwen", "Qwen", "qwen:latest", "openai/qwen"):
         assert world.manager.fleet.serving(name, CHATS).alias == name
-        assert world.manager.find(name).alias == name
+        assert world.manager.fleet.find(name).alias == name
 
 
 @pytest.mark.parametrize("name", ["QWEN", "qwen:latest", "qwen[1m]", "openai/qwen", "GPT-4:LATEST"])
 async def test_a_name_that_means_a_model_finds_it(make_world: MakeWorld, name: str) -> None:
     world = await make_world({"other": 1, "qwen": 1}, models={"qwen": {"aliases": ["gpt-4"]}})
-    assert world.manager.find(name).alias == world.manager.fleet.serving(name, CHATS).alias == "qwen"
+    assert world.manager.fleet.find(name).alias == world.manager.fleet.serving(name, CHATS).alias == "qwen"
 
 
 async def test_the_default_model_serves_what_names_none_and_what_names_an_unknown_one(
@@ -54,7 +54,7 @@ async def test_the_default_model_stands_for_no_other_kind_and_is_never_managed_f
     with pytest.raises(ModelNotFound):
         world.manager.fleet.serving("text-embedding-3-small", {ModelKind.EMBEDDING})
     with pytest.raises(ModelNotFound):
-        world.manager.find("gpt-3.5-turbo")
+        world.manager.fleet.find("gpt-3.5-turbo")
 
 
 async def test_the_only_model_of_a_kind_serves_requests_without_a_name(make_world: MakeWorld) -> None:

@@ -114,10 +114,6 @@ class ModelManager:
 
     # --- requests
 
-    def find(self, name: str) -> ModelInstance:
-        """As `Fleet.find`."""
-        return self.fleet.find(name)
-
     def ticket(self, priority: Priority) -> Ticket:
         return Ticket(priority, self._clock(), self.scheduler.limits.aging_s)
 
