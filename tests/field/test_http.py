@@ -68,6 +68,39 @@ async def test_head_is_refused_as_a_get_would_be(start: Any) -> None:
     assert (await ask(port, "DELETE", "/v1/models", KEY))[b"allow"] == b"GET, HEAD"
 
 
+# --- R13
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_client_of_http_1_0_gets_events_and_no_chunks(start: Any, path: str) -> None:
+    client = await Client.connect(await start())
+    client.say(said("GET", path, version="1.0"))
+    head = await client.head()
+    assert (head.status, head.is_stream, head.is_last) == (200, True, True)
+    assert b"transfer-encoding" not in head
+    assert [value for name, value in head.headers if name == b"connection"] == [b"close"]
+    if path != STREAMS[2]:  # that log is empty
+        assert (await client.line()).split(b":")[0] in (b"event", b"id", b"data"), "no size of a chunk"
+    client.leave()
+
+
+async def test_an_answer_for_a_model_comes_without_chunks_on_the_long_way_too(
+    start: Any, upstream: StandIn
+) -> None:
+    """The long way: the framework answers pages of other origins. nginx speaks HTTP/1.0 by default."""
+    port = await start(cors_allow_origins=["https://chat.example"])
+    client = await Client.connect(port)
+    headers = (JSON, "Origin: https://chat.example")
+    for target in (CHAT, TUNNEL):
+        reply = await ask(port, "POST", target, *headers, body=SMALL, version="1.0")
+        assert (reply.status, reply.body) == (200, ANSWER)
+        assert b"transfer-encoding" not in reply
+    client.say(said("GET", "/metrics", version="1.0"))
+    head = await client.head()
+    assert b"transfer-encoding" not in head
+    assert b"router_models_loaded" in await client.rest()
+
+
 # --- H2
 
 BOMB = gzip.compress(b" " * 2**22)
