@@ -139,9 +139,8 @@ async def one_model(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
     instance = services.manager.find(alias)
     cards = await services.cards.of({instance.alias: instance.spec})
-    own = listing.entry(instance, cards.get(instance.alias), services)
-    is_other_name = alias in instance.spec.aliases
-    return own | {"id": alias, "parent": instance.alias} if is_other_name else own
+    own = listing.entry(instance, cards.get(instance.alias), services.started_unix)
+    return listing.renamed(own, alias) if alias in instance.spec.aliases else own
 
 
 def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
@@ -183,7 +182,7 @@ def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
 
 
 def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[str, Any]:
-    devices = {d.id: d for d in services.tracker.devices()}
+    devices = {d.id: d for d in services.tracker.ledger.devices()}
     places = instance.need and dict.fromkeys(instance.need.devices, instance.need.mb)
     targets = found.placement or places or {}
     on_gpus = {device: mb for device, mb in targets.items() if device != HOST}
