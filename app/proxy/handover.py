@@ -45,6 +45,8 @@ class WrittenAnswer:
                 self._parser.feed_data(data)
         if self._knows_chunks:
             return data
+        if is_head and not self._has_head:
+            return b""  # no final one: HTTP/1.0 knows no others (RFC 9110, 15.2)
         if is_head:  # uvicorn writes it by itself
             self._in_chunks = _CHUNKED in data
             return data.replace(_CHUNKED, b"")

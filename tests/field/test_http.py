@@ -100,6 +100,27 @@ async def test_an_answer_for_a_model_comes_without_chunks_on_the_long_way_too(
     assert b"router_models_loaded" in await client.rest()
 
 
+async def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(start: Any) -> None:
+    port = await start()
+    for target in (CHAT, LOAD):
+        client = await Client.connect(port)
+        client.say(said("POST", target, JSON, "Expect: 100-continue", body=SMALL, version="1.0"))
+        assert (await client.rest()).count(b"HTTP/1.1 ") == 1
+    client = await Client.connect(port)
+    assert (await client.ask(said("POST", LOAD, JSON, "Expect: 100-continue", body=SMALL))).status in (
+        200,
+        202,
+    )
+
+
+async def test_a_client_that_begins_with_http_2_is_refused_and_does_not_wait(start: Any) -> None:
+    client = await Client.connect(await start())
+    client.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"HTTP/2 is not spoken here" in answer
+
+
 # --- H2
 
 BOMB = gzip.compress(b" " * 2**22)
