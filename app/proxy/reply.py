@@ -125,24 +125,17 @@ class Reply:
         """False: the client takes no more for now."""
         mode = self._mode
         if mode is _Mode.EVENT_STREAM:
-            if data.startswith(b":") and is_only_comments(data):
-                return self._pass_comment(last)
-            if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
-                return self._refuse_in_stream(data, last)
-            return self._pass(data, data, last)
+            return self._pass_event(data, last)
         if mode is _Mode.PASSED:
             return self._pass(data, data, last)
         if mode is _Mode.TRANSLATED:
             return self._pass_translated(data, last)
-        return self._collect(data, last)
-
-    def _collect(self, data: bytes, last: bool) -> bool:
-        self._parts.append(data)
+        self._collect(data)
         if not last:
             self.progress_at = self._clock()
             return True
-        whole = b"".join(self._parts) if len(self._parts) > 1 else data
-        if self._mode is _Mode.HELD:
+        whole = b"".join(self._parts)
+        if mode is _Mode.HELD:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
@@ -150,6 +143,19 @@ class Reply:
             self._record.status = error.status
             self.fail(error)
         return True
+
+    def _collect(self, data: bytes) -> None:
+        if self._mode is _Mode.REFUSED:  # of an error nobody reads more
+            data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
+        if data or not self._parts:
+            self._parts.append(data)
+
+    def _pass_event(self, data: bytes, last: bool) -> bool:
+        if data.startswith(b":") and is_only_comments(data):
+            return self._pass_comment(last)
+        if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
+            return self._refuse_in_stream(data, last)
+        return self._pass(data, data, last)
 
     def _refuse_in_stream(self, data: bytes, last: bool) -> bool:
         """The error is the last that llama-server says."""
