@@ -11,13 +11,13 @@ from pathlib import Path
 import anyio.to_thread
 import httpx
 
-from app.api.figures import Figures
+from app.api.dependencies import READ_AT_USE, Services
+from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
 from app.api.peer_feed import PeerFeed
-from app.api.services import READ_AT_USE, Services
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
@@ -34,7 +34,7 @@ from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
@@ -118,7 +118,7 @@ def _services(
 ) -> Services:
     system, telemetry = configuration.current.system, Telemetry(bus)
     status = StatusView(manager, configuration, started_at)
-    figures = Figures(manager, tracker, telemetry, bus)
+    live_stats = LiveStats(manager, tracker, telemetry, bus)
     return Services(
         configuration=configuration,
         launcher=launcher,
@@ -136,7 +136,7 @@ def _services(
         metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
-        figures=figures,
+        live_stats=live_stats,
         feed=StatusFeed(
             bus,
             full_status=status.full,
@@ -144,7 +144,7 @@ def _services(
             server_status=status.server,
             heartbeat_s=heartbeat_s,
         ),
-        metrics_feed=MetricsFeed(figures.snapshot, heartbeat_s),
+        metrics_feed=MetricsFeed(live_stats.snapshot, heartbeat_s),
         peer_feed=PeerFeed(bus, manager.instances),
         started_unix=int(time.time()),
     )

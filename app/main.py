@@ -13,17 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import reload
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, health, models, openai, page, responses
+from app.api import documentation, errors, management, monitoring, openai, page, responses
+from app.api.dependencies import Services
 from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
-from app.api.head import HeadAsGet
-from app.api.services import Services
+from app.api.head_as_get import HeadAsGet
+from app.api.ollama import routes as ollama
 from app.composition import backend, build
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.llama.command import BinaryInfo
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusals import Refusal, RefusalLog
@@ -116,7 +117,15 @@ def create_app(
     router_app = app = RouterApp(
         title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
     )
-    for router in (openai.router, responses.router, models.router, health.router, page.router):
+    for router in (
+        openai.router,
+        responses.router,
+        ollama.router,
+        ollama.store,
+        management.router,
+        monitoring.router,
+        page.router,
+    ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]

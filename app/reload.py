@@ -9,8 +9,8 @@ from pathlib import Path
 import anyio.to_thread
 
 from app.configuration import file as config_file
-from app.configuration.current import Configuration
 from app.configuration.file import ConfigError
+from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.domain.files import FileIdentity
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import uvicorn
 
-from app.api.services import Services
+from app.api.dependencies import Services
 from app.domain.units import MIB
 from app.main import RouterApp, drain
 from app.proxy.client_memory import LARGE_BYTES

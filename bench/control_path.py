@@ -14,7 +14,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.api.services import Services
+from app.api.dependencies import Services
 from app.configuration.file import parse
 from app.core.queue import RequestQueue, Ticket
 from app.domain.priority import Priority

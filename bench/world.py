@@ -23,7 +23,7 @@ from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, MemoryNeed, ModelView, ProcessView
 from app.llama.exit_reason import Failure, FailureKind
 from app.models import lifecycle
-from app.models.effects import Effects, EndProcess, ProcessEnd, RejectWaiting
+from app.models.lifecycle_effects import Effects, EndProcess, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits
 from app.scheduling import policy
 from app.scheduling.demand import Demand

@@ -28,10 +28,10 @@ from app.domain.views import HOST, Placement
 from app.judgement.evidence import Evidence
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
-from app.llama.runner import Exit, LoadError
+from app.llama.runner_interface import Exit, LoadError
+from app.memory.amount_to_reserve import Footprint
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.need import Footprint
 from app.memory.probes.fixed_cost import FixedCost
 from app.memory.probes.interface import Reading
 from app.models.kv_cache import KvCache

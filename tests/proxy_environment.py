@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from app.api.services import Services
+from app.api.dependencies import Services
 from app.configuration.file import parse
 from app.domain.events import RequestFinished
 from app.main import RouterApp, create_app

@@ -16,7 +16,7 @@ from app.domain.priority import Priority
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.instance import ModelInstance
 from app.proxy.admission import Admission
-from app.proxy.record import RequestRecord, RoutedRequest
+from app.proxy.request_record import RequestRecord, RoutedRequest
 from tests.fakes import World
 
 

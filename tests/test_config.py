@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
-from app.domain.heartbeats import Heartbeats
-from app.domain.owned import OWNED_FLAGS
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
+from app.domain.router_owned_flags import OWNED_FLAGS
 from app.domain.spec import ModelParams
 from app.domain.status import ModelKind
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from app.configuration import file as config_file
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.errors import ModelNotFound
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind

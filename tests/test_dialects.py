@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.domain.heartbeats import Heartbeats
-from app.llama.told_errors import read_error
+from app.domain.heartbeat_format import Heartbeats
+from app.llama.error_answers import read_error
 from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator
-from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OPENAI, RESPONSES, Voice, voice_of
+from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
 
 TOO_LONG = {
     "code": 400,
@@ -114,6 +114,9 @@ def test_an_error_in_a_stream_has_the_status_that_it_names() -> None:
         ("/v1/responses", RESPONSES),
         ("/responses/input_tokens", RESPONSES),
         ("/completion", NATIVE),
+        ("/api/chat", OLLAMA),
+        ("//api/nope/", OLLAMA),
+        ("/api/v1/models", NATIVE),
         ("/upstream/m/v1/messages", NATIVE),
         ("/", NATIVE),
         ("", NATIVE),

@@ -14,23 +14,23 @@ from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.fingerprint import Work
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
-from app.proxy import messages
+from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
+from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
 from app.proxy.headers import Headers, from_lines
 from app.proxy.phase import HEAD_WAITS_S, HEARTBEAT_S, Phase
-from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
-from app.proxy.seams import UpstreamGone, UpstreamRequest
+from app.proxy.request_record import RequestRecord, RoutedRequest
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -183,7 +183,7 @@ class World:
         """The process that was lost has ended: who has begun, or has no replay left, is told."""
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
-        self.exchange.process_gone(messages.crashed(model) if is_over else None)
+        self.exchange.process_gone(client_messages.crashed(model) if is_over else None)
 
     def may_forget(self, size: int) -> bool:
         return size > 0

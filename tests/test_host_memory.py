@@ -14,9 +14,9 @@ from app.domain.errors import NeverFits
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST
+from app.memory.amount_to_reserve import GPU_PROCESS_MB, PROCESS_MB
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.need import GPU_PROCESS_MB, PROCESS_MB
 from app.memory.probes.host import Bound, group_bounds, host_reading, process_mb
 from app.memory.probes.interface import Reading
 from tests.fakes import MakeWorld

@@ -27,16 +27,16 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.gguf.header import Pooling
-from app.llama.asking import Answer, ask
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
+from app.llama.http_get import Answer, http_get
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
 from app.llama.process import LlamaRunner
-from app.llama.runner import Exit, LoadError, Runner
+from app.llama.runner_interface import Exit, LoadError, Runner
 from app.llama.time_limits import ProcessTimes
 from tests import llama_build
 from tests.ggufs import make_tiny
@@ -430,14 +430,14 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     async def counted(*args: Any) -> Answer:
         nonlocal refusals
         try:
-            return await ask(*args)
+            return await http_get(*args)
         except ConnectionRefusedError:
             refusals += 1
             if refusals == 3:
                 may_bind.touch()
             raise
 
-    monkeypatch.setattr("app.llama.port_probe.ask", counted)
+    monkeypatch.setattr("app.llama.port_probe.http_get", counted)
     launcher = fake()
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):

@@ -10,8 +10,8 @@ from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted, Stat
 from app.domain.status import InvalidMove, Status, StopReason
 from app.domain.views import NEVER_USED
 from app.llama.exit_reason import Failure, FailureKind
-from app.models.effects import Blame, Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.lifecycle import Lifecycle
+from app.models.lifecycle_effects import Blame, Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits, backoff_s
 
 NOW = 1000.0

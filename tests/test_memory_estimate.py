@@ -22,8 +22,8 @@ from app.core.config import Config
 from app.domain.files import FileIdentity
 from app.gguf.header import GgufHeader, read_header
 from app.gguf.reader import MAX_TENSORS, TensorInfo
+from app.memory.amount_to_reserve import Footprint, need
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
-from app.memory.need import Footprint, need
 from tests.ggufs import make_architecture, make_tiny
 
 MIB = 1 << 20

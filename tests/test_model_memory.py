@@ -16,11 +16,11 @@ from app.domain.units import MIB
 from app.domain.views import HOST, Placement
 from app.llama.exit_reason import FailureKind
 from app.llama.load_output import Buffer
-from app.memory import need as footprint
+from app.memory import amount_to_reserve as footprint
+from app.memory.amount_to_reserve import PROCESS_MB, Footprint
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.history import LoadRecord
 from app.memory.model_memory import split_buffers
-from app.memory.need import PROCESS_MB, Footprint
 from app.memory.probes.fixed_cost import UNLISTED_MB, FixedCost
 from tests.fakes import MakeWorld, World, failure
 from tests.fakes import footprint as fake_footprint

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.api.documentation import EXAMPLES
+from app.api.examples import EXAMPLES
 from app.core.config import Config
 from app.domain.errors import QueueFull
 from app.main import create_app
@@ -94,9 +94,10 @@ def test_an_endpoint_has_examples_and_error_answers_of_one_shape(
             if status.startswith("2"):
                 assert content["example"], path
                 continue
+            error = "OllamaError" if path.startswith("/api/") else "Error"
             assert (media_type, content["schema"]["$ref"]) == (
                 "application/json",
-                "#/components/schemas/Error",
+                f"#/components/schemas/{error}",
             )
             for example in content.get("examples", {}).values():
                 Draft202012Validator(resolved(content["schema"])).validate(example["value"])

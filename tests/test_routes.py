@@ -13,7 +13,7 @@ import pytest
 
 from app.configuration.file import parse
 from app.main import create_app
-from app.proxy.routes import BY_PATH, ENDPOINTS, READINGS, endpoint_of, meant_by, normal
+from app.proxy.routes import BY_PATH, ENDPOINTS, INFO_PATHS, endpoint_of, meant_by, normal
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import BASE_URL, Browser, reached_by
 from tests.stand_in import StandIn, llama_server_stand_in
@@ -65,7 +65,7 @@ def test_a_path_is_read_as_the_route_that_it_means(path: str) -> None:
 
 
 def test_every_route_is_its_own_normal_form() -> None:
-    for path in (*(e.path for e in ENDPOINTS), *(r.path for r in READINGS)):
+    for path in (*(e.path for e in ENDPOINTS), *(r.path for r in INFO_PATHS)):
         assert normal(path) == path
     for path, endpoint in BY_PATH.items():
         assert normal(path) == endpoint.path
@@ -167,7 +167,7 @@ async def test_the_tunnel_is_found_behind_two_slashes_and_for_admins_only(
 
 
 async def test_a_reading_never_loads_a_model_and_is_no_use_of_it(client: Browser, upstream: StandIn) -> None:
-    paths = [f"{reading.path}?model=chat" for reading in READINGS]
+    paths = [f"{info.path}?model=chat" for info in INFO_PATHS]
     for path in paths:
         refused = await client.get(path, headers=BOSS | {"Sec-Fetch-Mode": "navigate"})
         assert (refused.status_code, code_of(refused)) == (503, "model_not_loaded")

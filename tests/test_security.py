@@ -30,6 +30,7 @@ CHAT = "/v1/chat/completions"
 KEYS = ["boss-secret", {"key": "guest-secret", "name": "guest", "admin": False}]
 BOSS = {"Authorization": "Bearer boss-secret"}
 GUEST = {"Authorization": "Bearer guest-secret"}
+AS_BROWSERS = {"Accept": "text/html"}
 EVIL = {"Origin": "https://evil.example"}
 CHANGES = [
     ("POST", CHAT),
@@ -329,7 +330,7 @@ async def test_every_answer_forbids_sniffing_and_framing(opened: Browser) -> Non
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"], path
         assert answer.headers.get_list("x-frame-options") == ["DENY"], path
     for path in ("/", "/docs"):
-        page = await opened.get(path)
+        page = await opened.get(path, headers=AS_BROWSERS)
         policy = page.headers["content-security-policy"]
         assert policy == "default-src 'self'; frame-ancestors 'none'; base-uri 'none'"
         assert not re.search(r"https?:|<script>|<style|\son\w+=", page.text), (
@@ -339,9 +340,9 @@ async def test_every_answer_forbids_sniffing_and_framing(opened: Browser) -> Non
 
 async def test_no_part_of_the_page_is_older_than_the_router(opened: Browser) -> None:
     for path in ("/", "/ui/app.js", "/ui/base.css"):
-        answer = await opened.get(path)
+        answer = await opened.get(path, headers=AS_BROWSERS)
         assert answer.headers["cache-control"] == "no-cache"
-        again = await opened.get(path, headers={"If-None-Match": answer.headers["etag"]})
+        again = await opened.get(path, headers={**AS_BROWSERS, "If-None-Match": answer.headers["etag"]})
         assert again.status_code in (200, 304)
 
 

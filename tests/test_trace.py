@@ -58,7 +58,7 @@ DOWN = [
     "client_memory",
     "body",
     "request",
-    "record",
+    "request_record",
     "reply",
     "exchange",
     "admission",
@@ -70,8 +70,8 @@ BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_serve
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {
-    "headers", "record", "usage", "admission", "upstream_pool", "request_reader", "request_body",
-    "client_memory",
+    "headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
+    "request_body", "client_memory",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 
@@ -100,4 +100,4 @@ async def test_a_short_request_and_a_stream_take_the_same_way(make_router: MakeR
         assert [name for name in entered(back) if name not in TOLD] == BACK
         assert set(entered(back)) == {*BACK, *TOLD}
         assert {callee for caller, callee in down if caller == "loop"} == {DOWN[0]}
-        assert {callee for caller, callee in back if caller == "loop"} == {BACK[0], "record"}
+        assert {callee for caller, callee in back if caller == "loop"} == {BACK[0], "request_record"}

@@ -13,8 +13,8 @@ import pytest
 
 from app.domain.errors import RouterError
 from app.proxy.answer_reader import MAX_HEAD_BYTES, AnswerHead
+from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
 from app.proxy.headers import Headers
-from app.proxy.seams import UpstreamGone, UpstreamRequest
 from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
 from tests.serving import event_loop_policy, soon

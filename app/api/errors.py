@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
-from app.proxy import error_format, messages
+from app.proxy import client_messages, error_format
 from app.proxy.asgi import ERROR_KEY
 from app.proxy.routes import meant_by
 
@@ -33,7 +33,7 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, error: RouterError, path: str) -> None:
         body, headers = error_format.body_of(error, path), error_format.headers_of(error)
-        super().__init__(body, status_code=error.status, headers=headers)
+        super().__init__(body, status_code=error_format.status_of(error, path), headers=headers)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +48,7 @@ def response(error: RouterError, path: str) -> Response:
 def bug(error: Exception, method: str, path: str) -> Response:
     """The answer to a request that met a mistake of ours, which goes to the log."""
     logger.error("%s %s failed", method, path, exc_info=error)
-    return response(messages.mistake(), path)
+    return response(client_messages.mistake(), path)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

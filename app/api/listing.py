@@ -19,7 +19,7 @@ from app.models.instance import ModelInstance
 
 def entry(instance: ModelInstance, card: ModelCard | None, created: int) -> dict[str, Any]:
     """One model; `status` is that of llama-server's router mode. `created`: Unix seconds."""
-    spec, n_ctx = instance.spec, _context(instance.spec, card)
+    spec, n_ctx = instance.spec, context_length(instance.spec, card)
     modalities = _input_modalities(spec, card)
     return {
         "id": spec.alias,
@@ -35,7 +35,7 @@ def entry(instance: ModelInstance, card: ModelCard | None, created: int) -> dict
         "aliases": list(spec.aliases),
         "tags": [] if card is None else list(card.tags),
         "kind": spec.kind.value,
-        "capabilities": _capabilities(spec, card),
+        "capabilities": capabilities(spec, card),
         "input_modalities": modalities,
         "architecture": {"input_modalities": modalities, "output_modalities": [_OUTPUT[spec.kind]]},
         "state": instance.status.public,
@@ -88,13 +88,13 @@ _OUTPUT = {ModelKind.CHAT: "text", ModelKind.EMBEDDING: "embeddings", ModelKind.
 _FIRST = {ModelKind.CHAT: "completion", ModelKind.EMBEDDING: "embedding", ModelKind.RERANK: "rerank"}
 
 
-def _context(spec: ModelSpec, card: ModelCard | None) -> int:
+def context_length(spec: ModelSpec, card: ModelCard | None) -> int:
     """Tokens that one request may use: llama-server gives no more than a model was trained for."""
     trained = card.n_ctx_train if card is not None else 0
     return min(spec.params.n_ctx, trained) if trained else spec.params.n_ctx
 
 
-def _capabilities(spec: ModelSpec, card: ModelCard | None) -> list[str]:
+def capabilities(spec: ModelSpec, card: ModelCard | None) -> list[str]:
     found = [_FIRST[spec.kind]]
     if card is not None and spec.kind is ModelKind.CHAT:
         able = {

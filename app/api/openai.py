@@ -11,16 +11,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import listing
+from app.api.dependencies import services_of
 from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
-from app.api.services import services_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
 from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
 from app.proxy.request import check_media_type
 from app.proxy.request_body import RequestBody, Spool
-from app.proxy.routes import ENDPOINTS, READINGS, TUNNEL, TUNNEL_METHODS
+from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
 
@@ -46,15 +46,15 @@ for _endpoint in ENDPOINTS:
         openapi_extra=(form_body if _endpoint.is_upload else json_body)(_endpoint.example),
     )
 
-for _reading in READINGS:
-    if not _reading.is_ours_without_model:  # else there is a route of ours
+for _info in INFO_PATHS:
+    if not _info.is_ours_without_model:  # else there is a route of ours
         router.add_api_route(
-            _reading.path,
+            _info.path,
             _described,
             methods=["GET"],
-            summary=_reading.summary,
+            summary=_info.summary,
             tags=["models"],
-            name=_reading.path,
+            name=_info.path,
             response_model=None,
             openapi_extra=MODEL_IN_QUERY,
         )
@@ -78,9 +78,15 @@ async def list_models(request: Request) -> dict[str, Any]:
 MANAGEMENT_BYTES = SMALL_BYTES
 
 
-async def json_object(request: Request, most_bytes: int = MANAGEMENT_BYTES) -> dict[str, Any]:
-    """The body of a request that is not for a model; a larger one is refused before it has come."""
-    check_media_type(request.headers, client_of(request))
+async def json_object(
+    request: Request, most_bytes: int = MANAGEMENT_BYTES, *, any_type: bool = False
+) -> dict[str, Any]:
+    """The body of a request that is not for a model; a larger one is refused before it has come.
+
+    `any_type`: it changes nothing, so that it need not be one that pages of other sites cannot send.
+    """
+    if not any_type:
+        check_media_type(request.headers, client_of(request))
     is_packed = is_gzip(request.headers)
     body = RequestBody(memory_of(request))
     async for piece in pieces_of_body(request.receive):

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -55,9 +55,17 @@ def _without_range(scope: Scope) -> Scope:
     return {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
 
 
+FOR_PROGRAMS = "Ollama is running"
+"""Programs made for Ollama ask this before anything else."""
+
+
 @router.get("/", response_model=None)
-async def dashboard() -> Response:
-    return WholeFile(_INDEX, headers=_HEADERS)
+async def dashboard(request: Request) -> Response:
+    """The page, for who can show it."""
+    headers = _HEADERS | {"Vary": "Accept"}
+    if "text/html" not in request.headers.get("accept", ""):
+        return PlainTextResponse(FOR_PROGRAMS, headers=headers)
+    return WholeFile(_INDEX, headers=headers)
 
 
 @router.get("/docs", response_model=None, include_in_schema=False)

@@ -55,6 +55,7 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
         "stop_reason": view.stop_reason.value if view.stop_reason else None,
         "stopped_for": view.stopped_for,
         "error": view.error,
+        "warning": process.warning,
         "reason": view.reason,
     }
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Request
 
+from app.api.dependencies import services_of
 from app.api.documentation import FOR_RESPONSES
 from app.api.guard import client_of
-from app.api.services import services_of
 from app.domain.errors import BadRequest
 from app.proxy.dialects.responses.items import Item
 from app.proxy.dialects.responses.stored import Stored

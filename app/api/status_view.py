@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.api import render
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
 from app.domain.views import NEVER_USED, ModelView

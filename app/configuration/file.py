@@ -20,9 +20,9 @@ from app.configuration.problems import (
     section_of,
     shown,
 )
-from app.configuration.usable import without_mistakes
+from app.configuration.valid_part import without_mistakes
 from app.core.config import ENV_PREFIX, ApiConfig, Config, ModelConfig, SystemConfig
-from app.domain.fields import Section
+from app.domain.config_types import Section
 
 
 class ConfigError(Exception):

@@ -19,7 +19,7 @@ from app.core.config import (
     ModelConfig,
     SystemConfig,
 )
-from app.domain.fields import Section
+from app.domain.config_types import Section
 from app.domain.names import MAX_NAME
 from app.domain.spec import QUANTISED, ModelParams
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from app.domain.fields import (
+from app.domain.config_types import (
     Count,
     Device,
     Number,
@@ -20,7 +20,7 @@ from app.domain.fields import (
     Whole,
     either,
 )
-from app.domain.heartbeats import Heartbeats
+from app.domain.heartbeat_format import Heartbeats
 from app.domain.network import (
     checked_host_name,
     checked_listening,
@@ -28,8 +28,8 @@ from app.domain.network import (
     is_loopback,
     listening_addresses,
 )
-from app.domain.owned import not_owned_flag, not_owned_variable
 from app.domain.priority import Priority
+from app.domain.router_owned_flags import not_owned_flag, not_owned_variable
 from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
 ENV_PREFIX = "ROUTER_"

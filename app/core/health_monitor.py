@@ -20,7 +20,7 @@ from app.domain.events import Event, RequestFinished
 from app.domain.status import Health, Status
 from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
 from app.judgement.pauses import TICK_S, Pauses
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)

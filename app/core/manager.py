@@ -20,9 +20,9 @@ from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind, Status, StopReason
 from app.domain.views import ModelView
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
+from app.memory.amount_to_reserve import Footprint, inspect
 from app.memory.history import LoadHistory
-from app.memory.need import Footprint, inspect
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance

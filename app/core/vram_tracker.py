@@ -18,7 +18,7 @@ from app.memory.ledger.reclaiming import GivenBack
 from app.memory.ledger.reservation import LONG_AGO, Reservation
 from app.memory.probes.driver_thread import DriverThread
 from app.memory.probes.host import host_reading
-from app.memory.probes.interface import GpuProbe, Reading, resolve
+from app.memory.probes.interface import GpuProbe, Reading, offers_gpu, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,11 @@ class DeviceTracker:
 
     def resolve(self, wanted: Iterable[int | str] | None) -> tuple[str, ...]:
         """Device ids for indices or UUIDs, all for None; what is not there is left out."""
-        return resolve([r for r in self._readings.values() if r.id != HOST], wanted)
+        return resolve(self._gpus(), wanted)
+
+    def offers_gpu(self, wanted: Iterable[int | str] | None) -> bool:
+        """Whether a model that may use these is one for GPUs; else it runs on the CPU."""
+        return offers_gpu(self._gpus(), wanted)
 
     def readings(self, devices: Iterable[str]) -> tuple[Reading, ...]:
         """The last ones of these devices."""
@@ -282,6 +286,9 @@ class DeviceTracker:
         here = [h for h in self._reservations.values() if reading.id in h.placement and h is not gone]
         ours = [reservation for reservation in here if not reservation.unkillable]
         return sum(reservation.used_mb(reading, reservation.placement[reading.id]) for reservation in ours)
+
+    def _gpus(self) -> list[Reading]:
+        return [reading for reading in self._readings.values() if reading.id != HOST]
 
     def _pids(self) -> list[int]:
         return [reservation.pid for reservation in self._reservations.values() if reservation.pid is not None]

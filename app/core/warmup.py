@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from app.core.config import Config
 from app.core.manager import ModelManager
-from app.llama.runner import LoadError
+from app.llama.runner_interface import LoadError
 
 logger = logging.getLogger(__name__)
 

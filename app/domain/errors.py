@@ -129,6 +129,10 @@ class UnsupportedEncoding(UnsupportedMediaType):
     headers = (("accept-encoding", "gzip"),)
 
 
+class NotSupported(Refused):
+    status, type, code = 501, "invalid_request_error", "not_supported"
+
+
 class InternalError(RouterError):
     pass
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.domain.fields import Count, PathText, Section, Text, Whole
+from app.domain.config_types import Count, PathText, Section, Text, Whole
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
 

@@ -111,6 +111,7 @@ class ProcessView:
 
     `reserved` is what was set aside for it on each device, in MB. `served` counts the requests that it was
     granted. `vram_mb` is what it uses of the GPUs: 0 on the CPU. `load_started` is set until it is ready.
+    `warning` says what is not as it was meant, though it serves.
     """
 
     status: Status
@@ -127,6 +128,7 @@ class ProcessView:
     load_started: float | None = None
     load_progress: float | None = None
     load_stage: str | None = None
+    warning: str | None = None
 
     @property
     def is_leaving(self) -> bool:

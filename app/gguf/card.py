@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.gguf.header import GgufHeader
 
@@ -33,6 +34,17 @@ _THINKS = re.compile(
 _INFILL_KEYS = ("fim_pre_token_id", "prefix_token_id")
 
 
+class FileFacts(NamedTuple):
+    """What no header tells."""
+
+    modified_ns: int = 0
+    digest: str = ""
+    """64 hexadecimal digits: other content has others."""
+
+
+NO_FACTS = FileFacts()
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """Sizes are those of the weights; `n_params` counts them. `tools` to `infill`: what it was made for;
@@ -52,6 +64,9 @@ class ModelCard:
     vision: bool
     audio: bool
     tags: tuple[str, ...]
+    file_size: int
+    """Of all parts, in bytes."""
+    file: FileFacts = NO_FACTS
 
 
 def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | None) -> ModelCard:
@@ -74,6 +89,7 @@ def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | No
         vision=bool(seen.get("clip.has_vision_encoder")),
         audio=bool(seen.get("clip.has_audio_encoder")),
         tags=_tags(header.metadata.get("general.tags")),
+        file_size=header.file_size,
     )
 
 

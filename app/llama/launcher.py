@@ -23,7 +23,7 @@ from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
 from app.llama.process import LlamaRunner
 from app.llama.readahead import read_ahead
-from app.llama.runner import LoadError, OnChange, Runner
+from app.llama.runner_interface import LoadError, OnChange, Runner
 from app.llama.time_limits import USUAL, ProcessTimes
 
 

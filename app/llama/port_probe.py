@@ -15,7 +15,7 @@ import anyio.to_thread
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
-from app.llama.asking import Answer, NoAnswer, ask
+from app.llama.http_get import Answer, NoAnswer, http_get
 from app.llama.os_process import out_of_files, processor_use
 from app.llama.slots import working_slots
 
@@ -59,10 +59,13 @@ class PortProbe:
         return PortAnswer.SERVES if serves else PortAnswer.NOT_OURS
 
     async def look(self, pid: int, *, at_slots: bool) -> None:
-        """At a process that serves. Who comes while one is under way waits for that."""
+        """At a process that serves. Who comes while one is under way waits for that; `stop` ends the wait."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
-        await asyncio.shield(self._looking)
+        looking = self._looking
+        await asyncio.wait({looking})  # a cancelled look must not look like a cancelled asker
+        if not looking.cancelled():
+            looking.result()
 
     async def sample(self, pid: int) -> None:
         cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
@@ -90,7 +93,7 @@ class PortProbe:
         evidence.probe_begun(begun)
         try:
             key_for_it = self._api_key if key else None
-            answer = await ask(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
+            answer = await http_get(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)
         except ConnectionRefusedError:
             evidence.port_refused(self._clock())
             evidence.probe_missed(self._clock())

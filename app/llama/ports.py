@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import WINDOWS
-from app.llama.runner import LoadError
+from app.llama.runner_interface import LoadError
 
 MAX_PORT = 65535
 

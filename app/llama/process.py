@@ -36,7 +36,7 @@ from app.llama.output.log import ModelLog
 from app.llama.pipe import Output, ProcessEvents
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
-from app.llama.runner import Exit, LoadError, OnChange
+from app.llama.runner_interface import Exit, LoadError, OnChange
 from app.llama.time_limits import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)

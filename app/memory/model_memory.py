@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 MOST_OVERHEAD_MB = 2048  # what is beyond it was not the process's fixed cost
 OOM_STEP_MB = 256
 TAKEN_MB = 64  # others' use changes by a little all the time
+ON_CPU = (
+    "%s: it was to run on GPU %s, but llama-server has put all of it into the machine's own memory: it runs "
+    "on the CPU. Its log says why; perhaps it was built for other GPUs, or for another driver"
+)
 _ON_HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
 _BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm", "--control-vector"}
 
@@ -33,6 +37,8 @@ class ModelMemory:
         self._need: MemoryNeed | None = None
         self._checked = self._loaded = False
         self._stopped_for_more = False
+        self.is_on_cpu = False
+        """It was to run on GPUs, and its log shows no buffer there."""
         self._buffers = (0, 0)
         self._layout = Layout({})
         self._others_before = 0
@@ -64,7 +70,7 @@ class ModelMemory:
     # --- one load
 
     def reserve(self, placement: Placement) -> None:
-        self._checked = self._loaded = False
+        self._checked = self._loaded = self.is_on_cpu = False
         self._buffers = (0, 0)
         self._layout = placement if isinstance(placement, Layout) else Layout(placement)
         self._others_before = self._tracker.others_mb(placement)
@@ -110,6 +116,9 @@ class ModelMemory:
         if device_mb or host_mb:
             self._history.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
         self._tracker.loaded(self._alias)
+        self.is_on_cpu = bool(self._offloads() and host_mb and not device_mb)
+        if self.is_on_cpu:
+            logger.warning(ON_CPU, self._alias, ", ".join(self._gpus()))
 
     def look(self, *, has_served: bool) -> bool:
         """After each reading: learn from what the driver shows, and reserve what it really takes.
@@ -184,6 +193,10 @@ class ModelMemory:
             return False
         self._reserve(_scaled(measured if set(measured) == set(reserved) else reserved, target_mb))
         return True
+
+    def _offloads(self) -> bool:
+        """Some of it is to be in a GPU's memory."""
+        return bool(self._gpus()) and self._spec is not None and self._spec.params.n_gpu_layers > 0
 
     def _gpus(self) -> list[str]:
         return [device for device in self._tracker.reserved(self._alias) if device != HOST]

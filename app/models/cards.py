@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import anyio.to_thread
 
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
-from app.gguf.card import ModelCard, card_of
+from app.gguf.card import FileFacts, ModelCard, card_of
+from app.gguf.digest import digest
 from app.gguf.header import GgufError, read_header
 
 logger = logging.getLogger(__name__)
@@ -36,14 +38,15 @@ class Cards:
         self._read: dict[str, tuple[_Source, ModelCard | None]] = {}
         self._one = anyio.CapacityLimiter(1)
 
+    def known(self, alias: str) -> ModelCard | None:
+        """As it was read last."""
+        read = self._read.get(alias)
+        return None if read is None else read[1]
+
     async def of(self, specs: Mapping[str, ModelSpec]) -> dict[str, ModelCard]:
         with anyio.move_on_after(LONGEST_WAIT_S):
             await self.read(specs)
-        return {
-            alias: read[1]
-            for alias in specs
-            if (read := self._read.get(alias)) is not None and read[1] is not None
-        }
+        return {alias: card for alias in specs if (card := self.known(alias)) is not None}
 
     async def read(self, specs: Mapping[str, ModelSpec]) -> None:
         """Those whose files are others than before."""
@@ -70,7 +73,10 @@ def _source(spec: ModelSpec) -> _Source:
 def _card(source: _Source) -> ModelCard | None:
     try:
         projector = read_header(source.projector) if source.projector is not None else None
-        return card_of(read_header(source.path), projector, source.template)
+        header = read_header(source.path)
+        card = card_of(header, projector, source.template)
+        modified_ns = source.file.mtime_ns if source.file is not None else 0
+        return replace(card, file=FileFacts(modified_ns, digest(header.parts)))
     except (GgufError, OSError) as error:
         logger.debug("%s tells nothing: %s", source.path, error)
         return None

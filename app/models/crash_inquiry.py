@@ -9,7 +9,7 @@ from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import RequestCrashesModel
 from app.domain.fingerprint import Fingerprint, Work
 from app.llama.exit_reason import Failure
-from app.models.effects import Blame
+from app.models.lifecycle_effects import Blame
 from app.models.restarts import Restarts
 from app.models.suspects import Standing, Suspects
 

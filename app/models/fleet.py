@@ -94,4 +94,4 @@ class Fleet:
     def _not_found(self, name: str) -> str:
         names = [n for alias, i in self.instances.items() for n in (alias, *i.spec.aliases)]
         known = ", ".join(nearest_first(name, names)[:SHOWN_NAMES]) or "none: add one to the configuration"
-        return f"there is no model {name[:MAX_NAME]!r}; known models: {known}"
+        return f"model {name[:MAX_NAME]!r} not found; known models: {known}"

@@ -12,9 +12,9 @@ from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.runner import Launcher, LoadError
+from app.llama.runner_interface import Launcher, LoadError
+from app.memory.amount_to_reserve import Footprint, key, need
 from app.memory.history import LoadHistory
-from app.memory.need import Footprint, key, need
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ class Inspection:
         """By the header of its file, and by what was learned of it and of the GPUs."""
         spec, found, tracker, history = instance.spec, instance.footprint, self._tracker, self._history
         assert found is not None
-        gpus = tracker.resolve(spec.gpu_devices)
-        name = key(spec, found, history.build, tracker.has_gpu)
+        gpus, has_gpu = tracker.resolve(spec.gpu_devices), tracker.offers_gpu(spec.gpu_devices)
+        name = key(spec, found, history.build, has_gpu)
         takes = need(
             spec,
             found,
             gpus,
-            tracker.has_gpu,
+            has_gpu,
             self.vram_multiplier,
             history.model(name),
             history.fixed_cost(tracker.readings(gpus)),

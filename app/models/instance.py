@@ -16,15 +16,15 @@ from app.domain.spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
-from app.llama.runner import Launcher, Runner
+from app.llama.runner_interface import Launcher, Runner
+from app.memory.amount_to_reserve import Footprint
 from app.memory.history import LoadHistory
 from app.memory.model_memory import ModelMemory
-from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry
-from app.models.effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.kv_cache import KvCache
 from app.models.lifecycle import Lifecycle, log_level
+from app.models.lifecycle_effects import Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.load_errors import load_failed, model_not_loaded
 from app.models.model_view import model_view
 from app.models.restarts import RestartLimits

@@ -12,7 +12,7 @@ from app.domain.events import Evicted, LoadFinished, LoadResult, Restarted, Stat
 from app.domain.status import MOVES, InvalidMove, Status, StopReason
 from app.domain.views import NEVER_USED
 from app.llama.exit_reason import Failure, FailureKind
-from app.models.effects import Blame, Effect, Effects, EndProcess, Note, ProcessEnd, RejectWaiting
+from app.models.lifecycle_effects import Blame, Effect, Effects, EndProcess, Note, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits, Restarts
 
 LOADS = frozenset({Status.STARTING, Status.LOADING})

@@ -9,13 +9,15 @@ from app.core.queue import RequestQueue
 from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.status import Health
-from app.domain.views import HOST, KeptView, MemoryNeed, ModelView, ProcessView
-from app.llama.runner import Runner
+from app.domain.views import HOST, NEVER_USED, KeptView, MemoryNeed, ModelView, ProcessView
+from app.llama.runner_interface import Runner
+from app.memory.amount_to_reserve import Footprint
 from app.memory.model_memory import ModelMemory
-from app.memory.need import Footprint
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
 from app.scheduling.demand import Demand
+
+ON_CPU = "runs on the CPU, although a GPU was planned for it; its log says why"
 
 
 class Viewed(Protocol):
@@ -88,6 +90,7 @@ def _process_view(model: Viewed, tracker: DeviceTracker) -> ProcessView:
         load_started=life.load_started if loads else None,
         load_progress=log.progress if log is not None else None,
         load_stage=log.stage if log is not None else None,
+        warning=ON_CPU if model.memory.is_on_cpu and life.ready_since > NEVER_USED else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.llama.exit_reason import FailureKind
-from app.models.effects import Blame
+from app.models.lifecycle_effects import Blame
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ModelChanged, ReadingTaken
 from app.domain.jobs import Jobs
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance

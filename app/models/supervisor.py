@@ -17,10 +17,10 @@ from app.domain.views import Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
-from app.llama.runner import Launcher, LoadError, Runner
+from app.llama.runner_interface import Launcher, LoadError, Runner
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
-from app.models.effects import Blame, ProcessEnd
+from app.models.lifecycle_effects import Blame, ProcessEnd
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from app.domain.errors import RequestCrashesModel, RouterError, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
 from app.domain.status import Status
-from app.llama.runner import Runner
-from app.proxy import messages
-from app.proxy.seams import Entrant
+from app.llama.runner_interface import Runner
+from app.proxy import client_messages
+from app.proxy.exchange_interfaces import Entrant
 
 EXIT_WAIT_S = 3.0
 """How long a replay waits for the supervisor to notice that the process ended; then the process is probed."""
@@ -120,7 +120,7 @@ class Admission:
         except RequestCrashesModel as error:
             return error
         may_go_on = ticket.lost_in_crash or ticket.replays_left
-        return None if may_go_on and not entrant.record.has_begun else messages.crashed(instance)
+        return None if may_go_on and not entrant.record.has_begun else client_messages.crashed(instance)
 
     def _start(self, entrant: Entrant, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_guarded(entrant, work))

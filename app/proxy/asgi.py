@@ -15,15 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import answer_writer, messages
+from app.proxy import answer_writer, client_messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import from_lines
-from app.proxy.readings import reading_of, tunnel_target
+from app.proxy.llama_server_info import info_path_of, tunnel_target
 from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
-from app.proxy.routes import BY_PATH, TUNNEL, Reading, is_tunnel
+from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
 from app.proxy.upload import UploadBody
 
 logger = logging.getLogger(__name__)
@@ -48,13 +48,13 @@ class AsgiProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         endpoint = BY_PATH.get(path) if method == "POST" else None
-        reading = reading_of(method, path, scope["query_string"])
-        if endpoint is None and reading is None and not is_tunnel(method, path):
+        info = info_path_of(method, path, scope["query_string"])
+        if endpoint is None and info is None and not is_tunnel(method, path):
             await self._app(scope, receive, send)
             return
         answer, task = AsgiAnswer(scope, send), None
         try:
-            task = self._gateway.start(await self._whole(scope, reading, receive), answer)
+            task = self._gateway.start(await self._whole(scope, info, receive), answer)
         except RouterError as error:
             answer.refuse(error)
         except ClientDisconnect:
@@ -67,8 +67,8 @@ class AsgiProxy:
             if task is not None:
                 task.cancel()
 
-    async def _whole(self, scope: Scope, reading: Reading | None, receive: Receive) -> Accepted:
-        accepted = self._accepted(scope) if reading is None else self._accepted_to_read(scope, reading)
+    async def _whole(self, scope: Scope, info: InfoPath | None, receive: Receive) -> Accepted:
+        accepted = self._accepted(scope) if info is None else self._accepted_info(scope, info)
         async for piece in pieces_of_body(receive):
             self._gateway.receive(accepted, piece)
         return accepted
@@ -82,12 +82,12 @@ class AsgiProxy:
         body = (UploadBody if is_upload else RequestBody)(self._gateway.memory, announced_length(headers))
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
-    def _accepted_to_read(self, scope: Scope, reading: Reading) -> Accepted:
+    def _accepted_info(self, scope: Scope, info: InfoPath) -> Accepted:
         client = scope["router.client"]
-        if reading.admin:
+        if info.admin:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
-        target = tunnel_target(self._gateway.backend.manager, reading, scope["query_string"])
+        target = tunnel_target(self._gateway.backend.manager, info, scope["query_string"])
         body = RequestBody(self._gateway.memory, announced_length(scope["router.headers"]))
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
@@ -151,14 +151,14 @@ class AsgiAnswer:
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
         voice = voice_of(self._scope["path"])
-        lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
-        self.start(error.status, lines, len(body))
+        status, lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
+        self.start(status, lines, len(body))
         self.write(body, True)
 
     def bug(self, bug: Exception) -> None:
         """In what comes before an exchange, which sees to its own."""
         logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
-        self.refuse(messages.mistake())
+        self.refuse(client_messages.mistake())
 
     def wake(self, delay_s: float) -> None:
         self._alarm.set(asyncio.get_running_loop().time() + delay_s)

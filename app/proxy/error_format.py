@@ -13,6 +13,11 @@ def body_of(error: RouterError, path: str) -> dict[str, Any]:
     return voice_of(path).body(error)
 
 
+def status_of(error: RouterError, path: str) -> int:
+    """As in that API."""
+    return voice_of(path).status(error)
+
+
 def headers_of(error: RouterError) -> dict[str, str]:
     """What tells a client whether, and when, to try again."""
     headers = dict(error.headers)

@@ -16,15 +16,15 @@ from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.judgement.judge import LOOKS
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import messages
+from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
+from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
 from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
-from app.proxy.record import RequestRecord, RoutedRequest
 from app.proxy.reply import Reply
 from app.proxy.request_body import Data, RequestBody
-from app.proxy.seams import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
+from app.proxy.request_record import RequestRecord, RoutedRequest
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class Exchange:
                 self.reply.abort()
                 self._end()
             else:
-                self._fail(messages.upstream_timeout(self.instance))
+                self._fail(client_messages.upstream_timeout(self.instance))
 
     def _patience_s(self, now: float) -> float:
         """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
@@ -219,12 +219,12 @@ class Exchange:
             waited_s = self._slots.awake_s(self._queue_deadline - timeout_s, now)
             self._queue_deadline = now + timeout_s - waited_s
         if now >= self._queue_deadline:
-            self._fail(messages.queue_timeout(self.instance, self._limits))
+            self._fail(client_messages.queue_timeout(self.instance, self._limits))
             return
         if self.request.stream and now >= self._heartbeat_at:
             self._heartbeat_at = now + HEARTBEAT_S
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(messages.where_it_stands(self.instance, self.ticket, reason))
+            self.reply.heartbeat(client_messages.where_it_stands(self.instance, self.ticket, reason))
         first = min(self._queue_deadline, self._heartbeat_at) if self.request.stream else self._queue_deadline
         self._wake(max(first - now, 0.0))
 
@@ -284,7 +284,7 @@ class Exchange:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
         if self.phase is Phase.ENDED:
             return
-        error = messages.mistake()
+        error = client_messages.mistake()
         try:
             self.reply.fail(error)
         except Exception:

@@ -12,7 +12,7 @@ from app.access.api_keys import Client, Rules
 from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.models.load_errors import model_not_loaded
@@ -25,15 +25,15 @@ from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
+from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.headers import as_json, through_tunnel, to_model
-from app.proxy.readings import forbids_load
-from app.proxy.record import RequestRecord, RoutedRequest
+from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
-from app.proxy.seams import Downstream, Pending
 from app.proxy.upload import UploadBody, boundary_of, form_fields
 from app.proxy.upstream_pool import UpstreamPool
 

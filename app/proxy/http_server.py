@@ -20,15 +20,15 @@ from uvicorn.server import ServerState
 from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
-from app.proxy import answer_writer, messages
+from app.proxy import answer_writer, client_messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
+from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
 from app.proxy.intake import FIRST_HEAD_S, Intake
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
-from app.proxy.seams import Pending
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +214,8 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
-        self.start(error.status, lines, len(body))
+        status, lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
+        self.start(status, lines, len(body))
         self.write(body, True)
 
     def _refuse_bytes(self, error: RouterError) -> None:
@@ -235,7 +235,7 @@ class ProxyProtocol(asyncio.Protocol):
         logger.error("%s %s failed", head and head.method, head and head.path, exc_info=bug)
         if self._handover is None and head is not None and not self._transport.is_closing():
             self._keep_alive = False
-            self.refuse(messages.mistake())
+            self.refuse(client_messages.mistake())
         else:
             self._transport.abort()
 

@@ -7,17 +7,17 @@ from enum import Enum
 from functools import partial
 
 from app.domain.errors import RouterError
-from app.domain.heartbeats import Heartbeats
-from app.llama.told_errors import read_error
+from app.domain.heartbeat_format import Heartbeats
+from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.events import is_only_comments
 from app.proxy.dialects.translation import Translator
 from app.proxy.dialects.voice import Voice
+from app.proxy.exchange_interfaces import Downstream
 from app.proxy.headers import as_lines, own_lines, passed_back
-from app.proxy.record import RequestRecord
-from app.proxy.seams import Downstream
-from app.proxy.usage import UsageScanner, usage_of
+from app.proxy.request_record import RequestRecord
+from app.proxy.token_usage import UsageScanner, usage_of
 
 HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
@@ -209,8 +209,9 @@ class Reply:
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
-            lines, body = answer_writer.error_answer(error, self._voice, self._record.request.request_id)
-            self._downstream.start(error.status, lines + self._record.lines(), len(body))
+            id_ = self._record.request.request_id
+            status, lines, body = answer_writer.error_answer(error, self._voice, id_)
+            self._downstream.start(status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
         elif not self._is_event_stream:
             self._downstream.abort()

@@ -29,7 +29,7 @@ from app.proxy import model_ttl
 from app.proxy.content_encoding import is_gzip
 from app.proxy.headers import Headers as Raw
 from app.proxy.headers import as_lines
-from app.proxy.record import RoutedRequest
+from app.proxy.request_record import RoutedRequest
 from app.proxy.routes import TUNNEL, Endpoint
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})

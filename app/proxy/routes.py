@@ -74,7 +74,7 @@ ENDPOINTS = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class InfoPath:
     """A path of a loaded model's llama-server that tells something; the query names the model."""
 
     path: str
@@ -83,13 +83,13 @@ class Reading:
     is_ours_without_model: bool = False
 
 
-READINGS = (
-    Reading("/props", "What llama-server says of a loaded model"),
-    Reading("/slots", "What its slots are doing", admin=True),
-    Reading("/lora-adapters", "Its LoRA adapters"),
-    Reading("/metrics", "Its own metrics", is_ours_without_model=True),
+INFO_PATHS = (
+    InfoPath("/props", "What llama-server says of a loaded model"),
+    InfoPath("/slots", "What its slots are doing", admin=True),
+    InfoPath("/lora-adapters", "Its LoRA adapters"),
+    InfoPath("/metrics", "Its own metrics", is_ours_without_model=True),
 )
-READINGS_BY_PATH: Mapping[str, Reading] = {reading.path: reading for reading in READINGS}
+INFO_BY_PATH: Mapping[str, InfoPath] = {info.path: info for info in INFO_PATHS}
 
 # --- other spellings
 
@@ -102,7 +102,7 @@ _PEERS = frozenset({"/models/load", "/models/unload", "/models/sse"})
 
 _BARE = frozenset({
     "/apply-template", "/completion", "/detokenize", "/embedding", "/health", "/infill", "/tokenize",
-    *READINGS_BY_PATH,
+    *INFO_BY_PATH,
 })  # fmt: skip
 """Never under `/v1`: programs ask for them there, because their base URL has it."""
 
@@ -138,5 +138,5 @@ def endpoint_of(path: str) -> Endpoint | None:
 
 def meant_by(path: str) -> str | None:
     """The known path at the end of an unknown one, such as `/api/v1/models`."""
-    known = [found for found in (*BY_PATH, *READINGS_BY_PATH, "/v1/models") if path.endswith(found)]
+    known = [found for found in (*BY_PATH, *INFO_BY_PATH, "/v1/models") if path.endswith(found)]
     return normal(max(known, key=len)) if known else None

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import cast
 
 from app.proxy.answer_reader import AnswerReader, KnownHeads, NotHttp, Stage
+from app.proxy.exchange_interfaces import Listener, UpstreamGone, UpstreamRequest
 from app.proxy.request_body import Spool
-from app.proxy.seams import Listener, UpstreamGone, UpstreamRequest
 
 PIECE_BYTES = 262144
 """Of a body that is larger, so much is given to the transport in one turn of the event loop, and no more

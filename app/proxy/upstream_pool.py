@@ -12,7 +12,7 @@ from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
 from app.proxy.answer_reader import KnownHeads
-from app.proxy.seams import LinkUser, UpstreamGone
+from app.proxy.exchange_interfaces import LinkUser, UpstreamGone
 from app.proxy.upstream_connection import UpstreamConnection
 
 logger = logging.getLogger(__name__)

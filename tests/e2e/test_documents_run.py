@@ -59,4 +59,4 @@ def test_the_program_does_what_it_says(demo: RouterProcess) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr
     assert "['smollm2', 'smollm2-embed']" in done.stdout
-    assert "model_not_found Error code: 404 - there is no model 'smollm3'" in done.stdout
+    assert "model_not_found Error code: 404 - model 'smollm3' not found" in done.stdout

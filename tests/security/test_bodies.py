@@ -92,7 +92,7 @@ async def test_a_body_that_nobody_asked_for_breaks_no_answer(
 ) -> None:
     """The page is sent as a file, and who sends a file listens for the client's leaving only."""
     client = await (await serve(max_body_mb=0.01))()
-    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nTransfer-Encoding: chunked\r\n\r\n"
     reply = await client.ask(head + b"4e20\r\n%b\r\n0\r\n\r\n" % (b"a" * 20_000), method="GET")
     assert (reply.status, b"<title>" in reply.body) == (200, True)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []

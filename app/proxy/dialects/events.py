@@ -17,6 +17,11 @@ def event(body: dict[str, Any], name: str = "") -> bytes:
     return named + b"data: " + as_json(body) + b"\n\n"
 
 
+def line(body: dict[str, Any]) -> bytes:
+    """Of a stream that is one object a line."""
+    return as_json(body) + b"\n"
+
+
 def object_in(text: bytes) -> dict[str, Any] | None:
     """None where it is no JSON, or no object."""
     try:

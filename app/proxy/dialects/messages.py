@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.llama.told_errors import read_error
+from app.llama.error_answers import read_error
 from app.proxy.dialects.events import Event, EventReader, event
 from app.proxy.dialects.translation import Asked, Incoming
 from app.proxy.dialects.voice import ANTHROPIC

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.domain.heartbeats import Heartbeats
-from app.proxy.dialects.events import comment, event
+from app.domain.heartbeat_format import Heartbeats
+from app.proxy.dialects.events import comment, event, line
 
 
 class Voice:
@@ -22,6 +22,10 @@ class Voice:
 
     cuts_failed_streams = False
     """After the event that tells an error the connection is ended without the stream's own end."""
+
+    def status(self, error: RouterError) -> int:
+        """Of the answer that is an error."""
+        return error.status
 
     def body(self, error: RouterError) -> dict[str, Any]:
         """The answer that is an error."""
@@ -86,7 +90,30 @@ def error_event(error: RouterError, sequence_number: int) -> dict[str, Any]:
     return {"type": "error", "sequence_number": sequence_number, **flat, **told}
 
 
+_OLLAMA_STATUSES = {424: 500, 502: 500}
+"""It knows no others for a model that cannot be loaded, or whose process is gone."""
+
+
+class _Ollama(Voice):
+    """Lines of JSON; a line that is none is a mistake to its clients, so nothing is sent while one waits."""
+
+    stream_type = b"application/x-ndjson"
+
+    def status(self, error: RouterError) -> int:
+        return _OLLAMA_STATUSES.get(error.status, error.status)
+
+    def body(self, error: RouterError) -> dict[str, Any]:
+        return {"error": error.message}
+
+    def last_event(self, error: RouterError) -> bytes:
+        return line(self.body(error))
+
+    def heartbeat(self, kind: Heartbeats, text: str) -> bytes:
+        return b""
+
+
 OPENAI, NATIVE, ANTHROPIC, RESPONSES = Voice(), _Native(), _Anthropic(), _Responses()
+OLLAMA = _Ollama()
 
 _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
@@ -101,4 +128,6 @@ def voice_of(path: str) -> Voice:
         return ANTHROPIC
     if first == "responses":
         return RESPONSES
+    if first == "api" and parts[1] != "v1":  # that is where others have OpenAI's
+        return OLLAMA
     return OPENAI if is_versioned or first in _OPENAI_PATHS else NATIVE

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, ModelCrashed, RouterError
-from app.llama.told_errors import read_error
+from app.llama.error_answers import read_error
 from app.proxy.dialects.events import Event, EventReader, as_json, event, object_in
 from app.proxy.dialects.responses.answer import Frame, whole_item
 from app.proxy.dialects.responses.items import Item, as_items, resolved

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import httpx
 from starlette.requests import Request
 
-from app.api.figures import Figures
+from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
 from app.api.peer_feed import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
-from app.configuration.current import Configuration
+from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
@@ -21,7 +21,7 @@ from app.core.vram_tracker import DeviceTracker
 from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
-from app.llama.runner import Launcher
+from app.llama.runner_interface import Launcher
 from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_reader import BodyReader
@@ -55,7 +55,7 @@ class Services:
     metrics: Metrics
     telemetry: Telemetry
     status: StatusView
-    figures: Figures
+    live_stats: LiveStats
     feed: StatusFeed
     metrics_feed: MetricsFeed
     peer_feed: PeerFeed

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from app.api import render
+from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_MONITORING
-from app.api.models import event_stream
-from app.api.services import Services, services_of
+from app.api.management import event_stream
 from app.core import prometheus_metrics
 from app.domain.status import Status
 
@@ -61,7 +61,7 @@ def _flushed(request: Request) -> Services:
 
 @router.get("/v1/queue/stats")
 async def queue_stats(request: Request) -> dict[str, Any]:
-    return services_of(request).figures.queues()
+    return services_of(request).live_stats.queues()
 
 
 @router.get("/v1/telemetry/summary")

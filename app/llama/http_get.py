@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-async def ask(
+async def http_get(
     port: int, path: str, api_key: str | None, timeout_s: float, on_connected: Callable[[], object]
 ) -> Answer:
     """Raises `NoAnswer`, or `OSError` where there is no connection, or `TimeoutError`."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.events import Usage
-from app.proxy.usage import UsageScanner, usage_of
+from app.proxy.token_usage import UsageScanner, usage_of
 
 MESSAGES = {"cache_read_input_tokens": 24, "input_tokens": 7, "output_tokens": 57}
 RESPONSES = {"input_tokens": 31, "output_tokens": 57, "input_tokens_details": {"cached_tokens": 24}}

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from app.domain.errors import MissingModel
 from app.models.instance import ModelInstance
-from app.proxy.routes import READINGS_BY_PATH, TUNNEL, Reading
+from app.proxy.routes import INFO_BY_PATH, TUNNEL, InfoPath
 
 _NOT_PASSED_ON = frozenset({"model", "autoload"})
 
@@ -25,20 +25,20 @@ class Fleet(Protocol):
         ...
 
 
-def reading_of(method: str, path: str, query: bytes) -> Reading | None:
+def info_path_of(method: str, path: str, query: bytes) -> InfoPath | None:
     """`path` is in its normal form."""
-    reading = READINGS_BY_PATH.get(path) if method in ("GET", "HEAD") else None
-    if reading is None or (reading.is_ours_without_model and not _named(query)):
+    info = INFO_BY_PATH.get(path) if method in ("GET", "HEAD") else None
+    if info is None or (info.is_ours_without_model and not _named(query)):
         return None
-    return reading
+    return info
 
 
-def tunnel_target(models: Fleet, reading: Reading, query: bytes) -> bytes:
+def tunnel_target(models: Fleet, info: InfoPath, query: bytes) -> bytes:
     """Raises `ModelNotFound`, and `MissingModel` where it is not plain who is asked."""
     name = _named(query)
-    instance = models.find(name) if name else _only_loaded(models.instances.values(), reading)
+    instance = models.find(name) if name else _only_loaded(models.instances.values(), info)
     rest = urlencode([(key, value) for key, value in _pairs(query) if key not in _NOT_PASSED_ON])
-    path = f"{TUNNEL}{quote(instance.alias, safe='')}{reading.path}"
+    path = f"{TUNNEL}{quote(instance.alias, safe='')}{info.path}"
     return (f"{path}?{rest}" if rest else path).encode()
 
 
@@ -48,11 +48,11 @@ def forbids_load(target: bytes) -> bool:
     return given.lower() in ("false", "0")
 
 
-def _only_loaded(models: Collection[ModelInstance], reading: Reading) -> ModelInstance:
+def _only_loaded(models: Collection[ModelInstance], info: InfoPath) -> ModelInstance:
     loaded = [model for model in models if model.serves]
     if len(loaded) != 1:
         known = ", ".join(model.alias for model in loaded) or "none"
-        raise MissingModel(f"name a model: {reading.path}?model=...; loaded: {known}", param="model")
+        raise MissingModel(f"name a model: {info.path}?model=...; loaded: {known}", param="model")
     return loaded[0]
 
 

@@ -17,7 +17,7 @@ from app.gguf.header import GgufError, GgufHeader, read_header
 from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_process import NO_FILES_LEFT, out_of_files
-from app.llama.runner import LoadError
+from app.llama.runner_interface import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
 from app.memory.history import LoadRecord
 from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost

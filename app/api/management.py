@@ -12,10 +12,10 @@ from sse_starlette.sse import AppStatus
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import listing
+from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.guard import client_of, require_admin
 from app.api.openai import json_object
-from app.api.services import Services, services_of
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.instance import ModelInstance

@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 
 from app.core.queue import Ticket, TicketOwner
 from app.domain.errors import RouterError
-from app.llama.runner import Runner
+from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.record import RequestRecord
 from app.proxy.request_body import Data
+from app.proxy.request_record import RequestRecord
 
 
 class UpstreamGone(Exception):

@@ -14,7 +14,7 @@ from app.domain.views import ModelView
 from app.observability.telemetry import Telemetry
 
 
-class Figures:
+class LiveStats:
     """Counts every request that has ended."""
 
     def __init__(

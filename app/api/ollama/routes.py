@@ -1,0 +1,108 @@
+"""Ollama's endpoints that ask no model, and those that keep a store of models, which the router has none of.
+
+Those that ask a model stand with the others in `app/proxy/routes.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Request
+
+from app.api.dependencies import Services, services_of
+from app.api.documentation import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
+from app.api.ollama import listing
+from app.api.ollama.show import shown
+from app.api.openai import json_object
+from app.domain.errors import BadRequest, NotSupported
+from app.domain.spec import ModelSpec
+from app.proxy.dialects.ollama.names import asked_for
+
+router = APIRouter(tags=["ollama"], responses=FOR_OLLAMA)
+store = APIRouter(tags=["ollama"], responses=FOR_STORE)
+
+OLLAMA_VERSION = "0.33.0"
+"""The one whose answers these are. Programs compare it with what they need."""
+
+
+@router.get("/api/version")
+async def version(request: Request) -> dict[str, Any]:
+    return {"version": OLLAMA_VERSION, "router": request.app.version}
+
+
+@router.get("/api/status")
+async def status() -> dict[str, Any]:
+    """There is no cloud behind it."""
+    return {"cloud": {"disabled": True, "source": "env"}}
+
+
+@router.get("/api/tags")
+async def tags(request: Request) -> dict[str, Any]:
+    """The configured models."""
+    services = services_of(request)
+    models, cards = list(services.manager.instances.values()), await services.cards.of(_specs(services))
+    with_aliases = services.config.api.list_aliases
+    return {"models": listing.available(models, cards, with_aliases=with_aliases)}
+
+
+@router.get("/api/ps")
+async def ps(request: Request) -> dict[str, Any]:
+    """The loaded models."""
+    services = services_of(request)
+    cards = await services.cards.of(_specs(services))
+    return {"models": listing.running(services.manager.instances.values(), cards)}
+
+
+@router.post("/api/show", responses=FOR_SHOW, openapi_extra=json_body({"model": "qwen"}, "model"))
+async def show(request: Request) -> dict[str, Any]:
+    """What a model's file says."""
+    services, asked = services_of(request), await json_object(request, any_type=True)
+    name = asked.get("model") or asked.get("name")
+    if not isinstance(name, str):
+        raise BadRequest("model is required", param="model")
+    spec = services.manager.find(asked_for(name)).spec
+    card = (await services.cards.of({spec.alias: spec})).get(spec.alias)
+    return await anyio.to_thread.run_sync(shown, spec, card, asked)
+
+
+def _specs(services: Services) -> dict[str, ModelSpec]:
+    return {alias: instance.spec for alias, instance in services.manager.instances.items()}
+
+
+# --- the store
+
+_INSTEAD = {
+    ("POST", "/api/pull"): "download the GGUF file, and add it to `models` of the configuration",
+    ("POST", "/api/push"): "copy the GGUF file to where it is wanted",
+    ("POST", "/api/create"): "add a model with its `params` to the configuration",
+    ("POST", "/api/copy"): "add a name to the model's `aliases` in the configuration",
+    ("DELETE", "/api/delete"): "take the model out of the configuration, and delete its file",
+    ("POST", "/api/blobs/{digest}"): "copy the GGUF file to this machine, and add it to the configuration",
+    ("GET", "/api/blobs/{digest}"): "models are files here: look at GET /api/tags",
+    ("POST", "/api/me"): "there are no accounts here: api.api_keys says who may ask",
+    ("POST", "/api/signout"): "there are no accounts here: api.api_keys says who may ask",
+}
+
+
+def _without(method: str, path: str, instead: str) -> None:
+    error = f"{path} keeps a store, and this router has none: {instead}"
+
+    async def refuse() -> None:
+        raise NotSupported(error)
+
+    async def refuse_blob(digest: str) -> None:
+        raise NotSupported(error)
+
+    store.add_api_route(
+        path,
+        refuse_blob if "{digest}" in path else refuse,
+        methods=[method],
+        name=path,
+        summary=instead.capitalize(),
+        status_code=501,
+    )
+
+
+for (_method, _path), _instead in _INSTEAD.items():
+    _without(_method, _path, _instead)
