@@ -30,6 +30,9 @@ anything else, and the end before a second one."""
 
 BLANKS = ("<0x09>", "<0x0A>", "<0x20>", "\n", ggufs.SPACE)
 
+MARK = '{"step"'
+"""How a program's lines begin."""
+
 Told = Mapping[str, Any]
 
 
@@ -76,7 +79,7 @@ def test_a_client_sees_what_its_users_expect(router: RouterProcess, program: Pro
 
 
 def run(program: Program, router: RouterProcess) -> Iterator[Told]:
-    command = [need(_part(program)), *program.command[1:], router.url]
+    command = [need(_part(program)), *program.command[1:], router.url, *program.options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(), text=True
     ) as process:
@@ -87,6 +90,8 @@ def run(program: Program, router: RouterProcess) -> Iterator[Told]:
         watchdog = threading.Timer(LONGEST_S, process.kill)
         watchdog.start()
         for line in process.stdout:
+            if not line.startswith(MARK):  # a library's own
+                continue
             told = json.loads(line)
             if "begun" in told:
                 router.eject("endless")  # at once: what runs there fails
@@ -98,13 +103,7 @@ def run(program: Program, router: RouterProcess) -> Iterator[Told]:
 
 
 def _part(program: Program) -> Part:
-    path = Path(program.command[0])
-    return Part(
-        f"The client {program.name}",
-        lambda: str(path) if path.exists() else None,
-        "make test-clients",
-        "what its users see is",
-    )
+    return Part(f"The client {program.name}", program.find, "make test-clients", "what its users see is")
 
 
 def _environment() -> dict[str, str]:
@@ -139,7 +138,7 @@ def _called(line: Told) -> bool:
 
 
 def _was_told(*words: str) -> Callable[[Told], bool]:
-    """The error has the router's own words."""
+    """The error that its user sees has what the router said."""
     return lambda line: all(word in line.get("error", "") for word in words)
 
 
@@ -148,12 +147,13 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "chat": _has_text,
     "stream": _came_in_pieces,
     "responses": _has_texts,
+    "two_turns": _has_texts,
     "count": lambda line: line.get("saw", 0) > 5,
     "tools": _called,
     "swap": _has_texts,
     "embed": lambda line: line.get("saw") == [64, 64],
-    "unknown": _was_told("there is no model 'nobody'"),
-    "wrong_key": _was_told("key"),
-    "broken": _was_told("broken", "not a GGUF file"),
-    "failing": _was_told("ended while it answered"),
+    "unknown": _was_told("nobody", "embed"),
+    "wrong_key": _was_told("API key"),
+    "broken": _was_told("broken", "GGUF"),
+    "failing": _was_told("endless"),
 }

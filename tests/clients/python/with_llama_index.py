@@ -1,6 +1,7 @@
-"""LlamaIndex's classes for servers that are like OpenAI's."""
+"""LlamaIndex's classes for servers that are like OpenAI's.
 
-from __future__ import annotations
+It makes a tool's schema of the function's annotations, so they are no texts here.
+"""
 
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
