@@ -17,7 +17,7 @@ from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
-from app.llama.output.folder import obstacle
+from app.llama.output.folder import why_not_writable
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner_interface import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
@@ -66,7 +66,7 @@ def run(path: Path) -> int:
     if binary is not None and not computes and not _needs_processor(config, readings):
         print("  every model lies wholly on a GPU: it can be served all the same")
         computes = True
-    no_logs = obstacle(Path(config.system.log_dir))
+    no_logs = why_not_writable(Path(config.system.log_dir))
     if no_logs:
         print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
     history = LoadHistory(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")

@@ -1,4 +1,4 @@
-"""The frozen pictures of models and devices: policies decide on them, the API shows them."""
+"""Frozen snapshots of models and devices: policies decide on them, the API shows them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class KeptView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
+    """A snapshot of one model: the policy decides on it, the API shows it. Times are loop seconds.
 
     It has no process, or one; decisions are written as if it could have several. `slots` are those of one
     process. `preempted_at` is when it last gave way to another model with requests of its own still waiting:

@@ -100,7 +100,7 @@ class PortProbe:
         except _NO_ANSWER as error:
             now = self._clock()
             evidence.probe_missed(now, is_void=out_of_files(error) or self._pauses.interrupted(begun, now))
-        except BaseException:
+        except BaseException:  # cancelled, too: what it would have answered is not known
             evidence.probe_missed(self._clock(), is_void=True)
             raise
         else:

@@ -86,7 +86,7 @@ def in_time(call: Callable[[], T], timeout_s: float) -> T:
     def run() -> None:
         try:
             answers.append(call())
-        except BaseException as error:
+        except BaseException as error:  # raised again in the thread that asked
             answers.append(error)
 
     thread = threading.Thread(target=run, name="driver", daemon=True)
