@@ -8,7 +8,8 @@ const configuration = { baseURL: `${BASE}/v1` };
 const tools = [{ type: "function", function: { name: "weather", parameters: told.WEATHER } }];
 
 function model(name, maxTokens = MOST_TOKENS, apiKey = KEY) {
-  return new ChatOpenAI({ model: name, maxTokens, apiKey, temperature: 0, timeout: 600_000, configuration });
+  const asked = { model: name, maxTokens, apiKey, temperature: 0, timeout: 600_000, configuration };
+  return new ChatOpenAI({ ...asked, maxRetries: 0 }); // it would repeat a 424 six times, whatever it is told
 }
 
 async function chat(name, apiKey = KEY) {

@@ -3,6 +3,8 @@
 It makes a tool's schema of the function's annotations, so they are no texts here.
 """
 
+from typing import Literal
+
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
@@ -26,7 +28,6 @@ from telling import (
     text,
     until_it_fails,
 )
-from typing_extensions import Literal
 
 TALK = [ChatMessage(role="user", content=ASK)]
 HERE = {"api_base": f"{BASE}/v1", "timeout": LONG_S}

@@ -32,9 +32,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": WEATHE
 
 
 def chat(model: str, client: OpenAI = client) -> str:
-    answer = client.chat.completions.create(
-        model=model, messages=TALK, max_tokens=MOST_TOKENS, temperature=0
-    )
+    answer = client.chat.completions.create(model=model, messages=TALK, max_tokens=MOST_TOKENS, temperature=0)
     return answer.choices[0].message.content
 
 
@@ -46,10 +44,20 @@ def stream(model: str, **more: object) -> list[str]:
 
 def call() -> list[object]:
     answer = client.chat.completions.create(
-        model=CALLER, messages=TALK, tools=[TOOL], tool_choice="required", max_tokens=MOST_IN_A_CALL, temperature=0
+        model=CALLER,
+        messages=TALK,
+        tools=[TOOL],
+        tool_choice="required",
+        max_tokens=MOST_IN_A_CALL,
+        temperature=0,
     )
     function = answer.choices[0].message.tool_calls[0].function
     return [function.name, json.loads(function.arguments)]
+
+
+def embed() -> list[int]:
+    found = client.embeddings.create(model=EMBED, input=["a", "b"])
+    return [len(vector.embedding) for vector in found.data]
 
 
 def converse() -> list[str]:
@@ -70,7 +78,9 @@ step("stream", lambda: stream(CHAT, max_tokens=MOST_TOKENS))
 step("responses", converse)
 step("tools", call)
 step("swap", lambda: [chat(OTHER), chat(CHAT)])
-step("embed", lambda: [len(e.embedding) for e in client.embeddings.create(model=EMBED, input=["a", "b"]).data])
+step(
+    "embed", lambda: [len(e.embedding) for e in client.embeddings.create(model=EMBED, input=["a", "b"]).data]
+)
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, client.with_options(api_key=WRONG_KEY)))
 step("broken", lambda: chat(BROKEN))
