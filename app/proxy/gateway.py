@@ -226,9 +226,9 @@ class Gateway:
         config = configuration.current
         translator = None
         if endpoint is None:
-            instance, routed = request.read_tunnel(manager, meta, id_, method, target)
+            instance, routed = request.read_tunnel(manager.fleet, meta, id_, method, target)
         else:
-            instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+            instance, routed = request.read_body(manager.fleet, meta, id_, fields, endpoint)
             translation = translations.get(endpoint.path)
             if translation is not None and not isinstance(body.data, Spool):
                 asked = translation.ask(
