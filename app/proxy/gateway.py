@@ -230,7 +230,8 @@ class Gateway:
         else:
             instance, routed = request.read_body(manager.fleet, meta, id_, fields, endpoint)
             translation = translations.get(endpoint.path)
-            if translation is not None and not isinstance(body.data, Spool):
+            if translation is not None:
+                assert not isinstance(body.data, Spool)  # forms have no translation
                 asked = translation.ask(
                     Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
                 )
