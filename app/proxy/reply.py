@@ -23,6 +23,7 @@ HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
 
 MAX_ERROR_BYTES = 65536
+EVENT = b"data: {"
 ERROR_IN_STREAM = b'data: {"error"'
 """No answer holds it: inside a text its quotation mark would be escaped."""
 
@@ -40,8 +41,8 @@ class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
     __slots__ = ("_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length", "_lines", "_mode",
-                 "_new_translator", "_parts", "_record", "_translator", "_usage", "_voice", "progress_at",
-                 "started")  # fmt: skip
+                 "_new_translator", "_parts", "_record", "_translator", "_usage", "_voice", "events",
+                 "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -58,6 +59,8 @@ class Reply:
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
+        self.events = 0
+        """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
         self._voice, self._heartbeats, self._new_translator = voice, heartbeats, translator
         self._translator: Translator | None = None
@@ -87,6 +90,7 @@ class Reply:
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
         self._mode, self._usage, self._translator = _Mode.EMPTY, None, None
+        self.events = 0
         self._parts.clear()
 
     # --- the answer
@@ -128,11 +132,11 @@ class Reply:
             return self._pass(data, data, last)
         if mode is _Mode.TRANSLATED:
             return self._pass_translated(data, last)
-        self._parts.append(data)
+        self._collect(data)
         if not last:
             self.progress_at = self._clock()
             return True
-        whole = b"".join(self._parts) if len(self._parts) > 1 else data
+        whole = b"".join(self._parts)
         if mode is _Mode.HELD:
             self._pass_whole(whole)
         else:
@@ -141,6 +145,12 @@ class Reply:
             self._record.status = error.status
             self.fail(error)
         return True
+
+    def _collect(self, data: bytes) -> None:
+        if self._mode is _Mode.REFUSED:  # of an error nobody reads more
+            data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
+        if data or not self._parts:
+            self._parts.append(data)
 
     def _pass_event(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and is_only_comments(data):
@@ -184,6 +194,7 @@ class Reply:
             if self._usage is None:
                 self._begin(data, now)
             self._usage.feed(data)  # type: ignore[union-attr]
+            self.events += data.count(EVENT)
         if not self.started:
             self._start(self._record.status, self._length)
         return self._downstream.write(translated, last)
