@@ -119,6 +119,7 @@ def create_app(
     )
     for router in (
         openai.router,
+        openai.ollama,
         responses.router,
         ollama.router,
         ollama.store,

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api import listing
 from app.api.dependencies import services_of
-from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, form_body, json_body
+from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
@@ -23,6 +23,7 @@ from app.proxy.request_body import RequestBody, Spool
 from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
+ollama = APIRouter(responses=FOR_OLLAMA_MODELS)
 
 
 async def _described(request: Request) -> Response:
@@ -35,7 +36,7 @@ async def upstream(request: Request, target: str) -> Response:
 
 
 for _endpoint in ENDPOINTS:
-    router.add_api_route(
+    (ollama if _endpoint.any_type else router).add_api_route(
         _endpoint.path,
         _described,
         methods=["POST"],

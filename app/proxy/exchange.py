@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
 
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
+from app.domain.input_guard import guarded_input
 from app.domain.status import Status
 from app.judgement.judge import LOOKS
 from app.llama.runner_interface import Runner
@@ -27,22 +26,6 @@ from app.proxy.request_body import Data, RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
 
 logger = logging.getLogger(__name__)
-
-Input = TypeVar("Input", bound=Callable[..., Any])
-
-
-def _input(method: Input) -> Input:
-    """A bug in one request is answered and logged there; whoever called goes on."""
-
-    @wraps(method)
-    def guarded(self: Exchange, *args: Any) -> Any:
-        try:
-            return method(self, *args)
-        except Exception as error:
-            self.bug(error)
-            return None
-
-    return guarded  # type: ignore[return-value]
 
 
 class Exchange:
@@ -89,11 +72,11 @@ class Exchange:
 
     # --- the queue
 
-    @_input
+    @guarded_input
     def begin(self) -> None:
         self._enter(since=self.ticket.arrived)
 
-    @_input
+    @guarded_input
     def granted(self) -> None:
         self._pending = None
         runner = self._runner = self.instance.runner
@@ -105,13 +88,13 @@ class Exchange:
         self._wake(self.instance.spec.request_timeout_s / LOOKS or CLIENT_STALLS_S)
         self._connect(runner)
 
-    @_input
+    @guarded_input
     def refused(self, error: RouterError) -> None:
         """No slot, or no connection: the router's own word."""
         self._pending = None
         self._fail(error)
 
-    @_input
+    @guarded_input
     def process_gone(self, error: RouterError | None) -> None:
         """Without an error: once more, at the old place in the queue."""
         self._pending = None
@@ -129,7 +112,7 @@ class Exchange:
 
     # --- the connection to llama-server
 
-    @_input
+    @guarded_input
     def connected(self, link: Link, is_fresh: bool) -> None:
         if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
             link.release()
@@ -137,23 +120,26 @@ class Exchange:
         self.phase, self._link, self._pending = Phase.ASKED, link, None
         link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
-    @_input
+    @guarded_input
     def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
         self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 
-    @_input
+    @guarded_input
     def body(self, data: bytes, last: bool) -> bool:
         go_on = self.reply.body(data, last)
         if last:
-            self._end()
+            if self.reply.instead is None:
+                self._end()
+            else:
+                self._ask(self.reply.instead)
             return True
         self._is_paused = not go_on
         return go_on
 
-    @_input
+    @guarded_input
     def broken(self, error: UpstreamGone) -> None:
         self._link = self._pending = None
         if error.stale and self._runner is not None:
@@ -163,14 +149,14 @@ class Exchange:
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
         self._lost()
 
-    @_input
+    @guarded_input
     def cut(self) -> None:
         """The process is stopped without waiting for this request."""
         self._lost()
 
     # --- the client
 
-    @_input
+    @guarded_input
     def writable(self) -> None:
         """The client takes more."""
         self.reply.progress_at = self._clock()
@@ -178,7 +164,7 @@ class Exchange:
             self._is_paused = False
             self._link.resume()
 
-    @_input
+    @guarded_input
     def client_left(self) -> None:
         if self.phase is not Phase.ENDED:
             self.record.client_left = True
@@ -186,7 +172,7 @@ class Exchange:
 
     # --- time
 
-    @_input
+    @guarded_input
     def due(self, now: float) -> None:
         """Every time-out of a request, and its heartbeat. Asks to be called again."""
         if self.phase is Phase.QUEUED:
@@ -229,6 +215,17 @@ class Exchange:
         self._wake(max(first - now, 0.0))
 
     # --- inside
+
+    def _ask(self, instead: bytes) -> None:
+        """Once more, in its slot: it has refused what it was asked."""
+        self._let_go()
+        if self._body is None or self._runner is None:
+            self._lost()
+            return
+        self._body.replace(instead)
+        self.reply.restart()
+        self.phase = Phase.CONNECTING
+        self._connect(self._runner)
 
     def _enter(self, since: float) -> None:
         self.phase = Phase.QUEUED

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.domain.errors import RouterError
 from app.llama.error_answers import read_error
 from app.proxy.dialects.events import Event, EventReader, event
-from app.proxy.dialects.translation import Asked, Incoming
+from app.proxy.dialects.translation import Asked, Incoming, Times
 from app.proxy.dialects.voice import ANTHROPIC
 
 _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking": {"signature": ""}}
@@ -19,6 +20,9 @@ class MessagesTranslation:
 
     edits = False
 
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return given
+
     def ask(self, incoming: Incoming) -> Asked:
         return Asked(incoming.body, incoming.stream, MessagesTranslator)
 
@@ -26,7 +30,7 @@ class MessagesTranslation:
 class MessagesTranslator:
     """Passes events as they are, but for the few that are not whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, _times: Times) -> None:
         self.failure: RouterError | None = None
         self._reader = EventReader()
 
