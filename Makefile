@@ -20,7 +20,7 @@ PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak bench FORCE
+.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak facts bench FORCE
 .DEFAULT_GOAL := help
 
 help:

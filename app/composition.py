@@ -25,7 +25,7 @@ from app.core.prometheus_metrics import Metrics
 from app.core.vram_tracker import DeviceTracker
 from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
-from app.domain.event_bus import BATCH_S, EventBus
+from app.domain.event_bus import EventBus
 from app.domain.units import MIB
 from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
@@ -42,6 +42,7 @@ from app.memory.probes.interface import GpuProbe
 from app.models.cards import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
+from app.observability.access_log import AccessLog
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
@@ -65,11 +66,12 @@ async def build(
     probe: GpuProbe | None,
     binary: BinaryInfo | None,
     heartbeat_s: float,
+    batch_s: float,
     memory: ClientMemory,
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
     pauses = Pauses(started_at)
-    bus = EventBus(BATCH_S)
+    bus = EventBus(batch_s)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
     kv_cache = None
@@ -135,7 +137,7 @@ def _services(
         background=Background(),
         cards=Cards(),
         health=HealthMonitor(lambda: manager.instances, system.health_check_interval_sec, bus, pauses),
-        metrics=Metrics(bus, views=manager.views, devices=tracker.devices, clients=memory.figures),
+        metrics=Metrics(bus, views=manager.views, devices=tracker.ledger.devices, clients=memory.figures),
         telemetry=telemetry,
         status=status,
         live_stats=live_stats,
@@ -200,6 +202,7 @@ def _disconnect_all(services: Services) -> None:
 def _start(services: Services) -> None:
     """What runs by itself."""
     manager = services.manager
+    AccessLog(services.bus)
     LoadReporter(services.bus, lambda alias: manager.instances[alias].view(), time.monotonic)
     services.background.start("gpu readings", services.tracker.run)
     services.background.start("health monitor", services.health.run)

@@ -23,6 +23,7 @@ from app.composition import backend, build
 from app.configuration.subscriptions import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
+from app.domain.event_bus import BATCH_S
 from app.llama.command import BinaryInfo
 from app.llama.runner_interface import Launcher
 from app.memory.probes.host import machine_mb
@@ -96,8 +97,13 @@ def create_app(
     binary: BinaryInfo | None = None,
     config_path: Path | None = None,
     heartbeat_s: float = HEARTBEAT_S,
+    batch_s: float = BATCH_S,
 ) -> RouterApp:
-    """The router as an ASGI application; `launcher` and `probe` are the two seams to the world."""
+    """The router as an ASGI application; `launcher` and `probe` are the two seams to the world.
+
+    `heartbeat_s`: of the event streams for dashboards. `batch_s`: how long the records of finished requests
+    are collected.
+    """
     configuration = Configuration(config)
     memory = ClientMemory(config, machine_mb())
     configuration.subscribe(ClientMemory.TAKES, memory.apply)
@@ -105,7 +111,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await build(configuration, stack, launcher, probe, binary, heartbeat_s, memory)
+            services = await build(
+                configuration, stack, launcher, probe, binary, heartbeat_s, batch_s, memory
+            )
             app.state.services = services
             router_app.gateway.backend = backend(services)
             if config_path is not None:

@@ -84,11 +84,15 @@ class Router:
 
 
 def with_cuda(folder: Path, llama_server: Path) -> Path:
-    """The real llama-server, but it says that it uses CUDA, so that NVML is asked. It runs on the CPU."""
+    """The real llama-server, but it says that it uses CUDA, so that NVML is asked. It runs on the CPU.
+
+    Like CUDA it shows no device where the environment hides them all.
+    """
     path = folder / "cuda-llama-server"
-    listed = "Available devices:\\n  CUDA0: Stub-0 (8192 MiB, 8192 MiB free)\\n"
     path.write_text(
-        f"#!/bin/sh\nif [ \"$1\" = --list-devices ]; then printf '{listed}'; exit; fi\n"
+        '#!/bin/sh\nif [ "$1" = --list-devices ]; then echo "Available devices:"\n'
+        'case "${CUDA_VISIBLE_DEVICES-0}" in\n'
+        '""|-1) ;;\n*) echo "  CUDA0: Stub-0 (8192 MiB, 8192 MiB free)" ;;\nesac\nexit\nfi\n'
         f'exec {shlex.quote(str(llama_server))} "$@"\n'
     )
     path.chmod(0o755)

@@ -107,6 +107,16 @@ class Router:
         self.tasks.started = 0
         return client, line
 
+    async def one_runs_and_one_waits(self) -> tuple[Client, Line, Client]:
+        """The client that is served, its connection to llama-server, and the client that waits."""
+        first, line = await self.warm()
+        first.say(request())
+        await line.asked()
+        second = await self.client()
+        second.say(request())
+        await self.waiting()
+        return first, line, second
+
     async def account(self) -> RequestFinished:
         """Of the next request that ends."""
         return await soon(self.finished.get())
@@ -162,10 +172,7 @@ MakeRouter = Callable[..., Awaitable[Router]]
 
 
 @pytest.fixture
-async def make_router(
-    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[MakeRouter]:
-    monkeypatch.setattr("app.composition.BATCH_S", 0.0)
+async def make_router(tiny_gguf: Path, tmp_path: Path) -> AsyncIterator[MakeRouter]:
     async with AsyncExitStack() as stack:
 
         async def make(api: dict[str, Any] | None = None, keep_alive_s: int = 75, **system: Any) -> Router:
@@ -179,9 +186,8 @@ async def make_router(
             server = await asyncio.start_server(router.on_connect, "127.0.0.1", 0, limit=2**25)
             await stack.enter_async_context(server)
             launcher.port = server.sockets[0].getsockname()[1]
-            app = create_app(
-                parse(json.dumps(tree), tmp_path, {}), launcher=launcher, probe=FakeProbe(10_000)
-            )
+            config = parse(json.dumps(tree), tmp_path, {})
+            app = create_app(config, launcher=launcher, probe=FakeProbe(10_000), batch_s=0.0)
             await router.start(app, keep_alive_s)
             router.services.upstream.idle_s = 60.0  # what ends, ends for another reason
             stack.push_async_callback(router.close)

@@ -6,17 +6,15 @@ Tests start servers by `start_server` only: it is the one place that knows how.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import httpx
-import pytest
 import uvicorn
 
 from app.main import RouterApp, drain
@@ -32,28 +30,6 @@ SOON_S = 10.0
 async def soon(awaitable: Awaitable[T]) -> T:
     """What hangs is a failure of this test, not of the run."""
     return await asyncio.wait_for(awaitable, SOON_S)
-
-
-def loops() -> Iterator[Any]:
-    """Parameters for a fixture `event_loop_policy`: production takes uvloop where there is one."""
-    yield pytest.param(asyncio.DefaultEventLoopPolicy, id="asyncio")
-    with contextlib.suppress(ImportError):  # not on Windows, not on PyPy
-        import uvloop
-
-        yield pytest.param(uvloop.EventLoopPolicy, id="uvloop")
-
-
-@pytest.fixture(params=loops())
-def event_loop_policy(request: pytest.FixtureRequest) -> Any:
-    """Each test on both event loops, where it is imported."""
-    return request.param()
-
-
-def policy_for(way: str) -> asyncio.AbstractEventLoopPolicy:
-    """Of one of `WAYS`: on a socket, the loop that serves in production."""
-    kinds = [param.values[0] for param in loops()]
-    policy: asyncio.AbstractEventLoopPolicy = kinds[-1 if way == "socket" else 0]()
-    return policy
 
 
 # --- the server
@@ -209,7 +185,6 @@ class Client:
 
 # --- two ways to the same application
 
-WAYS = ("asgi", "socket")
 FRAMING = (b"content-length", b"transfer-encoding")
 BASE_URL = "http://127.0.0.1:8000"
 """What clients believe that they speak to, whatever the port is: cookies and origins are compared with it."""

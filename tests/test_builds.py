@@ -18,10 +18,10 @@ from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_s
 from app.llama.builds.machine import (
     Machine,
     Needs,
-    obstacle,
     parse_features,
     parse_version,
     this_machine,
+    unmet_need,
 )
 from app.llama.builds.provide import BuildUnavailable, of_role, provide, select
 from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
@@ -51,7 +51,7 @@ def named(value: object) -> str:
 
 
 def fitting(machine: Machine) -> list[str]:
-    return [build.name for build in BUILDS if obstacle(machine, build.kinds) is None]
+    return [build.name for build in BUILDS if unmet_need(machine, build.kinds) is None]
 
 
 @pytest.mark.parametrize(
@@ -87,22 +87,22 @@ def test_each_machine_gets_the_first_build_that_fits(machine: Machine, first: st
     ids=named,
 )
 def test_where_nothing_fits_every_build_says_why(machine: Machine) -> None:
-    reasons = [obstacle(machine, build.kinds) for build in BUILDS]
+    reasons = [unmet_need(machine, build.kinds) for build in BUILDS]
     assert all(reasons)
     assert all("\n" not in reason for reason in reasons if reason)
 
 
-def test_an_obstacle_names_what_is_there_and_what_is_wanted() -> None:
+def test_an_unmet_need_names_what_is_there_and_what_is_wanted() -> None:
     needs = (
         Needs("linux", "x86_64", (2, 35), frozenset({"avx2", "fma"})),
         Needs("darwin", "aarch64", (14, 0)),
     )
-    assert obstacle(linux(HASWELL), needs) is None
-    assert obstacle(linux(NEHALEM), needs) == "this processor has no avx2, fma"
-    assert obstacle(linux(HASWELL, (2, 31)), needs) == "it needs glibc 2.35; this is 2.31"
-    assert "glibc 2.35, which is not" in str(obstacle(linux(HASWELL, None), needs))
-    assert "macOS 14.0; this is 13.6" in str(obstacle(Machine("darwin", "aarch64", (13, 6), None), needs))
-    windows = obstacle(Machine("win32", "x86_64", None, None), needs)
+    assert unmet_need(linux(HASWELL), needs) is None
+    assert unmet_need(linux(NEHALEM), needs) == "this processor has no avx2, fma"
+    assert unmet_need(linux(HASWELL, (2, 31)), needs) == "it needs glibc 2.35; this is 2.31"
+    assert "glibc 2.35, which is not" in str(unmet_need(linux(HASWELL, None), needs))
+    assert "macOS 14.0; this is 13.6" in str(unmet_need(Machine("darwin", "aarch64", (13, 6), None), needs))
+    windows = unmet_need(Machine("win32", "x86_64", None, None), needs)
     assert windows == "it is for linux x86_64, darwin aarch64; this is win32 x86_64"
 
 
@@ -188,7 +188,7 @@ def test_a_configured_one_stands_alone() -> None:
 def test_what_does_not_fit_is_never_installed() -> None:
     for candidate in in_order(linux(HASWELL, (2, 31)), None, False):
         fits = candidate.name in fitting(linux(HASWELL, (2, 31)))
-        assert (candidate.obstacle is None) == fits
+        assert (candidate.unmet is None) == fits
 
 
 # --- what is done to the files

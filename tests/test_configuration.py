@@ -177,7 +177,7 @@ APPLIED: dict[str, tuple[object, Any]] = {
     "system.vram_multiplier": (3, lambda r: r.need_mb() >= 300),
     "system.default_model": ("a", lambda r: _default(r) == "a"),
     "system.foreign_wait_sec": (7, lambda r: r.services.manager.scheduler.limits.foreign_wait_s == 7),
-    "system.min_free_vram_mb": (7, lambda r: r.services.tracker.devices()[0].min_free_mb == 7),
+    "system.min_free_vram_mb": (7, lambda r: r.services.tracker.ledger.devices()[0].min_free_mb == 7),
     "system.load_timeout_sec": (7, lambda r: r.launcher.load_timeout_s == 7),
     "system.load_max_retries": (
         7,

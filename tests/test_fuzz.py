@@ -30,15 +30,16 @@ from app.configuration.file import parse
 from app.main import create_app
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.proxy.routes import ENDPOINTS
+from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import WAYS, Pair, Reply, Way, policy_for, reached_by
+from tests.serving import Pair, Reply, Way, reached_by
 from tests.stand_in import llama_server_stand_in
+
+__all__ = ["on_the_loop_of_the_way", "way"]  # fixtures
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "1200"))
 BLOCK = 50
 """Requests that are sent at once."""
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
 
 KEY = b"fuzz-key"
 GROWTH_MB = 30.0
@@ -379,16 +380,6 @@ def blocks(strategy: st.SearchStrategy[Call], count: int) -> list[list[Call]]:
 @pytest.fixture(scope="module")
 def generated() -> list[list[Call]]:
     return blocks(calls(), REQUESTS)
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def event_loop_policy(way: str) -> Any:
-    return policy_for(way)
 
 
 @pytest.mark.timeout(1800)

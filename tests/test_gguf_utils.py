@@ -63,7 +63,7 @@ def test_a_header_tells_what_the_model_is(tiny: Path) -> None:
     header = read_header(tiny)
     assert (header.architecture, header.name) == ("llama", "tiny-random")
     assert (header.context_length, header.block_count) == (4096, 2)
-    assert header.has_chat_template and not header.is_embedding and header.pooling_type is None
+    assert not header.is_embedding and header.pooling_type is None
     assert header.file_size == tiny.stat().st_size
     assert header.parts == (tiny,)
 
@@ -90,7 +90,7 @@ def test_short_arrays_are_kept_and_long_ones_only_counted(tmp_path: Path) -> Non
 
 def test_an_encoder_is_an_embedding_model(tmp_path: Path) -> None:
     header = read_header(make_architecture("bert", tmp_path / "bert.gguf"))
-    assert header.is_embedding and header.pooling_type == 2 and not header.has_chat_template
+    assert header.is_embedding and header.pooling_type == 2
 
 
 def test_pooling_metadata_make_a_decoder_an_embedding_model(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from app.proxy.gateway import Gateway
 from app.proxy.http_server import ProxyProtocol
 from app.proxy.intake import MAX_AHEAD_BYTES
 from app.proxy.request_reader import MAX_HEAD_BYTES
+from tests.serving import started
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -44,13 +45,9 @@ def config_of(app: Any, protocol: type[ProxyProtocol] = ProxyProtocol) -> uvicor
 
 @asynccontextmanager
 async def serving(config: uvicorn.Config) -> AsyncIterator[int]:
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
+    server = await started(uvicorn.Server(config))
     yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    await task
+    await server.shutdown()
 
 
 @pytest.fixture
@@ -93,7 +90,7 @@ async def test_a_head_that_never_ends_is_cut_off(port: int, start: bytes) -> Non
     while not closed.done() and sent < 100 * MAX_HEAD_BYTES:
         writer.write(b"a" * 4096)
         sent += 4096
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # the server reads what has come
     writer.close()
     await asyncio.gather(closed, return_exceptions=True)
     assert sent < 4 * MAX_HEAD_BYTES

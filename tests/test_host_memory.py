@@ -178,7 +178,7 @@ async def test_what_a_model_on_the_gpu_keeps_on_the_host_is_planned_too(make_wor
     request = world.request("a")
     await world.settle()
     assert request.granted.is_set()
-    held = world.tracker.reserved("a")
+    held = world.tracker.ledger.of("a").placement
     assert held["0"] == 3000 and held[HOST] >= 2000 + GPU_PROCESS_MB
 
 
@@ -191,8 +191,8 @@ async def test_mapped_weights_are_not_taken_for_free_memory(make_world: MakeWorl
     pid = world.launcher.newest("a").pid
     world.host = replace(host(4096, used_mb=100), by_pid={pid: 60})
     await world.settle()
-    (machine,) = world.tracker.devices()
-    held = world.tracker.reserved("a")[HOST]
+    (machine,) = world.tracker.ledger.devices()
+    held = world.tracker.ledger.of("a").placement[HOST]
     assert machine.free_mb == 4096 - 100 - (held - 60)
     assert machine.others_mb == 40
 

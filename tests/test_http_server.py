@@ -26,6 +26,7 @@ from app.proxy.http_server import State
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.server import GC_THRESHOLDS, freeze_garbage_collection
+from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
     ANSWER,
     CHAT,
@@ -38,12 +39,10 @@ from tests.proxy_environment import (
     router,
 )
 from tests.router_process import until
-from tests.serving import Client, event_loop_policy, soon
+from tests.serving import Client, soon
 from tests.upstreams import OK, SIZED, Line
 
-__all__ = ["event_loop_policy", "make_router", "router"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["make_router", "on_both_loops", "router"]
 
 GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HALF_A_HEAD = OK + b"Content-Le"
@@ -519,12 +518,7 @@ async def test_a_request_that_is_cut_is_asked_for_again(router: Router, said: by
 async def test_who_waits_while_its_process_is_stopped_is_served_by_the_next_one(
     router: Router,
 ) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, _, second = await router.one_runs_and_one_waits()
     router.instance().stop(StopReason.MANUAL)
     fresh = await router.line()
     await fresh.answer(ANSWER)
@@ -543,12 +537,7 @@ async def test_what_is_no_http_is_asked_for_again_and_then_told(router: Router) 
 
 
 async def test_who_waits_for_a_model_that_is_removed_is_told_so(router: Router) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, line, second = await router.one_runs_and_one_waits()
     router.services.manager.apply(parse(json.dumps({"models": {}}), Path(), {}))
     assert (await second.reply()).code == "model_not_found"
     line.say(ANSWER)
@@ -632,7 +621,7 @@ async def test_the_time_in_the_queue_is_that_of_the_configuration(make_router: M
     second.say(request())
     assert (await second.reply()).code == "queue_timeout"
     account = await router.account()
-    assert 1 <= account.duration_s < 2
+    assert 1 <= account.duration_s < 30, "not the 300 s that it is by default"
     line.say(SIZED)
     await first.reply()
 
@@ -805,12 +794,7 @@ async def test_half_a_body_at_the_end_of_the_router_is_told_so(router: Router) -
 
 
 async def test_who_waits_at_the_end_of_the_router_is_told_so(router: Router) -> None:
-    first, line = await router.warm()
-    first.say(request())
-    await line.asked()
-    second = await router.client()
-    second.say(request())
-    await router.waiting()
+    first, line, second = await router.one_runs_and_one_waits()
     end = asyncio.ensure_future(router.shutdown())
     assert (await second.reply()).code == "shutting_down"
     line.say(ANSWER)

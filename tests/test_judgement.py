@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -469,8 +471,6 @@ def _needs(test: Any) -> bool:
 
 
 MUTANTS: dict[str, tuple[str, object]] = {
-    "a port is called closed at the first refusals": ("CLOSED_S", 0.0),
-    "no port is called closed": ("CLOSED_S", 1e9),
     "one miss is enough": ("MISSES", 1),
     "misses are counted, not moments": ("APART_S", 0.0),
     "whoever computes is believed for ever": ("BUSY_SHARE", 1e9),
@@ -485,5 +485,14 @@ MUTANTS: dict[str, tuple[str, object]] = {
 def test_a_broken_rule_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     constant, value = MUTANTS[name]
     monkeypatch.setattr(rules, constant, value)
+    with pytest.raises(AssertionError):
+        all_rules()
+
+
+@pytest.mark.parametrize("closed_s", [0.0, 1e9], ids=["at the first refusals", "never"])
+def test_a_port_that_is_called_closed_at_another_time_is_found_out(
+    closed_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "LIMITS", replace(LIMITS, closed_s=closed_s))
     with pytest.raises(AssertionError):
         all_rules()

@@ -28,6 +28,7 @@ from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
+from app.llama.child_process import ChildProcess
 from app.llama.command import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
 from app.llama.http_get import Answer, http_get
@@ -39,17 +40,15 @@ from app.llama.process import LlamaRunner
 from app.llama.runner_interface import Exit, LoadError, Runner
 from app.llama.time_limits import ProcessTimes
 from tests import llama_build
+from tests.event_loops import on_both_loops
 from tests.ggufs import make_tiny
 from tests.ports import Ports
 
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="the tests send signals"),
-    # Its successor, a hook, would have to stand in conftest.py and touch every test.
-    pytest.mark.filterwarnings('ignore:Overriding the "event_loop_policy" fixture'),
-]
+__all__ = ["on_both_loops"]  # fixtures
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the tests send signals")
 
 PORTS = Ports()
-LOOPS = ["asyncio", "uvloop"]
 FAKE = """\
 #!{python} -S
 import http.server, os, signal, subprocess, sys, threading, time
@@ -104,14 +103,6 @@ serve()
 
 
 # --- the world
-
-
-@pytest.fixture(params=LOOPS)
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    if request.param == "uvloop":
-        policy: asyncio.AbstractEventLoopPolicy = pytest.importorskip("uvloop").EventLoopPolicy()
-        return policy
-    return asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture(scope="module")
@@ -411,11 +402,10 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 
 @pytest.mark.parametrize("mode", ["closes its port", "ready without a port"])
 async def test_a_load_that_closed_its_port_is_not_waited_for(
-    fake: Callable[..., LlamaLauncher], mode: str, monkeypatch: pytest.MonkeyPatch
+    fake: Callable[..., LlamaLauncher], mode: str
 ) -> None:
-    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.2)
     with anyio.fail_after(10):
-        error = await failure_of(fake(), acting(mode))
+        error = await failure_of(fake(times=ProcessTimes(port_closed_s=0.2)), acting(mode))
     assert error.failure.kind is FailureKind.TIMEOUT
     assert "closed its port" in str(error)
 
@@ -424,7 +414,6 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     fake: Callable[..., LlamaLauncher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Big builds on a cold disk say that they load, and are refused, long before they bind."""
-    monkeypatch.setattr("app.judgement.judge.CLOSED_S", 0.0)
     may_bind, refusals = tmp_path / "may bind", 0
 
     async def counted(*args: Any) -> Answer:
@@ -438,7 +427,7 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
             raise
 
     monkeypatch.setattr("app.llama.port_probe.http_get", counted)
-    launcher = fake()
+    launcher = fake(times=ProcessTimes(port_closed_s=0.0))
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
         with anyio.fail_after(20):
             await runner.ready()
@@ -459,7 +448,7 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
 
         async with launcher.launch(acting("silent"), {}, hear) as runner:
             pids.append(runner.pid)
-            monkeypatch.setattr(runner, "_signal_group", lambda number: None)
+            monkeypatch.setattr(ChildProcess, "_signal_group", lambda child, number: None)
             await runner.stop(grace_s=0.1)
             assert not gone(runner.pid), "it returns all the same"
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from app.llama.output import folder as log_folder
-from app.llama.output.folder import file_name, obstacle
+from app.llama.output.folder import file_name, why_not_writable
 from app.llama.output.follower import FOLLOWER_LINES
 from app.llama.output.log import QUEUE_BYTES, TAIL_BYTES
 from app.llama.output.writer import LogServer
@@ -271,13 +271,12 @@ def test_a_full_disk_is_no_reason_not_to_serve(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_stands_against_a_log_folder_is_seen_without_making_it(tmp_path: Path) -> None:
-    assert obstacle(tmp_path / "a" / "b") is None
+    assert why_not_writable(tmp_path / "a" / "b") is None
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    assert (
-        obstacle(tmp_path / "file") == obstacle(tmp_path / "file" / "logs") == f"{tmp_path}/file is no folder"
-    )
+    for folder in (tmp_path / "file", tmp_path / "file" / "logs"):
+        assert why_not_writable(folder) == f"{tmp_path}/file is no folder"
     if os.geteuid():  # root may write everywhere
         tmp_path.chmod(0o500)
-        assert obstacle(tmp_path / "logs") == f"no permission to write to {tmp_path}"
+        assert why_not_writable(tmp_path / "logs") == f"no permission to write to {tmp_path}"
         tmp_path.chmod(0o700)

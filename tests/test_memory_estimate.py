@@ -152,7 +152,7 @@ def test_an_encoder_keeps_no_cache(models: Path) -> None:
 
 def test_without_a_gpu_everything_is_on_the_host(models: Path) -> None:
     found = estimate(header_of(models, "jamba"), replace(USUAL, n_gpu_layers=0, mmproj_bytes=MIB))
-    assert found.device_bytes == 0
+    assert found.device.total_bytes == 0
     assert (
         min(
             found.host.weights_bytes,
@@ -213,7 +213,7 @@ def test_cuda_unpacks_one_layer_of_a_quantised_cache_beside_the_logged_buffers(m
 def test_a_projector_is_added_to_the_device(models: Path) -> None:
     llama = header_of(models, "llama")
     plain, more = estimate(llama, USUAL), estimate(llama, replace(USUAL, mmproj_bytes=5 * MIB))
-    assert more.device_bytes == plain.device_bytes + 5 * MIB
+    assert more.device.total_bytes == plain.device.total_bytes + 5 * MIB
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "qwen3next"])
@@ -252,7 +252,7 @@ def test_senseless_metadata_never_break_the_estimate(models: Path, value: int | 
         header = header_of(models, architecture)
         for key in header.metadata:
             found = estimate(replace(header, metadata={**header.metadata, key: value}), USUAL)
-            assert found.device_bytes >= 0 and found.host_bytes >= 0
+            assert found.device.total_bytes >= 0 and found.host.total_bytes >= 0
 
 
 def test_a_header_with_very_many_tensors_is_estimated_in_time(models: Path) -> None:

@@ -41,7 +41,7 @@ def gpus(placement: Placement) -> dict[str, int]:
 
 
 def free_mb(world: World) -> int:
-    return world.tracker.room_mb("0")
+    return world.tracker.ledger.room_mb("0")
 
 
 async def serve(world: World, alias: str) -> None:
@@ -383,7 +383,7 @@ async def test_four_models_of_three_gigabytes_never_hold_more_than_the_eight_the
 ) -> None:
     world = await make_world(dict.fromkeys("abcd", 3000), gpu_mb=(8000,), max_swap_wait_sec=0)
     samples: list[int] = []
-    world.bus.subscribe(lambda _event: samples.append(world.tracker.devices()[0].reserved_mb))
+    world.bus.subscribe(lambda _event: samples.append(world.tracker.ledger.devices()[0].reserved_mb))
     for alias in "abcd":
         world.launcher.takes[alias] = 2900
     requests = [world.request(alias) for _ in range(6) for alias in "abcd"]

@@ -48,11 +48,16 @@ def test_a_key_without_admin_keeps_no_model_longer_than_it_is_configured() -> No
     assert [model_ttl.allowed(s, spec, boss) for s in (0, 900, math.inf)] == [0, 900, math.inf]
 
 
-async def test_a_model_is_let_go_when_its_time_is_over_and_not_before() -> None:
-    world = World({"a": 1000})
+async def serve(world: World) -> None:
+    """One request, from its arrival to its end."""
     request = world.request("a")
     await world.settle()
     await request.finish()
+
+
+async def test_a_model_is_let_go_when_its_time_is_over_and_not_before() -> None:
+    world = World({"a": 1000})
+    await serve(world)
     world.manager.find("a").ttl_s = 20
     await world.pass_time(19)
     assert world.status("a") is Status.READY
@@ -77,9 +82,7 @@ async def test_zero_ends_nobody_elses_work() -> None:
 
 async def test_what_is_kept_for_ever_gives_way_to_others_and_a_new_load_forgets_it() -> None:
     world = World({"a": 6000, "b": 6000}, gpu_mb=(10_000,))
-    request = world.request("a")
-    await world.settle()
-    await request.finish()
+    await serve(world)
     world.manager.find("a").ttl_s = math.inf
     await world.pass_time(10_000)
     assert world.status("a") is Status.READY
@@ -87,9 +90,7 @@ async def test_what_is_kept_for_ever_gives_way_to_others_and_a_new_load_forgets_
     await world.settle()
     assert (world.status("a"), world.status("b")) == (Status.OFF, Status.READY)
     await other.finish()
-    request = world.request("a")
-    await world.settle()
-    await request.finish()
+    await serve(world)
     await world.pass_time(301)
     assert world.status("a") is Status.OFF
     await world.close()
@@ -97,9 +98,7 @@ async def test_what_is_kept_for_ever_gives_way_to_others_and_a_new_load_forgets_
 
 async def test_a_pinned_model_stays() -> None:
     world = World({"a": 1000}, models={"a": {"pinned": True}})
-    request = world.request("a")
-    await world.settle()
-    await request.finish()
+    await serve(world)
     world.manager.find("a").ttl_s = 0
     await world.pass_time(10)
     assert world.status("a") is Status.READY

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.domain.names import MAX_NAME, MAX_READ, MOST_COMPARED, nearest_first, readings
+from app.domain.names import MAX_NAME, MAX_READ, MOST_COMPARED, nearest_first, possible_names
 
 KNOWN = ["llama-3-8b", "qwen2.5-7b", "embed", "gemma-3-4b"]
 
@@ -55,25 +55,25 @@ def test_a_long_name_costs_no_more_than_a_short_one() -> None:
     ],
 )
 def test_a_name_is_read_without_what_programs_add_to_it(asked: str, meant: str) -> None:
-    assert meant in readings(asked)
+    assert meant in possible_names(asked)
 
 
 @pytest.mark.parametrize(
     "asked", ["qwen2", "qwen:8b", "qwen]", "[1m]qwen", "openai/x/qwen", "qwe", "q" * 300]
 )
 def test_another_name_stays_another_one(asked: str) -> None:
-    assert "qwen" not in readings(asked)
+    assert "qwen" not in possible_names(asked)
 
 
 def test_what_is_nearest_to_the_name_is_read_first() -> None:
-    assert next(readings("openai/Qwen:latest")) == "openai/qwen:latest"
-    found = list(readings("openai/qwen:latest"))
+    assert next(possible_names("openai/Qwen:latest")) == "openai/qwen:latest"
+    found = list(possible_names("openai/qwen:latest"))
     assert found.index("openai/qwen") < found.index("qwen:latest") < found.index("qwen")
 
 
 def test_a_name_of_any_length_is_read_in_little_time() -> None:
     for piece in ("[", "[]", " [", "/", ":latest"):
         begun = time.thread_time()
-        assert list(readings(piece * 10_000_000)) == []
-        list(readings(piece * (MAX_READ // len(piece))))
+        assert list(possible_names(piece * 10_000_000)) == []
+        list(possible_names(piece * (MAX_READ // len(piece))))
         assert time.thread_time() - begun < 0.5

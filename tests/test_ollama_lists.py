@@ -7,7 +7,6 @@ import re
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,21 +15,13 @@ from app.gguf.digest import digest
 from app.main import create_app
 from app.proxy.dialects.ollama.figures import duration_ns, parameter_size, quantization, timestamp
 from app.proxy.dialects.ollama.names import asked_for, tagged
+from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import WAYS, Browser, policy_for, reached_by
+from tests.serving import Browser, reached_by
+
+__all__ = ["on_the_loop_of_the_way", "way"]  # fixtures
 
 TO_PROGRAMS = {"Accept": "*/*"}
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def event_loop_policy(way: str) -> Any:
-    return policy_for(way)
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from app.configuration.file import ConfigError, parse
 from app.domain.errors import RouterError, TooManyLogins
 from app.main import create_app
 from app.reload import reload
+from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import WAYS, Browser, Way, policy_for, reached_by
+from tests.serving import Browser, Way, reached_by
 from tests.stand_in import StandIn, llama_server_stand_in
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_the_loop_of_the_way", "way"]  # fixtures
 
 CHAT = "/v1/chat/completions"
 KEYS = ["boss-secret", {"key": "guest-secret", "name": "guest", "admin": False}]
@@ -52,16 +53,6 @@ MANAGEMENT = [*CHANGES[1:8], ("GET", "/v1/models/org/tiny/logs")]
 async def upstream() -> AsyncIterator[StandIn]:
     async with llama_server_stand_in() as found:
         yield found
-
-
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def event_loop_policy(way: str) -> Any:
-    return policy_for(way)
 
 
 Start = Callable[..., Awaitable[Way]]

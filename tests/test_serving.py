@@ -20,13 +20,12 @@ from app.configuration.file import parse
 from app.core.manager import ModelManager
 from app.main import RouterApp, create_app
 from app.server import RouterServer, server_config
+from tests.event_loops import on_both_loops
 from tests.fakes import FakeLauncher, FakeProbe
-from tests.serving import Client, Reply, event_loop_policy, port_of, serving, started, stop_server
+from tests.serving import Client, Reply, port_of, serving, started, stop_server
 from tests.stand_in import llama_server_stand_in
 
-__all__ = ["event_loop_policy"]  # fixtures
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_both_loops"]  # fixtures
 
 CHAT = "/v1/chat/completions"
 MakeClient = Callable[[], Awaitable[Client]]

@@ -13,6 +13,7 @@ from app.core.prometheus_metrics import Metrics
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged, Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
+from app.observability.access_log import AccessLog
 from app.observability.router_log import JsonFormatter, TextFormatter
 from app.observability.telemetry import RECENT, Telemetry, percentile
 from tests.records import finished
@@ -22,6 +23,7 @@ class World:
     def __init__(self) -> None:
         self.bus = EventBus()
         self.telemetry = Telemetry(self.bus)
+        AccessLog(self.bus)
 
     def summary(self, *events: RequestFinished) -> dict[str, Any]:
         for event in events:

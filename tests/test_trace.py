@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from tests.event_loops import on_both_loops
 from tests.proxy_environment import ANSWER, STREAM, MakeRouter, make_router, request
-from tests.serving import event_loop_policy
 
-__all__ = ["event_loop_policy", "make_router"]
+__all__ = ["make_router", "on_both_loops"]
 
 
 @contextmanager
@@ -61,6 +61,7 @@ DOWN = [
     "request_record",
     "reply",
     "exchange",
+    "request_timeouts",
     "admission",
     "upstream_pool",
     "upstream_connection",

@@ -46,13 +46,13 @@ async def unkillable(world: World, alias: str) -> FakeRunner:
 async def test_its_memory_stays_promised_until_it_dies(world: World) -> None:
     runner = await unkillable(world, "a")
     assert world.status("a") is Status.OFF
-    assert world.tracker.unkillable == (f"a (pid {runner.pid})",)
-    (card, _) = world.tracker.devices()
+    assert world.tracker.ledger.unkillable == (f"a (pid {runner.pid})",)
+    (card, _) = world.tracker.ledger.devices()
     assert (card.reserved_mb, card.free_mb, card.others_mb) == (4000, 6000, 4000)
     runner.die()
     await world.settle()
-    assert world.tracker.unkillable == () and not world.launcher.live
-    (card, _) = world.tracker.devices()
+    assert world.tracker.ledger.unkillable == () and not world.launcher.live
+    (card, _) = world.tracker.ledger.devices()
     assert (card.reserved_mb, card.free_mb, card.others_mb) == (0, 10_000, 0)
 
 
@@ -63,7 +63,7 @@ async def test_what_it_holds_is_known_without_a_driver_too(world: World) -> None
     await world.settle()
     world.launcher.newest("a").is_immortal = True
     await world.manager.eject(world.manager.find("a"), now=True, timeout_s=60)
-    (card, _) = world.tracker.devices()
+    (card, _) = world.tracker.ledger.devices()
     assert (card.free_mb, card.others_mb) == (6000, 4000)
 
 
@@ -139,10 +139,10 @@ async def test_a_model_that_is_removed_meanwhile_leaves_its_memory_promised(worl
     world.manager.apply(world.config.model_copy(update={"models": rest}))
     await world.settle()
     assert "a" not in world.manager.instances
-    assert world.tracker.devices()[0].reserved_mb == 4000
+    assert world.tracker.ledger.devices()[0].reserved_mb == 4000
     runner.die()
     await world.settle()
-    assert world.tracker.devices()[0].reserved_mb == 0
+    assert world.tracker.ledger.devices()[0].reserved_mb == 0
 
 
 async def test_it_does_not_keep_the_router_from_ending(world: World) -> None:

@@ -17,12 +17,11 @@ from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
 from app.proxy.headers import Headers
 from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
-from tests.serving import event_loop_policy, soon
+from tests.event_loops import on_both_loops
+from tests.serving import soon
 from tests.upstreams import MB, OK, SIZED, Line
 
-__all__ = ["event_loop_policy"]  # fixtures
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_both_loops"]  # fixtures
 
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nX-Trailer: 1\r\n\r\n"
 READ_AHEAD_BYTES = 65536

@@ -90,18 +90,18 @@ async def tracker(gpu: Gpu, clock: Clock) -> DeviceTracker:
 
 
 def card(tracker: DeviceTracker) -> DeviceView:
-    return next(d for d in tracker.devices() if d.id == "0")
+    return next(d for d in tracker.ledger.devices() if d.id == "0")
 
 
 def begin(tracker: DeviceTracker, alias: str, pid: int, mb: int) -> None:
-    tracker.reserve(alias, {"0": mb})
-    tracker.spawned(alias, pid)
+    tracker.ledger.reserve(alias, {"0": mb})
+    tracker.ledger.spawned(alias, pid)
 
 
 async def load(tracker: DeviceTracker, gpu: Gpu, alias: str, pid: int, mb: int, uses_mb: int) -> None:
     begin(tracker, alias, pid, mb)
     gpu.use[pid] = uses_mb
-    tracker.loaded(alias)
+    tracker.ledger.loaded(alias)
     await tracker.refresh()
 
 
@@ -132,14 +132,14 @@ async def test_half_a_load_is_not_counted_twice(tracker: DeviceTracker, gpu: Gpu
 async def test_use_beyond_the_promise_is_believed(tracker: DeviceTracker, gpu: Gpu) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4700)
     assert card(tracker).free_mb == TOTAL_MB - 4700
-    assert tracker.measured_mb("a") == 4700
+    assert tracker.ledger.of("a").measured_mb == 4700
 
 
 async def test_after_the_load_another_promise_can_be_made(tracker: DeviceTracker, gpu: Gpu) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=3000)
     assert card(tracker).free_mb == 6000
-    tracker.adjust("a", {"0": 3100})
-    assert (card(tracker).free_mb, tracker.reserved("a")) == (6900, {"0": 3100})
+    tracker.ledger.adjust("a", {"0": 3100})
+    assert (card(tracker).free_mb, tracker.ledger.of("a").placement) == (6900, {"0": 3100})
 
 
 async def test_the_most_that_was_ever_used_is_kept(tracker: DeviceTracker, gpu: Gpu) -> None:
@@ -148,7 +148,7 @@ async def test_the_most_that_was_ever_used_is_kept(tracker: DeviceTracker, gpu: 
     await tracker.refresh()
     gpu.use[1] = 3200
     await tracker.refresh()
-    assert (tracker.measured_mb("a"), tracker.peak_mb("a")) == (3200, 3600)
+    assert (tracker.ledger.of("a").measured_mb, tracker.ledger.of("a").peak_mb) == (3200, 3600)
 
 
 async def test_what_other_programs_use_is_not_ours_to_give(tracker: DeviceTracker, gpu: Gpu) -> None:
@@ -161,7 +161,7 @@ async def test_in_a_container_use_is_measured_by_its_change(tracker: DeviceTrack
     gpu.lists_processes, gpu.others_mb = False, 500
     await tracker.refresh()
     await load(tracker, gpu, "a", 1, 4000, uses_mb=3300)
-    assert tracker.measured_mb("a") == 3300
+    assert tracker.ledger.of("a").measured_mb == 3300
     assert (card(tracker).others_mb, card(tracker).free_mb) == (500, 6000)
 
 
@@ -170,10 +170,10 @@ async def test_a_change_that_two_models_share_measures_neither(tracker: DeviceTr
     begin(tracker, "a", 1, 3000)
     begin(tracker, "b", 2, 3000)
     gpu.use = {1: 2900, 2: 2900}
-    tracker.loaded("a")
-    tracker.loaded("b")
+    tracker.ledger.loaded("a")
+    tracker.ledger.loaded("b")
     await tracker.refresh()
-    assert (tracker.measured_mb("a"), tracker.measured_mb("b")) == (None, None)
+    assert (tracker.ledger.of("a").measured_mb, tracker.ledger.of("b").measured_mb) == (None, None)
     assert card(tracker).free_mb == 4000
 
 
@@ -182,7 +182,7 @@ async def test_a_change_that_two_models_share_measures_neither(tracker: DeviceTr
 
 async def test_freed_memory_is_expected_until_the_driver_shows_it(tracker: DeviceTracker, gpu: Gpu) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
-    tracker.release("a", crashed=False)
+    tracker.ledger.release("a", crashed=False)
     await tracker.refresh()
     assert card(tracker).free_mb == 6000, "not before the driver says so"
     assert card(tracker).reclaiming_mb > 3000
@@ -198,13 +198,13 @@ async def test_a_load_that_was_stopped_early_has_nothing_to_give_back(
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     begin(tracker, "b", 2, 3000)
     await tracker.refresh()
-    tracker.release("b", crashed=False)
+    tracker.ledger.release("b", crashed=False)
     assert (card(tracker).reclaiming_mb, card(tracker).free_mb, card(tracker).others_mb) == (0, 6000, 0)
 
 
 async def test_reclaiming_has_an_end(tracker: DeviceTracker, gpu: Gpu, clock: Clock) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
-    tracker.release("a", crashed=False)
+    tracker.ledger.release("a", crashed=False)
     clock.now += RECLAIM_MAX_S
     await tracker.refresh()
     assert (card(tracker).reclaiming_mb, card(tracker).others_mb) == (0, 4000)
@@ -213,7 +213,7 @@ async def test_reclaiming_has_an_end(tracker: DeviceTracker, gpu: Gpu, clock: Cl
 async def test_a_crashed_process_is_not_waited_for(tracker: DeviceTracker, gpu: Gpu) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     gpu.use.clear()
-    tracker.release("a", crashed=True)
+    tracker.ledger.release("a", crashed=True)
     gpu.others_mb = 4000  # somebody else was quicker
     await tracker.refresh()
     assert (card(tracker).reclaiming_mb, card(tracker).others_mb) == (0, 4000)
@@ -232,7 +232,7 @@ async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock
     bus.subscribe(hear, ReadingTaken)
     running = asyncio.create_task(tracker.run())
     gpu.use.clear()
-    tracker.release("a", crashed=False)
+    tracker.ledger.release("a", crashed=False)
     await heard.wait()
     running.cancel()
     assert card(tracker).free_mb == TOTAL_MB
@@ -242,8 +242,8 @@ async def test_whoever_waits_for_freed_memory_hears_of_it(gpu: Gpu, clock: Clock
 async def test_a_second_unload_waits_for_both(tracker: DeviceTracker, gpu: Gpu) -> None:
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     await load(tracker, gpu, "b", 2, 4000, uses_mb=4000)
-    tracker.release("a", crashed=False)
-    tracker.release("b", crashed=False)
+    tracker.ledger.release("a", crashed=False)
+    tracker.ledger.release("b", crashed=False)
     del gpu.use[1]
     await tracker.refresh()
     assert card(tracker).reclaiming_mb > 3000
@@ -259,18 +259,18 @@ async def test_a_failing_driver_is_reported_and_the_ledger_goes_on(
     await load(tracker, gpu, "a", 1, 4000, uses_mb=4000)
     gpu.error = "Driver Not Loaded"
     await tracker.refresh()
-    assert "Driver Not Loaded" in (tracker.error or "")
-    assert card(tracker).error == tracker.error
+    assert "Driver Not Loaded" in (tracker.ledger.error or "")
+    assert card(tracker).error == tracker.ledger.error
     begin(tracker, "b", 2, 3000)
     assert card(tracker).free_mb == 3000
-    tracker.release("a", crashed=False)
+    tracker.ledger.release("a", crashed=False)
     clock.now += RECLAIM_MAX_S
     await tracker.refresh()
     assert card(tracker).free_mb > 6500, "what we stopped is free, whether or not the driver says so"
     gpu.error = None
     del gpu.use[1]
     await tracker.refresh()
-    assert tracker.error is None
+    assert tracker.ledger.error is None
     assert card(tracker).free_mb == 7000
 
 
@@ -282,7 +282,7 @@ async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     asked = gpu.asked
     for _ in range(5):
         await tracker.refresh()
-    assert "did not answer" in (tracker.error or "")
+    assert "did not answer" in (tracker.ledger.error or "")
     assert gpu.asked == asked + 1
     assert [t.name for t in threading.enumerate()].count("gpu driver") == 1
     assert card(tracker).total_mb == TOTAL_MB
@@ -290,7 +290,7 @@ async def test_a_hanging_driver_costs_one_thread_and_no_answer_is_lost(
     gpu.others_mb = 700
     gpu.may_answer.set()
     await tracker.refresh()
-    assert tracker.error is None
+    assert tracker.ledger.error is None
     assert card(tracker).used_mb == 700
 
 
@@ -323,7 +323,7 @@ async def test_a_lost_card_takes_nothing_more_and_its_figures_stay(tracker: Devi
     gpu.device_error, gpu.lost = "GPU 0: GPU is lost", True
     await tracker.refresh()
     view = card(tracker)
-    assert (tracker.error, view.error) == ("GPU 0: GPU is lost", "GPU 0: GPU is lost")
+    assert (tracker.ledger.error, view.error) == ("GPU 0: GPU is lost", "GPU 0: GPU is lost")
     assert (view.free_mb, view.total_mb, view.others_mb) == (0, TOTAL_MB, TOTAL_MB)
 
 
@@ -335,14 +335,14 @@ async def test_a_card_that_cannot_be_read_for_a_while_is_carried_on_by_the_ledge
     assert card(tracker).free_mb == 6000
     gpu.device_error = None
     await tracker.refresh()
-    assert (card(tracker).free_mb, tracker.error) == (6000, None)
+    assert (card(tracker).free_mb, tracker.ledger.error) == (6000, None)
 
 
 async def test_without_a_gpu_there_is_the_host(clock: Clock) -> None:
     tracker = DeviceTracker(NullProbe("no driver"), kept_free=NOTHING_KEPT, clock=clock, bus=EventBus())
     await tracker.refresh()
-    assert [d.id for d in tracker.devices()] == [HOST]
-    assert not tracker.has_gpu and tracker.error is None
+    assert [d.id for d in tracker.ledger.devices()] == [HOST]
+    assert not tracker.ledger.has_gpu and tracker.ledger.error is None
 
 
 # What configurations call devices
@@ -416,16 +416,16 @@ async def test_devices_are_listed_again_only_after_a_load_or_an_unload(listing: 
     for _ in range(3):
         await tracker.refresh()
     assert times_asked(listing) == 0
-    tracker.reserve("a", {"Vulkan0": 4000})
-    tracker.spawned("a", 1)
+    tracker.ledger.reserve("a", {"Vulkan0": 4000})
+    tracker.ledger.spawned("a", 1)
     listing.with_name("list").write_text(LISTED.replace("24100", "20100"))
-    tracker.loaded("a")
+    tracker.ledger.loaded("a")
     for _ in range(3):
         await tracker.refresh()
     assert times_asked(listing) == 1
-    view = tracker.devices()[0]
+    view = tracker.ledger.devices()[0]
     assert (view.id, view.used_mb, view.free_mb) == ("Vulkan0", 4460, 20100)
-    assert tracker.measured_mb("a") == 4000
+    assert tracker.ledger.of("a").measured_mb == 4000
 
 
 async def test_a_list_that_fails_is_a_reported_state(listing: Path, clock: Clock) -> None:
@@ -436,5 +436,5 @@ async def test_a_list_that_fails_is_a_reported_state(listing: Path, clock: Clock
     break_down(listing)
     tracker.probe.expire()
     await tracker.refresh()
-    assert "exit code 3" in (tracker.error or "")
-    assert tracker.devices()[0].total_mb == 24560
+    assert "exit code 3" in (tracker.ledger.error or "")
+    assert tracker.ledger.devices()[0].total_mb == 24560

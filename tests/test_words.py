@@ -28,6 +28,9 @@ STANDARD = {
     "reject_waiting, check_failed": r"turn_away|unfit\(",
     "kill_unresponsive": r"end_hung",
     "chaos run": r"(?i:storms?\b)",
+    "snapshot": r"(?i:frozen pictures?)|_picture\(",
+    "unmet_need, why_not_writable, preflight": r"(?i:obstacles?\b)",
+    "round_is_due": r"_?hurry\b",
 }
 """The standard word, and the pattern of those that it replaced."""
 

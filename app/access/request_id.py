@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-_USABLE_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}\Z")
+USABLE_ID = r"[A-Za-z0-9._:\-]{1,128}"
+_USABLE_ID = re.compile(USABLE_ID + r"\Z")
 ON_EVERY_ANSWER = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY")]
 OURS = frozenset({b"x-request-id", *(name for name, _ in ON_EVERY_ANSWER)})
 

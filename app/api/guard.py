@@ -21,8 +21,9 @@ from app.access.origins import Origins
 from app.access.request_id import OURS, own_headers, request_id
 from app.api import errors
 from app.core.config import Config
-from app.domain.errors import Forbidden, OriginNotAllowed, RouterError
+from app.domain.errors import OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
+from app.proxy import request as model_requests
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
 
@@ -51,8 +52,7 @@ def unknown_origin(origin: str) -> OriginNotAllowed:
 
 def require_admin(request: Request) -> None:
     """Raises `Forbidden` for a key without the right to manage."""
-    if not client_of(request).admin:
-        raise Forbidden('this API key may not manage models; use one with "admin": true')
+    model_requests.require_admin(client_of(request))
 
 
 class Guard:

@@ -45,7 +45,7 @@ class LiveStats:
     def snapshot(self) -> dict[str, Any]:
         """What `/metrics/stream` shows; queues and memory too, so that no page has to ask for them."""
         self._bus.flush()
-        devices = self._tracker.devices()
+        devices = self._tracker.ledger.devices()
         return {
             "timestamp": time.time(),
             "devices": [{**render.device(d), "utilization": d.utilization} for d in devices if d.is_gpu],

@@ -181,7 +181,7 @@ def _failure(instance: ModelInstance, *, with_log: bool) -> dict[str, Any]:
 
 
 def _plan(services: Services, instance: ModelInstance, found: Preview) -> dict[str, Any]:
-    devices = {d.id: d for d in services.tracker.devices()}
+    devices = {d.id: d for d in services.tracker.ledger.devices()}
     places = instance.need and dict.fromkeys(instance.need.devices, instance.need.mb)
     targets = found.placement or places or {}
     on_gpus = {device: mb for device, mb in targets.items() if device != HOST}

@@ -14,6 +14,7 @@ from app.api.documentation import FOR_MONITORING
 from app.api.management import event_stream
 from app.core import prometheus_metrics
 from app.domain.status import Status
+from app.memory.probes.interface import resolve
 
 router = APIRouter(tags=["monitoring"], responses=FOR_MONITORING)
 
@@ -80,14 +81,28 @@ def _works(services: Services) -> bool:
 
 
 def _checks(services: Services) -> dict[str, dict[str, Any]]:
-    tracker = services.tracker
+    closed = services.upstream.closed
+    return {
+        "gpu": _gpu(services),
+        "manager": _manager(services),
+        "http_client": {"status": "degraded" if closed else "ok"},
+        "preload": _preload(services),
+    }
+
+
+def _gpu(services: Services) -> dict[str, Any]:
+    """No GPU at all is not degraded."""
+    ledger, trouble = services.tracker.ledger, _device_trouble(services)
+    gpu = {"status": "degraded" if trouble else "ok", "available": ledger.has_gpu}
+    if detail := trouble or (None if ledger.has_gpu else services.tracker.probe.reason):
+        gpu["detail"] = detail
+    return gpu
+
+
+def _manager(services: Services) -> dict[str, Any]:
     tasks = {name: task.error for name, task in services.background.health.items() if task.error}
     if services.manager.scheduler.error:
         tasks["scheduling"] = services.manager.scheduler.error
-    missing = _missing_devices(services)
-    gpu = {"status": "degraded" if tracker.error or missing else "ok", "available": tracker.has_gpu}
-    if detail := tracker.error or missing or (None if tracker.has_gpu else tracker.probe.reason):
-        gpu["detail"] = detail
     manager: dict[str, Any] = {
         "status": "degraded" if tasks else "ok",
         "models": len(services.manager.instances),
@@ -95,16 +110,10 @@ def _checks(services: Services) -> dict[str, dict[str, Any]]:
     }
     if tasks:
         manager["failed_tasks"] = tasks
-    if tracker.unkillable:  # their memory is lost until they die
-        manager["unkillable_processes"] = list(tracker.unkillable)
-        manager["undead_processes"] = list(tracker.unkillable)  # its earlier name, for one release
-    closed = services.upstream.closed
-    return {
-        "gpu": gpu,
-        "manager": manager,
-        "http_client": {"status": "degraded" if closed else "ok"},
-        "preload": _preload(services),
-    }
+    if unkillable := list(services.tracker.ledger.unkillable):  # their memory is lost until they die
+        manager["unkillable_processes"] = unkillable
+        manager["undead_processes"] = unkillable  # its earlier name, for one release
+    return manager
 
 
 def _preload(services: Services) -> dict[str, Any]:
@@ -115,10 +124,11 @@ def _preload(services: Services) -> dict[str, Any]:
     return {"status": "degraded", "failed": failed} if failed else {"status": "ok"}
 
 
-def _missing_devices(services: Services) -> str | None:
-    """A configured device that is not there; without any GPU none is missed."""
-    if not services.tracker.has_gpu:
-        return None
+def _device_trouble(services: Services) -> str | None:
+    """A device that cannot be read, or is configured and not there; without any GPU none is missed."""
+    ledger = services.tracker.ledger
+    if ledger.error or not ledger.has_gpu:
+        return ledger.error
     wanted = services.config.system.gpu_devices or ()
-    missing = [d for d in wanted if not services.tracker.resolve([d])]
+    missing = [d for d in wanted if not resolve(ledger.gpus(), [d])]
     return f"system.gpu_devices names {missing}, which the driver does not show" if missing else None

@@ -35,30 +35,26 @@ async def upstream(request: Request, target: str) -> Response:
     return await _described(request)
 
 
-for _endpoint in ENDPOINTS:
-    (ollama if _endpoint.any_type else router).add_api_route(
-        _endpoint.path,
+def _describe(method: str, path: str, summary: str, extra: dict[str, Any], among: APIRouter = router) -> None:
+    among.add_api_route(
+        path,
         _described,
-        methods=["POST"],
-        summary=_endpoint.summary,
+        methods=[method],
+        summary=summary,
         tags=["models"],
-        name=_endpoint.path,
+        name=path,
         response_model=None,
-        openapi_extra=(form_body if _endpoint.is_upload else json_body)(_endpoint.example),
+        openapi_extra=extra,
     )
+
+
+for _endpoint in ENDPOINTS:
+    _body = (form_body if _endpoint.is_upload else json_body)(_endpoint.example)
+    _describe("POST", _endpoint.path, _endpoint.summary, _body, ollama if _endpoint.any_type else router)
 
 for _info in INFO_PATHS:
     if not _info.is_ours_without_model:  # else there is a route of ours
-        router.add_api_route(
-            _info.path,
-            _described,
-            methods=["GET"],
-            summary=_info.summary,
-            tags=["models"],
-            name=_info.path,
-            response_model=None,
-            openapi_extra=MODEL_IN_QUERY,
-        )
+        _describe("GET", _info.path, _info.summary, MODEL_IN_QUERY)
 
 for _method in TUNNEL_METHODS:
     router.add_api_route(

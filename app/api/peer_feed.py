@@ -18,7 +18,7 @@ class PeerFeed:
 
     def __init__(self, bus: EventBus, models: Mapping[str, ModelInstance]) -> None:
         self._models, self._bus = models, bus
-        self._channel = Channel(self._picture, heartbeat_s=None)
+        self._channel = Channel(self._snapshot, heartbeat_s=None)
         self._told: dict[str, dict[str, Any]] = {}
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -42,7 +42,7 @@ class PeerFeed:
     def close(self) -> None:
         self._channel.close()
 
-    def _picture(self) -> tuple[str, dict[str, Any]]:
+    def _snapshot(self) -> tuple[str, dict[str, Any]]:
         """Whoever comes, or fell behind, asks for the list of models."""
         self._told = {alias: _status(instance) for alias, instance in self._models.items()}
         return "", _event("*", "models_reload", {})

@@ -55,6 +55,7 @@ def model_status(view: ModelView, wait: Wait | None) -> dict[str, Any]:
         "stop_reason": view.stop_reason.value if view.stop_reason else None,
         "stopped_for": view.stopped_for,
         "error": view.error,
+        "warning": process.warning,
         "reason": view.reason,
     }
 
@@ -92,11 +93,11 @@ def host(devices: Iterable[DeviceView]) -> dict[str, Any] | None:
 
 def gpu_trouble(tracker: DeviceTracker) -> str | None:
     """Why there is no GPU, or why it cannot be read."""
-    return tracker.error or (None if tracker.has_gpu else tracker.probe.reason)
+    return tracker.ledger.error or (None if tracker.ledger.has_gpu else tracker.probe.reason)
 
 
 def vram(views: Iterable[ModelView], tracker: DeviceTracker, system: SystemConfig) -> dict[str, Any]:
-    devices = tracker.devices()
+    devices = tracker.ledger.devices()
     gpus = [d for d in devices if d.is_gpu]
     loaded = [(view, process) for view in views for process in view.processes]
     body: dict[str, Any] = {

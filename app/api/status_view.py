@@ -44,7 +44,7 @@ class StatusView:
         return None if instance is None else {"alias": alias, **self.whole(instance.view())}
 
     def whole(self, view: ModelView) -> dict[str, Any]:
-        """With every field, null without a process: for those who keep one model's last picture."""
+        """With every field, null without a process: for those who keep one model's last status."""
         wait = self._manager.scheduler.waits.get(view.alias)
         return {**_NO_PROCESS, **render.model_status(view, wait)}
 

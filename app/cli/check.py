@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import listening
+from app.cli.devices import device_lines, device_warnings
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
@@ -16,7 +17,7 @@ from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
-from app.llama.output.folder import obstacle
+from app.llama.output.folder import why_not_writable
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner_interface import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
@@ -25,7 +26,8 @@ from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.host import host_reading
-from app.memory.probes.interface import GpuError, GpuProbe, Reading, resolve
+from app.memory.probes.interface import GpuError, GpuProbe, Reading, offers_gpu, resolve
+from app.memory.probes.visible import VARIABLE
 from app.scheduling.placement import Capacity, fit, fits_on_devices
 
 
@@ -64,7 +66,7 @@ def run(path: Path) -> int:
     if binary is not None and not computes and not _needs_processor(config, readings):
         print("  every model lies wholly on a GPU: it can be served all the same")
         computes = True
-    no_logs = obstacle(Path(config.system.log_dir))
+    no_logs = why_not_writable(Path(config.system.log_dir))
     if no_logs:
         print(f"logs: no model can be loaded: {no_logs}. Correct it, or set system.log_dir")
     history = LoadHistory(Path(config.system.log_dir) / FILE_NAME, binary.identity if binary else "")
@@ -132,13 +134,16 @@ def _devices(config: Config, probe: GpuProbe) -> list[Reading] | None:
     except (GpuError, TimeoutError) as error:
         print(f"devices: unknown, the GPU driver does not tell ({error})")
         return None
-    for reading in gpus:
-        print(f"device {reading.id}: {reading.name}, {reading.total_mb} MB, {reading.free_mb} MB free")
+    visible = os.environ.get(VARIABLE)
+    for line in device_lines(gpus, config, visible):
+        print(f"device {line}")
+    for warning in device_warnings(gpus, config, visible):
+        print(f"  warning: {warning}")
     if not gpus:
         print(f"devices: none ({probe.reason}); models run on the CPU")
     wanted = {d for spec in config.specs().values() for d in spec.gpu_devices or ()}
     missing = [d for d in wanted if not resolve(gpus, [d]) and (gpus or d != 0)]
-    for device in missing:
+    for device in missing if not gpus else ():
         print(f"device {device}: configured in gpu_devices, but not there")
     return None if missing else [*gpus, host_reading()]
 
@@ -171,9 +176,10 @@ def _placed(
     """Where it would go on empty devices."""
     gpus = [r for r in readings if r.id != HOST]
     places, multiplier = resolve(gpus, spec.gpu_devices), config.system.vram_multiplier
-    before = history.model(key(spec, found, history.build, bool(gpus)))
+    has_gpu = offers_gpu(gpus, spec.gpu_devices)
+    before = history.model(key(spec, found, history.build, has_gpu))
     cost = history.fixed_cost(r for r in gpus if r.id in places)
-    takes = need(spec, found, places, bool(gpus), multiplier, before, cost)
+    takes = need(spec, found, places, has_gpu, multiplier, before, cost)
     kept_free = KeptFree.parse(config.system.min_free_vram_mb)
     sizes = {r.id: r.total_mb for r in readings}
     room = Capacity({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)

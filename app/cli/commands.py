@@ -14,6 +14,7 @@ from app.cli import check as config_check
 from app.cli import init as config_init
 from app.cli import upgrade_notes
 from app.cli.demo_models import CHAT, ModelMissing, demo_configuration, demo_hints
+from app.cli.devices import device_lines, device_warnings
 from app.cli.server_choice import NothingComputes, candidates_here, choose
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
@@ -22,6 +23,7 @@ from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.interface import GpuError, GpuProbe
+from app.memory.probes.visible import VARIABLE
 from app.observability import router_log
 
 SHOWN_NAMES = 8
@@ -91,16 +93,17 @@ def _complain(message: str) -> int:
 
 def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
     preload = _listed(config.preload())
+    devices, warnings = _devices(config, probe)
     rows = [
         ("address", "\n".join(listening.urls(config.api.addresses, config.api.port))),
         ("llama-server", f"{binary.version}\n{binary.path}"),
-        ("devices", _devices(probe)),
+        ("devices", "\n".join(devices)),
         ("models", _listed(tuple(config.models)) or "none: add some to the configuration"),
         ("preload", preload or "nothing; each model is loaded by its first request"),
         ("admins", upgrade_notes.admins(config)),
         *(("changed", note) for note in upgrade_notes.untold(config)),
         *(("missing here", note) for note in _missing_here(sys.platform)),
-        *(("warning", text) for text in config.warnings()),
+        *(("warning", text) for text in (*config.warnings(), *warnings)),
     ]
     return f"RouterModelCustom\n{_table(rows)}\n"
 
@@ -114,14 +117,16 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _devices(probe: GpuProbe) -> str:
+def _devices(config: Config, probe: GpuProbe) -> tuple[list[str], list[str]]:
+    """Lines about them, and warnings."""
     try:
         readings = in_time(probe.read, DRIVER_TIMEOUT_S)
     except (GpuError, TimeoutError) as error:
-        return f"unknown, the GPU driver does not tell ({error})"
+        return [f"unknown, the GPU driver does not tell ({error})"], []
     if not readings:
-        return f"no GPU, models run on the CPU ({probe.reason})"
-    return "\n".join(f"{r.id}: {r.name}, {r.total_mb} MB, {r.free_mb} MB free" for r in readings)
+        return [f"no GPU, models run on the CPU ({probe.reason})"], []
+    visible = os.environ.get(VARIABLE)
+    return device_lines(readings, config, visible), device_warnings(readings, config, visible)
 
 
 def _listed(names: tuple[str, ...]) -> str:

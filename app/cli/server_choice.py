@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.domain.spec import ModelSpec
 from app.llama.binary import BinaryNotFound, find_binary, in_path, inspect_binary
-from app.llama.builds.machine import Machine, obstacle, this_machine
+from app.llama.builds.machine import Machine, this_machine, unmet_need
 from app.llama.builds.provide import BuildUnavailable, is_installed, provide, select
 from app.llama.builds.table import BUILDS, Build
 from app.llama.command import CommandError
@@ -38,17 +38,17 @@ class Candidate:
 
     name: str
     get: Callable[[], Path]
-    obstacle: str | None = None
+    unmet: str | None = None
     build: Build | None = None
 
 
 def choose(candidates: Iterable[Candidate], spec: ModelSpec, tell: Tell) -> Path:
     """The first that answers with this model; each that does not gets a line. Raises `NothingComputes`."""
     for candidate in candidates:
-        if candidate.obstacle is None and candidate.build and not is_installed(candidate.build):
+        if candidate.unmet is None and candidate.build and not is_installed(candidate.build):
             tell(f"Installing llama-server {candidate.name} ...")
         began = time.monotonic()
-        problem = candidate.obstacle or _problem(candidate, spec)
+        problem = candidate.unmet or _problem(candidate, spec)
         if problem:
             tell(f"llama-server {candidate.name}: not used, {problem}")
             continue
@@ -71,7 +71,7 @@ def candidates_here(configured: str | None) -> list[Candidate]:
 def in_order(machine: Machine, found: Path | None, has_gpu: bool) -> list[Candidate]:
     """One in PATH comes first where it can use a GPU, else last: the others were tested with this router."""
     own = [Candidate(f"{found} (in PATH)", partial(Path, found))] if found is not None else []
-    builds = [Candidate(b.name, partial(provide, b), obstacle(machine, b.kinds), b) for b in BUILDS]
+    builds = [Candidate(b.name, partial(provide, b), unmet_need(machine, b.kinds), b) for b in BUILDS]
     return [*own, *builds] if has_gpu else [*builds, *own]
 
 

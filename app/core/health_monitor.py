@@ -71,12 +71,12 @@ class HealthMonitor:
         self.pauses, self.suspect_every_s = pauses, suspect_every_s
         self._watches: dict[str, Watch] = {}
         self._checking: set[Runner] = set()
-        self._hurry = asyncio.Event()
+        self._round_is_due = asyncio.Event()
         bus.subscribe(self._on_event, RequestFinished)
 
     def apply(self, config: Config) -> None:
         self._interval_s = config.system.health_check_interval_sec
-        self._hurry.set()  # the next round may be due
+        self._round_is_due.set()  # the next round may be due
 
     # --- what runs by itself
 
@@ -90,8 +90,8 @@ class HealthMonitor:
                     elif runner.evidence.asking_since is not None:
                         group.start_soon(self._check_meanwhile, instance, runner)
                 with anyio.move_on_after(self._pause_s()):
-                    await self._hurry.wait()
-                self._hurry.clear()
+                    await self._round_is_due.wait()
+                self._round_is_due.clear()
 
     async def keep_time(self) -> None:
         """Notices when this program stood still."""
@@ -145,7 +145,7 @@ class HealthMonitor:
         found = standing(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
         if found.wants_look:
             runner.evidence.asked(quiet_since)
-            self._hurry.set()
+            self._round_is_due.set()
         return found.left_s
 
     # --- what is shown
@@ -214,7 +214,7 @@ class HealthMonitor:
         evidence = runner.evidence
         if event.ttft_s is None:
             evidence.asked(self._clock() - event.duration_s + event.queue_wait_s)
-            self._hurry.set()
+            self._round_is_due.set()
         elif evidence.owed_since is not None or evidence.missed:
             evidence.moved(self._clock() - BATCH_S)
 

@@ -66,7 +66,8 @@ class ModelManager:
         kv_cache: KvCache | None = None,
     ) -> None:
         self._history = history = history or LoadHistory()
-        self.inspection = Inspection(launcher, tracker, history, inspect_file, config.system.vram_multiplier)
+        multiplier = config.system.vram_multiplier
+        self.inspection = Inspection(launcher, tracker.ledger, history, inspect_file, multiplier)
         self.closing = False
         self._launcher, self._clock, self._bus, self._tracker = launcher, clock, bus, tracker
         self._kv_cache = kv_cache
@@ -151,7 +152,7 @@ class ModelManager:
             if instance.status is Status.OFF and instance.queue.waiting == 1:
                 instance.need = None  # look at the file again: it may have changed since the last time
             self._serve_next(instance)
-        except BaseException:
+        except BaseException:  # else it would keep a place that nobody gives back
             self.leave(instance, ticket)
             raise
 

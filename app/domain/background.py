@@ -48,7 +48,7 @@ class Background:
     async def _logged(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
-        except Exception as error:
+        except Exception as error:  # whatever it is: /health shows it, and the task is started again
             self.health[name].error = f"{type(error).__name__}: {error}"
             logger.exception("background task %s failed", name)
 

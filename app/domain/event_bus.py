@@ -22,7 +22,7 @@ class EventBus:
     """Calls every subscriber at once, in order. One that fails is logged and harms nobody else."""
 
     def __init__(self, batch_s: float | None = None, timers: Timers | None = None) -> None:
-        """Accounts and touches are put off for `batch_s` seconds; without it nothing is."""
+        """Records and touches are put off for `batch_s` seconds; without it nothing is."""
         self._batch_s, self._batch = batch_s, Alarm(self.flush, timers)
         self._full_batch = Alarm(self._publish_finished, timers)
         self._finished: list[Callable[[], RequestFinished]] = []
@@ -49,17 +49,17 @@ class EventBus:
         for subscriber in subscribers:
             try:
                 subscriber(event)
-            except Exception:
+            except Exception:  # whoever only watches must not stop what happens
                 logger.exception("a subscriber failed on %s", event)
 
-    def finished(self, account: Callable[[], RequestFinished]) -> None:
-        """A request's account, made and published within the batch's time, with `BATCH_SIZE` others, or by
+    def finished(self, record: Callable[[], RequestFinished]) -> None:
+        """A request's record, made and published within the batch's time, with `BATCH_SIZE` others, or by
         `flush`.
 
-        Accounts in a batch cost a third of what they cost one by one: a request ends every few milliseconds,
+        Records in a batch cost a third of what they cost one by one: a request ends every few milliseconds,
         and by then the processor's caches have forgotten all about logging, parsing and histograms.
         """
-        self._finished.append(account)
+        self._finished.append(record)
         if self._batch.at is None:
             self._put_off()
         elif len(self._finished) == BATCH_SIZE:
@@ -78,19 +78,19 @@ class EventBus:
             self._batch.set_within(self._batch_s)
 
     def flush(self) -> None:
-        """Publish the accounts of all requests that have ended: whoever shows totals calls this first."""
+        """Publish the records of all requests that have ended: whoever shows totals calls this first."""
         self._publish_finished()
         touched, self._touched = self._touched, set()
         for alias in touched:
             self.publish(ModelChanged(alias))
 
     def _publish_finished(self) -> None:
-        accounts, self._finished = self._finished, []
-        for account in accounts:
+        records, self._finished = self._finished, []
+        for record in records:
             try:
-                event = account()
-            except Exception:
-                logger.exception("a request's account failed")
+                event = record()
+            except Exception:  # as above, and the other records count
+                logger.exception("a request's record failed")
             else:
                 self.publish(event)
         self.publish(BatchPublished())

@@ -127,7 +127,7 @@ class ReadingTaken(NamedTuple):
 
 
 class BatchPublished(NamedTuple):
-    """A batch of accounts is complete."""
+    """A batch of records is complete."""
 
 
 Event = (

@@ -21,7 +21,7 @@ def folded(name: str) -> str:
     return name.casefold()
 
 
-def readings(name: str) -> Iterator[str]:
+def possible_names(name: str) -> Iterator[str]:
     """Names, folded, that a client may mean by one that is no model's: without what programs add to it.
 
     Ollama's programs add a tag, Claude Code a size of context in brackets, and programs that know several

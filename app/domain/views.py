@@ -1,4 +1,4 @@
-"""The frozen pictures of models and devices: policies decide on them, the API shows them."""
+"""Frozen snapshots of models and devices: policies decide on them, the API shows them."""
 
 from __future__ import annotations
 
@@ -111,6 +111,7 @@ class ProcessView:
 
     `reserved` is what was set aside for it on each device, in MB. `served` counts the requests that it was
     granted. `vram_mb` is what it uses of the GPUs: 0 on the CPU. `load_started` is set until it is ready.
+    `warning` says what is not as it was meant, though it serves.
     """
 
     status: Status
@@ -127,6 +128,7 @@ class ProcessView:
     load_started: float | None = None
     load_progress: float | None = None
     load_stage: str | None = None
+    warning: str | None = None
 
     @property
     def is_leaving(self) -> bool:
@@ -162,7 +164,7 @@ class KeptView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """A frozen picture of one model: the policy decides on it, the API shows it. Times are loop seconds.
+    """A snapshot of one model: the policy decides on it, the API shows it. Times are loop seconds.
 
     It has no process, or one; decisions are written as if it could have several. `slots` are those of one
     process. `preempted_at` is when it last gave way to another model with requests of its own still waiting:

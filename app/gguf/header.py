@@ -91,10 +91,6 @@ class GgufHeader:
     def is_embedding(self) -> bool:
         return self.architecture in ENCODERS or bool(self.pooling_type)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return "tokenizer.chat_template" in self.metadata
-
 
 class _Part(NamedTuple):
     """One content of one file."""

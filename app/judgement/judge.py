@@ -60,10 +60,11 @@ class Cause(Enum):
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds; 0: no limit."""
+    """Seconds. 0 for `load_s` or `request_s`: no limit."""
 
     load_s: float = 180.0
     request_s: float = 120.0
+    closed_s: float = CLOSED_S
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Repeated:
 def judge(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
     if evidence.exited_at is not None:
         return Verdict(State.GONE, evidence.exited_at, "it has ended")
-    found = _port_closed(evidence, pauses) or (
+    found = _port_closed(evidence, limits, pauses) or (
         _load(evidence, limits, pauses, now)
         if evidence.is_loading
         else _service(evidence, limits, pauses, now)
@@ -111,11 +112,11 @@ def judge(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Ver
     return found
 
 
-def _port_closed(evidence: Evidence, pauses: Pauses) -> Verdict | None:
+def _port_closed(evidence: Evidence, limits: Limits, pauses: Pauses) -> Verdict | None:
     if evidence.refusals < MISSES:
         return None
     first, last = evidence.refused[0], evidence.refused[-1]
-    if pauses.awake_s(first, last) < CLOSED_S:
+    if pauses.awake_s(first, last) < limits.closed_s:
         return None
     return Verdict(State.STUCK, first, "it closed its port", Cause.PORT_CLOSED)
 

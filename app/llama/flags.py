@@ -182,6 +182,9 @@ VARIABLES = (
     Variable("GGML_NO_BACKTRACE", "1", "none: a crash is over at once, without a debugger"),
     Variable("CUDA_DEVICE_ORDER", "`PCI_BUS_ID`", "none: devices are numbered as the driver numbers them"),
     Variable("CUDA_VISIBLE_DEVICES", "where the model was placed", "as `-ngl`"),
-    Variable("LLAMA_*, ROUTER_*", "", "flags of llama-server belong into the configuration"),
-    Variable("secrets (`*_KEY`, `*_TOKEN`, ...)", "", "none"),
+    Variable(
+        "all others, `LLAMA_*` and `ROUTER_*` among them",
+        "",
+        "none: what the system, drivers and libraries need is passed on, and `env` adds to it",
+    ),
 )

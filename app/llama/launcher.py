@@ -62,7 +62,7 @@ class LlamaLauncher:
             )
             raise LoadError(Failure(FailureKind.BAD_FLAG, message, None, ()))
         with anyio.move_on_after(self._times.check_timeout_s):  # a disk that hangs is not waited for
-            failure = await anyio.to_thread.run_sync(self._obstacle, spec.alias, abandon_on_cancel=True)
+            failure = await anyio.to_thread.run_sync(self._preflight, spec.alias, abandon_on_cancel=True)
             if failure is not None:
                 raise LoadError(failure)
             self._command(spec, {}, 0, "", await _pooling_flag(spec), None)
@@ -118,7 +118,7 @@ class LlamaLauncher:
         for runner in tuple(self._live):
             runner.kill()
 
-    def _obstacle(self, alias: str) -> Failure | None:
+    def _preflight(self, alias: str) -> Failure | None:
         """Blocking."""
         if not files_left():
             return Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())

@@ -58,7 +58,7 @@ class Output(asyncio.Protocol):
         try:
             loop = asyncio.get_running_loop()
             await loop.connect_read_pipe(lambda: self, os.fdopen(ours, "rb", 0))
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody else knows this end
             os.close(childs)
             raise
         return childs

@@ -59,10 +59,13 @@ class PortProbe:
         return PortAnswer.SERVES if serves else PortAnswer.NOT_OURS
 
     async def look(self, pid: int, *, at_slots: bool) -> None:
-        """At a process that serves. Who comes while one is under way waits for that."""
+        """At a process that serves. Who comes while one is under way waits for that; `stop` ends the wait."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
-        await asyncio.shield(self._looking)
+        looking = self._looking
+        await asyncio.wait({looking})  # a cancelled look must not look like a cancelled asker
+        if not looking.cancelled():
+            looking.result()
 
     async def sample(self, pid: int) -> None:
         cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
@@ -97,7 +100,7 @@ class PortProbe:
         except _NO_ANSWER as error:
             now = self._clock()
             evidence.probe_missed(now, is_void=out_of_files(error) or self._pauses.interrupted(begun, now))
-        except BaseException:
+        except BaseException:  # cancelled, too: what it would have answered is not known
             evidence.probe_missed(self._clock(), is_void=True)
             raise
         else:

@@ -1,19 +1,14 @@
-"""One llama-server from spawn to reap: the only place where a process is watched and ended."""
+"""One llama-server from its start to its exit: its log and its port are watched, and its load is judged."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import cast
 
 import anyio
 
@@ -21,19 +16,12 @@ from app.domain.status import Status
 from app.judgement.evidence import Evidence
 from app.judgement.judge import Cause, Limits, Repeated, Verdict, judge
 from app.judgement.pauses import Pauses
+from app.llama.child_process import ChildProcess
 from app.llama.command import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog, LoadReader
 from app.llama.load_watch import LoadWatch
-from app.llama.os_process import (
-    KILL,
-    NO_FILES_LEFT,
-    WINDOWS,
-    out_of_files,
-    spawn_options,
-)
 from app.llama.output.log import ModelLog
-from app.llama.pipe import Output, ProcessEvents
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.runner_interface import Exit, LoadError, OnChange
@@ -41,7 +29,6 @@ from app.llama.time_limits import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)
 
-EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 POLL_S = 0.05
 POLL_SHARE = 0.05  # of the time that a load has taken: it is ready at most that much earlier than is noticed
 POLL_MAX_S = 0.5
@@ -71,17 +58,13 @@ class LlamaRunner:
         self._alias, self._on_change = alias, on_change
         now = time.monotonic()
         self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
-        self._load_timeout_s, self._watch = load_timeout_s, LoadWatch(files, self.load_log, self.evidence)
+        self._limits = Limits(load_s=load_timeout_s, closed_s=times.port_closed_s)
+        self._watch = LoadWatch(files, self.load_log, self.evidence)
         self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
         self._reader, self._begin = LoadReader(self.load_log), log.position
-        self._output, self._times = Output(self, times.read_pause_s), times
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.SubprocessTransport | None = None
-        self._exit: asyncio.Future[Exit] = self._loop.create_future()
-        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._child = ChildProcess(self, times)
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
-        self._stopping = self._output_ended = False
-        self._code: int | None = None
 
     # --- life
 
@@ -89,42 +72,21 @@ class LlamaRunner:
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.log.feed(f"[router: {now} starting {self._alias} on port {self.port}]\n".encode())
         self._begin = self.log.position
-        stdout = subprocess.PIPE
-        try:
-            stdout = await self._output.open()
-            self._transport, _ = await self._loop.subprocess_exec(
-                lambda: ProcessEvents(self, self._output),
-                *command.argv,
-                env=command.env,
-                stdin=subprocess.PIPE,  # kept open: its end of file ends the child
-                stdout=stdout,
-                stderr=subprocess.STDOUT,
-                **spawn_options(),
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            if out_of_files(error):
-                raise LoadError(Failure(FailureKind.OUT_OF_FILES, NO_FILES_LEFT, None, ())) from error
-            message = f"{command.argv[0]} cannot be executed: {error}. Check system.llama_server_path."
-            raise LoadError(Failure(FailureKind.BAD_BINARY, message, None, ())) from error
-        finally:
-            if stdout != subprocess.PIPE:
-                os.close(stdout)
-            if self._transport is None:
-                self._output.close()
-        self.pid = self._transport.get_pid()
+        await self._child.spawn(command)
+        self.pid = self._child.pid
         logger.debug("%s: pid %d on port %d: %s", self._alias, self.pid, self.port, " ".join(command.argv))
 
     async def ready(self) -> None:
         """One caller at a time. See `Runner.ready`."""
         self.evidence.moved(time.monotonic())
-        limits, repeated = Limits(load_s=self._load_timeout_s), Repeated()
+        repeated = Repeated()
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
             if await self._watch.look(self.pid):
                 self._on_change(self)
             now = time.monotonic()
-            verdict = judge(self.evidence, limits, self._pauses, now)
+            verdict = judge(self.evidence, self._limits, self._pauses, now)
             if repeated.stuck(verdict, self.evidence, now):
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._why(verdict)))
             with anyio.move_on_after(self._poll_s(now)):
@@ -143,43 +105,20 @@ class LlamaRunner:
         await self._probe.look(self.pid, at_slots=at_slots)
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        if self._transport is None:
-            return
-        self._stopping = True
-        if not self._exit.done():
-            self._ask_to_exit()
-            await asyncio.wait({self._exit}, timeout=grace_s)
-        if not self._exit.done():
-            self._signal_group(KILL)
-            await asyncio.wait({self._exit}, timeout=self._times.kill_wait_s)
-        if self._exit.done():
-            await self.reaped()
-        elif not self.unkillable:
+        if not await self._child.stop(grace_s) and not self.unkillable:
             self.unkillable = True
             logger.error("%s: pid %d does not die, it hangs inside the kernel", self._alias, self.pid)
             self._on_change(self)
 
     async def reaped(self) -> None:
-        """However long that takes; at once without a process. Nobody else could reap an unkillable one."""
-        if self._transport is None:
-            return
-        await self.exited()
-        self._transport.close()
-        self._output.close()
-        await asyncio.wait({self._closed}, timeout=1.0)
+        """However long that takes; at once without a process."""
+        await self._child.reaped()
 
     def kill(self) -> None:
-        """Without waiting: whatever is left of the group goes, the pipes are closed. Safe to call twice."""
-        if self._transport is None:
-            return
-        self._stopping = True
-        if not self._loop.is_closed():
-            self._transport.close()  # before the signal: it polls, which would steal the exit code
-            self._output.close()
-        if not self._exit.done():
-            self._signal_group(KILL)
+        """Without waiting, also from a signal's handler."""
+        self._child.kill()
 
-    # --- what the pipes tell
+    # --- what the process does
 
     def took_output(self, data: bytes) -> bool:
         self.log.feed(data)
@@ -190,37 +129,17 @@ class LlamaRunner:
             self.evidence.said(time.monotonic())
         return self.phase is Status.READY
 
-    def process_exited(self, code: int) -> None:
-        self._code = code
-        self._signal_group(KILL)  # what the child started itself must not outlive it
-        if self._output_ended:
-            self._conclude()
-        else:
-            self._loop.call_later(self._times.last_output_s, self._conclude)
-
-    def output_ended(self) -> None:
-        self._output_ended = True
-        if self._code is not None:
-            self._conclude()
-
-    def connection_lost(self) -> None:
-        if not self._closed.done():
-            self._closed.set_result(None)
-
-    # --- inside
-
-    def _conclude(self) -> None:
-        """The process has gone and has said everything."""
-        if self._exit.done() or self._code is None:
-            return
+    def process_ended(self, code: int) -> None:
         self.evidence.exited(time.monotonic())
         self._probe.stop()
-        self._exit.set_result(Exit(self._code, self._reason(self._code)))
+        self._exit.set_result(Exit(code, self._reason(code)))
         self.log.release()
         self._wake.set()
 
+    # --- inside
+
     def _reason(self, code: int) -> Failure:
-        if self._stopping:
+        if self._child.was_stopped:
             return self._failure(FailureKind.KILLED, "It was stopped by the router.", code)
         lines = self.log.tail(LOOK_BACK, since=self._begin)
         if self.phase is Status.READY:
@@ -267,7 +186,7 @@ class LlamaRunner:
         if verdict.cause is Cause.PORT_CLOSED:
             return "llama-server closed its port while it loaded. It is started again."
         return (
-            f"The load showed no progress for {self._load_timeout_s:.0f} s. Look at its log; if the disk or "
+            f"The load showed no progress for {self._limits.load_s:.0f} s. Look at its log; if the disk or "
             "the GPU is only slow, raise system.load_timeout_sec."
         )
 
@@ -279,20 +198,3 @@ class LlamaRunner:
     def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
         tail = tuple(self.log.tail(TAIL_LINES, since=self._begin))
         return Failure(kind, message, code, tail, served=self.phase is Status.READY)
-
-    def _ask_to_exit(self) -> None:
-        # With the child protocol on, a loaded server that only gets SIGTERM goes on waiting for stdin.
-        pipe = self._transport.get_pipe_transport(0) if self._transport is not None else None
-        if pipe is not None and not pipe.is_closing():
-            cast(asyncio.WriteTransport, pipe).write(EXIT_COMMAND)
-        if not WINDOWS:  # where the command is the only gentle way
-            self._signal_group(signal.SIGTERM)
-
-    def _signal_group(self, number: int) -> None:
-        if self._transport is None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if WINDOWS:
-                self._transport.kill()
-            else:
-                os.killpg(self.pid, number)

@@ -6,12 +6,12 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.views import HOST, Layout, MemoryNeed, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
 from app.memory.history import LoadHistory
+from app.memory.ledger.memory_ledger import MemoryLedger
 from app.memory.probes.fixed_cost import UNLISTED_MB
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 MOST_OVERHEAD_MB = 2048  # what is beyond it was not the process's fixed cost
 OOM_STEP_MB = 256
 TAKEN_MB = 64  # others' use changes by a little all the time
+ON_CPU = (
+    "%s: it was to run on GPU %s, but llama-server has put all of it into the machine's own memory: it runs "
+    "on the CPU. Its log says why; perhaps it was built for other GPUs, or for another driver"
+)
 _ON_HOST = re.compile(r"CPU|AMX|BLAS|.*_Host$")
 _BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm", "--control-vector"}
 
@@ -26,13 +30,15 @@ _BESIDE = {"--lora", "--lora-scaled", "-md", "--model-draft", "--mmproj", "-mm",
 class ModelMemory:
     """`need` is what a load would take; `key` names this file with these flags in what was learned."""
 
-    def __init__(self, alias: str, tracker: DeviceTracker, history: LoadHistory) -> None:
-        self._alias, self._tracker, self._history = alias, tracker, history
+    def __init__(self, alias: str, ledger: MemoryLedger, history: LoadHistory) -> None:
+        self._alias, self._ledger, self._history = alias, ledger, history
         self._spec: ModelSpec | None = None
         self._key = ""
         self._need: MemoryNeed | None = None
         self._checked = self._loaded = False
         self._stopped_for_more = False
+        self.is_on_cpu = False
+        """It was to run on GPUs, and its log shows no buffer there."""
         self._buffers = (0, 0)
         self._layout = Layout({})
         self._others_before = 0
@@ -53,7 +59,7 @@ class ModelMemory:
     @property
     def measured_mb(self) -> int | None:
         """What it really takes, or took when it was last loaded; None where nobody has seen it."""
-        now = self._tracker.measured_mb(self._alias)
+        now = self._ledger.of(self._alias).measured_mb
         return now if now is not None else self._history.model(self._key).seen_mb
 
     @property
@@ -64,11 +70,11 @@ class ModelMemory:
     # --- one load
 
     def reserve(self, placement: Placement) -> None:
-        self._checked = self._loaded = False
+        self._checked = self._loaded = self.is_on_cpu = False
         self._buffers = (0, 0)
         self._layout = placement if isinstance(placement, Layout) else Layout(placement)
-        self._others_before = self._tracker.others_mb(placement)
-        self._tracker.reserve(self._alias, placement)
+        self._others_before = self._ledger.others_mb(placement)
+        self._ledger.reserve(self._alias, placement)
 
     def check(self, log: LoadLog) -> Failure | None:
         """Compare what llama-server announces with the reservation, before it reads the weights.
@@ -85,7 +91,7 @@ class ModelMemory:
         if more_mb <= 0:
             return None
         grown = _scaled(reserved, mb)
-        if all(self._tracker.room_mb(d) >= grown[d] - reserved[d] for d in reserved):
+        if all(self._ledger.room_mb(d) >= grown[d] - reserved[d] for d in reserved):
             logger.info("%s: needs %d MB more than expected, which is there", self._alias, more_mb)
             self._reserve(grown)
             return None
@@ -109,7 +115,10 @@ class ModelMemory:
         self._buffers = device_mb, host_mb = split_buffers(log.buffers)
         if device_mb or host_mb:
             self._history.put(self._key, device_mb=device_mb, host_mb=host_mb, floor_mb=0)
-        self._tracker.loaded(self._alias)
+        self._ledger.loaded(self._alias)
+        self.is_on_cpu = bool(self._offloads() and host_mb and not device_mb)
+        if self.is_on_cpu:
+            logger.warning(ON_CPU, self._alias, ", ".join(self._gpus()))
 
     def look(self, *, has_served: bool) -> bool:
         """After each reading: learn from what the driver shows, and reserve what it really takes.
@@ -120,7 +129,7 @@ class ModelMemory:
         gpus = self._gpus()
         if not self._loaded or not gpus or not self._buffers[0]:
             return False
-        if not self._tracker.has_reading_since_load(self._alias):
+        if not self._ledger.has_reading_since_load(self._alias):
             return False
         self._learn_from_driver(gpus, has_served)
         return self._reserve_what_it_takes(gpus)
@@ -130,7 +139,7 @@ class ModelMemory:
 
         Else the next plan reserves more, and so makes room if that helps.
         """
-        others_mb = self._tracker.others_mb(self._layout, without=self._alias)
+        others_mb = self._ledger.others_mb(self._layout, without=self._alias)
         if not self._loaded and others_mb - self._others_before > TAKEN_MB:
             return True
         reserved, gpus = self._reserved(), self._gpus()
@@ -142,18 +151,18 @@ class ModelMemory:
     def release(self, *, crashed: bool) -> None:
         """The process is gone."""
         self._loaded = False
-        self._tracker.release(self._alias, crashed=crashed)
+        self._ledger.release(self._alias, crashed=crashed)
 
     def keep_unkillable(self, pid: int) -> str:
         """Its process does not die; the name under which what it holds stays reserved."""
         self._loaded = False
-        return self._tracker.keep_unkillable(self._alias, pid)
+        return self._ledger.keep_unkillable(self._alias, pid)
 
     # --- inside
 
     def _learn_from_driver(self, gpus: Sequence[str], has_served: bool) -> None:
         """What a process takes beside its buffers is the GPU's and the driver's: it holds for all models."""
-        peak_mb = self._tracker.peak_mb(self._alias)
+        peak_mb = self._ledger.of(self._alias).peak_mb
         beyond_mb = peak_mb - self._buffers[0]
         if not 0 < beyond_mb <= MOST_OVERHEAD_MB * len(gpus):
             return
@@ -162,7 +171,7 @@ class ModelMemory:
             known_mb = self._history.model(self._key).measured_mb
             self._history.put(self._key, measured_mb=max(alone_mb, known_mb))
         if len(gpus) == 1 and not self._has_more_than_its_log_tells():
-            (card,) = self._tracker.readings(gpus)
+            (card,) = [reading for reading in self._ledger.gpus() if reading.id in gpus]
             self._history.saw_fixed_cost(card.kind, beyond_mb + UNLISTED_MB)
 
     def _more_for_several(self, devices: int) -> int:
@@ -176,30 +185,34 @@ class ModelMemory:
         """Less than was reserved for the load, but with room for the pools that still grow."""
         if self._need is None or self._need.declared:
             return False
-        reserved, measured = self._reserved(), self._tracker.measured(self._alias)
+        reserved, measured = self._reserved(), self._ledger.of(self._alias).measured
         expected_mb = self._buffers[0] + self._need.beside_mb + self._need.overhead_mb * len(gpus)
-        seen_mb = self._tracker.peak_mb(self._alias)
+        seen_mb = self._ledger.of(self._alias).peak_mb
         target_mb = max(seen_mb and seen_mb + UNLISTED_MB, min(sum(reserved.values()), expected_mb))
         if abs(target_mb - sum(reserved.values())) <= len(reserved):  # rounding
             return False
         self._reserve(_scaled(measured if set(measured) == set(reserved) else reserved, target_mb))
         return True
 
+    def _offloads(self) -> bool:
+        """Some of it is to be in a GPU's memory."""
+        return bool(self._gpus()) and self._spec is not None and self._spec.params.n_gpu_layers > 0
+
     def _gpus(self) -> list[str]:
-        return [device for device in self._tracker.reserved(self._alias) if device != HOST]
+        return [device for device in self._ledger.of(self._alias).placement if device != HOST]
 
     def _reserved(self) -> dict[str, int]:
         """Of the devices that it is loaded on: GPUs, or the host, whose prompt cache is left out here."""
-        reserved = self._tracker.reserved(self._alias)
+        reserved = self._ledger.of(self._alias).placement
         if gpus := self._gpus():
             return {device: reserved[device] for device in gpus}
         return {device: mb - (self._layout.cache_mb or 0) for device, mb in reserved.items()}
 
     def _reserve(self, amounts: Mapping[str, int]) -> None:
         """These in the place of what `_reserved` tells; what it keeps beside them on the host stays."""
-        own, whole = self._reserved(), self._tracker.reserved(self._alias)
+        own, whole = self._reserved(), self._ledger.of(self._alias).placement
         changed = {device: mb - own.get(device, 0) + amounts.get(device, 0) for device, mb in whole.items()}
-        self._tracker.adjust(self._alias, changed)
+        self._ledger.adjust(self._alias, changed)
 
     def _announced_mb(self, log: LoadLog) -> int | None:
         """What llama-server says that it will use there, and what it does not count itself."""
@@ -216,7 +229,7 @@ class ModelMemory:
         than the devices could give."""
         if self._need is None or self._need.declared:
             return
-        most_mb = self._tracker.most_mb(self._need.devices)
+        most_mb = self._ledger.most_mb(self._need.devices)
         floor_mb = min(max(mb + max(mb // 10, OOM_STEP_MB), asked_mb), max(most_mb, mb))
         if self._loaded:  # it was loaded, and grew while it served
             self._history.put(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from app.domain.errors import MissingModel, ModelNotFound
-from app.domain.names import MAX_NAME, folded, nearest_first, readings
+from app.domain.names import MAX_NAME, folded, nearest_first, possible_names
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import ModelView
@@ -57,7 +57,7 @@ class Fleet:
 
     def like(self, name: str) -> ModelInstance | None:
         """Whose name a client means that does not write it as it is configured."""
-        return next((found for name in readings(name) if (found := self._folded.get(name))), None)
+        return next((found for name in possible_names(name) if (found := self._folded.get(name))), None)
 
     def find(self, name: str) -> ModelInstance:
         """By alias or other name. Raises `ModelNotFound` with the known ones, nearest first."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import anyio.to_thread
 
-from app.core.vram_tracker import DeviceTracker
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
 from app.domain.views import MemoryNeed
@@ -15,6 +14,8 @@ from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner_interface import Launcher, LoadError
 from app.memory.amount_to_reserve import Footprint, key, need
 from app.memory.history import LoadHistory
+from app.memory.ledger.memory_ledger import MemoryLedger
+from app.memory.probes.interface import offers_gpu, resolve
 from app.models.instance import ModelInstance
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,13 @@ class Inspection:
     def __init__(
         self,
         launcher: Launcher,
-        tracker: DeviceTracker,
+        ledger: MemoryLedger,
         history: LoadHistory,
         inspect_file: Callable[[ModelSpec], Footprint],
         vram_multiplier: float,
     ) -> None:
         self.vram_multiplier = vram_multiplier
-        self._launcher, self._tracker, self._history = launcher, tracker, history
+        self._launcher, self._ledger, self._history = launcher, ledger, history
         self._inspect_file = inspect_file
 
     async def read(self, instance: ModelInstance) -> None:
@@ -59,19 +60,20 @@ class Inspection:
             instance.check_failed(Failure(FailureKind.UNKNOWN, message, None, ()))
 
     def need_of(self, instance: ModelInstance) -> MemoryNeed:
-        """By the header of its file, and by what was learned of it and of the GPUs."""
-        spec, found, tracker, history = instance.spec, instance.footprint, self._tracker, self._history
+        """By the header of its file, and by what was learned; its `memory` is told, too."""
+        spec, found, ledger, history = instance.spec, instance.footprint, self._ledger, self._history
         assert found is not None
-        gpus = tracker.resolve(spec.gpu_devices)
-        name = key(spec, found, history.build, tracker.has_gpu)
+        gpus = ledger.gpus()
+        usable, has_gpu = resolve(gpus, spec.gpu_devices), offers_gpu(gpus, spec.gpu_devices)
+        name = key(spec, found, history.build, has_gpu)
         takes = need(
             spec,
             found,
-            gpus,
-            tracker.has_gpu,
+            usable,
+            has_gpu,
             self.vram_multiplier,
             history.model(name),
-            history.fixed_cost(tracker.readings(gpus)),
+            history.fixed_cost(gpu for gpu in gpus if gpu.id in usable),
         )
         instance.memory.expect(spec, name, takes)
         return takes

@@ -59,7 +59,7 @@ class ModelInstance:
         self.lifecycle = Lifecycle(spec.alias, limits, clock())
         self.crash_inquiry = CrashInquiry(spec.alias, queue, self.lifecycle.restarts, clock)
         self.process: Supervisor | None = None
-        self.memory = ModelMemory(spec.alias, tracker, history)
+        self.memory = ModelMemory(spec.alias, tracker.ledger, history)
         self.conversations = Conversations(spec.alias, kv_cache, bus)
         self.footprint: Footprint | None = None
         self.file_identity: FileIdentity | None = None
@@ -74,8 +74,8 @@ class ModelInstance:
             memory=self.memory,
             conversations=self.conversations,
         )
-        self._unkillable = UnkillableProcesses(self.memory, tracker, reconcile_soon)
-        self._tracker, self._demand = tracker, demand
+        self._unkillable = UnkillableProcesses(self.memory, tracker.ledger, reconcile_soon)
+        self._ledger, self._demand = tracker.ledger, demand
         self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
 
     @property
@@ -96,7 +96,7 @@ class ModelInstance:
         return self.status in (Status.READY, Status.DRAINING) and self.runner is not None
 
     def view(self) -> ModelView:
-        return model_view(self, self._tracker, self._demand)
+        return model_view(self, self._ledger, self._demand)
 
     # --- requests
 

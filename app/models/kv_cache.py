@@ -35,7 +35,7 @@ NOT_SUPPORTED = 501
 GB = 10**9
 
 
-class Refused(Exception):
+class SlotRefused(Exception):
     """llama-server did not do it."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -43,7 +43,7 @@ class Refused(Exception):
         self.status = status
 
 
-_TROUBLE = (Refused, httpx.HTTPError, OSError, ValueError, KeyError, TypeError)
+_TROUBLE = (SlotRefused, httpx.HTTPError, OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class KvCache:
             await self._trim(folder)
         except _TROUBLE as error:
             logger.warning("%s: conversations could not be kept: %s", spec.alias, error or repr(error))
-            if isinstance(error, Refused) and error.status == NOT_SUPPORTED:
+            if isinstance(error, SlotRefused) and error.status == NOT_SUPPORTED:
                 self._refused.add(key)
                 self._live.pop(spec.alias, None)
             return MoveResult.FAILED
@@ -223,7 +223,7 @@ class KvCache:
         )
         tree = answer.json()
         if answer.status_code != httpx.codes.OK:
-            raise Refused(answer.status_code, str(tree["error"]["message"]))
+            raise SlotRefused(answer.status_code, str(tree["error"]["message"]))
         if not isinstance(tree, dict):
             raise ValueError(f"llama-server answered {answer.text[:200]}")
         return tree

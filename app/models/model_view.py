@@ -1,4 +1,4 @@
-"""The frozen picture of one model and its process."""
+"""The snapshot of one model and its process."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 from typing import Protocol
 
 from app.core.queue import RequestQueue
-from app.core.vram_tracker import DeviceTracker
 from app.domain.spec import ModelSpec
 from app.domain.status import Health
-from app.domain.views import HOST, KeptView, MemoryNeed, ModelView, ProcessView
+from app.domain.views import HOST, NEVER_USED, KeptView, MemoryNeed, ModelView, ProcessView
 from app.llama.runner_interface import Runner
 from app.memory.amount_to_reserve import Footprint
+from app.memory.ledger.memory_ledger import MemoryLedger
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
 from app.models.lifecycle import LOADS, Lifecycle
 from app.scheduling.demand import Demand
 
+ON_CPU = "runs on the CPU, although a GPU was planned for it; its log says why"
+
 
 class Viewed(Protocol):
-    """What the picture shows of a model."""
+    """What the snapshot shows of a model."""
 
     spec: ModelSpec
     queue: RequestQueue
@@ -35,7 +37,7 @@ class Viewed(Protocol):
     def runner(self) -> Runner | None: ...
 
 
-def model_view(model: Viewed, tracker: DeviceTracker, demand: Demand) -> ModelView:
+def model_view(model: Viewed, ledger: MemoryLedger, demand: Demand) -> ModelView:
     life, spec, kept = model.lifecycle, model.spec, model.conversations.kept
     high, normal, low = model.queue.waiting_by_level
     return ModelView(
@@ -65,17 +67,17 @@ def model_view(model: Viewed, tracker: DeviceTracker, demand: Demand) -> ModelVi
         estimated_mb=model.memory.estimated_mb,
         measured_mb=model.memory.measured_mb,
         kept=KeptView(spec.keep_cache, *((kept.tokens, kept.size) if kept else ())),
-        processes=(_process_view(model, tracker),) if life.status.has_process else (),
+        processes=(_process_view(model, ledger),) if life.status.has_process else (),
     )
 
 
-def _process_view(model: Viewed, tracker: DeviceTracker) -> ProcessView:
+def _process_view(model: Viewed, ledger: MemoryLedger) -> ProcessView:
     life, queue, runner = model.lifecycle, model.queue, model.runner
     loads = life.status in LOADS
     log = runner.load_log if runner is not None and loads else None
     return ProcessView(
         status=life.status,
-        reserved=tracker.reserved(model.spec.alias),
+        reserved=ledger.of(model.spec.alias).placement,
         in_flight=queue.in_flight,
         best_in_flight=queue.best_in_flight,
         served=life.served,
@@ -84,19 +86,20 @@ def _process_view(model: Viewed, tracker: DeviceTracker) -> ProcessView:
         health=model.health if runner is not None else None,
         port=runner.port if runner is not None else None,
         pid=runner.pid if runner is not None else None,
-        vram_mb=_vram_mb(model, tracker),
+        vram_mb=_vram_mb(model, ledger),
         load_started=life.load_started if loads else None,
         load_progress=log.progress if log is not None else None,
         load_stage=log.stage if log is not None else None,
+        warning=ON_CPU if model.memory.is_on_cpu and life.ready_since > NEVER_USED else None,
     )
 
 
-def _vram_mb(model: Viewed, tracker: DeviceTracker) -> int:
+def _vram_mb(model: Viewed, ledger: MemoryLedger) -> int:
     """As the driver tells it, else what was reserved for it on GPUs."""
-    measured = tracker.measured_mb(model.spec.alias)
+    measured = ledger.of(model.spec.alias).measured_mb
     if measured is not None:
         return measured
-    return sum(mb for device, mb in tracker.reserved(model.spec.alias).items() if device != HOST)
+    return sum(mb for device, mb in ledger.of(model.spec.alias).placement.items() if device != HOST)
 
 
 def _idle_timeout_s(model: Viewed) -> float | None:

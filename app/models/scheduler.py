@@ -88,7 +88,9 @@ class Scheduler:
         return found
 
     def _preview(self, alias: str) -> Preview:
-        return policy.preview(self._fleet.views(), self._tracker.devices(), self.limits, self._clock(), alias)
+        return policy.preview(
+            self._fleet.views(), self._tracker.ledger.devices(), self.limits, self._clock(), alias
+        )
 
     def refusal_error(self, refusal: Refuse) -> RouterError:
         """`no_capacity` or `vram_exhausted`, with the numbers."""
@@ -123,7 +125,7 @@ class Scheduler:
         """Carry out what the policy says; when the next pass is due."""
         self.forget_removed()
         now = self._clock()
-        plan = policy.plan(self._fleet.views(), self._tracker.devices(), self.limits, now)
+        plan = policy.plan(self._fleet.views(), self._tracker.ledger.devices(), self.limits, now)
         self.waits = plan.waits
         self._tracker.watch(plan.watches_others)
         self.contended = plan.contended

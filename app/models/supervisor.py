@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from enum import Enum
 from typing import Protocol
 
 import anyio
@@ -45,6 +46,12 @@ class ProcessOwner(Protocol):
         """It is reaped. Told exactly once, whatever happened."""
 
 
+class Stage(Enum):
+    LOADS = "it is started, and its load may still be stopped for another one"
+    SERVES = "it was given to its model, which grants requests"
+    ENDS = "it was told to end"
+
+
 class Supervisor:
     """Whatever happens, no child is left: to stop the process, its task's scope is cancelled."""
 
@@ -65,14 +72,14 @@ class Supervisor:
         self._owner, self._spec = owner, spec
         self._launcher, self._tracker = launcher, tracker
         self._memory, self._conversations = memory, conversations
-        self._is_to_end = self._has_served = False
+        self._stage = Stage.LOADS
         self._scope: anyio.CancelScope | None = None  # it can only be made inside the task
         self._task = asyncio.create_task(self._run(placement), name=f"supervise {spec.alias}")
 
     def end(self, cause: Failure | None = None) -> None:
         """With time to exit. Safe to call again, and before the task has had its first turn."""
         self.cause = self.cause or cause
-        self._is_to_end = True
+        self._stage = Stage.ENDS
         if self._scope is not None:
             self._scope.cancel()
 
@@ -98,14 +105,14 @@ class Supervisor:
         failure: Failure | None = None
         try:
             with anyio.CancelScope() as self._scope:
-                if self._is_to_end:
+                if self._stage is Stage.ENDS:
                     self._scope.cancel()
                 failure = await self._live(placement)
         except LoadError as error:
             failure = error.failure
             if failure.kind is FailureKind.OUT_OF_MEMORY:
                 await self._tracker.refresh()  # who has the memory now, tells whether it was too little
-        except Exception as error:
+        except Exception as error:  # a bug of ours: its owner is told all the same, or the model hangs
             logger.exception("%s: the supervisor failed", self._spec.alias)
             failure = Failure(FailureKind.UNKNOWN, f"internal error: {error}", None, ())
             if out_of_files(error):
@@ -116,11 +123,11 @@ class Supervisor:
         folder = await self._conversations.open(self._spec)
         async with self._launcher.launch(self._spec, placement, self._on_change, folder) as runner:
             self.runner = runner
-            self._tracker.spawned(self._spec.alias, runner.pid)
+            self._tracker.ledger.spawned(self._spec.alias, runner.pid)
             await runner.ready()
             async with self._with_conversations(runner):
-                if not self._is_to_end:  # stopped in the turn in which it was ready
-                    self._has_served = True
+                if self._stage is Stage.LOADS:  # else it was stopped in the turn in which it was ready
+                    self._stage = Stage.SERVES
                     self._owner.process_serves(self)
                 return (await runner.exited()).failure
 
@@ -138,7 +145,7 @@ class Supervisor:
 
     def _on_change(self, runner: Runner) -> None:
         self.runner = runner
-        if not (self._has_served or self._is_to_end or self.over.is_set()):
+        if self._stage is Stage.LOADS and not self.over.is_set():
             self._check_memory(runner)
         self._owner.process_changed(self)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from app.core.vram_tracker import DeviceTracker
 from app.llama.exit_reason import Failure, FailureKind
+from app.memory.ledger.memory_ledger import MemoryLedger
 from app.memory.model_memory import ModelMemory
 from app.models.supervisor import Supervisor
 
@@ -16,10 +16,8 @@ logger = logging.getLogger(__name__)
 class UnkillableProcesses:
     """Of one model. Each one's task stays with it, and its memory stays taken, until it can be reaped."""
 
-    def __init__(
-        self, memory: ModelMemory, tracker: DeviceTracker, reconcile_soon: Callable[[], None]
-    ) -> None:
-        self._memory, self._tracker, self._reconcile_soon = memory, tracker, reconcile_soon
+    def __init__(self, memory: ModelMemory, ledger: MemoryLedger, reconcile_soon: Callable[[], None]) -> None:
+        self._memory, self._ledger, self._reconcile_soon = memory, ledger, reconcile_soon
         self._reserved_as: dict[Supervisor, str] = {}
 
     def add(self, process: Supervisor, pid: int) -> Failure:
@@ -31,5 +29,5 @@ class UnkillableProcesses:
     def reaped(self, process: Supervisor) -> None:
         name = self._reserved_as.pop(process)
         logger.warning("%s has died after all", name)
-        self._tracker.release(name, crashed=True)
+        self._ledger.release(name, crashed=True)
         self._reconcile_soon()

@@ -1,8 +1,7 @@
-"""Totals and recent latencies for people who have no Prometheus, and the access log."""
+"""Totals and recent latencies, for people who have no Prometheus."""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -10,12 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.domain.event_bus import EventBus
-from app.domain.events import BatchPublished, Event, Outcome, RequestFinished
-
-access_log = logging.getLogger("app.access")
-
-OUTCOMES = {outcome: outcome.value for outcome in Outcome}
-"""Their texts. Asking an enum takes as long as anything else here."""
+from app.domain.events import Event, Outcome, RequestFinished
 
 RECENT = 2000
 """Percentiles are those of this many last requests."""
@@ -48,9 +42,7 @@ class Telemetry:
         self._errors: Counter[str] = Counter()
         self._latencies: deque[float] = deque(maxlen=RECENT)
         self._ttfts: deque[float] = deque(maxlen=RECENT)
-        self._finished: list[RequestFinished] = []
         bus.subscribe(self._on_event, RequestFinished)
-        bus.subscribe(self._write, BatchPublished)
 
     def totals(self, alias: str) -> ModelTotals:
         return self.by_model.get(alias) or ModelTotals()
@@ -95,13 +87,6 @@ class Telemetry:
                 self._ttfts.append(event.ttft_s)
         elif outcome is not Outcome.CANCELLED:
             self._errors[event.error or f"upstream_{event.status}"] += 1
-        self._finished.append(event)
-
-    def _write(self, _: Event) -> None:
-        """A batch is one record: `logging` takes longer for one than everything else here for a request."""
-        finished, self._finished = self._finished, []
-        if finished and access_log.isEnabledFor(logging.INFO):
-            access_log.info("requests", extra={"lines": [_line(event) for event in finished]})
 
 
 def percentile(ordered: Sequence[float], share: float) -> float | None:
@@ -115,32 +100,3 @@ def _mean(values: Sequence[float] | deque[float]) -> float | None:
 
 def _ms(seconds: float | None) -> float:
     return round(1000 * (seconds or 0.0), 2)
-
-
-def _line(event: RequestFinished) -> dict[str, Any]:
-    """Of the access log. Prompts and answers are never logged."""
-    prompt, generated, _, tps = event.usage
-    line: dict[str, Any] = {
-        "model": event.alias,
-        "endpoint": event.endpoint,
-        "status": event.status,
-        "outcome": OUTCOMES[event.outcome],
-    }
-    if event.error is not None:
-        line["error"] = event.error
-    line["priority"] = event.priority.label
-    if event.client:
-        line["client"] = event.client
-    if event.queue_wait_s is not None:
-        line["wait_ms"] = round(1000 * event.queue_wait_s)
-    if load_ms := round(1000 * event.load_s):
-        line["load_ms"] = load_ms
-    if event.ttft_s is not None:
-        line["ttft_ms"] = round(1000 * event.ttft_s)
-    line["total_ms"] = round(1000 * event.duration_s)
-    if prompt:
-        line["tokens"] = f"{prompt}+{generated}"
-    if tps:
-        line["tps"] = round(tps, 1)
-    line["id"] = event.request_id
-    return line

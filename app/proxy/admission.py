@@ -139,5 +139,5 @@ class Admission:
 async def _guarded(entrant: Entrant, work: Coroutine[object, object, None]) -> None:
     try:
         await work
-    except Exception as bug:
+    except Exception as bug:  # a bug of ours: nobody awaits this task
         entrant.bug(bug)

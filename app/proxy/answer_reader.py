@@ -79,7 +79,17 @@ class Stage(Enum):
 class AnswerReader:
     """Reads the answers of one connection, one after the other."""
 
-    __slots__ = ("_known", "_left", "_parser", "_rest", "_sink", "has_body", "has_excess", "length", "stage")
+    __slots__ = (
+        "_collected",
+        "_known",
+        "_left",
+        "_parser",
+        "_rest",
+        "has_body",
+        "has_excess",
+        "length",
+        "stage",
+    )
 
     def __init__(self, known: KnownHeads) -> None:
         self._known = known
@@ -125,8 +135,8 @@ class AnswerReader:
         if not self.has_body or head.status in (204, 304):  # its length is that of a body that does not come
             self.stage = Stage.COMPLETE
         elif head.is_chunked:
-            self.stage, self._sink = Stage.CHUNKED, _Sink()
-            self._parser = httptools.HttpResponseParser(self._sink)
+            self.stage, self._collected = Stage.CHUNKED, _Collected()
+            self._parser = httptools.HttpResponseParser(self._collected)
             self._parser.feed_data(raw)
         elif length is None:
             self.stage = Stage.UNTIL_CLOSE
@@ -148,19 +158,19 @@ class AnswerReader:
 
     def _read_chunks(self, data: bytes) -> bytes:
         assert self._parser is not None
-        sink = self._sink
+        collected = self._collected
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            if not sink.is_complete:  # else it is what follows the answer
+            if not collected.is_complete:  # else it is what follows the answer
                 raise NotHttp(f"the answer is not HTTP: {error!r}") from None
-        if sink.is_complete:
+        if collected.is_complete:
             self.stage, self._parser = Stage.COMPLETE, None
-        body, sink.body = sink.body, []
+        body, collected.body = collected.body, []
         return body[0] if len(body) == 1 else b"".join(body)
 
 
-class _Sink:
+class _Collected:
     """What a parser says of one answer. It does not know the parser: no circle is left behind."""
 
     __slots__ = ("body", "headers", "is_complete")
@@ -185,15 +195,18 @@ class _Sink:
 
 
 def _parsed(raw: bytes) -> tuple[AnswerHead, int | None]:
-    sink = _Sink()
-    parser = httptools.HttpResponseParser(sink)
+    collected = _Collected()
+    parser = httptools.HttpResponseParser(collected)
     try:
         parser.feed_data(raw)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         raise NotHttp(f"the answer is not HTTP: {error!r}") from None
-    status, lengths = parser.get_status_code(), [int(v) for n, v in sink.headers if n == b"content-length"]
+    status, lengths = (
+        parser.get_status_code(),
+        [int(v) for n, v in collected.headers if n == b"content-length"],
+    )
     if not 100 <= status < 600:
         raise NotHttp(f"the answer is not HTTP: its status is {status}")
-    headers = [header for header in sink.headers if header[0] != b"content-length"]
+    headers = [header for header in collected.headers if header[0] != b"content-length"]
     head = AnswerHead(status, headers, version=parser.get_http_version())
     return head, lengths[0] if lengths else None

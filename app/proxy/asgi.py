@@ -59,7 +59,7 @@ class AsgiProxy:
             answer.refuse(error)
         except ClientDisconnect:
             raise
-        except Exception as bug:
+        except Exception as bug:  # of ours: its client is told
             answer.bug(bug)
         try:
             await answer.run(receive)

@@ -27,10 +27,10 @@ Parse = Callable[[Any], dict[str, Any]]
 """Of what a body's `data` is."""
 
 
-class Reading:
+class PendingRead:
     """One body that waits to be read, or is read now."""
 
-    def __init__(self, tell: Tell, withdraw: Callable[[Reading], None]) -> None:
+    def __init__(self, tell: Tell, withdraw: Callable[[PendingRead], None]) -> None:
         self.tell: Tell | None = tell
         self._withdraw = withdraw
 
@@ -48,15 +48,17 @@ class BodyReader:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "bodies")
-        self._waiting: dict[Reading, tuple[RequestBody, Callable[[Data], Found]]] = {}
+        self._waiting: dict[PendingRead, tuple[RequestBody, Callable[[Data], Found]]] = {}
         self._is_busy = False
 
-    def read(self, body: RequestBody, tell: Tell, *, unpack_to: int | None, parse: Parse | None) -> Reading:
+    def read(
+        self, body: RequestBody, tell: Tell, *, unpack_to: int | None, parse: Parse | None
+    ) -> PendingRead:
         """`tell` is called later: with what was found, or the error that `gunzip` or `parse` raised.
 
         `unpack_to`: the most bytes that it may be, of one that is packed; without `parse` no fields are read.
         """
-        reading = Reading(tell, self._forget)
+        reading = PendingRead(tell, self._forget)
         self._waiting[reading] = (body, partial(_find, unpack_to=unpack_to, parse=parse))
         self._go_on()
         return reading
@@ -64,7 +66,7 @@ class BodyReader:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _forget(self, reading: Reading) -> None:
+    def _forget(self, reading: PendingRead) -> None:
         self._waiting.pop(reading, None)
 
     def _go_on(self) -> None:
@@ -75,7 +77,7 @@ class BodyReader:
         future = asyncio.get_running_loop().run_in_executor(self._thread, find, body.data)
         future.add_done_callback(partial(self._done, reading, body))
 
-    def _done(self, reading: Reading, body: RequestBody, done: asyncio.Future[Found]) -> None:
+    def _done(self, reading: PendingRead, body: RequestBody, done: asyncio.Future[Found]) -> None:
         self._is_busy = False
         self._go_on()
         tell, reading.tell = reading.tell, None  # its owner may keep it

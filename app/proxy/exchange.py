@@ -14,16 +14,16 @@ from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
 from app.domain.input_guard import guarded_input
 from app.domain.status import Status
-from app.judgement.judge import LOOKS
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
-from app.proxy.phase import AT_LLAMA_SERVER, CLIENT_STALLS_S, HEAD_WAITS_S, HEARTBEAT_S, Phase
+from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
 from app.proxy.request_body import Data, RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
+from app.proxy.request_timeouts import HEAD_WAITS_S, RequestTimeouts
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class Exchange:
     """From the complete request to the end of its answer. `phase` says where it is."""
 
-    __slots__ = ("_body", "_clock", "_heartbeat_at", "_is_paused", "_limits", "_link", "_links", "_pending",
-                 "_queue_deadline", "_runner", "_slots", "_wake", "instance", "phase", "record", "reply",
-                 "ticket")  # fmt: skip
+    __slots__ = ("_body", "_clock", "_is_paused", "_limits", "_link", "_links", "_pending", "_runner",
+                 "_slots", "_timeouts", "_wake", "instance", "phase", "record",
+                 "reply", "ticket")  # fmt: skip
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Exchange:
         self._link: Link | None = None
         self._pending: Pending | None = None
         self._is_paused = False
-        self._queue_deadline = self._heartbeat_at = 0.0
+        self._timeouts = RequestTimeouts(limits, slots, is_stream=record.request.stream)
 
     @property
     def request(self) -> RoutedRequest:
@@ -85,7 +85,7 @@ class Exchange:
             return
         self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
-        self._wake(self.instance.spec.request_timeout_s / LOOKS or CLIENT_STALLS_S)
+        self._wake(self._timeouts.first_look_s(self.instance.spec))
         self._connect(runner)
 
     @guarded_input
@@ -195,24 +195,17 @@ class Exchange:
         """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
         since = self.quiet_since
         if since is None or self._runner is None:
-            limit_s = self.instance.spec.request_timeout_s or CLIENT_STALLS_S
-            return max(limit_s - self._slots.awake_s(self.reply.progress_at, now), 0.0)
+            return self._timeouts.client_patience_s(self.instance.spec, self.reply.progress_at, now)
         return self._slots.patience_s(self, self._runner, since)
 
     def _due_in_queue(self, now: float) -> None:
-        if now >= self._queue_deadline:  # unless this program stood still meanwhile
-            timeout_s = self._limits.queue_timeout_sec
-            waited_s = self._slots.awake_s(self._queue_deadline - timeout_s, now)
-            self._queue_deadline = now + timeout_s - waited_s
-        if now >= self._queue_deadline:
+        if self._timeouts.has_waited_too_long(now):
             self._fail(client_messages.queue_timeout(self.instance, self._limits))
             return
-        if self.request.stream and now >= self._heartbeat_at:
-            self._heartbeat_at = now + HEARTBEAT_S
+        if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
             self.reply.heartbeat(client_messages.where_it_stands(self.instance, self.ticket, reason))
-        first = min(self._queue_deadline, self._heartbeat_at) if self.request.stream else self._queue_deadline
-        self._wake(max(first - now, 0.0))
+        self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
 
@@ -229,8 +222,7 @@ class Exchange:
 
     def _enter(self, since: float) -> None:
         self.phase = Phase.QUEUED
-        self._queue_deadline = since + self._limits.queue_timeout_sec
-        self._heartbeat_at = since + HEARTBEAT_S
+        self._timeouts.queued(since)
         pending = self._slots.enter(self)
         if self.phase is Phase.QUEUED:
             self._pending = pending
@@ -284,7 +276,7 @@ class Exchange:
         error = client_messages.mistake()
         try:
             self.reply.fail(error)
-        except Exception:
+        except Exception:  # a second bug of ours: the connection ends
             logger.exception("and could not say so")
             self.reply.abort()
         self._end(error)

@@ -218,7 +218,7 @@ class Gateway:
             exchange = self._exchange(accepted, fields(), entrance)
         except RouterError as error:
             entrance.refuse(error)
-        except Exception as bug:
+        except Exception as bug:  # of ours: its client is told
             entrance.bug(bug)
         else:
             if exchange is not None:

@@ -134,7 +134,7 @@ class ProxyProtocol(asyncio.Protocol):
                     self._on_body(event)
         except BadRequest as error:
             self._refuse_bytes(error)
-        except Exception as error:
+        except Exception as error:  # a bug of ours: its client is told, the others go on
             self.bug(error)
         beside = self._handover.held_bytes if self._handover is not None else 0
         if self._intake.is_cut_short:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from app.access.request_id import USABLE_ID
 from app.proxy.headers import Headers
 
 MAX_KNOWN_HEADS = 256
@@ -12,8 +13,8 @@ MAX_KNOWN_BYTES = 4096
 """Of one head: so much at most is kept of what clients send."""
 
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (\d{1,15})(?=\r\n)")
-_ID = re.compile(rb"\r\n[Xx]-[Rr]equest-[Ii][Dd]: ([\w.:\-]{1,128})(?=\r\n)")
-_USABLE_ID = re.compile(rb"[\w.:\-]{1,128}\Z")
+_ID = re.compile(rb"\r\n[Xx]-[Rr]equest-[Ii][Dd]: (%b)(?=\r\n)" % USABLE_ID.encode())
+_USABLE_ID = re.compile(rb"%b\Z" % USABLE_ID.encode())
 
 
 class HeadLines:

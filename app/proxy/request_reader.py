@@ -40,7 +40,7 @@ class BodyPart(NamedTuple):
 class RequestReader:
     """`feed` it what comes, and take out event after event, as fast as they can be dealt with."""
 
-    __slots__ = ("_data", "_known", "_left", "_parser", "_quiet", "_raw", "_seen", "_sink")
+    __slots__ = ("_collected", "_data", "_known", "_left", "_parser", "_quiet", "_raw", "_seen")
 
     def __init__(self, known: KnownHeads) -> None:
         self._known = known
@@ -48,14 +48,14 @@ class RequestReader:
         self._seen = 0  # of an incomplete head, where its end cannot begin
         self._left = 0  # of a sized body
         self._parser: httptools.HttpRequestParser | None = None  # of a chunked body
-        self._sink = _UNREAD
+        self._collected = _UNREAD
         self._quiet = 0  # what has come of a chunked body without a byte of it
 
     @property
     def broken_head(self) -> RequestHead:
         """What is known of a request that is not HTTP."""
-        headers, _, given_id = split_headers(self._sink.headers)
-        target = self._sink.target or _target_in(self._raw)
+        headers, _, given_id = split_headers(self._collected.headers)
+        target = self._collected.target or _target_in(self._raw)
         return RequestHead(HeadLines("POST", target, "1.1", headers), 0, given_id, b"")
 
     @property
@@ -91,7 +91,7 @@ class RequestReader:
             data = data.lstrip(b"\r\n")
         end = data.find(END_OF_HEAD, self._seen)
         if end < 0:
-            self._data, self._sink = data, _UNREAD
+            self._data, self._collected = data, _UNREAD
             self._check_unfinished(data)
             self._seen = max(len(data) - len(END_OF_HEAD) + 1, 0)
             return None
@@ -112,21 +112,22 @@ class RequestReader:
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > MAX_HEAD_BYTES:
-            self._sink = _Sink()  # who asked for what is told with the error
+            self._collected = _Collected()  # who asked for what is told with the error
             with contextlib.suppress(BadRequest):
-                _feed(httptools.HttpRequestParser(self._sink), data[:MAX_HEAD_BYTES])
+                _feed(httptools.HttpRequestParser(self._collected), data[:MAX_HEAD_BYTES])
             raise BadRequest("The headers are too large.")
 
     def _parsed(self, raw: bytes) -> RequestHead:
         self._raw = raw
         self._check_size(raw)
         raw = _UPGRADE.sub(b"", raw)
-        sink = self._sink = _Sink()
-        parser = httptools.HttpRequestParser(sink)
+        collected = self._collected = _Collected()
+        parser = httptools.HttpRequestParser(collected)
         _feed(parser, raw)
-        sink.in_body = True
-        method, (headers, length, given_id) = parser.get_method().decode("ascii"), split_headers(sink.headers)
-        lines = HeadLines(method, sink.target, parser.get_http_version(), headers)
+        collected.in_body = True
+        method = parser.get_method().decode("ascii")
+        headers, length, given_id = split_headers(collected.headers)
+        lines = HeadLines(method, collected.target, parser.get_http_version(), headers)
         if lines.is_chunked:
             self._parser, self._quiet = parser, 0
             return RequestHead(lines, None, given_id, raw)
@@ -143,21 +144,21 @@ class RequestReader:
         """A chunked body ends with an empty line: cut there, the parser tells whether it was the last one."""
         assert self._parser is not None
         data, rest = self._data[:CHUNKED_BYTES], self._data[CHUNKED_BYTES:]
-        sink, position, cuts = self._sink, 0, 0
-        while position < len(data) and not sink.is_complete and cuts < MAX_CUTS:
+        collected, position, cuts = self._collected, 0, 0
+        while position < len(data) and not collected.is_complete and cuts < MAX_CUTS:
             cuts += 1
             end = _end_of_line(data, position)
-            sink.has_data = False
+            collected.has_data = False
             _feed(self._parser, data[position:end])
-            self._quiet = 0 if sink.has_data else self._quiet + end - position
+            self._quiet = 0 if collected.has_data else self._quiet + end - position
             if self._quiet > MAX_HEAD_BYTES:
                 raise BadRequest("The trailers are too large.")
             position = end
         self._data = data[position:] + rest
-        if sink.is_complete:
+        if collected.is_complete:
             self._parser = None
-        body, sink.body = b"".join(sink.body), []
-        return BodyPart(data[:position], body, sink.is_complete)
+        body, collected.body = b"".join(collected.body), []
+        return BodyPart(data[:position], body, collected.is_complete)
 
 
 def _target_in(raw: bytes) -> bytes:
@@ -174,7 +175,7 @@ def _end_of_line(data: bytes, position: int) -> int:
     return len(data) if end < 0 else end + len(END_OF_HEAD)
 
 
-class _Sink:
+class _Collected:
     """What a parser says of one request. It does not know the parser: no circle is left behind."""
 
     __slots__ = ("body", "has_data", "headers", "in_body", "is_complete", "target")
@@ -200,7 +201,7 @@ class _Sink:
         self.is_complete = True
 
 
-_UNREAD = _Sink()
+_UNREAD = _Collected()
 """Of a head that has not been parsed."""
 
 

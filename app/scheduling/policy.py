@@ -1,4 +1,4 @@
-"""Every scheduling decision, as a pure function of a picture and the time.
+"""Every scheduling decision, as a pure function of a snapshot and the time.
 
 A step looks at all models and devices and says what to do next. It is called again after every change, so a
 decision never has to be remembered: what should still happen is decided again.

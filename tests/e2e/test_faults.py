@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +57,6 @@ class Asked:
             async for piece in answer.aiter_text():
                 self.text += piece
         return Seen(answer.status_code, self.text, time.monotonic())
-
-
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,6 @@ def router(make_shared_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path
         },
         system={"max_concurrent_models": 2, "max_restarts": 100},
     )
-
-
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
 
 
 class Stream:
@@ -342,6 +335,14 @@ def test_sighup_restarts_only_what_changed_and_a_broken_file_changes_nothing(
 # --- the end -----------------------------------------------------------------------------------------
 
 
+def one_that_streams_one_idle_one_that_never_loads(tiny: Path, tiny_long: Path) -> dict[str, dict[str, Any]]:
+    return {
+        "long": {"model_path": tiny_long, "params": LONG},
+        "idle": {"model_path": tiny},
+        "never": {"model_path": tiny, "env": {"GATE": "/nonexistent/gate"}},
+    }
+
+
 async def test_sigterm_lets_a_stream_finish_and_refuses_everybody_else(
     make_router: MakeRouter,
     gated_llama_server: Path,
@@ -349,11 +350,7 @@ async def test_sigterm_lets_a_stream_finish_and_refuses_everybody_else(
     tiny_long_gguf: Path,
 ) -> None:
     router = make_router(
-        {
-            "long": {"model_path": tiny_long_gguf, "params": LONG},
-            "idle": {"model_path": tiny_gguf},
-            "never": {"model_path": tiny_gguf, "env": {"GATE": "/nonexistent/gate"}},
-        },
+        one_that_streams_one_idle_one_that_never_loads(tiny_gguf, tiny_long_gguf),
         binary=gated_llama_server,
         system={"drain_timeout_sec": 600},  # the stream ends before, however slow the machine is
     )
@@ -416,14 +413,8 @@ async def test_a_second_signal_ends_everything_at_once(
 async def test_a_router_that_is_killed_takes_its_llama_servers_along(
     make_router: MakeRouter, gated_llama_server: Path, tiny_gguf: Path, tiny_long_gguf: Path
 ) -> None:
-    router = make_router(
-        {
-            "long": {"model_path": tiny_long_gguf, "params": LONG},
-            "idle": {"model_path": tiny_gguf},
-            "never": {"model_path": tiny_gguf, "env": {"GATE": "/nonexistent/gate"}},
-        },
-        binary=gated_llama_server,
-    )
+    models = one_that_streams_one_idle_one_that_never_loads(tiny_gguf, tiny_long_gguf)
+    router = make_router(models, binary=gated_llama_server)
     router.load("long", "idle")
     async with router.open_client() as http:
         loading = ask(http, chat("never"))

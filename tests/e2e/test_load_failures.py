@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import stat
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +67,6 @@ def router(
         binary=binary,
         system={"max_concurrent_models": 2, "load_max_retries": 1},
     )
-
-
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
 
 
 @pytest.mark.parametrize("alias", CAUSES)

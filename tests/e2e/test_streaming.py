@@ -54,12 +54,6 @@ def router(
     )
 
 
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
-
-
 @asynccontextmanager
 async def llama_server_of(router: RouterProcess, alias: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client that talks to the model's own process, past the router."""

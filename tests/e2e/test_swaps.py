@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,6 @@ def router(shared: RouterProcess) -> RouterProcess:
     """With nothing loaded."""
     shared.eject("a", "b")
     return shared
-
-
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
 
 
 def ask(http: httpx.AsyncClient, body: dict[str, Any], **options: Any) -> asyncio.Task[httpx.Response]:

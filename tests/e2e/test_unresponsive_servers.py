@@ -6,7 +6,6 @@ import asyncio
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -89,12 +88,6 @@ def router(
         binary=binary,
         system={"max_restarts": 1000, "request_timeout_sec": 5},
     )
-
-
-@pytest.fixture
-async def http(router: RouterProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with router.open_client() as client:
-        yield client
 
 
 async def ask(http: httpx.AsyncClient, content: str) -> httpx.Response:

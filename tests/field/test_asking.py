@@ -15,12 +15,13 @@ import pytest
 from app.configuration.file import parse
 from app.main import create_app
 from app.observability import refusals
+from tests.event_loops import on_the_loop_of_production
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
-from tests.serving import Browser, policy_for, reached_by
+from tests.serving import Browser, reached_by
 from tests.stand_in import StandIn, llama_server_stand_in, router_before
 
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_the_loop_of_production"]  # fixtures
 
 CHAT = "/v1/chat/completions"
 KEYS = ["boss-secret", {"key": "guest-secret", "name": "guest"}]
@@ -33,11 +34,6 @@ Start = Callable[..., Awaitable[Browser]]
 async def upstream() -> AsyncIterator[StandIn]:
     async with llama_server_stand_in() as found:
         yield found
-
-
-@pytest.fixture
-def event_loop_policy() -> Any:
-    return policy_for("socket")
 
 
 @pytest.fixture

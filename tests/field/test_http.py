@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
+from tests.event_loops import on_both_loops
 from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, TUNNEL, ask, said, start, upstream
-from tests.serving import Client, Reply, event_loop_policy
+from tests.serving import Client, Reply
 from tests.stand_in import StandIn
 
-__all__ = ["event_loop_policy", "start", "upstream"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_both_loops", "start", "upstream"]
 
 KEY = "Authorization: Bearer boss-secret"
 FORM = "Content-Type: application/x-www-form-urlencoded"

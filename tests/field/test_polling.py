@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from app.domain.status import Status
+from tests.event_loops import on_the_loop_of_production
 from tests.proxy_environment import ANSWER, CHAT, USAGE, MakeRouter, Router, make_router, request, router
 from tests.router_process import until
-from tests.serving import Client, Reply, policy_for
+from tests.serving import Client, Reply
 from tests.upstreams import SIZED
 
-__all__ = ["make_router", "router"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["make_router", "on_the_loop_of_production", "router"]
 
 POLLED = ("/metrics", "/props", "/slots", "/health", "/sw.js", "/favicon.ico", "/", "/v1/models")
-
-
-@pytest.fixture
-def event_loop_policy() -> Any:
-    return policy_for("socket")
 
 
 def reading(path: str = "/props", *headers: str, method: str = "GET") -> bytes:

@@ -8,22 +8,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e import nginx
+from tests.event_loops import on_the_loop_of_production
 from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, ask, start, upstream
 from tests.real_parts import CURL, JAVA, need
-from tests.serving import policy_for
 from tests.stand_in import StandIn
 
-__all__ = ["start", "upstream"]
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
-
-
-@pytest.fixture
-def event_loop_policy() -> Any:
-    return policy_for("socket")
+__all__ = ["on_the_loop_of_production", "start", "upstream"]
 
 
 async def run(*command: str) -> str:

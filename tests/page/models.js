@@ -32,6 +32,7 @@ export function model(fields = {}) {
     stop_reason: null,
     stopped_for: null,
     error: null,
+    warning: null,
     reason: "",
     port: null,
     pid: null,

@@ -6,13 +6,12 @@ import asyncio
 
 import pytest
 
+from tests.event_loops import on_both_loops
 from tests.security.conftest import Connect, Serve
-from tests.serving import Reply, event_loop_policy
+from tests.serving import Reply
 from tests.stand_in import StandIn
 
-__all__ = ["event_loop_policy"]  # fixtures
-
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture is deprecated")
+__all__ = ["on_both_loops"]  # fixtures
 
 MODEL = b'{"model": "m"}'
 TARGETS = ("/v1/chat/completions", "/v1/models/load", "/upstream/m/tokenize")

@@ -34,8 +34,8 @@ TICK_S = 0.001
 LONGEST_S = 0.05
 
 
-class Upstream:
-    """The stand-in for llama-server, on a loop of its own: what it does with 64 MB is not the router's."""
+class Served:
+    """Serves on a loop in a thread of its own. `_run` sets `_ready`, and ends after `_stop`."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -43,11 +43,7 @@ class Upstream:
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()])
 
     async def _run(self) -> None:
-        async with llama_server_stand_in() as upstream:
-            upstream.requests = deque(maxlen=0)
-            self.port = upstream.port
-            self._ready.set()
-            await self._stop.wait()
+        raise NotImplementedError
 
     def start(self) -> None:
         self._thread.start()
@@ -59,20 +55,28 @@ class Upstream:
         self._loop.close()
 
 
-class Loop:
-    """A router on a loop in a thread of its own, and the longest turn of that loop."""
+class Upstream(Served):
+    """The stand-in for llama-server, on a loop of its own: what it does with 64 MB is not the router's."""
+
+    async def _run(self) -> None:
+        async with llama_server_stand_in() as upstream:
+            upstream.requests = deque(maxlen=0)
+            self.port = upstream.port
+            self._ready.set()
+            await self._stop.wait()
+
+
+class Loop(Served):
+    """A router, and the longest turn of its loop."""
 
     memory: ClientMemory
 
     def __init__(self, model: Path, folder: Path, **api: Any) -> None:
         """`api`: that section of the configuration, beside what is always in it."""
+        super().__init__()
         self._model, self._folder, self._api = model, folder, api
-        self.port = 0
         self.longest_s = 0.0
-        self._ready, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._stop = asyncio.Event()
         self._upstream = Upstream()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._run()])
 
     async def _run(self) -> None:
         names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
@@ -99,13 +103,10 @@ class Loop:
 
     def start(self) -> None:
         self._upstream.start()
-        self._thread.start()
-        assert self._ready.wait(30)
+        super().start()
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(30)
-        self._loop.close()
+        super().stop()
         self._upstream.stop()
 
     def longest_of(self, request: bytes) -> float:

@@ -109,6 +109,7 @@ function facts(model, view) {
     Status: `${label} for ${duration(view.age)}`,
     Why: model.reason,
     Error: model.error,
+    Warning: model.warning,
     Memory: model.vram_mb === 0 ? "CPU only" : used,
     Estimate: model.estimated_mb != null && memory(model.estimated_mb),
     Port: model.port,

@@ -40,6 +40,7 @@
  * @property {StopReason | null} stop_reason
  * @property {string | null} stopped_for
  * @property {string | null} error
+ * @property {string | null} warning what is not as it was meant, though it serves
  * @property {string} reason
  */
 

@@ -174,6 +174,7 @@ const running = (model) => model.in_flight && `${count(model.in_flight, "request
 
 /** @param {Seen} model @param {View} view */
 function readyNote(model, view) {
+  if (model.warning) return model.warning;
   if (model.in_flight) return `answering ${count(model.in_flight, "request")}`;
   if (model.queue_depth) return `up ${duration(view.age)}`;
   if (model.last_used) return `idle ${duration(view.now - model.last_used)}`;

@@ -39,7 +39,7 @@ def this_machine() -> Machine:
     return Machine(sys.platform, _MACHINES.get(processor, processor), _library(), _features())
 
 
-def obstacle(machine: Machine, kinds: tuple[Needs, ...]) -> str | None:
+def unmet_need(machine: Machine, kinds: tuple[Needs, ...]) -> str | None:
     """Why a build for these kinds of machines cannot run here; None: it can, as far as can be told."""
     here = [k for k in kinds if (k.system, k.processor) == (machine.system, machine.processor)]
     if not here:

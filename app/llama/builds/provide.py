@@ -19,7 +19,7 @@ from pathlib import Path
 
 from app.llama.binary import BUILDS_FOLDER, SELECTED
 from app.llama.builds.changes import ChangeFailed
-from app.llama.builds.machine import Machine, obstacle, this_machine
+from app.llama.builds.machine import Machine, this_machine, unmet_need
 from app.llama.builds.table import TESTED, Build, Package, Registry, Role
 
 ANY_PYTHON = "3.11"  # the newest that a wheel in the table asks for; its program runs without Python
@@ -35,7 +35,7 @@ class BuildUnavailable(Exception):
 def of_role(role: Role, machine: Machine | None = None) -> Build:
     """Raises `BuildUnavailable` where none of that role fits."""
     here = machine or this_machine()
-    reasons = {build.name: obstacle(here, build.kinds) for build in TESTED[role]}
+    reasons = {build.name: unmet_need(here, build.kinds) for build in TESTED[role]}
     for build in TESTED[role]:
         if reasons[build.name] is None:
             return build

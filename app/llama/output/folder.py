@@ -26,7 +26,7 @@ def file_name(alias: str) -> str:
     return f"{name}.log"
 
 
-def obstacle(folder: Path) -> str | None:
+def why_not_writable(folder: Path) -> str | None:
     """Why no log could be written there, as far as that can be seen without making anything."""
     try:
         place = next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,6 +1,6 @@
 """How much memory a llama-server will use, from the header of its model alone: no weight is read.
 
-Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `memory_compute`.
+Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute`.
 """
 
 from __future__ import annotations
@@ -80,14 +80,6 @@ class MemoryEstimate:
     note: str = ""
     layers: tuple[int, ...] = ()  # the device's sure bytes by layer, the output tensors last
     copies_bytes: int = 0  # more on each device if there are several: they work on different batches
-
-    @property
-    def device_bytes(self) -> int:
-        return self.device.total_bytes
-
-    @property
-    def host_bytes(self) -> int:
-        return self.host.total_bytes
 
 
 def estimate(header: GgufHeader, params: MemoryParams) -> MemoryEstimate:
@@ -175,8 +167,7 @@ def _device_share(load: _Load) -> MemoryShare:
         kv_bytes=_kv_bytes(load.device_layers, load),
         recurrent_bytes=_recurrent_bytes(load.device_layers, load),
         compute_bytes=compute_bytes(load.header, load.shape, load.batch) + _borrowed_bytes(load),
-        overhead_bytes=_dequantised_cache_bytes(load)
-        + recurrence_spread(load.header, load.shape, load.batch),
+        overhead_bytes=_unlogged_bytes(load),
     )
 
 

@@ -22,8 +22,15 @@ class Reservation:
     pid: int | None = None
     loaded_at: float = NOT_YET
     measured: dict[str, int] = field(default_factory=dict)
+    """MB that the process uses of each GPU; empty where the driver does not tell."""
     peak_mb: int = 0
+    """The most that it was seen to use, over all GPUs; 0 where the driver does not tell."""
     unkillable: bool = False  # nobody can end its process: to us it is another program's
+
+    @property
+    def measured_mb(self) -> int | None:
+        """What it uses of all GPUs together; None where the driver does not tell."""
+        return sum(self.measured.values()) if self.measured else None
 
     def is_shown(self, read_at: Mapping[str, float]) -> bool:
         """Its load is over, and each of its devices has been read since."""

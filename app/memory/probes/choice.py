@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.memory.probes.amdgpu import SYSFS, AmdgpuProbe, cards_of
+from app.memory.probes.cuda_order import shown_by_cuda
 from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from app.memory.probes.nvml import NvmlProbe
+from app.memory.probes.visible import VARIABLE, counts_by_speed
 
 DRIVER_TIMEOUT_S = 5.0  # for what is only shown
 START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every GPU first
@@ -40,10 +42,14 @@ def find_gpus(binary: Path | None = None, sysfs: Path = SYSFS) -> GpuProbe:
 
 
 def _listed(binary: Path) -> list[Reading] | None:
+    """Also CUDA's devices that the environment hides from it: a configuration may name them."""
     try:
-        return list_devices(binary)
+        found = list_devices(binary)
+        if not found and VARIABLE in os.environ:
+            found = [r for r in list_devices(binary, without=VARIABLE) if r.id.startswith("CUDA")]
     except GpuError:  # an old build does not know the flag
         return None
+    return found
 
 
 def _nvml() -> GpuProbe:
@@ -52,15 +58,25 @@ def _nvml() -> GpuProbe:
         import pynvml
     except ImportError as error:
         return NullProbe(f"the nvidia-ml-py package is missing: {error}")
-    probe = NvmlProbe(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    probe = NvmlProbe(pynvml, os.environ.get(VARIABLE))
     try:
-        if not in_time(probe.read, START_TIMEOUT_S):
+        found = in_time(probe.read, START_TIMEOUT_S)
+        if not found:
             return NullProbe("the NVIDIA driver reports no device")
+        if len(found) > 1 and counts_by_speed(os.environ):
+            _count_as_cuda_does(probe, {reading.uuid for reading in found})
     except GpuError as error:
         return NullProbe(f"no usable NVIDIA driver: {error}")
     except TimeoutError:
         pass
     return probe
+
+
+def _count_as_cuda_does(probe: NvmlProbe, known: set[str]) -> None:
+    """Where its driver does not tell, or tells of parts of cards, indices count by the PCI bus."""
+    shown = shown_by_cuda()
+    if shown and known.issuperset(shown):
+        probe.show_only(",".join(shown))
 
 
 def in_time(call: Callable[[], T], timeout_s: float) -> T:
@@ -70,7 +86,7 @@ def in_time(call: Callable[[], T], timeout_s: float) -> T:
     def run() -> None:
         try:
             answers.append(call())
-        except BaseException as error:
+        except BaseException as error:  # raised again in the thread that asked
             answers.append(error)
 
     thread = threading.Thread(target=run, name="driver", daemon=True)

@@ -85,3 +85,10 @@ def resolve(readings: Iterable[Reading], wanted: Iterable[int | str] | None) -> 
         for name in {reading.id, reading.uuid, *reading.names} - {""}:
             known.setdefault(name, []).append(reading.id)
     return tuple(dict.fromkeys(id for name in wanted for id in known.get(str(name), ())))
+
+
+def offers_gpu(readings: Iterable[Reading], wanted: Iterable[int | str] | None) -> bool:
+    """Whether a model that may use these is one for GPUs. It is one for the CPU where there is none, or where
+    all are hidden and it names none: so llama-server decides itself."""
+    found = list(readings)
+    return bool(found) and (wanted is not None or bool(resolve(found, None)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -41,14 +42,18 @@ class ListDevicesProbe:
 _DEVICE = re.compile(r"^\s+(?P<id>[^\s:]+): (?P<name>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$")
 
 
-def list_devices(binary: Path) -> list[Reading]:
-    """What `llama-server --list-devices` prints. Raises `GpuError`."""
+def list_devices(binary: Path, *, without: str = "") -> list[Reading]:
+    """What `llama-server --list-devices` prints, in an environment without this variable.
+
+    Raises `GpuError`.
+    """
     try:
         done = subprocess.run(
             [str(binary), "--list-devices"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=LIST_TIMEOUT_S,
+            env={name: value for name, value in os.environ.items() if name != without},
             encoding="utf-8",
             errors="replace",
         )

@@ -47,6 +47,10 @@ class NvmlProbe:
             self.close()
         return found
 
+    def show_only(self, visible: str) -> None:
+        """Instead of what it was made with; also of `CUDA_VISIBLE_DEVICES`'s form."""
+        self._visible = visible
+
     def expire(self) -> None:
         pass
 

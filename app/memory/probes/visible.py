@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from app.memory.probes.interface import Reading
+
+VARIABLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 
 
 def without_hidden(readings: Sequence[Reading], visible: str | None) -> list[Reading]:
     """The same devices, those that `visible` does not name marked as hidden.
 
-    As CUDA reads it: indices or beginnings of UUIDs, and nothing counts after the first that does not exist.
-    Indices are those of the PCI bus, which the router tells its processes to count by.
+    As CUDA reads it: indices or beginnings of UUIDs that are one device's, and nothing counts after the first
+    that is none. Indices are those of the PCI bus, which the router tells its processes to count by.
     """
     if visible is None:
         return list(readings)
     shown: set[str] = set()
     for name in (part.strip() for part in visible.split(",")):
-        found = [r.id for r in readings if _is_meant(r, name)]
+        found = _meant(readings, name)
         if not found:
             break
         shown.update(found)
     return [replace(r, is_hidden=r.id not in shown) for r in readings]
 
 
-def _is_meant(reading: Reading, name: str) -> bool:
+def counts_by_speed(env: Mapping[str, str]) -> bool:
+    """It holds an index, and CUDA's indices are not those of the PCI bus: by default the fastest is 0."""
+    has_index = any(part.strip().isdigit() for part in env.get(VARIABLE, "").split(","))
+    return has_index and env.get(ORDER) != "PCI_BUS_ID"
+
+
+def _meant(readings: Sequence[Reading], name: str) -> list[str]:
     if name.isdigit():
-        return name in (reading.id, *reading.names)
-    known = (reading.id, reading.uuid, *reading.names)
-    return name.startswith(("GPU-", "MIG-")) and any(other.startswith(name) for other in known)
+        return [r.id for r in readings if name in (r.id, *r.names)]
+    if not name.startswith(("GPU-", "MIG-")):
+        return []
+    known = {full: [r.id for r in readings if full in _names(r)] for r in readings for full in _names(r)}
+    if name in known:
+        return known[name]
+    found = [ids for full, ids in known.items() if full.startswith(name)]
+    return found[0] if len(found) == 1 else []
+
+
+def _names(reading: Reading) -> set[str]:
+    return {reading.id, reading.uuid, *reading.names}
