@@ -150,7 +150,7 @@ def _services(
         ),
         metrics_feed=MetricsFeed(live_stats.snapshot, heartbeat_s),
         peer_feed=PeerFeed(bus, manager.instances),
-        started_at=started_at,
+        started_unix=int(time.time()),
     )
 
 

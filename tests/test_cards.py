@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anthropic.types
+import openai.types
 import pytest
 
 from app.configuration.file import parse
@@ -15,6 +18,7 @@ from app.gguf.header import GgufHeader, TensorInfo
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import InProcess, reached_by
+from tests.typed_models import problems
 
 PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
 TOOLS = "{% if tools %}{{ tools | tojson }}{% endif %}" + PLAIN
@@ -76,6 +80,11 @@ def test_what_a_model_sees_and_hears_stands_in_its_projector() -> None:
     assert card_of(header({}), hears, None).audio
 
 
+@pytest.mark.parametrize(("given", "tags"), [(("chat", "en"), ("chat", "en")), ((1,), ()), ("chat", ())])
+def test_tags_are_those_of_the_file(given: Any, tags: tuple[str, ...]) -> None:
+    assert card_of(header({"general.tags": given}), None, None).tags == tags
+
+
 def test_tokens_to_fill_in_are_told() -> None:
     assert card_of(header({"tokenizer.ggml.fim_pre_token_id": 5}), None, None).infill
 
@@ -83,15 +92,20 @@ def test_tokens_to_fill_in_are_told() -> None:
 # --- over HTTP
 
 
-async def listed(tree: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+async def page(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     tree["system"] = {"log_dir": str(folder / "logs")}
     app = create_app(parse(json.dumps(tree), folder, {}), launcher=FakeLauncher(), probe=FakeProbe(10_000))
     async with reached_by("asgi", app) as way, way.client() as client:
         assert isinstance(way, InProcess)
-        found: list[dict[str, Any]] = (await client.get("/v1/models")).json()["data"]
-        for model in found:
+        found: dict[str, Any] = (await client.get("/v1/models")).json()
+        for model in found["data"]:
             assert (await client.get(f"/v1/models/{model['id']}")).json() == model
         return found
+
+
+async def listed(tree: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await page(tree, folder))["data"]
+    return found
 
 
 async def test_a_model_that_is_off_tells_what_it_is(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -118,3 +132,32 @@ async def test_aliases_are_left_out_where_that_is_wanted(tiny_gguf: Path, tmp_pa
     models = {"chat": {"model_path": str(tiny_gguf), "aliases": ["gpt-4"]}}
     found = await listed({"api": {"list_aliases": False}, "models": models}, tmp_path)
     assert [model["id"] for model in found] == ["chat"]
+
+
+async def test_both_apis_read_the_list(tiny_gguf: Path, tmp_path: Path) -> None:
+    """Anthropic's `capabilities` is an object, here it is the list that others read; its SDKs do not mind."""
+    models = {"chat": {"model_path": str(tiny_gguf), "aliases": ["claude"]}, "gone": {"model_path": "gone"}}
+    found = await page({"models": models}, tmp_path)
+    assert (found["first_id"], found["last_id"], found["has_more"]) == ("chat", "gone", False)
+    for model in found["data"]:
+        assert not problems(openai.types.Model, model)
+        assert problems(anthropic.types.ModelInfo, model) == ["capabilities: Input should be an object"]
+        assert model["display_name"] == model["id"]
+    assert len(found["data"]) == 3
+
+
+async def test_an_empty_list_has_no_first(tmp_path: Path) -> None:
+    found = await page({"models": {}}, tmp_path)
+    assert (found["data"], found["first_id"], found["last_id"]) == ([], None, None)
+
+
+async def test_the_time_of_creation_stays_when_the_clock_is_set(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {"system": {"log_dir": str(tmp_path)}, "models": {"chat": {"model_path": str(tiny_gguf)}}}
+    app = create_app(parse(json.dumps(tree), tmp_path, {}), launcher=FakeLauncher(), probe=FakeProbe(10_000))
+    async with reached_by("asgi", app) as way, way.client() as client:
+        before = (await client.get("/v1/models/chat")).json()
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 5)
+        assert (await client.get("/v1/models/chat")).json() == before

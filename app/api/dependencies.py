@@ -59,7 +59,8 @@ class Services:
     feed: StatusFeed
     metrics_feed: MetricsFeed
     peer_feed: PeerFeed
-    started_at: float
+    started_unix: int
+    """What the clock said when the router was started; it stays so when the clock is set."""
 
     @property
     def config(self) -> Config:

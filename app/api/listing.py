@@ -1,14 +1,14 @@
 """Entries of `/v1/models`: what programs read before they send anything.
 
-Each field is there because some look for it: OpenAI's, llama-server's `meta` and `architecture`, `root` and
-`max_model_len` as vLLM has them, `context_length` as others do.
+Each field is there because some look for it: OpenAI's and Anthropic's, llama-server's `meta` and
+`architecture`, `root` and `max_model_len` as vLLM has them, `context_length` as others do.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from datetime import datetime, timezone
+from typing import Any
 
 from app.api.render import router_mode_status
 from app.domain.spec import ModelSpec
@@ -17,29 +17,23 @@ from app.gguf.card import ModelCard
 from app.models.instance import ModelInstance
 
 
-class Started(Protocol):
-    """What knows when the router was started, on the monotonic clock."""
-
-    @property
-    def started_at(self) -> float: ...
-
-
-def entry(instance: ModelInstance, card: ModelCard | None, router: Started) -> dict[str, Any]:
-    """One model; `status` is that of llama-server's router mode."""
+def entry(instance: ModelInstance, card: ModelCard | None, created: int) -> dict[str, Any]:
+    """One model; `status` is that of llama-server's router mode. `created`: Unix seconds."""
     spec, n_ctx = instance.spec, context_length(instance.spec, card)
     modalities = _input_modalities(spec, card)
     return {
         "id": spec.alias,
         "object": "model",
-        "created": int(time.time() - (time.monotonic() - router.started_at)),
+        "created": created,
         "owned_by": "user",
+        **_as_anthropic(spec.alias, created, n_ctx),
         "root": spec.alias,
         "parent": None,
         "n_ctx": n_ctx,
         "context_length": n_ctx,
         "max_model_len": n_ctx,
         "aliases": list(spec.aliases),
-        "tags": [],
+        "tags": [] if card is None else list(card.tags),
         "kind": spec.kind.value,
         "capabilities": capabilities(spec, card),
         "input_modalities": modalities,
@@ -50,21 +44,44 @@ def entry(instance: ModelInstance, card: ModelCard | None, router: Started) -> d
     } | ({} if card is None else {"n_ctx_train": card.n_ctx_train})
 
 
-def entries(
+def listed(
     instances: Iterable[ModelInstance],
     cards: Mapping[str, ModelCard],
-    router: Started,
+    created: int,
     *,
     with_aliases: bool,
-) -> list[dict[str, Any]]:
-    """Of all models; with their other names after them, for programs that choose from this list."""
+) -> dict[str, Any]:
+    """All models; with their other names after them, for programs that choose from this list. It is the only
+    page, as Anthropic's clients are told."""
     found = []
     for instance in instances:
-        own = entry(instance, cards.get(instance.alias), router)
+        own = entry(instance, cards.get(instance.alias), created)
         found.append(own)
         if with_aliases:
-            found += [own | {"id": name, "parent": instance.alias} for name in instance.spec.aliases]
-    return found
+            found += [renamed(own, name) for name in instance.spec.aliases]
+    names = [model["id"] for model in found] or [None]
+    return {
+        "object": "list",
+        "data": found,
+        "has_more": False,
+        "first_id": names[0],
+        "last_id": names[-1],
+    }
+
+
+def renamed(own: dict[str, Any], name: str) -> dict[str, Any]:
+    """The entry of another name of the same model."""
+    return own | {"id": name, "display_name": name, "parent": own["id"]}
+
+
+def _as_anthropic(name: str, created: int, n_ctx: int) -> dict[str, Any]:
+    return {
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(created, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+        "max_input_tokens": n_ctx,
+    }
 
 
 _OUTPUT = {ModelKind.CHAT: "text", ModelKind.EMBEDDING: "embeddings", ModelKind.RERANK: "scores"}

@@ -139,9 +139,8 @@ async def one_model(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
     instance = services.manager.find(alias)
     cards = await services.cards.of({instance.alias: instance.spec})
-    own = listing.entry(instance, cards.get(instance.alias), services)
-    is_other_name = alias in instance.spec.aliases
-    return own | {"id": alias, "parent": instance.alias} if is_other_name else own
+    own = listing.entry(instance, cards.get(instance.alias), services.started_unix)
+    return listing.renamed(own, alias) if alias in instance.spec.aliases else own
 
 
 def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:

@@ -67,12 +67,9 @@ async def list_models(request: Request) -> dict[str, Any]:
     services = services_of(request)
     listed = list(services.manager.instances.values())
     specs = {instance.alias: instance.spec for instance in listed}
-    return {
-        "object": "list",
-        "data": listing.entries(
-            listed, await services.cards.of(specs), services, with_aliases=services.config.api.list_aliases
-        ),
-    }
+    cards = await services.cards.of(specs)
+    with_aliases = services.config.api.list_aliases
+    return listing.listed(listed, cards, services.started_unix, with_aliases=with_aliases)
 
 
 MANAGEMENT_BYTES = SMALL_BYTES

@@ -47,7 +47,8 @@ NO_FACTS = FileFacts()
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Sizes are those of the weights; `n_params` counts them. `tools` to `infill`: what it was made for."""
+    """Sizes are those of the weights; `n_params` counts them. `tools` to `infill`: what it was made for;
+    `tags`: what whoever made the file says of it."""
 
     architecture: str
     vocab_type: int | None
@@ -62,6 +63,7 @@ class ModelCard:
     infill: bool
     vision: bool
     audio: bool
+    tags: tuple[str, ...]
     file_size: int
     """Of all parts, in bytes."""
     file: FileFacts = NO_FACTS
@@ -86,8 +88,13 @@ def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | No
         infill=any(f"tokenizer.ggml.{key}" in header.metadata for key in _INFILL_KEYS),
         vision=bool(seen.get("clip.has_vision_encoder")),
         audio=bool(seen.get("clip.has_audio_encoder")),
+        tags=_tags(header.metadata.get("general.tags")),
         file_size=header.file_size,
     )
+
+
+def _tags(given: object) -> tuple[str, ...]:
+    return tuple(tag for tag in given if isinstance(tag, str)) if isinstance(given, tuple) else ()
 
 
 def _templates(header: GgufHeader) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,14 @@ class Environment:
         await until(lambda: all(self.router.is_quiet(model) for model in MODELS), timeout_s)
         await until(is_well, timeout_s)
 
-    async def sees_clock(self, http: httpx.AsyncClient) -> float:
-        """How far the router's clock is from ours."""
-        created = (await http.get("/v1/models")).json()["data"][0]["created"]
-        uptime = (await http.get("/v1/models/status")).json()["server"]["uptime_seconds"]
-        return float(created) + float(uptime) - time.time()
+    async def sees_clock(self, http: httpx.AsyncClient, offset_s: float) -> None:
+        """Until the router's answers are dated so far from our clock: it writes a date for each second."""
+
+        async def is_seen() -> bool:
+            date = parsedate_to_datetime((await http.get("/v1/models")).headers["date"])
+            return abs(date.timestamp() - time.time() - offset_s) < 30
+
+        await until(is_seen)
 
 
 SYSTEM: dict[str, Any] = {

@@ -170,8 +170,7 @@ class Faults:
     async def clock_jumps(self, rng: random.Random) -> None:
         offset_s = rng.choice((-1, 1)) * rng.choice((1, HOUR_S, 30 * HOUR_S)) * rng.uniform(0.5, 1)
         self._environment.clock.jump_to(offset_s)
-        seen = await self._environment.sees_clock(self._http)
-        assert abs(seen - offset_s) < 30, f"the clock jumped by {offset_s} s, the router sees {seen} s"
+        await self._environment.sees_clock(self._http, offset_s)
 
     async def disk_full(self, rng: random.Random) -> None:
         self._for_a_while("disk", rng.uniform(0, 3), self._environment.empty_disk)
