@@ -27,7 +27,7 @@ SPEC = World({"m": 1}).manager.find("m").spec
 PNG = "iVBORw0KGgo="
 CARD = ModelCard(
     architecture="llama", vocab_type=2, n_vocab=500, n_ctx_train=4096, n_embd=2, n_params=9, size=9,
-    ftype=None, tools=False, thinking=False, infill=False, vision=False, audio=False, file_size=9,
+    ftype=None, tags=(), tools=False, thinking=False, infill=False, vision=False, audio=False, file_size=9,
 )  # fmt: skip
 
 
@@ -201,8 +201,15 @@ def test_a_context_goes_on_where_an_answer_ended() -> None:
     assert all(type(number) is int and 0 <= number < 2**31 for number in first["context"])
     asked = GENERATE.asked({"prompt": "Who am I?", "context": first["context"]})
     assert [m["content"] for m in asked["messages"]] == ["I am Bob.", "Hello, Bob 🙂", "Who am I?"]
-    for foreign in ([1, 4093, 198], [], [first["context"][0], 5, -1], [*first["context"][:3]]):
+    for foreign in ([1, 4093, 198], [], [first["context"][0], 5, -1], first["context"][:3],
+                    [5, *first["context"][1:]]):  # fmt: skip
         assert len(GENERATE.asked({"prompt": "?", "context": foreign})["messages"]) == 1
+
+
+def test_a_very_long_conversation_has_no_context() -> None:
+    answer = {"choices": [{"message": {"content": "a" * 400_000}, "finish_reason": "stop"}]}
+    assert GENERATE.answer(PROMPT, answer)["context"] == []
+    assert len(GENERATE.asked(PROMPT | {"context": [1] * 300_000})["messages"]) == 1
 
 
 # --- loads and ends of loads
@@ -286,6 +293,8 @@ def test_calls_come_whole_with_their_arguments_as_an_object() -> None:
         None,
     ]
     assert (lines[-1]["done"], lines[-1]["done_reason"]) == (True, "stop")
+    cut = CHAT.lines(HI, delta(tool_calls=[part(0, '{"city":', name="f", id="a")]), delta("length"))
+    assert cut[0]["message"]["tool_calls"][0]["function"]["arguments"] == {}
     calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}}]
     answer = CHAT.answer(
         HI, {"choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
@@ -434,7 +443,7 @@ def talk(*sizes: int) -> list[Body]:
 
 def test_the_oldest_messages_go_until_there_is_room_and_a_user_begins() -> None:
     body = {"messages": [{"role": "system", "content": "s"}, *talk(400, 400, 400, 400, 100)]}
-    found = shortened(CHAT, body, 500, 500)
+    found = shortened(CHAT, body, 480, 500)
     assert found is not None
     assert [m["content"][0] for m in found["messages"]] == ["s", "2", "3", "4"]
     found = shortened(CHAT, body, 2000, 200)
@@ -467,8 +476,7 @@ def test_it_is_not_tried_for_ever_and_not_for_other_errors() -> None:
     tries = 0
     while asked.again(too_long(10_000, 9_999)) is not None:
         tries += 1
-        assert tries < 20
-    assert tries > 1
+    assert tries == 8
     other = CHAT.ask(HI)
     assert isinstance(other, Asked)
     assert other.again is not None

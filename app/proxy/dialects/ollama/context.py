@@ -21,9 +21,13 @@ _MARK = 0x6D5B2E
 """First of all: others come from another server, and say nothing here."""
 
 _BYTES = 3
+MOST_NUMBERS = 100_000
+"""A longer one would hold up everybody else while it is made or read: there is none then."""
 
 
 def packed(turns: Sequence[Turn]) -> list[int]:
+    if sum(len(text) for _, text in turns) > MOST_NUMBERS * _BYTES:
+        return []
     text = to_json({"turns": turns})
     text += b" " * (-len(text) % _BYTES)
     numbers = [int.from_bytes(text[at : at + _BYTES], "big") for at in range(0, len(text), _BYTES)]
@@ -34,7 +38,11 @@ def unpacked(given: object) -> list[Turn]:
     """What was said; nothing where it was not packed here. Raises `BadRequest`."""
     if given is None:
         return []
-    if not isinstance(given, list) or not all(type(number) is int for number in given):
+    if not isinstance(given, list):
+        raise wrong_type("context", "a list of whole numbers")
+    if len(given) > 2 * MOST_NUMBERS:
+        return []
+    if not all(type(number) is int for number in given):
         raise wrong_type("context", "a list of whole numbers")
     if not given or given[0] != _MARK or not all(0 <= number < 1 << 8 * _BYTES for number in given):
         return []
