@@ -50,7 +50,7 @@ class ChildProcess:
         """Raises `LoadError`."""
         stdout = subprocess.PIPE
         try:
-            stdout = await self._output.open()
+            stdout = self._output.open()
             self._transport, _ = await self._loop.subprocess_exec(
                 lambda: ProcessEvents(self, self._output),
                 *command.argv,

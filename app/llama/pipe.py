@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from app.domain.alarm import Alarm
 
 PIPE_BYTES = 1 << 18
+READ_BYTES = 1 << 16
 FULL_READ = 1 << 13  # after a read as large as this there is more
 FLOOD_BYTES = 1 << 20  # of every READ_PAUSE_S at most; who writes more waits, and the router works for others
 
@@ -31,6 +32,58 @@ class Listener(Protocol):
         """All its pipes are closed."""
 
 
+class PipeReader(asyncio.ReadTransport):
+    """Reads a pipe, and is the only one that closes it.
+
+    uvloop closes a file that it is given to read twice. By the second time its number may be that of a file
+    which a thread has opened just then, or of a client's connection.
+    """
+
+    def __init__(self, pipe: int, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        os.set_blocking(pipe, False)
+        self._pipe, self._protocol = pipe, protocol
+        self._loop = asyncio.get_running_loop()
+        self._is_closing = False
+        protocol.connection_made(self)
+        self.resume_reading()
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        if not self._is_closing:
+            self._loop.remove_reader(self._pipe)
+
+    def resume_reading(self) -> None:
+        if not self._is_closing:
+            self._loop.add_reader(self._pipe, self._read)
+
+    def close(self) -> None:
+        self._end(None)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._pipe, READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._end(error)
+            return
+        if data:
+            self._protocol.data_received(data)
+        else:
+            self._end(None)
+
+    def _end(self, error: OSError | None) -> None:
+        if self._is_closing:
+            return
+        self.pause_reading()
+        self._is_closing = True
+        os.close(self._pipe)
+        self._loop.call_soon(self._protocol.connection_lost, error)
+
+
 class Output(asyncio.Protocol):
     """What the process says.
 
@@ -45,7 +98,7 @@ class Output(asyncio.Protocol):
         self._has_exited = False
         self._taken = 0
 
-    async def open(self) -> int:
+    def open(self) -> int:
         """What becomes the child's stdout: a pipe, because what uvloop makes is a socket, which is full after
         270 lines, however short they are."""
         if sys.platform == "win32":
@@ -55,12 +108,7 @@ class Output(asyncio.Protocol):
         ours, childs = os.pipe()
         with contextlib.suppress(OSError, AttributeError):  # Linux only, and not for everybody
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        try:
-            loop = asyncio.get_running_loop()
-            await loop.connect_read_pipe(lambda: self, os.fdopen(ours, "rb", 0))
-        except BaseException:  # cancelled, too: nobody else knows this end
-            os.close(childs)
-            raise
+        PipeReader(ours, self)
         return childs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
