@@ -16,7 +16,7 @@ def guarded_input(method: Input) -> Input:
     def guarded(self: Any, *args: Any) -> Any:
         try:
             return method(self, *args)
-        except Exception as error:
+        except Exception as error:  # a bug of ours: its client is told
             self.bug(error)
             return None
 
