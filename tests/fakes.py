@@ -397,7 +397,7 @@ class _Runs:
 class Request:
     def __init__(self, world: World, alias: str, priority: Priority) -> None:
         self._world = world
-        self._instance = world.manager.find(alias)
+        self._instance = world.manager.fleet.find(alias)
         self.ticket = world.manager.ticket(priority)
         self.granted = asyncio.Event()
         self.cut = asyncio.Event()

@@ -27,46 +27,46 @@ EMBED = {"params": {"embedding": True}}
 async def test_a_configured_name_comes_before_one_that_resembles_it(make_world: MakeWorld) -> None:
     world = await make_world({"qwen": 1, "Qwen": 1, "qwen:latest": 1, "openai/qwen": 1})
     for name in ("qwen", "Qwen", "qwen:latest", "openai/qwen"):
-        assert world.manager.serving(name, CHATS).alias == name
-        assert world.manager.find(name).alias == name
+        assert world.manager.fleet.serving(name, CHATS).alias == name
+        assert world.manager.fleet.find(name).alias == name
 
 
 @pytest.mark.parametrize("name", ["QWEN", "qwen:latest", "qwen[1m]", "openai/qwen", "GPT-4:LATEST"])
 async def test_a_name_that_means_a_model_finds_it(make_world: MakeWorld, name: str) -> None:
     world = await make_world({"other": 1, "qwen": 1}, models={"qwen": {"aliases": ["gpt-4"]}})
-    assert world.manager.find(name).alias == world.manager.serving(name, CHATS).alias == "qwen"
+    assert world.manager.fleet.find(name).alias == world.manager.fleet.serving(name, CHATS).alias == "qwen"
 
 
 async def test_the_default_model_serves_what_names_none_and_what_names_an_unknown_one(
     make_world: MakeWorld,
 ) -> None:
     world = await make_world({"a": 1, "b": 1}, default_model="b")
-    assert world.manager.serving(None, CHATS).alias == "b"
-    assert world.manager.serving("gpt-3.5-turbo", CHATS).alias == "b"
-    assert world.manager.serving("a", CHATS).alias == "a"
+    assert world.manager.fleet.serving(None, CHATS).alias == "b"
+    assert world.manager.fleet.serving("gpt-3.5-turbo", CHATS).alias == "b"
+    assert world.manager.fleet.serving("a", CHATS).alias == "a"
 
 
 async def test_the_default_model_stands_for_no_other_kind_and_is_never_managed_for_another(
     make_world: MakeWorld,
 ) -> None:
     world = await make_world({"chat": 1, "embed": 1}, default_model="chat", models={"embed": EMBED})
-    assert world.manager.serving(None, {ModelKind.EMBEDDING}).alias == "embed"
+    assert world.manager.fleet.serving(None, {ModelKind.EMBEDDING}).alias == "embed"
     with pytest.raises(ModelNotFound):
-        world.manager.serving("text-embedding-3-small", {ModelKind.EMBEDDING})
+        world.manager.fleet.serving("text-embedding-3-small", {ModelKind.EMBEDDING})
     with pytest.raises(ModelNotFound):
-        world.manager.find("gpt-3.5-turbo")
+        world.manager.fleet.find("gpt-3.5-turbo")
 
 
 async def test_the_only_model_of_a_kind_serves_requests_without_a_name(make_world: MakeWorld) -> None:
     world = await make_world({"chat": 1, "embed": 1}, models={"embed": EMBED})
-    assert world.manager.serving(None, CHATS).alias == "chat"
-    assert world.manager.serving(None, {ModelKind.EMBEDDING}).alias == "embed"
+    assert world.manager.fleet.serving(None, CHATS).alias == "chat"
+    assert world.manager.fleet.serving(None, {ModelKind.EMBEDDING}).alias == "embed"
     with pytest.raises(MissingModel, match="chat, embed"):
-        world.manager.serving(None, frozenset(ModelKind))
+        world.manager.fleet.serving(None, frozenset(ModelKind))
     with pytest.raises(MissingModel, match="none for this"):
-        world.manager.serving(None, {ModelKind.RERANK})
+        world.manager.fleet.serving(None, {ModelKind.RERANK})
     with pytest.raises(ModelNotFound):
-        world.manager.serving("gpt-3.5-turbo", CHATS)
+        world.manager.fleet.serving("gpt-3.5-turbo", CHATS)
 
 
 # --- over HTTP

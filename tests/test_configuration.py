@@ -130,7 +130,7 @@ async def _body_is_too_large(router: Router) -> bool:
 def _default(router: Any) -> str | None:
     """Who serves a name that is none."""
     try:
-        found: str = router.services.manager.serving("gpt-4", {ModelKind.CHAT}).alias
+        found: str = router.services.manager.fleet.serving("gpt-4", {ModelKind.CHAT}).alias
     except ModelNotFound:
         return None
     return found

@@ -12,7 +12,7 @@ from app.domain.views import MemoryNeed
 from app.llama.exit_reason import FailureKind
 from app.scheduling.plan import Refuse, Wait
 from app.scheduling.policy import plan
-from tests.fakes import MakeWorld, failure
+from tests.fakes import MakeWorld, Request, World, failure
 from tests.views import LIMITS, NOW, gpu, head, model
 
 NO_MEMORY = failure(FailureKind.OUT_OF_MEMORY, "there was not enough memory.")
@@ -117,16 +117,22 @@ async def test_a_plan_that_is_asked_for_reads_the_devices_again(make_world: Make
 # Out of memory because another program was quicker
 
 
-async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not_raised(
-    make_world: MakeWorld,
-) -> None:
-    world = await make_world({"a": 6000}, foreign_wait_sec=10)
+async def lose_memory_while_it_loads(world: World) -> Request:
+    """Another program takes it; the request waits on."""
     world.launcher.slow = True
     request = world.request("a")
     await world.settle()
     world.probe.others_mb[0] = 7000
     world.launcher.newest("a").fail_to_load(NO_MEMORY)
     await world.settle()
+    return request
+
+
+async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not_raised(
+    make_world: MakeWorld,
+) -> None:
+    world = await make_world({"a": 6000}, foreign_wait_sec=10)
+    request = await lose_memory_while_it_loads(world)
     instance = world.manager.instances["a"]
     assert (instance.status, instance.lifecycle.restarts.attempts) == (Status.CRASHED, 0)
     await world.pass_time(3)
@@ -140,12 +146,7 @@ async def test_memory_that_was_taken_meanwhile_is_waited_for_and_the_need_is_not
 async def test_such_losses_never_end_in_failed(make_world: MakeWorld) -> None:
     world = await make_world({"a": 6000}, foreign_wait_sec=2)
     for _ in range(4):
-        world.launcher.slow = True
-        request = world.request("a")
-        await world.settle()
-        world.probe.others_mb[0] = 7000
-        world.launcher.newest("a").fail_to_load(NO_MEMORY)
-        await world.settle()
+        request = await lose_memory_while_it_loads(world)
         await world.pass_time(1)
         await world.pass_time(3)
         with pytest.raises(VramExhausted):

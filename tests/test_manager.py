@@ -46,12 +46,12 @@ async def test_two_requests_at_once_start_one_process(make_world: MakeWorld) -> 
 async def test_an_unknown_model_is_refused_with_the_nearest_names_first(make_world: MakeWorld) -> None:
     world = await make_world({"qwen3": 1, "llama": 1})
     with pytest.raises(ModelNotFound, match="qwen3, llama"):
-        world.manager.find("qwen")
+        world.manager.fleet.find("qwen")
 
 
 async def test_other_names_reach_the_same_model(make_world: MakeWorld) -> None:
     world = await make_world({"a": 1}, models={"a": {"aliases": ["gpt-4"]}})
-    assert world.manager.find("gpt-4") is world.manager.find("a")
+    assert world.manager.fleet.find("gpt-4") is world.manager.fleet.find("a")
 
 
 async def test_a_client_that_leaves_the_queue_leaves_no_trace(make_world: MakeWorld) -> None:
@@ -463,7 +463,7 @@ async def test_a_change_that_only_the_router_cares_for_restarts_nothing(make_wor
     await world.manager.load(world.manager.instances["a"], wait=True)
     world.manager.apply(_reconfigured(world, a={"model_path": "/a.gguf", "aliases": ["gpt-4"]}))
     assert world.status("a") is Status.READY
-    assert world.manager.find("gpt-4").alias == "a"
+    assert world.manager.fleet.find("gpt-4").alias == "a"
 
 
 async def test_a_removed_model_finishes_its_request_and_is_forgotten(make_world: MakeWorld) -> None:
@@ -472,7 +472,7 @@ async def test_a_removed_model_finishes_its_request_and_is_forgotten(make_world:
     await world.settle()
     world.manager.apply(_reconfigured(world, a={}))
     with pytest.raises(ModelNotFound):
-        world.manager.find("a")
+        world.manager.fleet.find("a")
     with pytest.raises(ModelNotFound, match="removed"):
         await waiting.task
     await running.finish()

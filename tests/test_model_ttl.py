@@ -41,7 +41,7 @@ def test_what_is_no_duration_is_refused(value: object) -> None:
 
 
 def test_a_key_without_admin_keeps_no_model_longer_than_it_is_configured() -> None:
-    spec = World({"a": 1}).manager.find("a").spec
+    spec = World({"a": 1}).manager.fleet.find("a").spec
     guest, boss = Client(admin=False), Client()
     assert spec.idle_timeout_s == 300
     assert [model_ttl.allowed(s, spec, guest) for s in (0, 200, 900, math.inf)] == [0, 200, 300, 300]
@@ -58,7 +58,7 @@ async def serve(world: World) -> None:
 async def test_a_model_is_let_go_when_its_time_is_over_and_not_before() -> None:
     world = World({"a": 1000})
     await serve(world)
-    world.manager.find("a").ttl_s = 20
+    world.manager.fleet.find("a").ttl_s = 20
     await world.pass_time(19)
     assert world.status("a") is Status.READY
     await world.pass_time(2)
@@ -71,7 +71,7 @@ async def test_zero_ends_nobody_elses_work() -> None:
     first, second = world.request("a"), world.request("a")
     await world.settle()
     await first.finish()
-    world.manager.find("a").ttl_s = 0
+    world.manager.fleet.find("a").ttl_s = 0
     await world.pass_time(50)
     assert world.status("a") is Status.READY
     await second.finish()
@@ -83,7 +83,7 @@ async def test_zero_ends_nobody_elses_work() -> None:
 async def test_what_is_kept_for_ever_gives_way_to_others_and_a_new_load_forgets_it() -> None:
     world = World({"a": 6000, "b": 6000}, gpu_mb=(10_000,))
     await serve(world)
-    world.manager.find("a").ttl_s = math.inf
+    world.manager.fleet.find("a").ttl_s = math.inf
     await world.pass_time(10_000)
     assert world.status("a") is Status.READY
     other = world.request("b")
@@ -99,7 +99,7 @@ async def test_what_is_kept_for_ever_gives_way_to_others_and_a_new_load_forgets_
 async def test_a_pinned_model_stays() -> None:
     world = World({"a": 1000}, models={"a": {"pinned": True}})
     await serve(world)
-    world.manager.find("a").ttl_s = 0
+    world.manager.fleet.find("a").ttl_s = 0
     await world.pass_time(10)
     assert world.status("a") is Status.READY
     await world.close()

@@ -23,7 +23,7 @@ from tests.fakes import World
 Body = dict[str, Any]
 NOW = 1_764_256_509.0
 TIMINGS = {"cache_n": 3, "prompt_n": 9, "prompt_ms": 40.0, "predicted_n": 5, "predicted_ms": 100.0}
-SPEC = World({"m": 1}).manager.find("m").spec
+SPEC = World({"m": 1}).manager.fleet.find("m").spec
 PNG = "iVBORw0KGgo="
 CARD = ModelCard(
     architecture="llama", vocab_type=2, n_vocab=500, n_ctx_train=4096, n_embd=2, n_params=9, size=9,

@@ -162,7 +162,7 @@ async def test_what_is_loaded_is_listed_with_the_time_when_it_goes(client: Brows
         timezone.utc
     )
     assert timedelta(0) < left <= timedelta(seconds=300)
-    instance = client.way.app.state.services.manager.find("Chat")
+    instance = client.way.app.state.services.manager.fleet.find("Chat")
     instance.ttl_s = float("inf")
     (model,) = (await client.get("/api/ps")).json()["models"]
     assert int(model["expires_at"][:4]) > datetime.now(timezone.utc).year + 290

@@ -30,7 +30,7 @@ async def test_a_load_and_an_eject_are_told_as_messages_without_a_name() -> None
     assert loading == {"model": "a", "event": "model_status", "data": {"status": "loading"}}
     assert loaded == {"model": "a", "event": "model_status", "data": {"status": "loaded"}}
     await request.finish()
-    await world.manager.eject(world.manager.find("a"), now=True, timeout_s=5)
+    await world.manager.eject(world.manager.fleet.find("a"), now=True, timeout_s=5)
     assert (await told(stream))["data"] == {"status": "unloaded"}
     feed.close()
     assert [event async for event in stream] == []

@@ -38,7 +38,7 @@ async def unkillable(world: World, alias: str) -> FakeRunner:
     runner = world.launcher.newest(alias)
     runner.is_immortal = True
     with anyio.fail_after(5):
-        assert await world.manager.eject(world.manager.find(alias), now=True, timeout_s=60)
+        assert await world.manager.eject(world.manager.fleet.find(alias), now=True, timeout_s=60)
     await world.settle()
     return runner
 
@@ -62,7 +62,7 @@ async def test_what_it_holds_is_known_without_a_driver_too(world: World) -> None
     world.manager.preload(["a"])
     await world.settle()
     world.launcher.newest("a").is_immortal = True
-    await world.manager.eject(world.manager.find("a"), now=True, timeout_s=60)
+    await world.manager.eject(world.manager.fleet.find("a"), now=True, timeout_s=60)
     (card, _) = world.tracker.ledger.devices()
     assert (card.free_mb, card.others_mb) == (6000, 4000)
 

@@ -95,7 +95,7 @@ async def status_stream(request: Request) -> Response:
 async def reset(request: Request, alias: str) -> dict[str, Any]:
     """Let a failed model be loaded again."""
     require_admin(request)
-    instance = services_of(request).manager.find(alias)
+    instance = services_of(request).manager.fleet.find(alias)
     previous = instance.reset()
     if previous is None:
         message = f"{instance.alias} has not failed"
@@ -107,14 +107,14 @@ async def reset(request: Request, alias: str) -> dict[str, Any]:
 @router.get("/v1/models/{alias:path}/status")
 async def status_of_one(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
-    return _status(services, services.manager.find(alias))
+    return _status(services, services.manager.fleet.find(alias))
 
 
 @router.get("/v1/models/{alias:path}/plan")
 async def plan(request: Request, alias: str) -> dict[str, Any]:
     """What a load would do now: where it would go, who would be stopped, how much it would take."""
     services = services_of(request)
-    instance = services.manager.find(alias)
+    instance = services.manager.fleet.find(alias)
     found = await services.manager.preview(instance)
     return _plan(services, instance, found)
 
@@ -126,7 +126,7 @@ async def logs(
     """The end of the process's log as text, or with `?follow=true` as server-sent events while it grows."""
     require_admin(request)
     services = services_of(request)
-    instance = services.manager.find(alias)
+    instance = services.manager.fleet.find(alias)
     if follow:
         return event_stream(_followed(services, instance.alias, lines))
     in_file = await anyio.to_thread.run_sync(services.logs.read_tail, instance.alias, lines)
@@ -137,7 +137,7 @@ async def logs(
 @router.get("/v1/models/{alias:path}")
 async def one_model(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
-    instance = services.manager.find(alias)
+    instance = services.manager.fleet.find(alias)
     cards = await services.cards.of({instance.alias: instance.spec})
     own = listing.entry(instance, cards.get(instance.alias), services.started_unix)
     return listing.renamed(own, alias) if alias in instance.spec.aliases else own
@@ -151,7 +151,7 @@ def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:
     require_admin(request)
     services = services_of(request)
-    return services, named_model(services.manager, await json_object(request))
+    return services, named_model(services.manager.fleet, await json_object(request))
 
 
 async def _followed(services: Services, alias: str, lines: int) -> AsyncIterator[dict[str, str]]:

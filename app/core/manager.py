@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -18,7 +18,7 @@ from app.domain.events import ModelChanged
 from app.domain.jobs import Jobs
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
-from app.domain.status import ModelKind, Status, StopReason
+from app.domain.status import Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner_interface import Launcher
 from app.memory.amount_to_reserve import Footprint, inspect
@@ -73,9 +73,9 @@ class ModelManager:
         self._kv_cache = kv_cache
         history.subscribe(self._save_history)
         self._jobs, self._config = Jobs(), config
-        self._fleet = Fleet(self._instance)
+        self.fleet = Fleet(self._instance)
         self.scheduler = Scheduler(
-            self._fleet,
+            self.fleet,
             _limits(config),
             launcher=launcher,
             inspection=self.inspection,
@@ -89,12 +89,7 @@ class ModelManager:
     @property
     def instances(self) -> dict[str, ModelInstance]:
         """By alias, in the order of the configuration; those that are leaving it, too."""
-        return self._fleet.instances
-
-    @property
-    def names(self) -> Mapping[str, ModelInstance]:
-        """By every name that they are configured with."""
-        return self._fleet.names
+        return self.fleet.instances
 
     def apply(self, config: Config) -> None:
         """Take a configuration, by difference."""
@@ -109,7 +104,7 @@ class ModelManager:
             system.load_max_retries,
             system.crash_quarantine_sec,
         )
-        self._fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
+        self.fleet.define(config.specs(), restarts, system.max_queue_size_per_model, system.default_model)
         self.scheduler.forget_removed()
         for alias in self.instances:
             self._bus.publish(ModelChanged(alias))
@@ -118,18 +113,6 @@ class ModelManager:
             self._jobs.start("clean kept conversations", self._kv_cache.clean)
 
     # --- requests
-
-    def like(self, name: str) -> ModelInstance | None:
-        """As `Fleet.like`."""
-        return self._fleet.like(name)
-
-    def find(self, name: str) -> ModelInstance:
-        """As `Fleet.find`."""
-        return self._fleet.find(name)
-
-    def serving(self, name: str | None, kinds: Collection[ModelKind]) -> ModelInstance:
-        """As `Fleet.serving`."""
-        return self._fleet.serving(name, kinds)
 
     def ticket(self, priority: Priority) -> Ticket:
         return Ticket(priority, self._clock(), self.scheduler.limits.aging_s)
@@ -210,7 +193,7 @@ class ModelManager:
         self.scheduler.reconcile_soon()
 
     def views(self) -> list[ModelView]:
-        return self._fleet.views()
+        return self.fleet.views()
 
     # --- life
 

@@ -87,7 +87,7 @@ class AsgiProxy:
         if info.admin:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
-        target = tunnel_target(self._gateway.backend.manager, info, scope["query_string"])
+        target = tunnel_target(self._gateway.backend.manager.fleet, info, scope["query_string"])
         body = RequestBody(self._gateway.memory, announced_length(scope["router.headers"]))
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 

@@ -263,14 +263,14 @@ class Gateway:
         self, accepted: Accepted, fields: Mapping[str, Any]
     ) -> tuple[ModelInstance, RoutedRequest, Asked | Told | None]:
         endpoint, method, target, id_, meta, body = accepted
-        manager = self.backend.manager
+        fleet = self.backend.manager.fleet
         if endpoint is None:
-            return *request.read_tunnel(manager, meta, id_, method, target), None
+            return *request.read_tunnel(fleet, meta, id_, method, target), None
         translation = self.backend.translations.get(endpoint.path)
         if translation is None or isinstance(body.data, Spool):
-            return *request.read_body(manager, meta, id_, fields, endpoint), None
+            return *request.read_body(fleet, meta, id_, fields, endpoint), None
         fields = translation.fields(fields)
-        instance, routed = request.read_body(manager, meta, id_, fields, endpoint)
+        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
         is_loaded, owner = instance.status is Status.READY, meta.client.owner
         incoming = Incoming(
             fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s

@@ -6,23 +6,14 @@ It goes through the tunnel, so it never loads a model and counts as no use of on
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 from app.domain.errors import MissingModel
+from app.models.fleet import Fleet
 from app.models.instance import ModelInstance
 from app.proxy.routes import INFO_BY_PATH, TUNNEL, InfoPath
 
 _NOT_PASSED_ON = frozenset({"model", "autoload"})
-
-
-class Fleet(Protocol):
-    @property
-    def instances(self) -> dict[str, ModelInstance]: ...
-
-    def find(self, name: str) -> ModelInstance:
-        """Raises `ModelNotFound`."""
-        ...
 
 
 def info_path_of(method: str, path: str, query: bytes) -> InfoPath | None:
@@ -33,10 +24,10 @@ def info_path_of(method: str, path: str, query: bytes) -> InfoPath | None:
     return info
 
 
-def tunnel_target(models: Fleet, info: InfoPath, query: bytes) -> bytes:
+def tunnel_target(fleet: Fleet, info: InfoPath, query: bytes) -> bytes:
     """Raises `ModelNotFound`, and `MissingModel` where it is not plain who is asked."""
     name = _named(query)
-    instance = models.find(name) if name else _only_loaded(models.instances.values(), info)
+    instance = fleet.find(name) if name else _only_loaded(fleet.instances.values(), info)
     rest = urlencode([(key, value) for key, value in _pairs(query) if key not in _NOT_PASSED_ON])
     path = f"{TUNNEL}{quote(instance.alias, safe='')}{info.path}"
     return (f"{path}?{rest}" if rest else path).encode()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from app.access.api_keys import ANYBODY, Client
@@ -23,6 +23,7 @@ from app.domain.errors import (
 from app.domain.names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
+from app.models.fleet import Fleet
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
 from app.proxy import model_ttl
@@ -33,23 +34,6 @@ from app.proxy.request_record import RoutedRequest
 from app.proxy.routes import TUNNEL, Endpoint
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-class Models(Protocol):
-    """Where a model is found by its names."""
-
-    @property
-    def names(self) -> Mapping[str, ModelInstance]: ...
-
-    def like(self, name: str) -> ModelInstance | None: ...
-
-    def find(self, name: str) -> ModelInstance:
-        """Raises `ModelNotFound`."""
-        ...
-
-    def serving(self, name: str | None, kinds: Collection[ModelKind]) -> ModelInstance:
-        """Raises `ModelNotFound` and `MissingModel`."""
-        ...
 
 
 class RequestMeta(NamedTuple):
@@ -77,10 +61,10 @@ class RequestMeta(NamedTuple):
 
 
 def read_body(
-    models: Models, meta: RequestMeta, request_id: str, fields: Mapping[str, Any], endpoint: Endpoint
+    fleet: Fleet, meta: RequestMeta, request_id: str, fields: Mapping[str, Any], endpoint: Endpoint
 ) -> tuple[ModelInstance, RoutedRequest]:
     """For an endpoint whose body names the model."""
-    instance = find_model(models, fields, endpoint.kinds)
+    instance = find_model(fleet, fields, endpoint.kinds)
     if instance.spec.kind not in endpoint.kinds:
         raise _wrong_kind(instance, endpoint)
     stream = _streams(fields)
@@ -92,12 +76,12 @@ def read_body(
 
 
 def read_tunnel(
-    models: Models, meta: RequestMeta, request_id: str, method: str, raw_target: bytes
+    fleet: Fleet, meta: RequestMeta, request_id: str, method: str, raw_target: bytes
 ) -> tuple[ModelInstance, RoutedRequest]:
     """For a target that begins with `TUNNEL`, as it was sent: decoded, `%0d%0a` would begin a request of its
     own at llama-server."""
     raw_path, _, raw_query = raw_target[len(TUNNEL) :].partition(b"?")
-    instance, path = _split_target(models, quote(raw_path, safe=_KEPT_IN_PATH))
+    instance, path = _split_target(fleet, quote(raw_path, safe=_KEPT_IN_PATH))
     only_reads = method in _READING and not meta.is_navigation
     if only_reads and not instance.serves:
         raise model_not_loaded(instance.alias)
@@ -153,22 +137,22 @@ def _routed(
 # --- the body
 
 
-def find_model(models: Models, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
+def find_model(fleet: Fleet, fields: Mapping[str, Any], kinds: Collection[ModelKind]) -> ModelInstance:
     """Who answers a request that needs one of these kinds."""
     name = fields.get("model")
     if name is not None and not isinstance(name, str):
         raise _no_text()
-    return models.serving(name or None, kinds)
+    return fleet.serving(name or None, kinds)
 
 
-def named_model(models: Models, fields: Mapping[str, Any]) -> ModelInstance:
+def named_model(fleet: Fleet, fields: Mapping[str, Any]) -> ModelInstance:
     """Who is to be managed: for that no model stands for another."""
     name = fields.get("model")
     if name is None or name == "":
         raise MissingModel("name a model in the field 'model'; GET /v1/models lists them", param="model")
     if not isinstance(name, str):
         raise _no_text()
-    return models.find(name)
+    return fleet.find(name)
 
 
 def _no_text() -> BadRequest:
@@ -251,17 +235,17 @@ _KEPT_IN_PATH = "%/:@!$&'()*+,;=~"
 _KEPT_IN_QUERY = _KEPT_IN_PATH + "?[]"
 
 
-def _split_target(models: Models, target: str) -> tuple[ModelInstance, str]:
+def _split_target(fleet: Fleet, target: str) -> tuple[ModelInstance, str]:
     """The model, and the rest as it was encoded. An alias may contain slashes: the longest one is meant.
 
     What only resembles a name ends as early as it can, else `qwen/embed` could be a provider's `embed`.
     """
     parts = target.split("/")
     names = list(_beginnings(parts))
-    known = [count for count, name in enumerate(names, 1) if name in models.names]
-    alike = () if known else (count for count, name in enumerate(names, 1) if models.like(name) is not None)
+    known = [count for count, name in enumerate(names, 1) if name in fleet.names]
+    alike = () if known else (count for count, name in enumerate(names, 1) if fleet.like(name) is not None)
     count = known[-1] if known else next(iter(alike), 1)
-    instance, path = models.find(unquote("/".join(parts[:count]))), "/".join(parts[count:])
+    instance, path = fleet.find(unquote("/".join(parts[:count]))), "/".join(parts[count:])
     if {".", ".."} & set(re.split(r"[/\\]", unquote(path))):
         raise BadRequest("a path to llama-server must not contain '.' or '..' parts")
     return instance, path

@@ -61,7 +61,7 @@ async def show(request: Request) -> dict[str, Any]:
     name = asked.get("model") or asked.get("name")
     if not isinstance(name, str):
         raise BadRequest("model is required", param="model")
-    spec = services.manager.find(asked_for(name)).spec
+    spec = services.manager.fleet.find(asked_for(name)).spec
     card = (await services.cards.of({spec.alias: spec})).get(spec.alias)
     return await anyio.to_thread.run_sync(shown, spec, card, asked)
 
