@@ -20,7 +20,8 @@ PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak facts bench FORCE
+.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak slow soak-slow \
+	facts bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,8 @@ help:
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
 	@echo "make chaos   kill, freeze, starve and confuse everything under traffic (CHAOS_SECONDS=300)"
 	@echo "make soak    half an hour of mixed traffic with a thousand faults (SOAK_MINUTES=30)"
+	@echo "make slow    every kind of slowness and hang, counted: an hour (ROUNDS=20, ARGS='frozen paused')"
+	@echo "make soak-slow      two hours of random slowness and hangs (SLOW_MINUTES=120 SLOW_SEED=1)"
 	@echo "make facts   whether both tested builds of llama-server are still what the router relies on"
 	@echo "make bench   what the router costs, beside llama-server itself"
 	@echo "make format  let ruff format the code, and prettier the page"
@@ -59,6 +62,12 @@ chaos: $(DEV) $(MODEL)
 
 soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
+
+slow: $(DEV)
+	@$(BIN)/python -m tests.slowness.lines $(ARGS)
+
+soak-slow: $(DEV)
+	@$(BIN)/python -m tests.slowness.soak
 
 bench: $(DEV) $(MODEL)
 	@$(BIN)/python -m bench.report $(ARGS)

@@ -81,7 +81,7 @@ class FakeRunner:
 
     async def look(self, *, at_slots: bool) -> None:
         self.probes += 1
-        self.evidence.probe_begun(self.clock())
+        self.evidence.probe_begun(self.clock(), at_slots=at_slots)
         if self.is_healthy:
             self.evidence.probe_answered(self.clock())
         else:
@@ -375,13 +375,13 @@ class World:
             await asyncio.gather(*inspections)
 
 
-class _Runs:
+class Runs:
     """Owns the ticket of a request that runs."""
 
-    quiet_since: float | None = None
+    generated: int | None = None
 
-    def __init__(self, cut: asyncio.Event) -> None:
-        self._cut = cut
+    def __init__(self, cut: asyncio.Event, quiet_since: float | None = None) -> None:
+        self._cut, self.quiet_since = cut, quiet_since
 
     def granted(self) -> None: ...
 
@@ -409,7 +409,7 @@ class Request:
         manager.enter(self._instance, self.ticket)
         try:
             assert await self.ticket.wait(3600)
-            self.ticket.owner = _Runs(self.cut)
+            self.ticket.owner = Runs(self.cut)
             self.granted.set()
             await self._done.wait()
         finally:

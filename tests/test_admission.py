@@ -24,6 +24,7 @@ class Asker:
     """What `Admission` knows of an exchange."""
 
     quiet_since: float | None = None
+    generated: int | None = None
 
     def __init__(self, instance: ModelInstance, ticket: Ticket) -> None:
         self.instance, self.ticket = instance, ticket

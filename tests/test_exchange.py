@@ -541,10 +541,25 @@ def test_comments_are_no_progress_and_no_beginning() -> None:
     exchange.head(AnswerHead(200, EVENTS), None)
     world.now += 15
     exchange.body(b":\n\n", False)
+    exchange.writable()  # it took the comment, which it did not have to be waited for
     assert world.sent == b":\n\n"
     assert not exchange.record.has_begun
     world.pass_time(6)
     assert world.code == "upstream_timeout"
+
+
+def test_what_has_come_of_a_stream_is_counted_and_when_the_last_of_it_came() -> None:
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    assert exchange.generated == 0
+    exchange.body(2 * b'data: {"choices":[]}\n\n', False)
+    exchange.body(b":\n\n", False)
+    assert exchange.generated == 2
+    world.pass_time(20)
+    assert world.code == "upstream_timeout"
+    assert world.ended_with[0].quiet_s > 0
+    assert World().asked().generated is None
 
 
 # --- waiting

@@ -16,7 +16,7 @@ from app.domain.status import Status
 from app.judgement.evidence import Slot
 from app.judgement.pauses import Pauses
 from app.llama.exit_reason import FailureKind
-from tests.fakes import FakeRunner, World
+from tests.fakes import FakeRunner, Runs, World
 
 TIMEOUT_S = 100.0
 
@@ -56,8 +56,9 @@ class Ward:
         ttft_s: float | None = 0.1,
         duration_s: float = 1,
         queue_wait_s: float | None = 0,
+        quiet_s: float | None = None,
     ) -> None:
-        outcome = Outcome.TIMEOUT if error else Outcome.SUCCESS
+        outcome = Outcome.TIMEOUT if error else Outcome.SUCCESS if ttft_s is not None else Outcome.CANCELLED
         self.world.bus.publish(
             RequestFinished(
                 "id",
@@ -73,6 +74,7 @@ class Ward:
                 0,
                 ttft_s,
                 Usage(),
+                (0 if ttft_s is not None else duration_s) if quiet_s is None else quiet_s,
             )
         )
 
@@ -190,6 +192,16 @@ async def test_clients_that_leave_early_tell_as_much(ward: Ward) -> None:
     assert ward.hung is not None and "nothing has moved" in ward.hung
 
 
+async def test_an_answer_that_stopped_in_its_middle_tells_as_much(ward: Ward) -> None:
+    """Its end is no sign of life."""
+    ward.world.clock.now += TIMEOUT_S
+    ward.finish(error="upstream_timeout", ttft_s=0.1, duration_s=TIMEOUT_S, quiet_s=TIMEOUT_S)
+    await ward.check()
+    ward.world.clock.now += 2
+    await ward.check()
+    assert ward.hung is not None and "nothing has moved for 10" in ward.hung
+
+
 async def test_a_slot_that_moves_is_no_hang(ward: Ward) -> None:
     tokens = itertools.count(1)
     ward.runner.sees = lambda r: r.evidence.saw_slots(r.clock(), [Slot(1, 5, 5, next(tokens))])
@@ -249,6 +261,7 @@ async def test_a_request_is_waited_for_as_long_as_its_own_slot_moves(ward: Ward)
     instance, asked = ward.world.manager.instances["a"], ward.world.clock.now
     instance.queue.running = {one := ward.world.manager.ticket(Priority.NORMAL), two := copy(one)}
     one.granted_at, two.granted_at = asked, asked + 0.001
+    one.owner = two.owner = Runs(asyncio.Event(), quiet_since=asked)
     tokens = itertools.count(1)
     ward.runner.sees = lambda r: r.evidence.saw_slots(
         r.clock(), [Slot(7, 5, 5, 1), Slot(8, 5, 5, next(tokens))]

@@ -117,7 +117,7 @@ async def test_both_entrances_give_the_same_answer(make_router: MakeRouter, answ
     assert values[0] == values[1]
     assert bytes_[b"x-request-id"] == b"mine"
     assert asked[0] == asked[1]
-    differs = {"duration_s": 0, "queue_wait_s": 0, "ttft_s": 0}
+    differs = {"duration_s": 0, "queue_wait_s": 0, "ttft_s": 0, "quiet_s": 0}
     assert (accounts[0].ttft_s is None) == (accounts[1].ttft_s is None)
     assert accounts[0]._replace(**differs) == accounts[1]._replace(**differs)  # type: ignore[arg-type]
 

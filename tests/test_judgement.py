@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.domain.alarm import LATE_S
 from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
-from app.judgement.judge import Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
+from app.judgement.judge import AGAIN_S, Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
 from app.judgement.pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
@@ -47,8 +47,8 @@ class Case:
         self.now += seconds
         self.pauses.tick(self.now)
 
-    def probe(self, *, ok: bool, takes_s: float = 0.0) -> None:
-        self.seen.probe_begun(self.now)
+    def probe(self, *, ok: bool, takes_s: float = 0.0, at_slots: bool = False) -> None:
+        self.seen.probe_begun(self.now, at_slots=at_slots)
         self.wait(takes_s)
         if ok:
             self.seen.probe_answered(self.now)
@@ -57,7 +57,7 @@ class Case:
 
     def look(self, *slots: Slot, cpu_s: float = 0.0, is_stopped: bool = False) -> None:
         self.seen.used_processor(self.now, cpu_s, is_stopped=is_stopped)
-        self.probe(ok=True)
+        self.probe(ok=True, at_slots=True)
         self.seen.saw_slots(self.now, slots)
         if self.quiet_since is not None:
             self.seen.asked(self.quiet_since)
@@ -188,6 +188,32 @@ def test_answered_probes_do_not_make_up_for_work_that_stands_still() -> None:
     assert (case.state, case.verdict.cause) == (State.STUCK, Cause.NO_PROGRESS)
 
 
+def test_an_answer_about_its_health_is_no_look_at_its_work() -> None:
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(5)
+    case.look(Slot(1, 5, 5, 1))
+    case.wait(LIMIT_S + 2)
+    case.probe(ok=True)
+    case.seen.asked(begun)
+    assert case.state is State.SLOW
+    found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+    assert found.wants_look and found.left_s > 0
+    assert look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False) <= AGAIN_S
+    case.look(Slot(1, 5, 5, 2))
+    assert case.state is State.SERVING
+
+
+def test_what_has_only_just_been_asked_is_not_looked_at_all_the_time() -> None:
+    case = Case().serving()
+    case.wait(100)
+    case.ask()
+    case.wait(0.1)
+    case.probe(ok=True)
+    in_s = look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False)
+    assert LIMIT_S / 8 < in_s <= LIMIT_S / 4
+
+
 def test_a_process_that_computes_gets_more_time_and_not_for_ever() -> None:
     case = Case().serving()
     begun = case.ask()
@@ -232,7 +258,7 @@ def test_where_slots_cannot_be_seen_what_moves_is_what_it_says_by_itself(works: 
             case.wait(5)
             case.seen.said(case.now)
         case.wait(5)
-        case.probe(ok=True)
+        case.probe(ok=True, at_slots=True)
         case.seen.saw_slots(case.now, None)
         case.wait(0.1)
         case.seen.said(case.now)  # of the probe
@@ -272,6 +298,16 @@ def test_a_pause_counts_for_nobody_and_everything_is_looked_at_after_it() -> Non
     case.wait(GRACE_S + LIMIT_S)
     assert case.state is not State.STUCK, "not looked at since"
     assert standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
+
+
+def test_what_is_asked_after_a_pause_was_not_interrupted_by_it() -> None:
+    case = Case()
+    before = case.now
+    case.sleep(5)
+    after = case.now
+    case.wait(GRACE_S / 2)
+    assert case.pauses.interrupted(before, case.now)
+    assert not case.pauses.interrupted(after, case.now)
 
 
 def test_a_load_does_not_age_in_a_pause() -> None:
@@ -423,7 +459,7 @@ def live(seed: int, *, hangs: bool) -> float | None:
                 hang_at = max(hang_at, case.now)
             takes_s = chance.choice([0.0] * 8 + [6.0, 8.0])
         case.seen.used_processor(case.now, cpu_s, is_stopped=False)
-        case.probe(ok=takes_s < 10, takes_s=takes_s)
+        case.probe(ok=takes_s < 10, takes_s=takes_s, at_slots=True)
         while case.now >= moves_at and moves_at < hang_at:
             tokens += 1
             moves_at += chance.choice([0.1, 1.0, 0.5 * LIMIT_S])

@@ -330,6 +330,7 @@ class Owner:
     """Keeps what it is told, and the states that it saw."""
 
     quiet_since: float | None = None
+    generated: int | None = None
 
     def __init__(self, held: Ticket) -> None:
         self.ticket, self.told = held, list[object]()

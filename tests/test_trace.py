@@ -40,7 +40,8 @@ def _caller(frame: FrameType) -> str:
 
 def _name(frame: FrameType) -> str | None:
     package, _, module = frame.f_globals.get("__name__", "").rpartition(".")
-    return module if package == "app.proxy" else None
+    is_step = package == "app.proxy" and module != "guarded"  # that stands around each input of an exchange
+    return module if is_step else None
 
 
 def entered(steps: list[tuple[str, str]]) -> list[str]:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from app.api import render
+from app.api.progress import progress
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
@@ -69,8 +70,10 @@ class LiveStats:
 
     def _queue(self, view: ModelView, now: float) -> dict[str, Any]:
         outcomes = self._telemetry.totals(view.alias).outcomes
-        oldest = self._manager.instances[view.alias].queue.oldest_arrival()
+        instance = self._manager.instances[view.alias]
+        oldest = instance.queue.oldest_arrival()
         return {
+            **progress(instance),
             "queue_length": view.waiting,
             "by_priority": render.by_priority(view),
             "current_processing": view.in_flight,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.api import render
+from app.api.progress import progress
 from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
@@ -22,13 +23,13 @@ class StatusView:
 
     def full(self) -> dict[str, Any]:
         """Of everything."""
-        views, waits = self._manager.views(), self._manager.scheduler.waits
+        views = self._manager.views()
         summary: dict[str, int] = {}
         for view in views:
             summary[view.status.public] = summary.get(view.status.public, 0) + 1
         return {
             "server": self.server(),
-            "models": {view.alias: render.model_status(view, waits.get(view.alias)) for view in views},
+            "models": {view.alias: self._of(view) for view in views},
             "summary": summary,
         }
 
@@ -45,8 +46,11 @@ class StatusView:
 
     def whole(self, view: ModelView) -> dict[str, Any]:
         """With every field, null without a process: for those who keep one model's last status."""
+        return {**_NO_PROCESS, **self._of(view)}
+
+    def _of(self, view: ModelView) -> dict[str, Any]:
         wait = self._manager.scheduler.waits.get(view.alias)
-        return {**_NO_PROCESS, **render.model_status(view, wait)}
+        return render.model_status(view, wait) | progress(self._manager.instances[view.alias])
 
     def _to_preload(self) -> Iterable[ModelInstance]:
         instances = self._manager.instances

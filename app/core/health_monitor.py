@@ -16,7 +16,7 @@ import anyio
 
 from app.core.config import Config
 from app.domain.event_bus import BATCH_S, EventBus
-from app.domain.events import Event, RequestFinished
+from app.domain.events import Event, Outcome, RequestFinished
 from app.domain.status import Health, Status
 from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
 from app.judgement.pauses import TICK_S, Pauses
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 SUSPECT_EVERY_S = 1.0
 """How often a process is looked at that may be stuck."""
+
+QUIET_S = 1.0
+"""A stream that ends later than this after its last byte had come to a standstill, perhaps."""
 
 _HEALTH = {State.SLOW: Health.DEGRADED, State.STUCK: Health.UNHEALTHY}
 
@@ -113,9 +116,8 @@ class HealthMonitor:
         """Look, judge, and end what is stuck. True if it answered."""
         evidence, begun = runner.evidence, self._clock()
         self._note_work(instance, runner)
-        at_slots = is_quiet(evidence, _limits(instance), self.pauses, begun)
         try:
-            await runner.look(at_slots=at_slots)
+            await runner.look(at_slots=self._is_quiet(instance, runner))
         finally:
             self._checking.discard(runner)
         if evidence.exited_at is not None:
@@ -189,10 +191,19 @@ class HealthMonitor:
                 runner.evidence.moved(since)
             runner.evidence.asked(since)
 
+    def _is_quiet(self, instance: ModelInstance, runner: Runner) -> bool:
+        owners = (ticket.owner for ticket in instance.queue.running)
+        since = [owner.quiet_since for owner in owners if owner is not None]
+        quiet = [at for at in since if at is not None]
+        return is_quiet(runner.evidence, _limits(instance), self.pauses, self._clock(), quiet)
+
     async def _check_meanwhile(self, instance: ModelInstance, runner: Runner) -> None:
-        """What is stopped need not be waited for until it has not answered."""
+        """What is stopped need not be waited for until it has not answered; nor has a look at the slots to
+        wait for an answer to another question."""
         await runner.sample()
         self._note_work(instance, runner)
+        if not runner.evidence.asks_slots and self._is_quiet(instance, runner):
+            await runner.look(at_slots=True)
         await self._act(instance, runner)
 
     async def _act(self, instance: ModelInstance, runner: Runner) -> None:
@@ -211,12 +222,13 @@ class HealthMonitor:
         runner = instance.runner if instance is not None else None
         if runner is None or event.queue_wait_s is None:
             return
-        evidence = runner.evidence
-        if event.ttft_s is None:
-            evidence.asked(self._clock() - event.duration_s + event.queue_wait_s)
+        evidence, quiet_since = runner.evidence, self._clock() - event.quiet_s
+        is_cut_short = event.error is not None or event.outcome is Outcome.CANCELLED
+        if event.ttft_s is not None and (evidence.owed_since is not None or evidence.missed):
+            evidence.moved(quiet_since - BATCH_S)
+        if is_cut_short and (event.ttft_s is None or event.quiet_s > QUIET_S):
+            evidence.asked(quiet_since)
             self._round_is_due.set()
-        elif evidence.owed_since is not None or evidence.missed:
-            evidence.moved(self._clock() - BATCH_S)
 
 
 def _limits(instance: ModelInstance) -> Limits:

@@ -35,6 +35,11 @@ class TicketOwner(Protocol):
         """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
         ...
 
+    @property
+    def generated(self) -> int | None:
+        """Tokens that have come of its answer, about; None where only llama-server knows."""
+        ...
+
     def granted(self) -> None:
         """It has a slot."""
 
@@ -118,6 +123,10 @@ class _Waiter:
     @property
     def quiet_since(self) -> None:
         """It asks nothing."""
+
+    @property
+    def generated(self) -> None:
+        """Of nothing."""
 
     def granted(self) -> None:
         if not self.resolved.done():

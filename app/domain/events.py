@@ -103,7 +103,8 @@ class Usage(NamedTuple):
 
 
 class RequestFinished(NamedTuple):
-    """Times in seconds; `queue_wait_s` is arrival to grant, None where it was never granted."""
+    """Times in seconds; `queue_wait_s` is arrival to grant, None where it was never granted. `quiet_s`
+    is from what llama-server gave it last, or its grant, to its end; 0 where nothing was expected."""
 
     request_id: str
     alias: str
@@ -118,6 +119,7 @@ class RequestFinished(NamedTuple):
     load_s: float
     ttft_s: float | None
     usage: Usage
+    quiet_s: float = 0.0
 
 
 class ReadingTaken(NamedTuple):

@@ -51,14 +51,20 @@ class Evidence:
 
     asking_since: float | None = None
     """A probe is under way."""
+    asks_slots: bool = False
+    """It is one that tells of the work; what answers /health may stand still."""
     looked_at: float = 0.0
     """When the last one ended."""
+    work_looked_at: float = 0.0
+    """When the last one ended that asked for the slots, answered or not."""
     answered_at: float | None = None
     missed: list[float] = field(default_factory=list)
     """When probes were begun that got no answer, since the last sign of life."""
 
     slots: tuple[Slot, ...] | None = None
     """Those that worked when they were seen last."""
+    slots_at: float = 0.0
+    """When that was."""
     shows_slots: bool = True
     """It has not answered yet that it cannot tell. Where it cannot, what it logs is taken for progress."""
     slot_moved_at: dict[int, float] = field(default_factory=dict)
@@ -93,12 +99,14 @@ class Evidence:
 
     # --- probes: one at a time
 
-    def probe_begun(self, now: float) -> None:
-        self.asking_since = now
+    def probe_begun(self, now: float, *, at_slots: bool = False) -> None:
+        self.asking_since, self.asks_slots = now, at_slots
 
     def probe_answered(self, now: float) -> None:
         self.port_accepted(now)
         self.observed += 1
+        if self.asks_slots:
+            self.work_looked_at = now
         self.asking_since, self.looked_at, self.answered_at = None, now, now
         self.missed.clear()
 
@@ -106,7 +114,11 @@ class Evidence:
         """No answer within its time. `is_void` where that tells nothing: it could not be asked."""
         self.observed += 1
         begun, self.asking_since, self.looked_at = self.asking_since, None, now
-        if begun is not None and not is_void and begun >= self.moved_at:
+        if is_void:
+            return
+        if self.asks_slots:
+            self.work_looked_at = now
+        if begun is not None and begun >= self.moved_at:
             self.missed = [*self.missed, begun][-KEPT:]
 
     # --- its work
@@ -132,6 +144,7 @@ class Evidence:
         """How far those are that work; None: it cannot tell. One that is seen for the first time has moved,
         and one that has ended; where none works, nothing is owed."""
         before, self.shows_slots = {slot.task: slot for slot in self.slots or ()}, working is not None
+        self.slots_at = now
         if working is None:
             self.slots = None
             return

@@ -6,11 +6,13 @@ answered, pings and processor time do not make up for work that stands still.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 from app.judgement.evidence import Evidence
 from app.judgement.pauses import Pauses
+from app.judgement.progress import slot_of
 
 PROBE_TIMEOUT_S = 10.0
 """Generous: idle connections and long streams can hold every HTTP thread of llama-server for seconds."""
@@ -163,8 +165,8 @@ def allowed_s(evidence: Evidence, limits: Limits) -> float:
 
 
 def _is_seen(evidence: Evidence, pauses: Pauses, overdue_s: float, now: float) -> bool:
-    """Its last look ended after its time was over; what is stopped needs none."""
-    unseen_s = pauses.awake_s(evidence.looked_at, now)
+    """The last look at its work ended after its time was over; what is stopped needs none."""
+    unseen_s = pauses.awake_s(evidence.work_looked_at, now)
     return not pauses.waking_s(now) and (evidence.is_stopped or unseen_s <= overdue_s)
 
 
@@ -179,14 +181,20 @@ def look_in_s(
         return min(AGAIN_S - rested_s, in_s)
     if evidence.owed_since is None or not limits.request_s:
         return in_s
-    left_s = allowed_s(evidence, limits) - pauses.awake_s(evidence.owed_since, now)
-    return min(limits.request_s / LOOKS - rested_s, max(left_s, AGAIN_S - rested_s), in_s)
+    part_s, unseen_s = limits.request_s / LOOKS, now - evidence.work_looked_at
+    quiet_s = pauses.awake_s(evidence.owed_since, now)
+    left_s = allowed_s(evidence, limits) - quiet_s
+    in_its_turn_s = max(part_s - quiet_s, part_s - unseen_s)
+    return min(in_its_turn_s, max(left_s, AGAIN_S - rested_s, AGAIN_S - unseen_s), in_s)
 
 
-def is_quiet(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> bool:
-    """Its slots are worth a look."""
-    since, part_s = evidence.owed_since, limits.request_s / LOOKS
-    return since is not None and limits.request_s > 0 and pauses.awake_s(since, now) >= part_s - SOON_S
+def is_quiet(
+    evidence: Evidence, limits: Limits, pauses: Pauses, now: float, requests: Iterable[float] = ()
+) -> bool:
+    """Its slots are worth a look. `requests`: since when each of those that run has got nothing."""
+    part_s = limits.request_s / LOOKS
+    quiet = requests if evidence.owed_since is None else (evidence.owed_since, *requests)
+    return limits.request_s > 0 and any(pauses.awake_s(since, now) >= part_s - SOON_S for since in quiet)
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,7 @@ def standing(
     quiet_s = pauses.awake_s(quiet_since, now)
     if quiet_s < part_s:
         return Standing(part_s - quiet_s)
-    unseen_s = pauses.awake_s(max(evidence.looked_at, quiet_since), now)
+    unseen_s = pauses.awake_s(max(evidence.work_looked_at, quiet_since), now)
     moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
     left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
     if left_s > 0:
@@ -228,13 +236,11 @@ def standing(
 
 
 def _request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:
-    """llama-server does not say which request sits in which slot, but it starts them in the order in which
-    they come. Where that does not fit, as with one that was given up and still runs, any slot counts."""
+    """Where its slot is not known, as with one that was given up and still runs, any slot counts."""
     if evidence.slots is None:
         return max(quiet_since, evidence.moved_at)
-    tasks = sorted(slot.task for slot in evidence.slots)
-    if len(tasks) == in_flight and place < in_flight:
-        return max(quiet_since, evidence.slot_moved_at.get(tasks[place], 0.0))
+    if (slot := slot_of(evidence, place, in_flight)) is not None:
+        return max(quiet_since, evidence.slot_moved_at.get(slot.task, 0.0))
     return max([quiet_since, *evidence.slot_moved_at.values()])
 
 

@@ -49,6 +49,6 @@ class Pauses:
         return max(now - since - asleep, 0.0)
 
     def interrupted(self, since: float, now: float) -> bool:
-        """There was a pause in this time."""
+        """There was a pause in this time. What was begun after it was not, also in the grace."""
         self.tick(now)
-        return any(begun < now and ended > since for begun, ended in self._pauses)
+        return any(begun < now and ended - GRACE_S > since for begun, ended in self._pauses)

@@ -19,6 +19,7 @@ from app.llama.http_get import Answer, NoAnswer, http_get
 from app.llama.os_process import out_of_files, processor_use
 from app.llama.slots import working_slots
 
+SLOTS = "/slots"
 _NO_ANSWER = (NoAnswer, OSError, TimeoutError)
 
 
@@ -43,6 +44,7 @@ class PortProbe:
         self._port, self._api_key = port, api_key
         self._evidence, self._pauses, self._clock = evidence, pauses, clock
         self._looking: asyncio.Task[None] | None = None
+        self._at_slots = False
 
     async def load_step(self) -> PortAnswer:
         """While it loads. A port that nobody has bound yet costs next to nothing."""
@@ -59,13 +61,19 @@ class PortProbe:
         return PortAnswer.SERVES if serves else PortAnswer.NOT_OURS
 
     async def look(self, pid: int, *, at_slots: bool) -> None:
-        """At a process that serves. Who comes while one is under way waits for that; `stop` ends the wait."""
+        """At a process that serves. Who comes while one is under way waits for that, but for a look at the
+        slots: it says more than one at the health, which may take long, and takes its place. `stop` ends the
+        wait."""
+        if self._looking is not None and at_slots and not self._at_slots:
+            self._looking.cancel()
+            self._looking = None
         if self._looking is None or self._looking.done():
+            self._at_slots = at_slots
             self._looking = asyncio.create_task(self._look(pid, at_slots), name=f"look at pid {pid}")
-        looking = self._looking
-        await asyncio.wait({looking})  # a cancelled look must not look like a cancelled asker
-        if not looking.cancelled():
-            looking.result()
+        while not self._looking.done():
+            await asyncio.wait({self._looking})  # a cancelled look must not look like a cancelled asker
+        if not self._looking.cancelled():
+            self._looking.result()
 
     async def sample(self, pid: int) -> None:
         cpu_s, is_stopped = await anyio.to_thread.run_sync(processor_use, pid)
@@ -81,7 +89,7 @@ class PortProbe:
         await self.sample(pid)
         if not at_slots:
             await self._ask("/health")
-        elif (answer := await self._ask("/slots")) is not None:
+        elif (answer := await self._ask(SLOTS)) is not None:
             working = working_slots(answer.body) if answer.status == 200 else None
             self._evidence.saw_slots(self._clock(), working)
 
@@ -90,7 +98,7 @@ class PortProbe:
 
     async def _ask(self, path: str, *, key: bool = True) -> Answer | None:
         evidence, begun = self._evidence, self._clock()
-        evidence.probe_begun(begun)
+        evidence.probe_begun(begun, at_slots=path == SLOTS)
         try:
             key_for_it = self._api_key if key else None
             answer = await http_get(self._port, path, key_for_it, PROBE_TIMEOUT_S, self._connected)

@@ -85,7 +85,7 @@ def _process_view(model: Viewed, ledger: MemoryLedger) -> ProcessView:
         stop_reason=life.stop_reason,
         health=model.health if runner is not None else None,
         port=runner.port if runner is not None else None,
-        pid=runner.pid if runner is not None else None,
+        pid=runner.pid or None if runner is not None else None,  # 0: it is just being spawned
         vram_mb=_vram_mb(model, ledger),
         load_started=life.load_started if loads else None,
         load_progress=log.progress if log is not None else None,

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
 from app.domain.fingerprint import Work
-from app.domain.input_guard import guarded_input
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone, UpstreamRequest
+from app.proxy.guarded import guarded
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
 from app.proxy.request_body import Data, RequestBody
@@ -70,13 +70,18 @@ class Exchange:
         """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
         return self.reply.progress_at if self.phase in AT_LLAMA_SERVER and not self._is_paused else None
 
+    @property
+    def generated(self) -> int | None:
+        """Tokens of a stream that have come, about: its events."""
+        return self.reply.events if self.request.stream else None
+
     # --- the queue
 
-    @guarded_input
+    @guarded
     def begin(self) -> None:
         self._enter(since=self.ticket.arrived)
 
-    @guarded_input
+    @guarded
     def granted(self) -> None:
         self._pending = None
         runner = self._runner = self.instance.runner
@@ -88,13 +93,13 @@ class Exchange:
         self._wake(self._timeouts.first_look_s(self.instance.spec))
         self._connect(runner)
 
-    @guarded_input
+    @guarded
     def refused(self, error: RouterError) -> None:
         """No slot, or no connection: the router's own word."""
         self._pending = None
         self._fail(error)
 
-    @guarded_input
+    @guarded
     def process_gone(self, error: RouterError | None) -> None:
         """Without an error: once more, at the old place in the queue."""
         self._pending = None
@@ -112,7 +117,7 @@ class Exchange:
 
     # --- the connection to llama-server
 
-    @guarded_input
+    @guarded
     def connected(self, link: Link, is_fresh: bool) -> None:
         if self.phase is not Phase.CONNECTING or self._runner is None or self._body is None:
             link.release()
@@ -120,14 +125,14 @@ class Exchange:
         self.phase, self._link, self._pending = Phase.ASKED, link, None
         link.ask(request_to(self._runner, self.request, self._body.data), self, is_fresh=is_fresh)
 
-    @guarded_input
+    @guarded
     def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
         self.reply.head(head, length)
         if self.reply.holds_head:
             self._wake(HEAD_WAITS_S)
 
-    @guarded_input
+    @guarded
     def body(self, data: bytes, last: bool) -> bool:
         go_on = self.reply.body(data, last)
         if last:
@@ -139,7 +144,7 @@ class Exchange:
         self._is_paused = not go_on
         return go_on
 
-    @guarded_input
+    @guarded
     def broken(self, error: UpstreamGone) -> None:
         self._link = self._pending = None
         if error.stale and self._runner is not None:
@@ -149,22 +154,22 @@ class Exchange:
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
         self._lost()
 
-    @guarded_input
+    @guarded
     def cut(self) -> None:
         """The process is stopped without waiting for this request."""
         self._lost()
 
     # --- the client
 
-    @guarded_input
+    @guarded
     def writable(self) -> None:
-        """The client takes more."""
-        self.reply.progress_at = self._clock()
+        """The client takes more. That says something of its slot only where the slot waited for it."""
         if self._is_paused and self._link is not None:
+            self.reply.progress_at = self._clock()
             self._is_paused = False
             self._link.resume()
 
-    @guarded_input
+    @guarded
     def client_left(self) -> None:
         if self.phase is not Phase.ENDED:
             self.record.client_left = True
@@ -172,7 +177,7 @@ class Exchange:
 
     # --- time
 
-    @guarded_input
+    @guarded
     def due(self, now: float) -> None:
         """Every time-out of a request, and its heartbeat. Asks to be called again."""
         if self.phase is Phase.QUEUED:
@@ -256,9 +261,9 @@ class Exchange:
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
             return
-        self.phase = Phase.ENDED
+        quiet_since, self.phase = self.quiet_since, Phase.ENDED
         self._let_go()
-        self.record.close(error)
+        self.record.close(error, quiet_since)
         self._slots.ended(self)
         self._body = None
 

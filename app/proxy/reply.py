@@ -23,6 +23,7 @@ HELD_BYTES = 65536
 """A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
 
 MAX_ERROR_BYTES = 65536
+EVENT = b"data: {"
 ERROR_IN_STREAM = b'data: {"error"'
 """No answer holds it: inside a text its quotation mark would be escaped."""
 
@@ -40,8 +41,8 @@ class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
     __slots__ = ("_asked", "_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length",
-                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "_voice", "instead",
-                 "progress_at", "started")  # fmt: skip
+                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "_voice", "events",
+                 "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +61,8 @@ class Reply:
         """When something last moved; comments in a stream do not count."""
         self.instead: bytes | None = None
         """What llama-server is to be asked, because it has refused what it was asked."""
+        self.events = 0
+        """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
         self._voice, self._heartbeats, self._asked = voice, heartbeats, asked
         self._translator: Translator | None = None
@@ -89,6 +92,7 @@ class Reply:
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
         self._mode, self._usage, self._translator, self.instead = _Mode.EMPTY, None, None, None
+        self.events = 0
         self._parts.clear()
 
     # --- the answer
@@ -190,6 +194,7 @@ class Reply:
             if self._usage is None:
                 self._begin(data, now)
             self._usage.feed(data)  # type: ignore[union-attr]
+            self.events += data.count(EVENT)
         if not self.started:
             self._start(self._record.status, self._length)
         return self._downstream.write(translated, last)

@@ -46,8 +46,8 @@ class RequestRecord:
     Times are those of the monotonic clock. It holds no body.
     """
 
-    __slots__ = ("_ended_at", "_error", "alias", "client_left", "first_byte_at", "granted_at", "load_s",
-                 "request", "status", "ticket", "usage")  # fmt: skip
+    __slots__ = ("_ended_at", "_error", "_quiet_since", "alias", "client_left", "first_byte_at", "granted_at",
+                 "load_s", "request", "status", "ticket", "usage")  # fmt: skip
 
     def __init__(self, request: RoutedRequest, alias: str, ticket: Ticket) -> None:
         self.request, self.alias, self.ticket = request, alias, ticket
@@ -60,6 +60,7 @@ class RequestRecord:
         self.usage: Callable[[], Usage] = Usage
         self._error: RouterError | None = None
         self._ended_at = 0.0
+        self._quiet_since: float | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -93,8 +94,8 @@ class RequestRecord:
             own += b"x-priority-effective: %b\r\n" % self.request.priority.label.encode()
         return own
 
-    def close(self, error: RouterError | None = None) -> None:
-        self._error, self._ended_at = error, time.monotonic()
+    def close(self, error: RouterError | None = None, quiet_since: float | None = None) -> None:
+        self._error, self._ended_at, self._quiet_since = error, time.monotonic(), quiet_since
 
     def event(self) -> RequestFinished:
         request, error, arrived = self.request, self._error, self.ticket.arrived
@@ -114,6 +115,7 @@ class RequestRecord:
             self.load_s,
             None if first_byte_at is None else first_byte_at - arrived,
             self.usage(),
+            0.0 if self._quiet_since is None else max(self._ended_at - self._quiet_since, 0.0),
         )
 
 

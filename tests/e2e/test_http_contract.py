@@ -145,7 +145,9 @@ def test_what_llama_server_refuses_passes_through_as_it_is(router: RouterProcess
 LOAD_FIELDS = {"model", "status", "port", "vram_mb", "queue_depth", "in_flight", "last_used", "load_progress"}
 VRAM_FIELDS = {"status", "devices", "models", "loaded_models_count", "can_load_more", "reason"}
 QUEUE_SUMMARY = "queued processing processed rejected cancelled timeouts"
-QUEUE_FIELDS = {"queue_length", "by_priority", "current_processing", "oldest_wait_sec"}
+QUEUE_FIELDS = {
+    "queue_length", "by_priority", "current_processing", "oldest_wait_sec", "requests", "progress",
+}  # fmt: skip
 PRIORITIES = {"by_priority.high", "by_priority.normal", "by_priority.low"}
 TELEMETRY = {
     "total_requests", "success_count", "error_count", "avg_latency_ms", "p50_latency_ms", "p95_latency_ms",
@@ -159,7 +161,7 @@ GET_ENDPOINTS: dict[str, set[str]] = {
     "/v1/models/chat": {
         "id", "object", "created", "owned_by", "n_ctx", "aliases", "state", "status", "status.value",
     },
-    "/v1/models/chat/status": LOAD_FIELDS | {"error"},
+    "/v1/models/chat/status": LOAD_FIELDS | {"error", "requests", "progress"},
     "/v1/models/failed": {"failed_models"},
     "/v1/models/chat/plan": {"fits", "devices", "evicts", "estimate_mb", "measured_mb", "reason"},
     "/v1/models/status": {

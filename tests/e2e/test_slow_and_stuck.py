@@ -11,6 +11,7 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -105,6 +106,27 @@ async def test_answers_that_take_longer_than_the_limit_are_given(router: RouterP
         await asyncio.gather(*asked, return_exceptions=True)
     assert (router.status("two")["pid"], router.loads("two")) == (pid, loads)
     assert "upstream_timeout" not in router.log().split("two: ready")[-1].split("one: ")[0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_long_answer_is_seen_to_move(router: RouterProcess, stream: bool) -> None:
+    router.load("one")
+    begun = time.time()
+    async with router.open_client() as http:
+        asked = asyncio.create_task(http.post(ASK, json={**lasting("one"), "stream": stream}))
+        first = await until(lambda: generated(router.status("one")))
+        await until(lambda: generated(router.status("one")) > first)
+        stats = router.get("/v1/queue/stats")["per_model"]["one"]
+        assert generated(stats) > first
+        assert begun < stats["requests"][0]["since"] < time.time()
+        assert stream or stats["progress"]["generated"] >= first
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    await until(lambda: router.status("one")["requests"] == [])
+
+
+def generated(status: dict[str, Any]) -> int:
+    return int(sum(request["generated"] or 0 for request in status["requests"]))
 
 
 async def test_a_prompt_that_takes_long_to_read_is_read(router: RouterProcess) -> None:

@@ -1,6 +1,6 @@
 // What the router sends, made up: a model in each state, and the events around it.
 
-/** @import { FullStatus, Metrics, Model, ModelUpdate, Process } from "../../app/api/ui/shapes.js" */
+/** @import { FullStatus, Metrics, Model, ModelUpdate, Process, Queue } from "../../app/api/ui/shapes.js" */
 /** @import { Seen } from "../../app/api/ui/store.js" */
 
 export const T0 = 1_700_000_000;
@@ -51,6 +51,9 @@ export function fullStatus(models) {
   const filled = Object.entries(models).map(([alias, fields]) => [alias, model(fields)]);
   return { server: { status: "ready", uptime_seconds: 5 }, models: Object.fromEntries(filled) };
 }
+
+/** @param {Partial<Queue>} fields @returns {Queue} */
+export const queue = (fields = {}) => ({ oldest_wait_sec: 0, requests: [], progress: null, ...fields });
 
 /** @param {Partial<Metrics>} fields @returns {Metrics} */
 export function metrics(fields = {}) {

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { HISTORY_S, Store } from "../../app/api/ui/store.js";
-import { T0, fullStatus, metrics, update } from "./models.js";
+import { T0, fullStatus, metrics, queue, update } from "./models.js";
 
 /** A store whose clock stands still until it is moved. */
 function make() {
@@ -80,7 +80,7 @@ test("the longest wait goes on between two samples", () => {
   const { store, clock } = make();
   store.fullStatus(fullStatus({ a: { queue_depth: 1 } }));
   const { summary } = metrics().queues;
-  store.metrics(metrics({ queues: { summary, per_model: { a: { oldest_wait_sec: 3 } } } }));
+  store.metrics(metrics({ queues: { summary, per_model: { a: queue({ oldest_wait_sec: 3 }) } } }));
   clock.now += 1.5;
   assert.equal(store.view(known(store, "a")).oldest, 4.5);
   store.modelUpdate(update("a", { queue_depth: 0 }));

@@ -3,12 +3,12 @@ import test from "node:test";
 
 import { segments } from "../../app/api/ui/memory.js";
 import { planLines } from "../../app/api/ui/plan.js";
-import { progressOf, stageText, statusNote, transition } from "../../app/api/ui/status.js";
+import { progressOf, stageText, statusNote, transition, work } from "../../app/api/ui/status.js";
 import { Store } from "../../app/api/ui/store.js";
 import { story, title } from "../../app/api/ui/topics.js";
-import { T0, fullStatus, update } from "./models.js";
+import { T0, fullStatus, queue, update } from "./models.js";
 
-/** @import { Model, Plan, Process } from "../../app/api/ui/shapes.js" */
+/** @import { Model, Plan, Process, Queue } from "../../app/api/ui/shapes.js" */
 
 /** @param {Record<string, Partial<Model & Process>>} models */
 function storeOf(models) {
@@ -116,6 +116,41 @@ test("a note says what a state does not", () => {
     "after being idle, 1 request still running",
   );
   assert.equal(note({ status: "failed", error: "why" }), "why");
+});
+
+test("long answers are seen to move", () => {
+  const nothing = { prompt_tokens: null, prompt_read: null, generated: null };
+  /** @param {Partial<Queue>} fields */
+  const view = (fields) => ({
+    now: T0 + 60,
+    age: 60,
+    loadStart: T0,
+    eta: null,
+    oldest: null,
+    queue: queue(fields),
+  });
+  /** @param {number} in_flight @param {Partial<Queue>} fields */
+  const note = (in_flight, fields) => statusNote(update("a", { status: "ready", in_flight }), view(fields));
+  const reads = { since: T0 + 30, prompt_tokens: 4000, prompt_read: 512, generated: 0 };
+  const writes = { since: T0, prompt_tokens: 10, prompt_read: 10, generated: 1204 };
+  assert.equal(note(1, { requests: [{ since: T0 + 58, ...nothing }] }), "answering 1 request");
+  assert.equal(note(1, { requests: [{ since: T0, ...nothing }] }), "answering 1 request for 1 min");
+  assert.equal(
+    note(1, { requests: [reads] }),
+    "answering 1 request for 30 s: 512 of 4,000 prompt tokens read",
+  );
+  assert.equal(
+    note(2, { requests: [writes, reads] }),
+    "answering 2 requests, the longest for 1 min: 1,204 tokens",
+  );
+  assert.equal(work(view({})), null);
+  assert.equal(
+    work(view({ requests: [writes, reads] })),
+    "for 1 min: 1,204 tokens; for 30 s: 512 of 4,000 prompt tokens read",
+  );
+  const progress = { seen: T0 + 50, prompt_tokens: 30, prompt_read: 30, generated: 900 };
+  const requests = [{ since: T0, ...nothing }];
+  assert.equal(work(view({ requests, progress })), "for 1 min; together 900 tokens");
 });
 
 test("a plan in words", () => {

@@ -5,7 +5,7 @@ import { show } from "./dialogs.js";
 import { h, setChildren, setText } from "./dom.js";
 import { clock, count, duration, memory, percent, present, took } from "./format.js";
 import { planLines } from "./plan.js";
-import { kept, labelOf, progressOf } from "./status.js";
+import { kept, labelOf, progressOf, work } from "./status.js";
 
 /** @import { Seen, Store, View } from "./store.js" */
 
@@ -115,6 +115,7 @@ function facts(model, view) {
     Port: model.port,
     Process: model.pid,
     Requests: flight,
+    Answering: work(view),
     Counted: counted(model),
     "Last used": lastUsed(model, view.now),
     "Last load": model.expected_load_sec != null && `took ${took(model.expected_load_sec)}`,

@@ -91,9 +91,29 @@
  */
 
 /**
+ * Tokens are null where nobody knows them.
+ * @typedef {object} Tokens
+ * @property {number | null} prompt_tokens
+ * @property {number | null} prompt_read
+ * @property {number | null} generated
+ */
+
+/**
+ * A request in a slot, since then.
+ * @typedef {Tokens & { since: number }} Running
+ */
+
+/**
+ * @typedef {object} Queue
+ * @property {number} oldest_wait_sec
+ * @property {Running[]} requests the longest first
+ * @property {(Tokens & { seen: number }) | null} progress of all slots together, when they were seen last
+ */
+
+/**
  * @typedef {object} Queues
  * @property {QueueSums} summary
- * @property {Record<string, { oldest_wait_sec: number }>} per_model
+ * @property {Record<string, Queue>} per_model
  */
 
 /**

@@ -2,7 +2,7 @@
 
 import { bytes, count, duration, list, memory, number, percent, present } from "./format.js";
 
-/** @import { Level, Status } from "./shapes.js" */
+/** @import { Level, Running, Status, Tokens } from "./shapes.js" */
 /** @import { Seen, View } from "./store.js" */
 
 /** @typedef {"ok" | "busy" | "wait" | "bad" | "off"} Tone */
@@ -175,10 +175,48 @@ const running = (model) => model.in_flight && `${count(model.in_flight, "request
 /** @param {Seen} model @param {View} view */
 function readyNote(model, view) {
   if (model.warning) return model.warning;
-  if (model.in_flight) return `answering ${count(model.in_flight, "request")}`;
+  if (model.in_flight) return `answering ${count(model.in_flight, "request")}${longest(model, view)}`;
   if (model.queue_depth) return `up ${duration(view.age)}`;
   if (model.last_used) return `idle ${duration(view.now - model.last_used)}`;
   return `up ${duration(view.age)}, not used yet`;
+}
+
+const WORTH_TELLING_S = 5;
+
+/** @param {Seen} model @param {View} view */
+function longest(model, { now, queue }) {
+  const first = queue?.requests[0];
+  if (!first || now - first.since < WORTH_TELLING_S) return "";
+  return `${model.in_flight > 1 ? ", the longest" : ""} ${requestText(first, now)}`;
+}
+
+/** @param {Running} request @param {number} now */
+function requestText(request, now) {
+  const tokens = tokensText(request);
+  return `for ${duration(now - request.since)}${tokens && `: ${tokens}`}`;
+}
+
+/**
+ * How far a generation is, as far as that is known.
+ * @param {Tokens} of
+ */
+export function tokensText({ prompt_tokens, prompt_read, generated }) {
+  if (generated) return count(generated, "token");
+  if (prompt_tokens && prompt_read != null)
+    return `${number(prompt_read)} of ${count(prompt_tokens, "prompt token")} read`;
+  return "";
+}
+
+/**
+ * Each request that is answered; where it is not known which is how far, all of them together.
+ * @param {View} view
+ */
+export function work({ now, queue }) {
+  if (!queue?.requests.length) return null;
+  const each = queue.requests.map((request) => requestText(request, now)).join("; ");
+  const isKnown = queue.requests.some(tokensText);
+  const together = !isKnown && queue.progress ? tokensText(queue.progress) : "";
+  return together ? `${each}; together ${together}` : each;
 }
 
 /** @param {Seen} model */

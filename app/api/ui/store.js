@@ -4,7 +4,7 @@ import { Loads } from "./loads.js";
 import { isResident, loadingText, transition } from "./status.js";
 
 /** @import { Device, Figures, FullStatus, Metrics, Model, ModelUpdate, Process } from "./shapes.js" */
-/** @import { Queues, Server, Status } from "./shapes.js" */
+/** @import { Queue, Queues, Server, Status } from "./shapes.js" */
 /** @import { Tone } from "./status.js" */
 
 /**
@@ -24,13 +24,14 @@ import { isResident, loadingText, transition } from "./status.js";
  */
 
 /**
- * Times of one model, in seconds: how long in this state, how long to go, its longest waiter.
+ * Of one model, in seconds: how long in this state, how long to go, its longest waiter; its requests.
  * @typedef {object} View
  * @property {number} now
  * @property {number} age
  * @property {number} loadStart
  * @property {number | null} eta
  * @property {number | null} oldest
+ * @property {Queue} [queue]
  */
 
 export const HISTORY_S = 15 * 60;
@@ -223,13 +224,15 @@ export class Store {
   /** @param {Seen} model @returns {View} */
   view(model, now = this.now()) {
     const since = model.status_since ?? now;
-    const waited = model.queue_depth ? this.queue?.per_model[model.alias]?.oldest_wait_sec : null;
+    const queue = this.queue?.per_model[model.alias];
+    const waited = model.queue_depth ? queue?.oldest_wait_sec : null;
     return {
       now,
       age: now - since,
       loadStart: this.#loads.startOf(model.alias) ?? since,
       eta: this.#loads.eta(model, now),
       oldest: waited == null ? null : waited + Math.max(0, now - this.#queueAt),
+      queue,
     };
   }
 
