@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.ports import Ports
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
 T = TypeVar("T")

@@ -46,6 +46,9 @@ GROWTH_MB = 30.0
 MESSAGES = re.compile(r"/+(v1/+)?messages(/|$)")
 """Paths whose errors have Anthropic's shape."""
 
+OLLAMA = re.compile(r"/+api(/+(?!v1(/|$))|$)")
+"""Paths whose errors have Ollama's: a text."""
+
 STREAMS = ("/v1/models/status/stream", "/metrics/stream")
 
 
@@ -85,10 +88,15 @@ class Call:
             return
         assert reply.body.startswith(b"{"), (self, reply.status, reply.body[:200])
         body = json.loads(reply.body)
-        assert body["error"].keys() >= {"message", "type", "param", "code"}, self
-        assert len(body["error"]["message"]) < 4000, self
-        if not self._is_preflight() and body["error"]["message"] != NO_HTTP:
-            assert (body.get("type") == "error") == bool(MESSAGES.match(unquote(self.path))), self
+        error, path = body["error"], unquote(self.path)
+        if isinstance(error, str):
+            assert OLLAMA.match(path) and len(error) < 4000, self
+            return
+        assert error.keys() >= {"message", "type", "param", "code"}, self
+        assert len(error["message"]) < 4000, self
+        if not self._is_preflight() and error["message"] != NO_HTTP:
+            assert (body.get("type") == "error") == bool(MESSAGES.match(path)), self
+            assert not OLLAMA.match(self.path), self
 
     def _may_be_cut_off(self) -> bool:
         """Its head is too long, or ends in the middle: what follows is garbage behind a request."""
