@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anthropic.types
 import pytest
 
 from app.domain.errors import ModelError, QueueFull, RouterError
@@ -14,6 +15,7 @@ from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator
 from app.proxy.dialects.translation import Times
 from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
+from tests.typed_models import check
 
 TIMES = Times(lambda: 0.0, 0.0, 0.0)
 TOO_LONG = {
@@ -176,6 +178,7 @@ def test_events_are_found_wherever_the_stream_is_cut(size: int) -> None:
 
 # --- Messages
 
+BEGINNING = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
 BLOCK = b'event: content_block_start\ndata: {"type":"content_block_start","index":0,"content_block":%b}\n\n'
 
 
@@ -190,20 +193,32 @@ BLOCK = b'event: content_block_start\ndata: {"type":"content_block_start","index
     ],
 )
 def test_a_block_begins_with_all_its_fields(given: bytes, expected: dict[str, Any]) -> None:
-    name, body = one_event(MessagesTranslator(TIMES).feed(BLOCK % given))
+    translator = MessagesTranslator("m", TIMES)
+    translator.feed(BEGINNING)
+    name, body = one_event(translator.feed(BLOCK % given))
     assert (name, body["index"], body["content_block"]) == ("content_block_start", 0, expected)
 
 
 def test_all_other_events_of_messages_pass_byte_for_byte() -> None:
-    text = BLOCK % b'{"type":"text","text":""}' + b'event: ping\ndata: {"type": "ping"}\n\n'
-    translator = MessagesTranslator(TIMES)
+    ping = b'event: ping\ndata: {"type": "ping"}\n\n'
+    text = b": wait\n\n" + ping + BEGINNING + BLOCK % b'{"type":"text","text":""}' + ping
+    translator = MessagesTranslator("m", TIMES)
     assert b"".join(translator.feed(bytes([byte])) for byte in text) + translator.end() == text
     assert translator.failure is None
     assert translator.whole(b"{}") == b"{}"
 
 
+def test_a_stream_of_messages_without_its_beginning_gets_one() -> None:
+    translator, block = MessagesTranslator("m", TIMES), BLOCK % b'{"type":"text","text":""}'
+    told = translator.feed(b": wait\n\n" + block + block)
+    beginning = told.removeprefix(b": wait\n\n").removesuffix(block + block)
+    name, body = one_event(beginning)
+    check(anthropic.types.RawMessageStreamEvent, body)
+    assert (name, body["message"]["model"]) == ("message_start", "m")
+
+
 def test_an_error_that_llama_server_tells_in_a_stream_of_messages_is_taken_out_of_it() -> None:
-    translator = MessagesTranslator(TIMES)
+    translator = MessagesTranslator("m", TIMES)
     assert translator.feed(b'event: error\ndata: {"code":500,"message":"Compute error."}\n\n') == b""
     assert translator.failure is not None
     name, body = one_event(translator.fail(translator.failure))

@@ -268,6 +268,16 @@ def test_a_stream_is_whole_wherever_it_is_cut(router: Router, size: int) -> None
     assert names == [body["type"] for body in read(sent)]
 
 
+def test_a_beginning_that_is_told_again_and_again_is_told_once(router: Router) -> None:
+    """By llama-server, with each piece of an answer whose first token is no whole character."""
+    beginning = STREAMED[: STREAMED.index(b"event: response.output_item.added")]
+    delta = b"event: response.output_text.delta"
+    again = router.translator({"input": "x", "stream": True})
+    once = router.translator({"input": "x", "stream": True})
+    events = read(again.feed(STREAMED.replace(delta, beginning + delta)) + again.end())
+    assert events == read(once.feed(STREAMED) + once.end())
+
+
 def test_what_llama_server_said_in_a_stream_is_still_there(router: Router) -> None:
     """Every event of its, but for those that are told again with the end of their item."""
     translator = router.translator({"input": "x", "stream": True})

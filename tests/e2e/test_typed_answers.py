@@ -158,6 +158,26 @@ def test_chat(router: RouterProcess, more: dict[str, Any]) -> None:
         check_chunk(chunk)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+def test_an_answer_whose_first_token_is_no_whole_character(
+    router: RouterProcess, path: str, stream: bool
+) -> None:
+    """It takes several to write a face, and llama-server says nothing until all of them are there."""
+    face = {"grammar": 'root ::= "\U0001f469 Hello"', "stream": stream, **ALWAYS}
+    answer = ask(router, path, {"model": "tiny", "max_tokens": 40, "input": "Hello", **TALK, **face})
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        {CHAT: check_chat, RESPONSES: check_response, MESSAGES: check_message}[path](answer.json())
+    elif path == CHAT:
+        for chunk in events(answer):
+            check_chunk(chunk)
+    elif path == RESPONSES:
+        assert check_events(events(answer))["output"][0]["content"][0]["text"] == "\U0001f469 Hello"
+    else:
+        check_message_events(events(answer))
+
+
 # --- OpenAI's SDK
 
 

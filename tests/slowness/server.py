@@ -157,8 +157,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _take_slot(self, body: dict[str, Any]) -> None:
         engine = self.engine
-        while engine.hangs.is_set() or not engine.free.acquire(timeout=TICK_S):
-            time.sleep(TICK_S if engine.hangs.is_set() else 0.0)
+        while self._starts_nothing or not engine.free.acquire(timeout=TICK_S):
+            time.sleep(TICK_S if self._starts_nothing else 0.0)
             self._check_client()
         task = Task(next(engine.numbers))
         if engine.plan.counts_tasks:
@@ -170,6 +170,11 @@ class Handler(BaseHTTPRequestHandler):
             if not engine.hangs.is_set():  # only the main loop takes a slot back
                 del engine.running[task.number]
                 engine.free.release()
+
+    @property
+    def _starts_nothing(self) -> bool:
+        """Nobody gets a slot, and nobody is told so."""
+        return self.engine.hangs.is_set() and not self.engine.plan.tells_of_hangs
 
     def _generate(self, task: Task, body: dict[str, Any]) -> None:
         engine, streams = self.engine, bool(body.get("stream"))

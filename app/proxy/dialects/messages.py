@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
@@ -24,14 +26,15 @@ class MessagesTranslation:
         return given
 
     def ask(self, incoming: Incoming) -> Asked:
-        return Asked(incoming.body, incoming.stream, MessagesTranslator)
+        return Asked(incoming.body, incoming.stream, partial(MessagesTranslator, incoming.spec.alias))
 
 
 class MessagesTranslator:
     """Passes events as they are, but for the few that are not whole."""
 
-    def __init__(self, _times: Times) -> None:
+    def __init__(self, model: str, _times: Times) -> None:
         self.failure: RouterError | None = None
+        self._model, self._has_begun = model, False
         self._reader = EventReader()
 
     def whole(self, body: bytes) -> bytes:
@@ -47,12 +50,33 @@ class MessagesTranslator:
         return ANTHROPIC.last_event(error)
 
     def _translated(self, found: Event) -> bytes:
-        if found.name == "content_block_start":
-            return _whole_block(found)
         if found.name == "error":
             self.failure = read_error(found.data, 200)
             return b""
-        return found.raw
+        whole = _whole_block(found) if found.name == "content_block_start" else found.raw
+        if self._has_begun or found.name in _BEFORE_MESSAGES:
+            return whole
+        self._has_begun = True
+        return whole if found.name == "message_start" else _beginning(self._model) + whole
+
+
+_BEFORE_MESSAGES = frozenset({"", "ping"})
+"""Signs of life."""
+
+
+def _beginning(model: str) -> bytes:
+    """llama-server leaves it out, and how many tokens it read, where its first one is no whole character."""
+    message: dict[str, Any] = {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": model,
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+    }
+    return event({"type": "message_start", "message": message}, "message_start")
 
 
 def _whole_block(found: Event) -> bytes:

@@ -102,6 +102,10 @@ class EventWriter:
     # --- llama-server's events
 
     def _on_begin(self, told: Body) -> None:
+        """llama-server tells it again with every piece where its first token was no whole character."""
+        is_known = self.has_begun if told["type"] == "response.created" else self._open or self._output
+        if is_known:
+            return
         self.has_begun, self._told = True, told.get("response", {})
         self.response = self._frame.begun(self._told)
         self._put({**told, "response": self.response})
