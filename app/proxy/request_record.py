@@ -11,7 +11,7 @@ from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.models.instance import ModelInstance
-from app.proxy.dialects.translation import Times
+from app.proxy.dialects.translation import Asked, Times
 
 
 class RoutedRequest(NamedTuple):
@@ -38,6 +38,13 @@ class RoutedRequest(NamedTuple):
     """How long its model stays loaded after it; None: as configured."""
     keeps_ttl: bool = False
     """Without `ttl_s` it is as it was before."""
+
+    def as_asked(self, asked: Asked) -> RoutedRequest:
+        """llama-server may be asked on another path, and for a stream where the client's API says so."""
+        path = self.path if asked.path is None else asked.path
+        return self._replace(
+            path=path, stream=asked.stream, keep_alive=not asked.stream, keeps_ttl=asked.keeps_ttl
+        )
 
 
 class RequestRecord:
