@@ -172,6 +172,10 @@ class Client:
         self.say(data)
         return await self.reply(to=method)
 
+    async def line(self) -> bytes:
+        """The next one, of whatever."""
+        return await soon(self._reader.readuntil(b"\n"))
+
     async def rest(self) -> bytes:
         """What comes until the router closes the connection."""
         try:

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from app.domain.errors import BadRequest, InvalidJson
 from app.proxy import body as module
-from app.proxy.body import LONG_VALUE, MAX_DEPTH, MAX_FIELDS, SMALL_BYTES, UNREAD, Unread, fields_of
+from app.proxy.body import (
+    LONG_VALUE,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_PARTS_READ,
+    SMALL_BYTES,
+    UNREAD,
+    WINDOW,
+    Unread,
+    fields_of,
+    whole_fields_of,
+)
 
 PADDING = b" " * SMALL_BYTES
 MB = 2**20
@@ -63,6 +74,23 @@ def test_a_large_body_says_what_a_small_one_does(fields: dict[str, Any], ascii: 
 )
 def test_texts_and_brackets_are_told_apart(text: bytes) -> None:
     assert of_large(text) == {name: shown(value) for name, value in json.loads(text).items()}
+
+
+def test_of_a_large_body_that_is_read_whole_numbers_are_counted_too() -> None:
+    """Thirty million of them held the interpreter for six seconds, and took a gigabyte."""
+    few = b'{"a":[' + b"1," * (MAX_PARTS_READ // 2) + b'1],"b":"' + b"," * MAX_PARTS_READ + b'"}'
+    assert whole_fields_of(few)["b"] == "," * MAX_PARTS_READ
+    with pytest.raises(BadRequest, match="values"):
+        whole_fields_of(b'{"a":[' + b"1," * (MAX_PARTS_READ + 1) + b"1]}")
+    assert fields_of(b'{"a":[' + b"1," * (MAX_PARTS_READ + 1) + b"1]}") == {"a": UNREAD}
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"1E+999", b"9" * 400])
+@pytest.mark.parametrize("begin", range(WINDOW - 404, WINDOW + 4, 50))
+def test_a_number_that_is_too_large_is_found_wherever_it_stands(number: bytes, begin: int) -> None:
+    body = b'{"a":"' + b"x" * (begin - 13) + b'","b":' + number + PADDING + b"}"
+    with pytest.raises(InvalidJson, match="too large"):
+        whole_fields_of(body)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,22 @@ def test_a_body_without_an_announcement_is_counted_as_it_comes() -> None:
     assert held.held == 2 * MIB == len(body)
 
 
+def test_what_replaces_a_body_has_its_place_before_and_the_body_none_afterwards() -> None:
+    held = memory()
+    body = RequestBody(held)
+    body.add(b"a" * MIB)
+    body.expect(2 * MIB)
+    assert held.held == 3 * MIB
+    with pytest.raises(Overloaded):
+        body.expect(MIB + 1)
+    body.replace(b"b" * (2 * MIB))
+    assert held.held == 2 * MIB
+    body.replace(b"c")
+    assert held.held == 1
+    del body
+    assert held.held == 0
+
+
 def test_who_has_no_place_takes_none() -> None:
     held = memory()
     first = RequestBody(held, 3 * MIB)

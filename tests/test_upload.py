@@ -13,7 +13,7 @@ import pytest
 from app.access.headers import RequestHeaders
 from app.configuration.file import parse
 from app.core.config import Config
-from app.domain.errors import BadRequest, RouterError
+from app.domain.errors import BadRequest, Overloaded, RouterError
 from app.main import create_app
 from app.proxy.client_memory import ClientMemory
 from app.proxy.request_body import Spool
@@ -85,6 +85,22 @@ def test_a_large_upload_is_in_a_file_and_a_small_one_is_not() -> None:
     assert memory.held == HELD_BYTES
     del body
     assert memory.held == 0
+
+
+def test_uploads_in_files_have_a_bound_too() -> None:
+    """Their folder may be in memory."""
+    memory = ClientMemory(Config(), machine_mb=16)
+    assert memory.limit == 4 * HELD_BYTES
+    first = UploadBody(memory)
+    for _ in range(3):
+        first.add(b"a" * HELD_BYTES)
+    second = UploadBody(memory)
+    second.add(b"b" * HELD_BYTES)  # in memory
+    with pytest.raises(Overloaded):
+        second.add(b"b" * HELD_BYTES)
+    assert memory.spooled <= 4 * HELD_BYTES
+    del first, second
+    assert (memory.spooled, memory.held) == (0, 0)
 
 
 # --- over HTTP

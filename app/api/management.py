@@ -145,7 +145,9 @@ async def one_model(request: Request, alias: str) -> dict[str, Any]:
 
 def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:
     """Comments keep proxies from closing it; a reader that takes nothing for a minute is left."""
-    return EventSourceResponse(events, ping=15, send_timeout=60, headers={"Cache-Control": "no-cache"})
+    stream = EventSourceResponse(events, ping=15, send_timeout=60, headers={"Cache-Control": "no-cache"})
+    del stream.headers["Connection"]  # the server's to say
+    return stream
 
 
 async def _managed(request: Request) -> tuple[Services, ModelInstance]:

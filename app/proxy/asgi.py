@@ -103,7 +103,6 @@ class AsgiAnswer:
         self._is_over = False
         self._news = asyncio.Event()
         self._alarm = Alarm(self._ring)
-        self._collected: list[bytes] | None = None
 
     # --- the task's side
 
@@ -173,17 +172,9 @@ class AsgiAnswer:
         headers = from_lines(lines)
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
-        elif self._scope.get("http_version") == "1.0":  # its client knows no chunks
-            self._collected = []
         self._put({"type": "http.response.start", "status": status, "headers": headers})
 
     def write(self, data: bytes, last: bool) -> bool:
-        if self._collected is not None:
-            self._collected.append(data)
-            if not last:
-                return True
-            data, self._collected = b"".join(self._collected), None
-            self._messages[-1]["headers"].append((b"content-length", b"%d" % len(data)))
         self._put({"type": "http.response.body", "body": data, "more_body": not last})
         self._waiting_bytes += len(data)
         if last:
@@ -197,8 +188,7 @@ class AsgiAnswer:
 
     def _put(self, message: Message) -> None:
         self._messages.append(message)
-        if self._collected is None:
-            self._news.set()
+        self._news.set()
 
     def _end(self) -> None:
         self._is_over = True

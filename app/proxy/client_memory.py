@@ -31,6 +31,8 @@ class ClientMemory:
         """Bytes, of bodies whose rest has yet to come as announced."""
         self.strangers = 0
         """Those of them that nobody has been let in with."""
+        self.spooled = 0
+        """Bytes of uploads in files, which may be in memory too: where the folder for them is a tmpfs."""
         self._machine_mb = machine_mb
         self._unused: deque[bytes | bytearray] = deque()
         self.apply(config)
@@ -61,6 +63,12 @@ class ClientMemory:
             self._unused.append(data)
             if len(self._unused) == 1:
                 self._free_soon()
+
+    def spool(self, size: int) -> None:
+        """As much again as in memory. Raises what the client is to be told, and then has taken nothing."""
+        if self.spooled + size > self.limit:
+            raise self.full()
+        self.spooled += size
 
     def _refusal(self, size: int) -> RouterError:
         if size > self.limit:

@@ -27,19 +27,26 @@ def is_gzip(headers: Headers) -> bool:
     )
 
 
+def unpacked_size(body: bytes | bytearray) -> int:
+    """What it says that it becomes (RFC 1952, ISIZE); more than that `gunzip` never makes of it."""
+    return int.from_bytes(body[-4:], "little")
+
+
 def gunzip(body: bytes | bytearray, limit: int) -> bytes:
     """Never makes more than `limit` bytes, whatever they would become.
 
     Raises `RequestTooLarge` where they would be more, `BadRequest` for what is not one whole gzip stream: RFC
     1952 lets several follow each other, but no client sends that, and to split it takes quadratic time.
     """
-    stream = zlib.decompressobj(_WITH_GZIP_HEADER)
+    stream, most = zlib.decompressobj(_WITH_GZIP_HEADER), min(unpacked_size(body), limit)
     try:
-        plain = stream.decompress(body, limit + 1)
+        plain = stream.decompress(body, most + 1)
     except zlib.error as error:
         raise BadRequest(f"the body is not valid gzip: {error}") from None
     if len(plain) > limit:
         raise RequestTooLarge(f"the body is larger than {limit} bytes when it is unpacked")
+    if len(plain) > most:
+        raise BadRequest("the body is not valid gzip: it becomes more than it says")
     if not stream.eof or stream.unused_data:
         raise BadRequest(
             f"the body is not valid gzip: {'something follows it' if stream.eof else 'it ends too early'}"

@@ -22,6 +22,7 @@ from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
+from app.proxy.content_encoding import unpacked_size
 from app.proxy.dialects.translation import Asked, Incoming, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
@@ -187,11 +188,22 @@ class Gateway:
         body, parse = accepted.body, self._parser(accepted)
         is_packed = accepted.meta.is_gzip and len(body) > 0
         if is_packed or (parse is not None and len(body) > SMALL_BYTES):
-            unpack_to = self.rules.max_body_bytes if is_packed else None
+            try:
+                unpack_to = self._place_to_unpack(body) if is_packed else None
+            except RouterError as error:
+                entrance.refuse(error)
+                return None
             tell = partial(self._on_read, accepted, entrance)
             return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
         self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
+
+    def _place_to_unpack(self, body: RequestBody) -> int:
+        """The most bytes that it may become; as many as it says have their place from now on."""
+        most = self.rules.max_body_bytes
+        if not isinstance(body.data, Spool):
+            body.expect(min(unpacked_size(body.data), most))
+        return most
 
     def _parser(self, accepted: Accepted) -> Parse | None:
         endpoint = accepted.endpoint

@@ -13,36 +13,60 @@ from app.domain.alarm import LATE_S, READ_FIRST_S
 from app.domain.errors import BadRequest
 from app.proxy.request_head import RequestHead
 
+_CHUNKED = b"transfer-encoding: chunked\r\n"
 
-class AnswerEnd:
-    """Reads what uvicorn writes for where an answer ends: it tells nobody."""
+
+class WrittenAnswer:
+    """Reads what uvicorn writes for where an answer ends: it tells nobody.
+
+    And it sends chunks to clients of HTTP/1.0 too, who do not know them (RFC 9112, 6.1): for them they are
+    taken out.
+    """
 
     def __init__(self) -> None:
         self.is_open = self.has_begun = False
         self.ended_at: float | None = None
-        self._is_head_only = False
+        self._is_head_only = self._knows_chunks = False
+        self._has_head = self._in_chunks = False
+        self._body: list[bytes] = []
         self._parser: httptools.HttpResponseParser | None = None
 
-    def expect(self, method: str) -> None:
+    def expect(self, method: str, version: str) -> None:
         self.is_open, self.has_begun, self._is_head_only = True, False, method == "HEAD"
+        self._knows_chunks, self._has_head, self._in_chunks = version == "1.1", False, False
         self.ended_at = None
         self._parser = httptools.HttpResponseParser(self)
 
-    def feed(self, data: bytes) -> None:
-        self.has_begun = True
+    def feed(self, data: bytes) -> bytes:
+        """What the client is to get of it."""
+        self.has_begun, is_head = True, not self._has_head
         if self._parser is not None:
             with contextlib.suppress(httptools.HttpParserError):
                 self._parser.feed_data(data)
+        if self._knows_chunks:
+            return data
+        if is_head and not self._has_head:
+            return b""  # no final one: HTTP/1.0 knows no others (RFC 9110, 15.2)
+        if is_head:  # uvicorn writes it by itself
+            self._in_chunks = _CHUNKED in data
+            return data.replace(_CHUNKED, b"")
+        body, self._body = self._body, []
+        return b"".join(body) if self._in_chunks else data
 
     def close(self) -> None:
         self._parser = None  # each holds the other
 
     def on_headers_complete(self) -> None:
+        self._has_head = self._parser is not None and self._parser.get_status_code() >= 200
         if self._is_head_only:  # its length is that of a body that does not come
             self._end()
 
+    def on_body(self, body: bytes) -> None:
+        if self._in_chunks:
+            self._body.append(body)
+
     def on_message_complete(self) -> None:
-        if self._parser is not None and self._parser.get_status_code() >= 200:  # else the real one follows
+        if self._has_head:  # else the real one follows
             self._end()
 
     def _end(self) -> None:
@@ -53,7 +77,11 @@ class FrontedTransport(asyncio.Transport):
     """The transport that uvicorn gets: it writes to the real one, and whether to read is decided in front."""
 
     def __init__(
-        self, real: asyncio.Transport, answer: AnswerEnd, on_change: Callable[[], None], keep_alive_s: float
+        self,
+        real: asyncio.Transport,
+        answer: WrittenAnswer,
+        on_change: Callable[[], None],
+        keep_alive_s: float,
     ) -> None:
         """`on_change`: more can be dealt with. `keep_alive_s`: uvicorn's, between two requests."""
         super().__init__()
@@ -63,8 +91,7 @@ class FrontedTransport(asyncio.Transport):
         self._real, self._answer, self._on_change = real, answer, on_change
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._real.write(data)
-        self._answer.feed(bytes(data))
+        self._real.write(self._answer.feed(bytes(data)))
         if not self._answer.is_open:
             self._on_change()
 
@@ -113,7 +140,7 @@ class Handover:
 
     def __init__(self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
         """`protocol`: an `HttpToolsProtocol` of any version."""
-        self._protocol, self._answer = protocol, AnswerEnd()
+        self._protocol, self._answer = protocol, WrittenAnswer()
         self._transport = FrontedTransport(transport, self._answer, on_change, protocol.timeout_keep_alive)
         self._given = 0
         protocol.connection_made(self._transport)
@@ -142,7 +169,7 @@ class Handover:
             httptools.parse_url(head.lines.target)
         except httptools.HttpParserInvalidURLError:
             raise BadRequest("Invalid HTTP request received.") from None
-        self._answer.expect(head.method)
+        self._answer.expect(head.method, head.lines.version)
         self._protocol.data_received(head.raw)
 
     def body(self, raw: bytes) -> None:

@@ -132,11 +132,11 @@ class Reply:
             return self._pass(data, data, last)
         if mode is _Mode.TRANSLATED:
             return self._pass_translated(data, last)
-        self._parts.append(data)
+        self._collect(data)
         if not last:
             self.progress_at = self._clock()
             return True
-        whole = b"".join(self._parts) if len(self._parts) > 1 else data
+        whole = b"".join(self._parts)
         if mode is _Mode.HELD:
             self._pass_whole(whole)
         else:
@@ -145,6 +145,12 @@ class Reply:
             self._record.status = error.status
             self.fail(error)
         return True
+
+    def _collect(self, data: bytes) -> None:
+        if self._mode is _Mode.REFUSED:  # of an error nobody reads more
+            data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
+        if data or not self._parts:
+            self._parts.append(data)
 
     def _pass_event(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and is_only_comments(data):

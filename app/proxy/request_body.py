@@ -63,13 +63,19 @@ class RequestBody:
             self.data = bytearray(self.data)
             self.data += piece
 
+    def expect(self, more: int) -> None:
+        """Take a place for so much beside it, which will `replace` it."""
+        self._take(more)
+
     def replace(self, data: Data) -> None:
         """By what is sent on in its place."""
         if data is self.data:
             return
         if len(data) > self._taken:
             self._take(len(data) - self._taken)
-        self.data = data
+        before, self.data = self.data, data
+        surplus, self._taken = self._taken - len(data), len(data)
+        self._memory.give_back(surplus, b"" if isinstance(before, Spool) else before)
 
     def _take(self, size: int) -> None:
         self._memory.take(size)

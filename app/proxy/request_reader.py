@@ -124,6 +124,8 @@ class RequestReader:
         collected = self._collected = _Collected()
         parser = httptools.HttpRequestParser(collected)
         _feed(parser, raw)
+        if parser.get_http_version() == "2.0":  # of its preface uvicorn would wait for the rest, for ever
+            raise BadRequest("HTTP/2 is not spoken here, HTTP/1.1 is.")
         collected.in_body = True
         method = parser.get_method().decode("ascii")
         headers, length, given_id = split_headers(collected.headers)

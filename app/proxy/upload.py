@@ -32,9 +32,10 @@ _BOUNDARY = re.compile(rb"[ -~]{0,69}[!-~]\Z")
 class UploadBody(RequestBody):
     """What it writes goes to the page cache, which costs no more than a copy in memory."""
 
-    __slots__ = ()
+    __slots__ = ("_spooled",)
 
     def __init__(self, memory: ClientMemory, announced: int = 0) -> None:
+        self._spooled = 0
         super().__init__(memory, min(announced, HELD_BYTES))
 
     def add(self, piece: bytes) -> None:
@@ -42,10 +43,20 @@ class UploadBody(RequestBody):
             super().add(piece)
             return
         if not isinstance(self.data, Spool):
+            self._spool(len(self.data))
             spool = Spool(tempfile.TemporaryFile(prefix="upload-"))  # noqa: SIM115
             spool.append(self.data)
             self.data = spool
+        self._spool(len(piece))
         self.data.append(piece)
+
+    def _spool(self, size: int) -> None:
+        self._memory.spool(size)
+        self._spooled += size
+
+    def __del__(self) -> None:
+        self._memory.spool(-self._spooled)
+        super().__del__()
 
 
 def boundary_of(headers: Headers) -> bytes:

@@ -388,6 +388,36 @@ async def test_sigterm_lets_a_stream_finish_and_refuses_everybody_else(
     await until(lambda: not any(child.is_running() for child in children), 10)  # init reaps what they started
 
 
+async def test_whoever_outlasts_the_drain_after_ctrl_c_is_told_that_the_router_stops(
+    make_router: MakeRouter, tiny_long_gguf: Path
+) -> None:
+    """Streams in the shape of their API; and those who wait, at once."""
+    entry = {"model_path": tiny_long_gguf, "parallel_requests": 3, "params": LONG}
+    router = make_router({"long": entry}, system={"drain_timeout_sec": 1})
+    router.load("long")
+    async with router.open_client() as http:
+        stream = await Stream(http, chat("long", max_tokens=ENDLESS)).begun()
+        with router.frozen("long"):
+            endless = chat("long", max_tokens=ENDLESS, stream=True)
+            messages = asyncio.create_task(http.post("/v1/messages", json=endless))
+            plain = ask(http, chat("long", max_tokens=ENDLESS))
+            await until(lambda: router.status("long")["in_flight"] == 3)
+            waiting = [ask(http, chat("long", stream=is_stream)) for is_stream in (False, True)]
+            await until(lambda: router.status("long")["queue_depth"] == 2)
+
+            router.signal(signal.SIGINT)
+
+            refused = [await answer for answer in waiting]
+            assert not plain.done(), "they have a second"
+            refused += [await plain, await messages]
+            await stream.task
+            assert await router.ended() == 0
+    assert stream.error["code"] == "shutting_down"
+    assert [answer.status_code for answer in refused] == [503] * 4
+    assert all("shutting_down" in answer.text for answer in refused)
+    assert refused[-1].json()["type"] == "error"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_second_signal_ends_everything_at_once(
     make_router: MakeRouter, tiny_long_gguf: Path, number: signal.Signals

@@ -67,6 +67,60 @@ async def test_head_is_refused_as_a_get_would_be(start: Any) -> None:
     assert (await ask(port, "DELETE", "/v1/models", KEY))[b"allow"] == b"GET, HEAD"
 
 
+# --- R13
+
+
+@pytest.mark.parametrize("path", STREAMS)
+async def test_a_client_of_http_1_0_gets_events_and_no_chunks(start: Any, path: str) -> None:
+    client = await Client.connect(await start())
+    client.say(said("GET", path, version="1.0"))
+    head = await client.head()
+    assert (head.status, head.is_stream, head.is_last) == (200, True, True)
+    assert b"transfer-encoding" not in head
+    assert [value for name, value in head.headers if name == b"connection"] == [b"close"]
+    if path != STREAMS[2]:  # that log is empty
+        assert (await client.line()).split(b":")[0] in (b"event", b"id", b"data"), "no size of a chunk"
+    client.leave()
+
+
+async def test_an_answer_for_a_model_comes_without_chunks_on_the_long_way_too(
+    start: Any, upstream: StandIn
+) -> None:
+    """The long way: the framework answers pages of other origins. nginx speaks HTTP/1.0 by default."""
+    port = await start(cors_allow_origins=["https://chat.example"])
+    client = await Client.connect(port)
+    headers = (JSON, "Origin: https://chat.example")
+    for target in (CHAT, TUNNEL):
+        reply = await ask(port, "POST", target, *headers, body=SMALL, version="1.0")
+        assert (reply.status, reply.body) == (200, ANSWER)
+        assert b"transfer-encoding" not in reply
+    client.say(said("GET", "/metrics", version="1.0"))
+    head = await client.head()
+    assert b"transfer-encoding" not in head
+    assert b"router_models_loaded" in await client.rest()
+
+
+async def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(start: Any) -> None:
+    port = await start()
+    for target in (CHAT, LOAD):
+        client = await Client.connect(port)
+        client.say(said("POST", target, JSON, "Expect: 100-continue", body=SMALL, version="1.0"))
+        assert (await client.rest()).count(b"HTTP/1.1 ") == 1
+    client = await Client.connect(port)
+    assert (await client.ask(said("POST", LOAD, JSON, "Expect: 100-continue", body=SMALL))).status in (
+        200,
+        202,
+    )
+
+
+async def test_a_client_that_begins_with_http_2_is_refused_and_does_not_wait(start: Any) -> None:
+    client = await Client.connect(await start())
+    client.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"HTTP/2 is not spoken here" in answer
+
+
 # --- H2
 
 BOMB = gzip.compress(b" " * 2**22)

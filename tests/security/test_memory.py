@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -93,6 +94,32 @@ async def test_a_body_in_chunks_is_refused_when_its_place_ends(router: Router, w
     second.say(b"%x\r\n%b\r\n" % (len(BIG), BIG))
     check_overloaded(await second.reply())
     assert (await first.ask(BIG[1000:])).status == 200
+    await router.holds(0)
+
+
+@pytest.mark.parametrize("way", ["short", "long"])
+async def test_a_packed_body_has_a_place_for_what_it_becomes_before_it_is_unpacked(
+    router: Router, way: str
+) -> None:
+    first, second = await router.client(way), await router.client(way)
+    packed = gzip.compress(BIG)
+    request = head(len(packed), CHAT, "Content-Encoding: gzip") + packed
+    go_on = threading.Event()
+    router.bodies._thread.submit(go_on.wait)
+    first.say(request)
+    await router.holds(len(packed) + len(BIG))
+    check_overloaded(await second.ask(request))
+    go_on.set()
+    assert (await first.reply()).status == 200
+    assert (await second.ask(request)).status == 200
+    await router.holds(0)
+
+
+async def test_a_packed_body_that_becomes_more_than_it_says_is_refused(router: Router) -> None:
+    packed = gzip.compress(BIG)[:-4] + (1000).to_bytes(4, "little")
+    client = await router.client()
+    reply = await client.ask(head(len(packed), CHAT, "Content-Encoding: gzip") + packed)
+    assert (reply.status, reply.code) == (400, "invalid_request")
     await router.holds(0)
 
 
