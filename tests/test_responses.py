@@ -192,6 +192,9 @@ REFUSED = [
     ({"input": "x", "text": "x"}, "text", "object"),
     ({"input": "x", "text": {"format": {"type": "grammar"}}}, "text.format", "json_schema"),
     ({"input": "x", "tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice", "no function"),
+    ({"input": "x", "tools": [TIME], "tool_choice": {"type": "function", "name": [1]}}, "tool_choice", "no"),
+    ({"input": "x", "tools": [{"name": [1]}], "tool_choice": {**TIME, "name": "n"}}, "tool_choice", "no"),
+    ({"input": [{"type": {"a": 1}}]}, "input[0].type", "type"),
     ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice", "'web_search'"),
     ({"input": "x", "previous_response_id": 5}, "previous_response_id", "text"),
 ]  # fmt: skip
