@@ -240,7 +240,6 @@ class Gateway:
         """None where it is answered without one."""
         target, body = accepted.target, accepted.body
         manager, slots, links, configuration, _, _ = self.backend
-        config = configuration.current
         instance, routed, asked = self._routed(accepted, fields)
         if isinstance(asked, Asked):
             routed = routed.as_asked(asked)
@@ -260,12 +259,12 @@ class Gateway:
                 record,
                 time.monotonic,
                 voice_of(routed.endpoint),
-                heartbeats=config.api.stream_heartbeats,
+                heartbeats=configuration.current.api.stream_heartbeats,
                 asked=asked,
             ),
             slots=slots,
             links=links,
-            limits=config.system,
+            limits=configuration.current.system,
             clock=time.monotonic,
             wake=entrance.wake,
         )
