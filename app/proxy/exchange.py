@@ -136,7 +136,10 @@ class Exchange:
     def body(self, data: bytes, last: bool) -> bool:
         go_on = self.reply.body(data, last)
         if last:
-            self._end()
+            if self.reply.instead is None:
+                self._end()
+            else:
+                self._ask(self.reply.instead)
             return True
         self._is_paused = not go_on
         return go_on
@@ -210,6 +213,17 @@ class Exchange:
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
+
+    def _ask(self, instead: bytes) -> None:
+        """Once more, in its slot: it has refused what it was asked."""
+        self._let_go()
+        if self._body is None or self._runner is None:
+            self._lost()
+            return
+        self._body.replace(instead)
+        self.reply.restart()
+        self.phase = Phase.CONNECTING
+        self._connect(self._runner)
 
     def _enter(self, since: float) -> None:
         self.phase = Phase.QUEUED

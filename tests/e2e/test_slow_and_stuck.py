@@ -22,7 +22,8 @@ from tests.router_process import MakeRouter, RouterProcess, chat, until, until_n
 ASK = "/v1/chat/completions"
 LIMIT_S = 2
 FOUND_WITHIN_S = 2 * LIMIT_S + 10
-LONG = {"n_ctx": 65536}
+LONG = {"n_ctx": 65536, "n_batch": 128}
+"""Small batches: llama-server tells nothing before one is read, on a busy machine not even that it lives."""
 
 
 @pytest.fixture(scope="module")
