@@ -20,8 +20,12 @@ PYTEST  := $(BIN)/python -m pytest -n 3 --dist loadfile
 
 PAGE    := node_modules/.installed
 
-.PHONY: help demo run test test-oldest fuzz fuzz-sockets lint lint-page format clean chaos soak slow soak-slow \
-	facts bench FORCE
+CLIENTS        := .venv-clients
+CLIENTS_FILES  := tests/clients
+CLIENTS_NODE   := $(CLIENTS_FILES)/node/node_modules/.installed
+
+.PHONY: help demo run test test-oldest test-clients fuzz fuzz-sockets lint lint-page format clean chaos soak slow \
+	soak-slow facts bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +33,7 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
+	@echo "make test-clients   client libraries of Python and Node, as their users run them"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make fuzz-sockets   an hour of raw bytes, up to the largest sizes (FUZZ_MINUTES=60)"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
@@ -62,6 +67,10 @@ chaos: $(DEV) $(MODEL)
 
 soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
+
+# Serial: their models make room for each other, and each client's wait is one of the things that are tested.
+test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed $(CLIENTS_NODE)
+	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
 	@$(BIN)/python -m tests.slowness.lines $(ARGS)
@@ -101,7 +110,25 @@ format: $(DEV) $(PAGE)
 	@if [ -e $(PAGE) ]; then npm run --silent format; fi
 
 clean:
-	rm -rf $(VENV) node_modules
+	rm -rf $(VENV) node_modules $(CLIENTS) $(CLIENTS_FILES)/node/node_modules
+
+# An installation of its own for each: what clients need is not what the router needs.
+$(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
+$(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
+$(CLIENTS)/%/.installed: $(VENV)/.python
+	@echo "Installing clients of Python ($*) ..."
+	@"$(PYTHON)" -m venv --clear $(CLIENTS)/$*
+	@$(CLIENTS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r $(filter %.txt,$^)
+	@touch $@
+
+$(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/package-lock.json
+	@if command -v npm >/dev/null 2>&1; then \
+		echo "Installing clients of Node ..."; \
+		cd $(CLIENTS_FILES)/node && npm ci --silent --ignore-scripts && touch node_modules/.installed; \
+	else \
+		echo "There is no npm: Node's clients are not tested." >&2; \
+	fi
 
 # The version of the Python that .venv was made with. The file is only written when that changes, so a call
 # with the same Python rebuilds nothing.

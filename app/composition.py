@@ -49,6 +49,8 @@ from app.proxy.admission import Admission
 from app.proxy.body_reader import BodyReader
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
+from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
+from app.proxy.dialects.ollama.text import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
@@ -169,6 +171,10 @@ def backend(services: Services) -> Backend:
             "/v1/messages": MessagesTranslation(),
             "/v1/responses": ResponsesTranslation(services.stored),
             "/v1/responses/input_tokens": TokensTranslation(services.stored),
+            "/api/chat": ChatTranslation(services.cards.known),
+            "/api/generate": GenerateTranslation(services.cards.known),
+            "/api/embed": EmbedTranslation(),
+            "/api/embeddings": EmbeddingsTranslation(),
         },
     )
 

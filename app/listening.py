@@ -15,23 +15,25 @@ from app.domain.network import is_every_address
 class CannotListen(Exception):
     """`is_in_use`: another program, or another router, listens there now."""
 
-    def __init__(self, address: str, port: int, error: OSError) -> None:
+    def __init__(self, address: str, port: int, error: OSError, key: str = "port") -> None:
         self.is_in_use = error.errno == errno.EADDRINUSE
-        super().__init__(f"cannot listen on {address}:{port}: {_what_to_do(error)}")
+        super().__init__(f"cannot listen on {address}:{port}: {_what_to_do(error, key)}")
 
 
-def places(addresses: Iterable[str], port: int) -> tuple[str, ...]:
-    """The numeric addresses that a server can bind, each once. Raises `CannotListen`."""
-    found = (place for address in addresses for place in _places_of(address, port))
+def places(addresses: Iterable[str], port: int, key: str = "port") -> tuple[str, ...]:
+    """The numeric addresses that a server can bind, each once. `key`: in the section `api`.
+
+    Raises `CannotListen`."""
+    found = (place for address in addresses for place in _places_of(address, port, key))
     return tuple(dict.fromkeys(found))
 
 
-def _places_of(address: str, port: int) -> list[str]:
+def _places_of(address: str, port: int, key: str) -> list[str]:
     """Of a name those that this machine has: `localhost` also stands for ::1 where there is no IPv6."""
     try:
         candidates = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise CannotListen(address, port, error) from error
+        raise CannotListen(address, port, error, key) from error
     found: list[str] = []
     lacking: OSError | None = None
     for family, _, _, _, place in candidates:
@@ -39,12 +41,12 @@ def _places_of(address: str, port: int) -> list[str]:
             _try(family, place)
         except OSError as error:
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise CannotListen(address, port, error) from error
+                raise CannotListen(address, port, error, key) from error
             lacking = error
         else:
             found.append(str(place[0]))
     if lacking is not None and not found:
-        raise CannotListen(address, port, lacking) from lacking
+        raise CannotListen(address, port, lacking, key) from lacking
     return found
 
 
@@ -57,14 +59,14 @@ def _try(family: int, place: tuple[object, ...]) -> None:
         probe.bind(place)
 
 
-def _what_to_do(error: OSError) -> str:
+def _what_to_do(error: OSError, key: str) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             "the port is in use, perhaps by another router. Stop that program, or choose another port: "
-            "api.port in the configuration, or the environment variable ROUTER_API__PORT"
+            f"api.{key} in the configuration, or the environment variable ROUTER_API__{key.upper()}"
         )
     if error.errno == errno.EACCES:
-        return "ports below 1024 need special rights; set api.port to a higher one"
+        return f"ports below 1024 need special rights; set api.{key} to a higher one"
     return f"{error.strerror or error}; set api.host to an address of this machine"
 
 

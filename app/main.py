@@ -127,6 +127,7 @@ def create_app(
     )
     for router in (
         openai.router,
+        openai.ollama,
         responses.router,
         ollama.router,
         ollama.store,

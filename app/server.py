@@ -90,6 +90,7 @@ class RouterServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._app.build_routes()
         await super().startup(sockets)
+        await self._listen_for_ollama()
         freeze_garbage_collection()
         if self._config_path is not None and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
@@ -101,6 +102,20 @@ class RouterServer(uvicorn.Server):
         if not self.force_exit:
             await drain(self._app)
         await super().shutdown(sockets)
+
+    async def _listen_for_ollama(self) -> None:
+        """The same on a second port, where one is configured."""
+        port, config = self._app.state.configuration.current.api.ollama_port, self.config
+        if port is None:
+            return
+        make: Any = partial(
+            cast(Any, config.http_protocol_class),
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        listen = asyncio.get_running_loop().create_server
+        self.servers.append(await listen(make, host=config.host, port=port, backlog=config.backlog))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:

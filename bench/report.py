@@ -31,8 +31,7 @@ that of the routing process alone. Values are medians over the rounds, with the 
 events/s). Metrics, priorities and the access log were on.
 
 llama-server alone may show seconds in the rows of 16 clients: kept connections hold its HTTP threads, and
-who has none waits for one to be dropped. CPU of a process is counted in steps of 10 ms, so single values are
-coarse.
+who has none waits for one to be dropped.
 
 """
 

@@ -88,7 +88,7 @@ def make_tiny(
 
     `marks` are more special tokens.
     """
-    vocabulary = _pieces() + [(mark, TokenType.CONTROL) for mark in marks]
+    vocabulary = pieces() + [(mark, TokenType.CONTROL) for mark in marks]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
     writer.add_context_length(context)
@@ -113,8 +113,9 @@ def make_tiny(
     return path
 
 
-def _pieces() -> list[tuple[str, TokenType]]:
-    """The tokenizer merges pairs, so that every beginning of a word must be a token too."""
+def pieces() -> list[tuple[str, TokenType]]:
+    """Of a tiny model, in the order of their tokens. The tokenizer merges pairs, so that every beginning of a
+    word must be a token too."""
     beginnings = [(SPACE + word)[:end] for word in WORDS for end in range(2, len(word) + 2)]
     characters = [SPACE, *string.digits, *string.ascii_letters, *string.punctuation, "\n"]
     pieces = dict.fromkeys(beginnings + characters)

@@ -32,6 +32,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {  # the tables of the contract's section
     ApiConfig: {
         "host": "0.0.0.0",
         "port": 8000,
+        "ollama_port": UNSET,
         "api_keys": (),
         "allowed_hosts": (),
         "public_metrics": True,
@@ -391,6 +392,10 @@ def test_an_unknown_key_is_told_with_its_place_and_the_nearest(
         ({"api": {"port": "x"}}, 'api.port: must be a whole number (it is "x")'),
         ({"api": {"port": 1.5}}, "api.port: must be a whole number (it is 1.5)"),
         ({"api": {"port": True}}, "api.port: must be a number, not true or false"),
+        (
+            {"api": {"ollama_port": 8000}},
+            "api.ollama_port: is api.port, which serves Ollama's programs too; remove it",
+        ),
         ({"api": {"port": 65536}}, "api.port: must be less than or equal to 65535 (it is 65536)"),
         ({"api": {"public_metrics": "maybe"}}, 'api.public_metrics: must be true or false (it is "maybe")'),
         ({"api": {"allowed_hosts": "x"}}, 'api.allowed_hosts: must be a list (it is "x")'),

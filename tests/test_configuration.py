@@ -147,6 +147,7 @@ NAMED: Any = None
 APPLIED: dict[str, tuple[object, Any]] = {
     "api.host": ("127.0.0.2", NAMED),
     "api.port": (9, NAMED),
+    "api.ollama_port": (9, NAMED),
     "api.api_keys": (["secret"], _refused_without_a_key),
     "api.allowed_hosts": (["ai.example"], _foreign_host_may_ask),
     "api.public_metrics": (False, _metrics_need_a_key),

@@ -13,9 +13,11 @@ from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
 from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator
+from app.proxy.dialects.translation import Times
 from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
 from tests.typed_models import check
 
+TIMES = Times(lambda: 0.0, 0.0, 0.0)
 TOO_LONG = {
     "code": 400,
     "message": "request (5031 tokens) exceeds the available context size (2048 tokens), try increasing it",
@@ -191,7 +193,7 @@ BLOCK = b'event: content_block_start\ndata: {"type":"content_block_start","index
     ],
 )
 def test_a_block_begins_with_all_its_fields(given: bytes, expected: dict[str, Any]) -> None:
-    translator = MessagesTranslator("m")
+    translator = MessagesTranslator("m", TIMES)
     translator.feed(BEGINNING)
     name, body = one_event(translator.feed(BLOCK % given))
     assert (name, body["index"], body["content_block"]) == ("content_block_start", 0, expected)
@@ -200,14 +202,14 @@ def test_a_block_begins_with_all_its_fields(given: bytes, expected: dict[str, An
 def test_all_other_events_of_messages_pass_byte_for_byte() -> None:
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
     text = b": wait\n\n" + ping + BEGINNING + BLOCK % b'{"type":"text","text":""}' + ping
-    translator = MessagesTranslator("m")
+    translator = MessagesTranslator("m", TIMES)
     assert b"".join(translator.feed(bytes([byte])) for byte in text) + translator.end() == text
     assert translator.failure is None
     assert translator.whole(b"{}") == b"{}"
 
 
 def test_a_stream_of_messages_without_its_beginning_gets_one() -> None:
-    translator, block = MessagesTranslator("m"), BLOCK % b'{"type":"text","text":""}'
+    translator, block = MessagesTranslator("m", TIMES), BLOCK % b'{"type":"text","text":""}'
     told = translator.feed(b": wait\n\n" + block + block)
     beginning = told.removeprefix(b": wait\n\n").removesuffix(block + block)
     name, body = one_event(beginning)
@@ -216,7 +218,7 @@ def test_a_stream_of_messages_without_its_beginning_gets_one() -> None:
 
 
 def test_an_error_that_llama_server_tells_in_a_stream_of_messages_is_taken_out_of_it() -> None:
-    translator = MessagesTranslator("m")
+    translator = MessagesTranslator("m", TIMES)
     assert translator.feed(b'event: error\ndata: {"code":500,"message":"Compute error."}\n\n') == b""
     assert translator.failure is not None
     name, body = one_event(translator.fail(translator.failure))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +65,23 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def test_the_versions_of_clients_are_those_that_are_tested() -> None:
+    told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
+    clients = ROOT / "tests" / "clients"
+    pinned = [
+        line.split("==")
+        for file in sorted(clients.glob("python/*.txt"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
+    named = {name for name, _ in pinned if f"`{name}`" in told}
+    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm"}
+    in_node = json.loads((clients / "node" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    tested = [version for name, version in pinned if name in named]
+    tested += [version for name, version in in_node.items() if f"`{name}`" in told]
+    assert [version for version in tested if version not in told] == []
 
 
 def test_the_readme_is_short() -> None:

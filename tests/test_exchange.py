@@ -23,6 +23,7 @@ from app.models.restarts import RestartLimits
 from app.proxy import client_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
+from app.proxy.dialects.translation import Asked, Times
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
@@ -79,6 +80,7 @@ class World:
         endpoint: str = "/v1/x",
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         translator: Any = None,
+        again: Any = None,
     ) -> None:
         self.now = 1000.0
         self.wakes_at = 0.0
@@ -126,7 +128,7 @@ class World:
                 lambda: self.now,
                 voice_of(endpoint),
                 heartbeats=heartbeats,
-                translator=translator,
+                asked=Asked(b"", stream, translator, again=again),
             ),
             slots=everything,
             links=Links(self),
@@ -389,7 +391,7 @@ class Shouting:
 
     failure: RouterError | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, _times: Times) -> None:
         self.rest = b""
 
     def whole(self, body: bytes) -> bytes:
@@ -470,6 +472,39 @@ def test_an_error_is_not_translated() -> None:
     exchange.head(AnswerHead(404, JSON), 2)
     exchange.body(b"no", True)
     assert (world.heads[0][0], world.code) == (404, "invalid_request")
+
+
+# --- asked again
+
+
+def refused(world: World) -> Exchange:
+    exchange = world.asked()
+    exchange.head(AnswerHead(400, JSON), 2)
+    exchange.body(b'{"error":{"code":400,"message":"too long"}}', True)
+    return exchange
+
+
+def test_a_request_that_is_refused_is_asked_otherwise_in_the_same_slot() -> None:
+    world = World(again=lambda error: error.message.encode())
+    exchange = refused(world)
+    assert (exchange.phase, world.heads) == (Phase.ASKED, [])
+    assert world.link.asked[-1][2] == b"too long"
+    exchange.head(AnswerHead(200, JSON), 2)
+    exchange.body(b"ok", True)
+    assert (world.sent, world.is_complete) == (b"ok", True)
+    world.check_over(error=None, status=200)
+
+
+def test_an_error_that_nothing_can_be_done_about_is_told() -> None:
+    world = World(again=lambda error: None)
+    refused(world)
+    assert (world.heads[0][0], world.code) == (400, "invalid_request")
+
+
+def test_a_client_that_leaves_while_it_is_asked_again_leaves_nothing() -> None:
+    world = World(again=lambda error: b"shorter")
+    refused(world).client_left()
+    world.check_over(error=None, status=499)
 
 
 # --- the head of a stream

@@ -15,7 +15,7 @@ from app.domain.spec import ModelSpec
 from app.proxy.dialects.events import EventReader, event
 from app.proxy.dialects.responses.stored import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
-from app.proxy.dialects.translation import Asked, Incoming, Translator
+from app.proxy.dialects.translation import Asked, Incoming, Times, Translator
 from tests.typed_models import check_events, check_response
 
 NOW = 1_800_000_000.0
@@ -61,7 +61,7 @@ class Router:
     def translator(self, fields: Mapping[str, Any], **more: Any) -> Translator:
         make = self.ask(fields, **more).translator
         assert make is not None
-        return make()
+        return make(Times(lambda: 0.0, 0.0, 0.0))
 
     def answer(self, fields: Mapping[str, Any], told: Body | None = None, **more: Any) -> Body:
         body: Body = json.loads(self.translator(fields, **more).whole(json.dumps(told or PLAIN).encode()))
@@ -192,6 +192,9 @@ REFUSED = [
     ({"input": "x", "text": "x"}, "text", "object"),
     ({"input": "x", "text": {"format": {"type": "grammar"}}}, "text.format", "json_schema"),
     ({"input": "x", "tools": [TIME], "tool_choice": {"type": "function"}}, "tool_choice", "no function"),
+    ({"input": "x", "tools": [TIME], "tool_choice": {"type": "function", "name": [1]}}, "tool_choice", "no"),
+    ({"input": "x", "tools": [{"name": [1]}], "tool_choice": {**TIME, "name": "n"}}, "tool_choice", "no"),
+    ({"input": [{"type": {"a": 1}}]}, "input[0].type", "type"),
     ({"input": "x", "tool_choice": {"type": "web_search"}}, "tool_choice", "'web_search'"),
     ({"input": "x", "previous_response_id": 5}, "previous_response_id", "text"),
 ]  # fmt: skip

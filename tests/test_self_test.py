@@ -69,6 +69,11 @@ def test_another_signal_is_named_with_the_last_words(tmp_path: Path) -> None:
     assert "oh dear" in message
 
 
+def test_a_broken_heap_is_named_where_its_message_stands_within_a_line(tmp_path: Path) -> None:
+    message = problem(acting(tmp_path, "printf '0.00.202 I '; echo 'free(): invalid pointer'; kill -ABRT $$"))
+    assert "crashed (free(): invalid pointer): its libraries do not belong together" in message
+
+
 def test_an_end_without_an_error_is_a_failure_too(tmp_path: Path) -> None:
     assert "ended by itself" in problem(acting(tmp_path, "exit 0"))
 

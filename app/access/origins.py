@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from app.domain.network import ANY_ORIGIN, LOCAL_ORIGINS, is_local_origin
+from app.domain.network import ANY_ORIGIN, APP_ORIGINS, LOCAL_ORIGINS, is_app_origin, is_local_origin
 
 
 class Origins:
@@ -20,7 +20,9 @@ class Origins:
     def allow(self, origin: str) -> bool:
         if self.any or origin in self._entries:
             return True
-        return LOCAL_ORIGINS in self._entries and is_local_origin(origin)
+        if LOCAL_ORIGINS in self._entries and is_local_origin(origin):
+            return True
+        return APP_ORIGINS in self._entries and is_app_origin(origin)
 
     def __bool__(self) -> bool:
         return bool(self._entries)

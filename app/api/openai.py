@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api import listing
 from app.api.dependencies import services_of
-from app.api.documentation import FOR_MODELS, MODEL_IN_QUERY, form_body, json_body
+from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
@@ -23,6 +23,7 @@ from app.proxy.request_body import RequestBody, Spool
 from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
+ollama = APIRouter(responses=FOR_OLLAMA_MODELS)
 
 
 async def _described(request: Request) -> Response:
@@ -34,8 +35,8 @@ async def upstream(request: Request, target: str) -> Response:
     return await _described(request)
 
 
-def _describe(method: str, path: str, summary: str, extra: dict[str, Any]) -> None:
-    router.add_api_route(
+def _describe(method: str, path: str, summary: str, extra: dict[str, Any], among: APIRouter = router) -> None:
+    among.add_api_route(
         path,
         _described,
         methods=[method],
@@ -49,7 +50,7 @@ def _describe(method: str, path: str, summary: str, extra: dict[str, Any]) -> No
 
 for _endpoint in ENDPOINTS:
     _body = (form_body if _endpoint.is_upload else json_body)(_endpoint.example)
-    _describe("POST", _endpoint.path, _endpoint.summary, _body)
+    _describe("POST", _endpoint.path, _endpoint.summary, _body, ollama if _endpoint.any_type else router)
 
 for _info in INFO_PATHS:
     if not _info.is_ours_without_model:  # else there is a route of ours

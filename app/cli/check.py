@@ -86,12 +86,13 @@ def run(path: Path) -> int:
 
 def _can_listen(config: Config) -> bool:
     """A port in use is no mistake: the router itself may be running."""
-    try:
-        listening.places(config.api.addresses, config.api.port)
-    except listening.CannotListen as error:
-        if not error.is_in_use:
-            print(f"api.host: {error}")
-        return error.is_in_use
+    for name, port in config.api.ports.items():
+        try:
+            listening.places(config.api.addresses, port, name)
+        except listening.CannotListen as error:
+            if not error.is_in_use:
+                print(f"api.host: {error}")
+                return False
     return True
 
 

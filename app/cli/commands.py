@@ -66,7 +66,9 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     """Raises `BinaryNotFound`."""
     router_log.apply(config)
     try:
-        places = listening.places(config.api.addresses, config.api.port)
+        found_places = {
+            port: listening.places(config.api.addresses, port, key) for key, port in config.api.ports.items()
+        }
     except listening.CannotListen as error:
         return _complain(str(error))
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
@@ -79,7 +81,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
     app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
-    return server.run(app, places, config.api.port, path)
+    return server.run(app, found_places[config.api.port], config.api.port, path)
 
 
 def _say(line: str) -> None:
@@ -96,6 +98,7 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
     devices, warnings = _devices(config, probe)
     rows = [
         ("address", "\n".join(listening.urls(config.api.addresses, config.api.port))),
+        *(("for Ollama", url) for url in _ollama_urls(config)),
         ("llama-server", f"{binary.version}\n{binary.path}"),
         ("devices", "\n".join(devices)),
         ("models", _listed(tuple(config.models)) or "none: add some to the configuration"),
@@ -106,6 +109,11 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
         *(("warning", text) for text in (*config.warnings(), *warnings)),
     ]
     return f"RouterModelCustom\n{_table(rows)}\n"
+
+
+def _ollama_urls(config: Config) -> list[str]:
+    port = config.api.ollama_port
+    return [] if port is None else ["\n".join(listening.urls(config.api.addresses, port))]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

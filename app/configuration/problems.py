@@ -48,7 +48,7 @@ def _names(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def contradictions(tree: Mapping[str, Any]) -> list[str]:
     """Mistakes that no single key shows."""
-    checks = (_alias_problems, _reference_problems, _key_problems, _attention_problems)
+    checks = (_alias_problems, _reference_problems, _key_problems, _attention_problems, _port_problems)
     return [problem for check in checks for problem in check(tree)]
 
 
@@ -105,6 +105,12 @@ def _attention_problems(tree: Mapping[str, Any]) -> Iterator[str]:
                 f"models.{alias}.params.type_v: {type_v} needs flash attention; set "
                 'system.flash_attention to "on" or type_v to "f16"'
             )
+
+
+def _port_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    api = section_of(tree, "api")
+    if "ollama_port" in api and api["ollama_port"] == api.get("port", ApiConfig().port):
+        yield "api.ollama_port: is api.port, which serves Ollama's programs too; remove it"
 
 
 _PLAIN_WORDS = {

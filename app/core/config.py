@@ -64,6 +64,9 @@ class ApiConfig(Section):
         "0.0.0.0", description="listening address, or several with commas; `::`: IPv6 and IPv4"
     )
     port: Whole = Field(8000, ge=1, le=65535, description="listening port")
+    ollama_port: Whole | None = Field(
+        None, ge=1, le=65535, description="a second port, for programs that know only Ollama's, 11434"
+    )
     api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_object)], ...] = Field(
         (),
         description='each a string, or `{"key" or "key_file", "name", "max_priority", "admin"}`; '
@@ -76,7 +79,7 @@ class ApiConfig(Section):
     cors_allow_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = Field(
         (),
         description="origins of web pages that may call the API; `localhost`: every page of this machine, on "
-        "any port",
+        "any port; `apps`: desktop apps (`app:`, `file:`, `tauri:`, `vscode-webview:`, `vscode-file:`)",
     )
     list_aliases: bool = Field(True, description="`aliases` are entries of `/v1/models` too")
     max_body_mb: Number = Field(64, gt=0, description="larger bodies get 413")
@@ -95,6 +98,12 @@ class ApiConfig(Section):
         ge=0,
         description="memory for answers of `/v1/responses` that later requests refer to; 0: none is kept",
     )
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """By the name of their key."""
+        second = {} if self.ollama_port is None else {"ollama_port": self.ollama_port}
+        return {"port": self.port, **second}
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -10,6 +10,13 @@ ANY_ORIGIN = "*"
 LOCAL_ORIGINS = "localhost"
 """As an entry of `cors_allow_origins`: pages of this machine, on any port."""
 
+APP_ORIGINS = "apps"
+"""As an entry there: desktop apps, whose pages come from no server."""
+
+_APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-file", "vscode-webview"})
+_APP_HOSTS = frozenset({"tauri.localhost"})
+"""Where the system's own web view knows no other schemes."""
+
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _NAME = re.compile(r"[\w.\-]+\Z", re.A)
 
@@ -68,7 +75,7 @@ def _ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def checked_origin(text: str) -> str:
     """As browsers write it. Raises `ValueError` for what no browser ever sends."""
-    if text in (ANY_ORIGIN, LOCAL_ORIGINS, "null"):
+    if text in (ANY_ORIGIN, LOCAL_ORIGINS, APP_ORIGINS, "null"):
         return text
     if "*" in text:
         raise ValueError(f"{text[:80]!r} matches nothing: {_WILDCARDS}")
@@ -101,6 +108,11 @@ def is_local_origin(origin: str) -> bool:
     parts = _split(origin)
     name = parts.hostname if parts is not None and parts.scheme else None
     return name is not None and (is_loopback(name) or name.endswith(".localhost"))
+
+
+def is_app_origin(origin: str) -> bool:
+    parts = _split(origin)
+    return parts is not None and (parts.scheme in _APP_SCHEMES or parts.hostname in _APP_HOSTS)
 
 
 def _split(text: str) -> SplitResult | None:

@@ -41,6 +41,9 @@ _ABOUT_THE_REQUEST = re.compile(
 )
 """How messages begin that say, with status 500, what is wrong with the request. Of both pinned builds."""
 
+_TOO_LARGE = re.compile(r"\Ainput \((\d{1,9}) tokens\) is too large to process.{0,80}batch size: (\d{1,9})\)")
+"""Of a text to embed: what is said of a prompt in fields."""
+
 
 def read_error(text: bytes, status: int) -> ModelError:
     """The answer with this status, or the event in a stream of status 200: nothing that it says is lost."""
@@ -56,6 +59,9 @@ def read_error(text: bytes, status: int) -> ModelError:
     type_ = given_type if isinstance(given_type, str) else _type_of(status)
     if status == 500 and _ABOUT_THE_REQUEST.search(message):
         status, type_ = 400, "invalid_request_error"
+    if (found := _TOO_LARGE.search(message)) is not None:
+        told = {**told, "n_prompt_tokens": int(found[1]), "n_ctx": int(found[2])}
+        type_ = _EXCEEDS_CONTEXT
     return ModelError(
         message,
         status=status,

@@ -37,7 +37,11 @@ ATTEMPTS = 3  # another program may take the port in between
 TOKENS = 2
 _ALIAS = "self-test"
 _REQUEST = json.dumps({"prompt": "Hello", "n_predict": TOKENS, "temperature": 0, "ignore_eos": True})
-_HEAP = re.compile(r"(free|malloc|realloc|munmap_chunk)\(\)|double free or corruption|corrupted ")
+# The C library says it before it aborts, past the thread that logs: in the middle of its line, too.
+_HEAP = re.compile(
+    r"(?<!\w)((free|malloc|realloc|munmap_chunk|malloc_consolidate)\(\): "
+    r"|double free or corruption|corrupted (size|double-linked) ).*"
+)
 _ORDERLY = (0, -signal.SIGTERM)  # just after it became ready it does not catch the signal yet
 
 
@@ -71,10 +75,10 @@ def check_model(
 
 def _told(failure: Failure) -> str:
     """The C library's word on a broken heap says more than a signal's name. It need not be the last one."""
-    heap = next((line for line in failure.log_tail if _HEAP.match(line)), None)
+    heap = next(filter(None, map(_HEAP.search, failure.log_tail)), None)
     if heap is None:
         return failure.message
-    return f"llama-server crashed ({heap}): its libraries do not belong together. Install another build."
+    return f"llama-server crashed ({heap[0]}): its libraries do not belong together. Install another build."
 
 
 def _tiny(path: Path) -> ModelSpec:

@@ -14,8 +14,10 @@ from app.domain.event_bus import EventBus
 from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
+from app.models.instance import ModelInstance
 from app.proxy import client_messages
 from app.proxy.exchange_interfaces import Entrant
+from app.proxy.request_record import RequestRecord
 
 EXIT_WAIT_S = 3.0
 """How long a replay waits for the supervisor to notice that the process ended; then the process is probed."""
@@ -57,11 +59,16 @@ class Admission:
         if inquiry.is_open and entrant.record.is_answered:
             inquiry.answered(entrant.ticket, entrant.asks_for())
         self.leave(entrant)
-        ttl_s, instance = entrant.record.request.ttl_s, entrant.instance
-        if (ttl_s is not None or instance.ttl_s is not None) and not entrant.record.request.only_reads:
-            instance.ttl_s = ttl_s
+        self.answered(entrant.instance, entrant.record)
+
+    def answered(self, instance: ModelInstance, record: RequestRecord) -> None:
+        """The record is complete, whether its model was asked or not."""
+        request = record.request
+        is_wish = request.ttl_s is not None or (instance.ttl_s is not None and not request.keeps_ttl)
+        if is_wish and not request.only_reads:
+            instance.ttl_s = request.ttl_s
             self._manager.scheduler.reconcile_soon()
-        self._bus.finished(entrant.record.event)
+        self._bus.finished(record.event)
 
     def waits_because(self, entrant: Entrant) -> str | None:
         wait = self._manager.scheduler.waits.get(entrant.instance.alias)

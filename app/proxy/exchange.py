@@ -91,11 +91,7 @@ class Exchange:
         self.phase, self.reply.progress_at = Phase.CONNECTING, self.ticket.granted_at
         self.record.granted(self.ticket, self.instance)
         self._wake(self._timeouts.first_look_s(self.instance.spec))
-        if (kept := self._links.take(runner.port)) is not None:
-            self._ask(kept, runner, is_fresh=False)
-        else:
-            self._pending = self._links.open(runner.port, self)
-        self._open_ahead(runner)
+        self._connect(runner)
 
     @guarded
     def refused(self, error: RouterError) -> None:
@@ -139,7 +135,10 @@ class Exchange:
     def body(self, data: bytes, last: bool) -> bool:
         go_on = self.reply.body(data, last)
         if last:
-            self._end()
+            if self.reply.instead is None:
+                self._end()
+            else:
+                self._ask_again(self.reply.instead)
             return True
         self._is_paused = not go_on
         return go_on
@@ -224,10 +223,28 @@ class Exchange:
             self._due_in_queue(self._clock())
             self._open_ahead(self.instance.runner)
 
+    def _connect(self, runner: Runner) -> None:
+        if (kept := self._links.take(runner.port)) is not None:
+            self._ask(kept, runner, is_fresh=False)
+        else:
+            self._pending = self._links.open(runner.port, self)
+        self._open_ahead(runner)
+
     def _ask(self, link: Link, runner: Runner, *, is_fresh: bool) -> None:
         assert self._body is not None
         self.phase, self._link = Phase.ASKED, link
         link.ask(self.request, runner.api_key, self._body.data, self, is_fresh=is_fresh)
+
+    def _ask_again(self, instead: bytes) -> None:
+        """In its slot: llama-server has refused what it was asked."""
+        self._let_go()
+        if self._body is None or self._runner is None:
+            self._lost()
+            return
+        self._body.replace(instead)
+        self.reply.restart()
+        self.phase = Phase.CONNECTING
+        self._connect(self._runner)
 
     def _open_ahead(self, runner: Runner | None) -> None:
         """A stream takes its connection along, so the next one needs another."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
@@ -15,6 +15,8 @@ from app.access.request_id import request_id
 from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
+from app.domain.status import Status
+from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
@@ -23,11 +25,11 @@ from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
-from app.proxy.dialects.translation import Asked, Incoming, Translation
+from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
-from app.proxy.headers import as_json, through_tunnel, to_model
+from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
 from app.proxy.request import RequestMeta
@@ -155,7 +157,8 @@ class Gateway:
         if endpoint.is_upload:
             boundary = boundary_of(headers)
             return RequestMeta.of(headers, client, to_model(headers.raw))._replace(boundary=boundary)
-        request.check_media_type(headers, client)
+        if not endpoint.any_type:
+            request.check_media_type(headers, client)
         passed_on = to_model(headers.raw)
         return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
 
@@ -193,7 +196,7 @@ class Gateway:
                 return None
             tell = partial(self._on_read, accepted, entrance)
             return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
-        self._start(accepted, entrance, parse=parse)
+        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
         return None
 
     def _place_to_unpack(self, body: RequestBody) -> int:
@@ -214,49 +217,37 @@ class Gateway:
 
     def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
         if isinstance(found, Read):
-            self._start(accepted, entrance, read=found)
+            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
         elif isinstance(found, RouterError):
             entrance.refuse(found)
         elif isinstance(found, Exception):
             entrance.bug(found)
 
-    def _start(
-        self, accepted: Accepted, entrance: Entrance, *, parse: Parse | None = None, read: Read | None = None
-    ) -> None:
-        body = accepted.body
+    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
         try:
-            if read is not None:
-                body.replace(read.data)
-                fields = read.fields
-            else:
-                fields = {} if parse is None else parse(body.data)
-            exchange = self._exchange(accepted, fields, entrance)
+            exchange = self._exchange(accepted, fields(), entrance)
         except RouterError as error:
             entrance.refuse(error)
         except Exception as bug:  # of ours: its client is told
             entrance.bug(bug)
         else:
-            entrance.begin(exchange)
+            if exchange is not None:
+                entrance.begin(exchange)
 
-    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange:
-        endpoint, method, target, id_, meta, body = accepted
-        manager, slots, links, configuration, _, translations = self.backend
-        config = configuration.current
-        translator = None
-        if endpoint is None:
-            instance, routed = request.read_tunnel(manager.fleet, meta, id_, method, target)
-        else:
-            instance, routed = request.read_body(manager.fleet, meta, id_, fields, endpoint)
-            translation = translations.get(endpoint.path)
-            if translation is not None and not isinstance(body.data, Spool):
-                asked = translation.ask(
-                    Incoming(fields, body.data, meta.client.owner, instance.spec, routed.stream, time.time())
-                )
-                routed, translator = _as_asked(routed, asked), asked.translator
-                body.replace(asked.body)
+    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange | None:
+        """None where it is answered without one."""
+        target, body = accepted.target, accepted.body
+        manager, slots, links, configuration, _, _ = self.backend
+        instance, routed, asked = self._routed(accepted, fields)
+        if isinstance(asked, Asked):
+            routed = routed.as_asked(asked)
+            body.replace(asked.body)
+        record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
+        if isinstance(asked, Told):
+            self._tell(asked, instance, record, entrance)
+            return None
         if b"autoload=" in target and not instance.serves and forbids_load(target):
             raise model_not_loaded(instance.alias)
-        record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
         return Exchange(
             instance,
             record,
@@ -266,18 +257,42 @@ class Gateway:
                 record,
                 time.monotonic,
                 voice_of(routed.endpoint),
-                heartbeats=config.api.stream_heartbeats,
-                translator=translator,
+                heartbeats=configuration.current.api.stream_heartbeats,
+                asked=asked,
             ),
             slots=slots,
             links=links,
-            limits=config.system,
+            limits=configuration.current.system,
             clock=time.monotonic,
             wake=entrance.wake,
         )
 
+    def _routed(
+        self, accepted: Accepted, fields: Mapping[str, Any]
+    ) -> tuple[ModelInstance, RoutedRequest, Asked | Told | None]:
+        endpoint, method, target, id_, meta, body = accepted
+        fleet = self.backend.manager.fleet
+        if endpoint is None:
+            return *request.read_tunnel(fleet, meta, id_, method, target), None
+        translation = self.backend.translations.get(endpoint.path)
+        if translation is None or isinstance(body.data, Spool):
+            return *request.read_body(fleet, meta, id_, fields, endpoint), None
+        fields = translation.fields(fields)
+        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
+        is_loaded, owner = instance.status is Status.READY, meta.client.owner
+        incoming = Incoming(
+            fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s
+        )
+        return instance, routed, translation.ask(incoming)
 
-def _as_asked(routed: RoutedRequest, asked: Asked) -> RoutedRequest:
-    """What llama-server is asked may go to another path, and be a stream where the client's API says so."""
-    path = routed.path if asked.path is None else asked.path
-    return routed._replace(path=path, stream=asked.stream, keep_alive=not asked.stream)
+    def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord, entrance: Entrance) -> None:
+        record.close()
+        self.backend.slots.answered(instance, record)
+        lines = as_lines([(b"content-type", b"application/json")]) + own_lines(record.request.request_id)
+        entrance.start(200, lines, len(told.body))
+        entrance.write(told.body, True)
+
+
+def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
+    body.replace(found.data)
+    return found.fields

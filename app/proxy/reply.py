@@ -12,7 +12,7 @@ from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.events import is_only_comments
-from app.proxy.dialects.translation import Translator
+from app.proxy.dialects.translation import Asked, Translator
 from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.headers import as_lines, own_lines, passed_back
@@ -40,9 +40,9 @@ class _Mode(Enum):
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length", "_lines", "_mode",
-                 "_new_translator", "_parts", "_record", "_translator", "_usage", "_voice", "events",
-                 "progress_at", "started")  # fmt: skip
+    __slots__ = ("_asked", "_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "_voice", "events",
+                 "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -52,17 +52,19 @@ class Reply:
         voice: Voice,
         *,
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
-        translator: Callable[[], Translator] | None = None,
+        asked: Asked | None = None,
     ) -> None:
-        """`translator` makes one for each attempt; without it an answer of llama-server passes as it is."""
+        """`asked`: where the API is translated; else an answer of llama-server passes as it is."""
         self.started = False
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
+        self.instead: bytes | None = None
+        """What llama-server is to be asked, because it has refused what it was asked."""
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
-        self._voice, self._heartbeats, self._new_translator = voice, heartbeats, translator
+        self._voice, self._heartbeats, self._asked = voice, heartbeats, asked
         self._translator: Translator | None = None
         self._mode = _Mode.EMPTY
         self._is_event_stream = False
@@ -84,7 +86,7 @@ class Reply:
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._translator = _Mode.EMPTY, None, None
+        self._mode, self._usage, self._translator, self.instead = _Mode.EMPTY, None, None, None
         self.events = 0
         self._parts.clear()
 
@@ -106,8 +108,8 @@ class Reply:
                 return _Mode.REFUSED
         elif status >= 400 and not self._voice.keeps_model_errors:
             return _Mode.REFUSED
-        if self._new_translator is not None and status == 200:
-            self._translator = self._new_translator()
+        if self._asked is not None and self._asked.translator is not None and status == 200:
+            self._translator = self._asked.translator(self._record.times(self._clock))
             return _Mode.TRANSLATED if streamed else _Mode.HELD
         if streamed:
             return _Mode.EVENT_STREAM
@@ -139,6 +141,10 @@ class Reply:
             self._pass_whole(whole)
         else:
             error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
+            if self._asked is not None and self._asked.again is not None:
+                self.instead = self._asked.again(error)
+            if self.instead is not None:
+                return True
             self._record.first_byte_at = self._record.first_byte_at or self._clock()
             self._record.status = error.status
             self.fail(error)

@@ -168,11 +168,13 @@ def _streams(fields: Mapping[str, Any]) -> bool:
 
 def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
     kind, wanted = instance.spec.kind.value, " or ".join(sorted(k.value for k in endpoint.kinds))
-    return WrongModelKind(
+    error = WrongModelKind(
         f"{instance.alias} is a model of the kind {kind}; {endpoint.path} needs one of the kind {wanted} "
         "(set params.embedding or params.rerank in its configuration if that is what it is)",
         param="model",
     )
+    error.status = endpoint.wrong_kind_status
+    return error
 
 
 # --- the headers

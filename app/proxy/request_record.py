@@ -11,6 +11,7 @@ from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.models.instance import ModelInstance
+from app.proxy.dialects.translation import Asked, Times
 
 
 class RoutedRequest(NamedTuple):
@@ -35,6 +36,15 @@ class RoutedRequest(NamedTuple):
     """It takes no slot, and counts as no use of its model."""
     ttl_s: float | None = None
     """How long its model stays loaded after it; None: as configured."""
+    keeps_ttl: bool = False
+    """Without `ttl_s` it is as it was before."""
+
+    def as_asked(self, asked: Asked) -> RoutedRequest:
+        """llama-server may be asked on another path, and for a stream where the client's API says so."""
+        path = self.path if asked.path is None else asked.path
+        return self._replace(
+            path=path, stream=asked.stream, keep_alive=not asked.stream, keeps_ttl=asked.keeps_ttl
+        )
 
 
 class RequestRecord:
@@ -68,6 +78,10 @@ class RequestRecord:
     def is_answered(self) -> bool:
         """By llama-server, to the end; said when it is over."""
         return self._error is None and not self.client_left
+
+    def times(self, clock: Callable[[], float]) -> Times:
+        arrived = self.ticket.arrived
+        return Times(clock, arrived, arrived if self.granted_at is None else self.granted_at)
 
     def granted(self, ticket: Ticket, instance: ModelInstance) -> None:
         """The wait is over; the part of it that the model was loading is added to `load_s`."""

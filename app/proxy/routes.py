@@ -40,6 +40,10 @@ class Endpoint:
     example: dict[str, Any]
     is_upload: bool = False
     """Its body is a form with files, not JSON."""
+    any_type: bool = False
+    """Its body is JSON whatever its `Content-Type` says: programs of that API do not set it."""
+    wrong_kind_status: int = 400
+    """Where the model is of another kind."""
 
 
 _CHAT_BODY = {"model": "qwen", "messages": [{"role": "user", "content": "Hello"}]}
@@ -70,6 +74,19 @@ ENDPOINTS = (
     Endpoint("/tokenize", _ANY_KIND, "Tokens of a text", {"model": "qwen", "content": "Hello"}),
     Endpoint("/detokenize", _ANY_KIND, "Text of tokens", {"model": "qwen", "tokens": [1, 2]}),
     Endpoint("/apply-template", _CHAT, "The prompt of a chat", _CHAT_BODY),
+    Endpoint("/api/chat", _CHAT, "Ollama's chat", _CHAT_BODY, any_type=True),
+    Endpoint("/api/generate", _CHAT, "Ollama's text completion", _PROMPT_BODY, any_type=True),
+    Endpoint(
+        "/api/embed", _EMBEDDING, "Ollama's embeddings", _INPUT_BODY, any_type=True, wrong_kind_status=501
+    ),
+    Endpoint(
+        "/api/embeddings",
+        _EMBEDDING,
+        "Ollama's older embeddings",
+        {"model": "embed", "prompt": "Hello"},
+        any_type=True,
+        wrong_kind_status=500,
+    ),
 )
 
 

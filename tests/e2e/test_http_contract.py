@@ -252,7 +252,7 @@ def test_unknown_models_leave_nothing_in_the_metrics(router: RouterProcess) -> N
 
 def test_the_dashboard_and_the_documentation_are_pages(router: RouterProcess) -> None:
     for path in ("/", "/docs"):
-        answer = router.client.get(path)
+        answer = router.client.get(path, headers={"Accept": "text/html,*/*;q=0.8"})  # as browsers ask
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/html")
 

@@ -22,7 +22,8 @@ from tests.router_process import MakeRouter, RouterProcess, chat, until, until_n
 ASK = "/v1/chat/completions"
 LIMIT_S = 2
 FOUND_WITHIN_S = 2 * LIMIT_S + 10
-LONG = {"n_ctx": 65536}
+LONG = {"n_ctx": 65536, "n_batch": 128}
+"""Small batches: llama-server tells nothing before one is read, on a busy machine not even that it lives."""
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,8 @@ async def test_after_a_pause_of_the_router_whatever_was_answered_meanwhile_is_pa
     pids = [router.status(alias)["pid"] for alias in ("one", "two")]
     resting = await rest(router)
     async with router.open_client() as http:
-        bodies = [chat("one", max_tokens=300), chat("two", max_tokens=300, stream=True), chat("two")]
+        # Long enough to be seen in flight, whenever that is asked.
+        bodies = [chat("one", max_tokens=5000), chat("two", max_tokens=5000, stream=True), chat("two")]
         asked = [asyncio.create_task(http.post(ASK, json=body)) for body in bodies]
         await until(lambda: router.status("one")["in_flight"] + router.status("two")["in_flight"] > 0)
         os.kill(router.pid, signal.SIGSTOP)

@@ -81,6 +81,27 @@ async def test_localhost_as_an_origin_lets_in_nobody_else(start: Start, origin: 
     assert (answer.status_code, code_of(answer)) == (403, "origin_not_allowed")
 
 
+APPS = (
+    "app://obsidian.md",
+    "tauri://localhost",
+    "http://tauri.localhost",
+    "vscode-webview://1a2b",
+    "file://x",
+)
+
+
+async def test_apps_as_an_origin_lets_in_desktop_apps_and_no_page(start: Start) -> None:
+    client = await start(cors_allow_origins=["apps"])
+    for origin in APPS:
+        preflight = await client.options("/api/chat", headers={"Origin": origin, **PREFLIGHT})
+        assert (preflight.status_code, preflight.headers["Access-Control-Allow-Origin"]) == (200, origin)
+        answer = await client.post(CHAT, json={"model": "tiny"}, headers={"Origin": origin})
+        assert (answer.status_code, answer.headers["Access-Control-Allow-Origin"]) == (200, origin)
+    for origin in ("http://localhost:3000", "https://app.example", "null", "chrome-extension://x"):
+        answer = await client.post(CHAT, json={"model": "tiny"}, headers={"Origin": origin})
+        assert (answer.status_code, code_of(answer)) == (403, "origin_not_allowed"), origin
+
+
 # --- T5
 
 

@@ -19,6 +19,7 @@ import pytest
 from app.listening import places
 from tests.commands import ROOT, environment, run_py
 from tests.field.environment import KEYS
+from tests.ports import Ports
 from tests.router_process import MakeRouter, RouterProcess, free_port, until_now
 
 
@@ -89,6 +90,32 @@ def test_one_of_several_addresses_in_use_is_told_at_the_start(tmp_path: Path, ll
         done = start(tmp_path, {"api": {"host": "127.0.0.1,127.0.0.2", "port": port}, **tree})
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.2:{port}: the port is in use" in done.stderr
+
+
+# --- a port for programs made for Ollama
+
+
+def test_a_second_port_serves_the_same(make_router: MakeRouter) -> None:
+    reserved = Ports()
+    second = reserved.first
+    router = make_router({}, api={"ollama_port": second})
+    printed = printed_urls(router)
+    assert printed == [f"http://127.0.0.1:{port}" for port in (router.port, second)]
+    assert all(map(answers, printed))
+    assert httpx.get(f"{printed[1]}/api/version").json() == router.get("/api/version")
+    router.stop()
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{printed[1]}/api/version")
+
+
+def test_a_second_port_in_use_is_told_by_its_own_name(tmp_path: Path, llama_server: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        reserved = Ports()
+        api = {"host": "127.0.0.1", "port": reserved.first, "ollama_port": taken.getsockname()[1]}
+        tree = {"system": {"llama_server_path": str(llama_server), "log_dir": str(tmp_path)}}
+        done = start(tmp_path, {"api": api, **tree})
+    assert done.returncode == 1
+    assert "ROUTER_API__OLLAMA_PORT" in done.stderr
 
 
 def start(folder: Path, tree: dict[str, Any]) -> subprocess.CompletedProcess[str]:

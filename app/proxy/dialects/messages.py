@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
 from app.llama.error_answers import read_error
 from app.proxy.dialects.events import Event, EventReader, event
-from app.proxy.dialects.translation import Asked, Incoming
+from app.proxy.dialects.translation import Asked, Incoming, Times
 from app.proxy.dialects.voice import ANTHROPIC
 
 _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking": {"signature": ""}}
@@ -21,6 +22,9 @@ class MessagesTranslation:
 
     edits = False
 
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return given
+
     def ask(self, incoming: Incoming) -> Asked:
         return Asked(incoming.body, incoming.stream, partial(MessagesTranslator, incoming.spec.alias))
 
@@ -28,7 +32,7 @@ class MessagesTranslation:
 class MessagesTranslator:
     """Passes events as they are, but for the few that are not whole."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, _times: Times) -> None:
         self.failure: RouterError | None = None
         self._model, self._has_begun = model, False
         self._reader = EventReader()

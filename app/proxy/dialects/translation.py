@@ -37,14 +37,33 @@ class Translator(Protocol):
         ...
 
 
+class Times(NamedTuple):
+    """When what happened to a request: seconds of the clock `now`."""
+
+    now: Callable[[], float]
+    arrived: float
+    granted: float
+    """There was a process, and a place on it."""
+
+
 class Asked(NamedTuple):
     """What llama-server is asked in the place of what the client asked."""
 
     body: bytes | bytearray
     stream: bool
-    translator: Callable[[], Translator] | None = None
+    translator: Callable[[Times], Translator] | None = None
     path: str | None = None
     """llama-server's, where it is another one."""
+    again: Callable[[RouterError], bytes | None] | None = None
+    """What to ask in its place, in the same slot, where llama-server refuses it so; None: it stands."""
+    keeps_ttl: bool = False
+    """A request that says nothing of it leaves it as it is how long its model stays loaded."""
+
+
+class Told(NamedTuple):
+    """What the router answers by itself: its model is not asked."""
+
+    body: bytes
 
 
 class Incoming(NamedTuple):
@@ -60,6 +79,10 @@ class Incoming(NamedTuple):
     """As its field of this name says."""
     now: float
     """Unix seconds."""
+    is_loaded: bool = False
+    """Its model."""
+    ttl_s: float | None = None
+    """How long its model stays loaded after it; None: it does not say."""
 
 
 class Translation(Protocol):
@@ -70,6 +93,10 @@ class Translation(Protocol):
         """It needs all of the body."""
         ...
 
-    def ask(self, incoming: Incoming) -> Asked:
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With `model`, `stream` and `keep_alive` as OpenAI's API has them: by these it finds its way."""
+        ...
+
+    def ask(self, incoming: Incoming) -> Asked | Told:
         """Raises what the client is to be told instead."""
         ...

@@ -78,8 +78,14 @@ def _tools(fields: Fields) -> Fields:
 
 
 def _only(fields: Fields, chosen: list[Any], mode: str) -> Fields:
-    names = {tool.get("name") for tool in chosen if isinstance(tool, dict)}
-    kept = [tool for tool in fields.get("tools", ()) if isinstance(tool, dict) and tool.get("name") in names]
+    names = {_name(tool) for tool in chosen} - {""}
+    kept = [tool for tool in fields.get("tools", ()) if _name(tool) in names]
     if not kept:
         raise BadRequest("'tool_choice' names no function of 'tools'", param="tool_choice")
     return {"tools": kept, "tool_choice": mode}
+
+
+def _name(tool: object) -> str:
+    """Empty where it has none."""
+    name = tool.get("name") if isinstance(tool, dict) else None
+    return name if isinstance(name, str) else ""

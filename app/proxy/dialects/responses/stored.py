@@ -113,4 +113,6 @@ _PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": 
 
 
 def _new_id(item: Item) -> str:
-    return f"{_PREFIXES.get(item.get('type', ''), 'msg')}_{uuid.uuid4().hex}"
+    type_ = item.get("type")
+    prefix = _PREFIXES.get(type_, "msg") if isinstance(type_, str) else "msg"
+    return f"{prefix}_{uuid.uuid4().hex}"

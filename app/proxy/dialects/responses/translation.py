@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from app.proxy.dialects.responses.items import Item, as_items, resolved
 from app.proxy.dialects.responses.request import as_asked, given
 from app.proxy.dialects.responses.stored import StoredResponses, packed
 from app.proxy.dialects.responses.stream import EventWriter
-from app.proxy.dialects.translation import Asked, Incoming
+from app.proxy.dialects.translation import Asked, Incoming, Times
 from app.proxy.dialects.voice import error_event
 
 Keep = Callable[[dict[str, Any]], None]
@@ -29,6 +29,9 @@ class TokensTranslation:
 
     def __init__(self, stored: StoredResponses) -> None:
         self._stored = stored
+
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return given
 
     def ask(self, incoming: Incoming) -> Asked:
         fields = given(incoming.fields)
@@ -79,7 +82,7 @@ def _forget(response: dict[str, Any]) -> None:
 
 
 class ResponsesTranslator:
-    def __init__(self, frame: Frame, keep: Keep) -> None:
+    def __init__(self, frame: Frame, keep: Keep, _times: Times) -> None:
         self.failure: RouterError | None = None
         self._frame, self._keep = frame, keep
         self._reader, self._writer = EventReader(), EventWriter(frame)

@@ -1,0 +1,162 @@
+"""An answer as Ollama's programs read it: lines of a stream, or one object. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from app.domain.errors import ModelCrashed, RouterError
+from app.llama.error_answers import read_error
+from app.proxy.dialects.events import Event, EventReader, as_json, line, object_in
+from app.proxy.dialects.ollama.calls import Calls
+from app.proxy.dialects.ollama.context import Turn, packed
+from app.proxy.dialects.ollama.figures import NS, duration_ns, timestamp
+from app.proxy.dialects.ollama.pieces import Piece
+from app.proxy.dialects.translation import Times
+
+Body = dict[str, Any]
+
+
+class Frame(NamedTuple):
+    """What is known of an answer before a word of it."""
+
+    model: str
+    """As it was asked for."""
+    now: float
+    """Unix seconds, when it was asked."""
+    is_chat: bool
+    note: str = ""
+    turns: Sequence[Turn] | None = None
+    """What was said before it, for `context`; None: it has none."""
+
+    def content(self, piece: Piece, calls: Sequence[Body] = ()) -> Body:
+        """The fields that carry it."""
+        more: Body = {"thinking": piece.thinking} if piece.thinking else {}
+        probabilities: Body = {"logprobs": piece.logprobs} if piece.logprobs else {}
+        if not self.is_chat:
+            return {"response": piece.text} | more | probabilities
+        if calls:
+            more["tool_calls"] = calls
+        return {"message": {"role": "assistant", "content": piece.text} | more} | probabilities
+
+    def named(self, created: float) -> Body:
+        return {"model": self.model, "created_at": timestamp(int(created * NS))}
+
+    def at_once(self, reason: str) -> Body:
+        """The answer to a request that asks for nothing but a load, or its end."""
+        return {**self.named(self.now), **self.content(Piece()), "done": True, "done_reason": reason}
+
+
+class LinesTranslator:
+    """Events of llama-server's become lines. `read` knows which of its answers it is."""
+
+    def __init__(self, frame: Frame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
+        self.failure: RouterError | None = None
+        self._frame, self._read, self._times = frame, read, times
+        self._reader, self._calls = EventReader(), Calls()
+        self._said: list[str] = []
+        self._is_over = False
+
+    def whole(self, body: bytes) -> bytes:
+        """What is no answer passes as it is: nothing is known of it."""
+        told = object_in(body)
+        if told is None:
+            return body
+        piece = self._read(told)
+        self._calls.take(piece.calls)
+        self._said.append(piece.text)
+        calls = self._calls.rest()
+        return as_json(self._created() | self._frame.content(piece, calls) | self._end_of(piece))
+
+    def feed(self, data: bytes) -> bytes:
+        return b"".join([self._translated(found) for found in self._reader.feed(data)])
+
+    def end(self) -> bytes:
+        rest = b"".join([self._translated(found) for found in self._reader.end()])
+        if not self._is_over and self.failure is None:
+            self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
+        return rest
+
+    def fail(self, error: RouterError) -> bytes:
+        return b"" if self._is_over else line({"error": error.message})
+
+    def _translated(self, found: Event) -> bytes:
+        told = found.json()
+        if told is None or self._is_over:
+            return b""
+        if "error" in told:
+            self.failure = read_error(found.data, 200)
+            return b""
+        return b"".join([line(self._created() | body) for body in self._lines(self._read(told))])
+
+    def _lines(self, piece: Piece) -> list[Body]:
+        content = self._frame.content
+        lines = []
+        if piece.says_something:
+            self._said.append(piece.text)
+            lines.append(content(piece) | {"done": False})
+        calls = self._calls.take(piece.calls)
+        if piece.reason is not None:
+            calls += self._calls.rest()
+        lines += [content(Piece(), [call]) | {"done": False} for call in calls]
+        if piece.reason is not None:
+            self._is_over = True
+            lines.append(content(Piece()) | self._end_of(piece))
+        return lines
+
+    def _created(self) -> Body:
+        times, frame = self._times, self._frame
+        return frame.named(frame.now + times.now() - times.arrived)
+
+    def _end_of(self, piece: Piece) -> Body:
+        """What the last line says beside its content."""
+        end: Body = {"done": True, "done_reason": piece.reason or "stop"}
+        if self._frame.turns is not None:
+            end["context"] = packed([*self._frame.turns, ("assistant", "".join(self._said))])
+        if self._frame.note:
+            end["note"] = self._frame.note
+        return end | waited(self._times) | _counts(piece.timings)
+
+
+def waited(times: Times) -> Body:
+    """`load_duration` is all that came before: the queue, and the load."""
+    return {
+        "total_duration": duration_ns(times.now() - times.arrived),
+        "load_duration": duration_ns(times.granted - times.arrived),
+    }
+
+
+_MS = 1000
+
+
+def _counts(timings: Mapping[str, Any]) -> Body:
+    """Tokens that came from the cache are of the prompt, too."""
+    if not timings:
+        return {}
+    return {
+        "prompt_eval_count": timings.get("prompt_n", 0) + timings.get("cache_n", 0),
+        "prompt_eval_duration": duration_ns(timings.get("prompt_ms", 0) / _MS),
+        "eval_count": timings.get("predicted_n", 0),
+        "eval_duration": duration_ns(timings.get("predicted_ms", 0) / _MS),
+    }
+
+
+class ConstantTranslator:
+    """Of an answer in which nothing is of interest but that there is one."""
+
+    failure = None
+
+    def __init__(self, made: Callable[[Body, Times], Body], times: Times) -> None:
+        self._made, self._times = made, times
+
+    def whole(self, body: bytes) -> bytes:
+        return as_json(self._made(object_in(body) or {}, self._times))
+
+    def feed(self, data: bytes) -> bytes:
+        return b""
+
+    def end(self) -> bytes:
+        return b""
+
+    def fail(self, error: RouterError) -> bytes:
+        return line({"error": error.message})

@@ -1,0 +1,75 @@
+"""The client programs: what each one needs to be run, and what its library cannot do.
+
+A program gets the router's address, goes through its steps, and prints what it saw of each as a line of JSON.
+`make test-clients` installs what they need, in the versions that stand beside them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+INSTALLED = ROOT / ".venv-clients"
+NODE = "node"
+
+STEPS = ("list", "chat", "stream", "tools", "swap", "embed", "unknown", "wrong_key", "broken", "failing")
+"""Of every client, but for what it lacks."""
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    command: tuple[str | Path, ...]
+    lacks: frozenset[str] = frozenset()
+    """Steps that its library has no words for."""
+    more: frozenset[str] = frozenset()
+    """Steps that only it has."""
+    options: tuple[str, ...] = ()
+    """After the router's address."""
+    installed: Path | None = None
+    """What has to be there beside the command."""
+
+    def find(self) -> str | None:
+        """The program that runs it; None where something is not installed."""
+        runs = shutil.which(self.command[0])
+        return runs if self.installed is None or self.installed.exists() else None
+
+    @property
+    def steps(self) -> set[str]:
+        return {*STEPS, *self.more} - self.lacks
+
+
+def _python(name: str, lacks: str = "", more: str = "", folder: str = "python") -> Program:
+    script = HERE / "python" / f"with_{name}.py"
+    command = (INSTALLED / folder / "bin" / "python", script)
+    label = name if folder == "python" else f"{name}-{folder}"
+    return Program(label, command, frozenset(lacks.split()), frozenset(more.split()))
+
+
+def _node(name: str, *options: str, lacks: str = "", more: str = "") -> Program:
+    script = HERE / "node" / f"with_{name}.js"
+    label = "-".join(["node", name, *options])
+    steps = frozenset(lacks.split()), frozenset(more.split())
+    return Program(label, (NODE, script), *steps, options=options, installed=HERE / "node" / "node_modules")
+
+
+PROGRAMS = (
+    _python("openai", more="responses"),
+    _python("anthropic", lacks="embed", more="count"),
+    _python("langchain", lacks="list"),
+    _python("litellm", lacks="list"),
+    _python("openai_agents", lacks="list embed"),
+    _python("pydantic_ai", lacks="list embed"),
+    _python("llm", lacks="list embed tools"),
+    _python("llama_index", lacks="list", folder="llama-index"),
+    _python("openai", more="responses", folder="llama-index"),
+    _node("openai", more="responses"),
+    _node("anthropic", lacks="embed", more="count"),
+    _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns"),
+    _node("ai_sdk", "openai", lacks="list", more="two_turns"),
+    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns"),
+    _node("langchain", lacks="list"),
+)

@@ -1,0 +1,159 @@
+"""Client libraries as their users run them, against a router with real llama-servers that make room for each
+other. Each program of `programs.PROGRAMS` tells what it saw; here it is judged, the same way for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import ggufs
+from tests.clients.programs import PROGRAMS, Program
+from tests.real_parts import Part, need
+from tests.router_process import MakeRouter, RouterProcess
+
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
+
+LONGEST_S = 300
+"""Of a program, on a machine that is busy with other things."""
+
+KEY = "secret"
+CALLS_AT_ONCE = {"<tool_call>\n{": 100, "<|im_end|>": 200}
+"""What a model of random weights prefers, where the grammar of a call leaves it the choice: a call before
+anything else, and the end before a second one."""
+
+BLANKS = ("<0x09>", "<0x0A>", "<0x20>", "\n", ggufs.SPACE)
+
+MARK = '{"step"'
+"""How a program's lines begin."""
+
+Told = Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def router(
+    make_shared_router: MakeRouter, smollm2: Path, tiny_gguf: Path, tiny_long_gguf: Path, garbage_gguf: Path
+) -> RouterProcess:
+    # Not every client can say that it wants the likeliest words.
+    talks = {"model_path": smollm2, "params": {"n_ctx": 2048}, "extra_args": ["--temp", "0"]}
+    return make_shared_router(
+        {
+            "chat": talks,
+            "other": talks,
+            "caller": {"model_path": tiny_gguf, "extra_args": _biased()},
+            "embed": {"model_path": tiny_gguf, "params": {"embedding": True, "pooling": "mean"}},
+            "endless": {
+                "model_path": tiny_long_gguf,
+                "params": {"n_ctx": 131072},
+                "extra_args": ["--ignore-eos"],
+            },
+            "broken": {"model_path": garbage_gguf},
+        },
+        api={"api_keys": [KEY]},
+        key=KEY,
+        system={"max_concurrent_models": 1},
+    )
+
+
+def _biased() -> list[str]:
+    words = [piece for piece, _ in ggufs.pieces()]
+    wanted = {**CALLS_AT_ONCE, **dict.fromkeys(BLANKS, -100)}
+    return [arg for word, bias in wanted.items() for arg in ("--logit-bias", f"{words.index(word)}{bias:+d}")]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_a_client_sees_what_its_users_expect(router: RouterProcess, program: Program) -> None:
+    told = {line["step"]: line for line in run(program, router)}
+    assert told.keys() == program.steps
+    wrong = {step: line for step, line in told.items() if not JUDGED[step](line)}
+    assert not wrong
+
+
+# --- running
+
+
+def run(program: Program, router: RouterProcess) -> Iterator[Told]:
+    command = [need(_part(program)), *program.command[1:], router.url, *program.options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(), text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said: list[str] = []
+        reading = threading.Thread(target=lambda pipe: said.extend(pipe), args=(process.stderr,))
+        reading.start()
+        watchdog = threading.Timer(LONGEST_S, process.kill)
+        watchdog.start()
+        for line in process.stdout:
+            if not line.startswith(MARK):  # a library's own
+                continue
+            told = json.loads(line)
+            if "begun" in told:
+                router.eject("endless")  # at once: what runs there fails
+            else:
+                yield told
+        watchdog.cancel()
+        reading.join()
+    assert process.returncode == 0, "".join(said)[-4000:]
+
+
+def _part(program: Program) -> Part:
+    return Part(f"The client {program.name}", program.find, "make test-clients", "what its users see is")
+
+
+def _environment() -> dict[str, str]:
+    """Without proxies; nothing is asked but the router, and nothing is sent home."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return kept | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONUNBUFFERED": "1"}
+
+
+# --- judging
+
+
+def _has_text(line: Told) -> bool:
+    return isinstance(line.get("saw"), str) and bool(line["saw"].strip())
+
+
+def _has_texts(line: Told) -> bool:
+    saw = line.get("saw")
+    return isinstance(saw, list) and len(saw) == 2 and all(isinstance(text, str) and text for text in saw)
+
+
+def _came_in_pieces(line: Told) -> bool:
+    saw = line.get("saw")
+    return isinstance(saw, list) and len(saw) > 1 and bool("".join(saw).strip())
+
+
+def _lists_models(line: Told) -> bool:
+    return {"chat", "other", "embed", "broken"} <= set(line.get("saw", ()))
+
+
+def _called(line: Told) -> bool:
+    return line.get("saw") in (["weather", {"city": "Paris"}], ["weather", {"city": "Rome"}])
+
+
+def _was_told(*words: str) -> Callable[[Told], bool]:
+    """The error that its user sees has what the router said."""
+    return lambda line: all(word in line.get("error", "") for word in words)
+
+
+JUDGED: Mapping[str, Callable[[Told], bool]] = {
+    "list": _lists_models,
+    "chat": _has_text,
+    "stream": _came_in_pieces,
+    "responses": _has_texts,
+    "two_turns": _has_texts,
+    "count": lambda line: line.get("saw", 0) > 5,
+    "tools": _called,
+    "swap": _has_texts,
+    "embed": lambda line: line.get("saw") == [64, 64],
+    "unknown": _was_told("nobody", "embed"),
+    "wrong_key": _was_told("API key"),
+    "broken": _was_told("broken", "GGUF"),
+    "failing": _was_told("endless"),
+}
