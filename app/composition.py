@@ -53,7 +53,7 @@ from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTra
 from app.proxy.dialects.ollama.text import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
-from app.proxy.gateway import Backend
+from app.proxy.preparation import Backend
 from app.proxy.upstream_pool import UpstreamPool
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,12 @@ async def build(
         kv_cache=kv_cache,
     )
     stack.push_async_callback(manager.stop_all)
+    stored = StoredResponses(_stored_bytes(config), memory)
+    memory.reclaim_by(stored.free)
     services = _services(
-        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
-    )
+        configuration, launcher, manager, tracker, memory, stored, http, bus, logs, pauses, started_at,
+        heartbeat_s,
+    )  # fmt: skip
     stack.callback(services.upstream.close)
     stack.callback(services.bodies.close)
     stack.callback(bus.flush)
@@ -113,6 +116,7 @@ def _services(
     manager: ModelManager,
     tracker: DeviceTracker,
     memory: ClientMemory,
+    stored: StoredResponses,
     http: httpx.AsyncClient,
     bus: EventBus,
     logs: LogServer,
@@ -130,7 +134,7 @@ def _services(
         tracker=tracker,
         upstream=UpstreamPool(),
         bodies=BodyReader(),
-        stored=StoredResponses(_stored_bytes(configuration.current)),
+        stored=stored,
         http=http,
         bus=bus,
         logs=logs,

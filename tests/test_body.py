@@ -10,21 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, InvalidJson
 from app.proxy import body as module
-from app.proxy.body import (
-    LONG_VALUE,
-    MAX_DEPTH,
-    MAX_FIELDS,
-    MAX_PARTS_READ,
-    SMALL_BYTES,
-    UNREAD,
-    WINDOW,
-    Unread,
-    fields_of,
-    whole_fields_of,
-)
+from app.proxy.body import MAX_PARTS_READ, SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.dialects import json_pieces, json_scan
+from app.proxy.dialects.events import as_json
+from app.proxy.dialects.json_pieces import fields_in_pieces, written
+from app.proxy.dialects.json_scan import LONG_VALUE, MAX_DEPTH, MAX_FIELDS, UNREAD, WINDOW, Unread
 
 PADDING = b" " * SMALL_BYTES
 MB = 2**20
@@ -198,3 +192,41 @@ def test_a_body_that_is_parsed_whole_is_parsed_at_once(unit: bytes) -> None:
 
     body = b'{"a":[' + (unit * SMALL_BYTES)[: SMALL_BYTES - 10] + b"]}"
     assert min(seconds(body) for _ in range(3)) < 3 * min(count() for _ in range(3))
+
+
+# --- read as a whole, and written, in pieces
+
+long_texts = st.lists(
+    st.sampled_from(["a", "\\", '"', "\n", "é", "漢", "😀", "\x01", "\\u", "\\ud83d", "b" * 50]), max_size=60
+).map("".join)
+long_values = st.recursive(
+    values | long_texts | st.lists(st.integers() | st.floats(-1e300, 1e300), max_size=40),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=30,
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), long_values, max_size=6), st.booleans(), st.integers(16, 64))
+def test_what_is_read_and_written_in_pieces_is_the_same(
+    fields: dict[str, Any], ascii: bool, piece: int
+) -> None:
+    text = json.dumps(fields, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    try:
+        whole = fields_of(text)
+    except InvalidJson:  # half a surrogate pair
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_pieces, "PIECE", piece)
+        patch.setattr(json_pieces, "PIECE_OF_LIST", 7)
+        patch.setattr(json_scan, "LONG_TEXT", 20)
+        patch.setattr(json_scan, "LONG_LIST", 30)
+        assert fields_in_pieces(text, 10**9) == whole
+        assert written(whole, to_json) == to_json(whole)
+        assert json.loads(written(whole, as_json)) == whole
+
+
+@pytest.mark.parametrize("text", [b"\\x", b"\xff", b"a\nb", b"\\ud800", b'"', b"\\"], ids=repr)
+def test_a_mistake_in_a_long_text_is_one(text: bytes) -> None:
+    for before in (0, 65530, 65535, 65536, 200_000):
+        with pytest.raises(InvalidJson):
+            whole_fields_of(b'{"a":"' + b"x" * before + text + b"x" * 100_000 + b'"}')

@@ -397,6 +397,9 @@ class Shouting:
     def whole(self, body: bytes) -> bytes:
         return body.upper() + b"!"
 
+    def done(self) -> None:
+        pass
+
     def feed(self, data: bytes) -> bytes:
         *lines, self.rest = (self.rest + data).split(b"\n")
         if b"broken" in lines:

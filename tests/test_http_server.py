@@ -21,8 +21,8 @@ from app.domain.events import Outcome
 from app.domain.status import StopReason
 from app.proxy import gateway, reply, upstream_connection
 from app.proxy import request as proxied
-from app.proxy.gateway import Accepted
 from app.proxy.http_server import State
+from app.proxy.preparation import Accepted
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.server import GC_THRESHOLDS, freeze_garbage_collection

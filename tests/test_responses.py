@@ -12,6 +12,7 @@ import pytest
 from app.core.config import Config
 from app.domain.errors import BadRequest, ModelCrashed, NotFound, RouterError
 from app.domain.spec import ModelSpec
+from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.events import EventReader, event
 from app.proxy.dialects.responses.stored import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
@@ -47,7 +48,8 @@ class Router:
     """The translation, and what it stores."""
 
     def __init__(self, limit_bytes: int = 2**20) -> None:
-        self.stored = StoredResponses(limit_bytes)
+        self.memory = ClientMemory(Config(), 1024)
+        self.stored = StoredResponses(limit_bytes, self.memory)
         self.translation = ResponsesTranslation(self.stored)
 
     def ask(self, fields: Mapping[str, Any], **more: Any) -> Asked:
@@ -64,7 +66,9 @@ class Router:
         return make(Times(lambda: 0.0, 0.0, 0.0))
 
     def answer(self, fields: Mapping[str, Any], told: Body | None = None, **more: Any) -> Body:
-        body: Body = json.loads(self.translator(fields, **more).whole(json.dumps(told or PLAIN).encode()))
+        translator = self.translator(fields, **more)
+        body: Body = json.loads(translator.whole(json.dumps(told or PLAIN).encode()))
+        translator.done()
         return body
 
 
@@ -157,11 +161,11 @@ ITEMS = [
     ),
     (
         {"type": "function_call_output", "call_id": "1", "output": {"a": 1}},
-        {"type": "function_call_output", "call_id": "1", "output": '{"a": 1}'},
+        {"type": "function_call_output", "call_id": "1", "output": '{"a":1}'},
     ),
     (
         {"type": "custom_tool_call", "call_id": "1", "name": "f", "input": "a"},
-        {"type": "function_call", "call_id": "1", "name": "f", "arguments": '{"input": "a"}'},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": '{"input":"a"}'},
     ),
     (
         {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "a"}]},

@@ -57,6 +57,7 @@ DOWN = [
     "gateway",
     "request_body",
     "client_memory",
+    "preparation",
     "body",
     "request",
     "request_record",

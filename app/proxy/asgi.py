@@ -18,9 +18,10 @@ from app.domain.errors import RouterError
 from app.proxy import answer_writer, client_messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.gateway import Accepted, Gateway
+from app.proxy.gateway import Gateway
 from app.proxy.headers import from_lines
 from app.proxy.llama_server_info import info_path_of, tunnel_target
+from app.proxy.preparation import Accepted
 from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from app.core.config import Config
 from app.domain.errors import Overloaded, RequestTooLarge, RouterError
@@ -21,6 +22,10 @@ LARGE_BYTES = MIB
 """Giving so much back to the system takes a millisecond for every 16 MB: not all of it in one turn."""
 
 
+def _nothing(_: int) -> None:
+    """There is nothing that could be given up."""
+
+
 class ClientMemory:
     """A body is read only when it has a place here. On the event loop."""
 
@@ -28,13 +33,14 @@ class ClientMemory:
 
     def __init__(self, config: Config, machine_mb: int) -> None:
         self.held = 0
-        """Bytes, of bodies whose rest has yet to come as announced."""
+        """Bytes, of bodies whose rest has yet to come as announced, too."""
         self.strangers = 0
         """Those of them that nobody has been let in with."""
         self.spooled = 0
         """Bytes of uploads in files, which may be in memory too: where the folder for them is a tmpfs."""
         self._machine_mb = machine_mb
         self._unused: deque[bytes | bytearray] = deque()
+        self._reclaim: Callable[[int], None] = _nothing
         self.apply(config)
 
     def apply(self, config: Config) -> None:
@@ -47,14 +53,21 @@ class ClientMemory:
         """Bytes, by their kind in the metrics."""
         return {"clients": self.held, "clients_limit": self.limit}
 
-    # --- bodies
+    def reclaim_by(self, reclaim: Callable[[int], None]) -> None:
+        """Is asked for so many bytes, of what clients can do without, before one is refused."""
+        self._reclaim = reclaim
+
+    # --- bodies, and what is made of them
 
     def take(self, size: int) -> None:
         """Raises what the client is to be told, and then has taken nothing."""
-        held = self.held + size
-        if held > self.limit:
-            raise self._refusal(size)
-        self.held = held
+        surplus = self.held + size - self.limit
+        if surplus > 0:
+            if size <= self.limit:
+                self._reclaim(surplus)
+            if self.held + size > self.limit:
+                raise self._refusal(size)
+        self.held += size
 
     def give_back(self, size: int, data: bytes | bytearray) -> None:
         """`data`: what was held. It is freed by and by."""

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
 from app.access.headers import Headers as ParsedHeaders
 from app.access.headers import RequestHeaders
 from app.access.request_id import request_id
-from app.configuration.subscriptions import Configuration
-from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
-from app.domain.status import Status
-from app.models.instance import ModelInstance
-from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request
-from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
-from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
-from app.proxy.content_encoding import unpacked_size
-from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
-from app.proxy.dialects.voice import voice_of
-from app.proxy.exchange import Exchange
-from app.proxy.exchange_interfaces import Downstream, Pending
-from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
-from app.proxy.llama_server_info import forbids_load
-from app.proxy.reply import Reply
+from app.proxy.exchange_interfaces import Pending
+from app.proxy.headers import as_json, through_tunnel, to_model
+from app.proxy.preparation import Accepted, Backend, Entrance, Preparation
 from app.proxy.request import RequestMeta
-from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
-from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
-from app.proxy.upload import UploadBody, boundary_of, form_fields
-from app.proxy.upstream_pool import UpstreamPool
+from app.proxy.upload import UploadBody, boundary_of
 
 MAX_TARGET_BYTES = 8192
 
@@ -47,45 +29,6 @@ def check_target(size: int) -> None:
     """Of path and query. Routes are regular expressions, and an alias may stand anywhere in a path."""
     if size > MAX_TARGET_BYTES:
         raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
-
-
-class Accepted(NamedTuple):
-    """A request to a model that was let in, its body first empty."""
-
-    endpoint: Endpoint | None
-    """None: its target names the model."""
-    method: str
-    target: bytes
-    request_id: str
-    meta: RequestMeta
-    body: RequestBody
-
-
-class Backend(NamedTuple):
-    """What requests are served with, while the router runs."""
-
-    manager: ModelManager
-    slots: Admission
-    links: UpstreamPool
-    configuration: Configuration
-    bodies: BodyReader
-    translations: Mapping[str, Translation]
-    """By the path of their endpoint, for those that have one."""
-
-
-class Entrance(Downstream, Protocol):
-    """Where a request has come in, and where its answer goes."""
-
-    def begin(self, exchange: Exchange) -> None: ...
-
-    def refuse(self, error: RouterError) -> None:
-        """Instead of an exchange."""
-
-    def bug(self, bug: Exception) -> None:
-        """Instead of an exchange. Log it."""
-
-    def wake(self, delay_s: float) -> None:
-        """Call `due` of the exchange after so many seconds, instead of when this was asked before."""
 
 
 class Gateway:
@@ -183,116 +126,7 @@ class Gateway:
     # --- answering
 
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
-        """Calls `begin`, `refuse` or `bug` of the entrance; for a large or packed body, which is read beside
-        the event loop, not before this returns."""
-        body, parse = accepted.body, self._parser(accepted)
-        size = len(body.data)
-        is_packed = accepted.meta.is_gzip and size > 0
-        if is_packed or (parse is not None and size > SMALL_BYTES):
-            try:
-                unpack_to = self._place_to_unpack(body) if is_packed else None
-            except RouterError as error:
-                entrance.refuse(error)
-                return None
-            tell = partial(self._on_read, accepted, entrance)
-            return self.backend.bodies.read(body, tell, unpack_to=unpack_to, parse=parse)
-        self._start(accepted, dict if parse is None else partial(parse, body.data), entrance)
-        return None
-
-    def _place_to_unpack(self, body: RequestBody) -> int:
-        """The most bytes that it may become; as many as it says have their place from now on."""
-        most = self.rules.max_body_bytes
-        if not isinstance(body.data, Spool):
-            body.expect(min(unpacked_size(body.data), most))
-        return most
-
-    def _parser(self, accepted: Accepted) -> Parse | None:
-        endpoint = accepted.endpoint
-        if endpoint is None:
-            return None
-        if endpoint.is_upload:
-            return partial(form_fields, accepted.meta.boundary)
-        translation = self.backend.translations.get(endpoint.path)
-        return whole_fields_of if translation is not None and translation.edits else fields_of
-
-    def _on_read(self, accepted: Accepted, entrance: Entrance, found: Read | BaseException) -> None:
-        if isinstance(found, Read):
-            self._start(accepted, partial(_unpacked, accepted.body, found), entrance)
-        elif isinstance(found, RouterError):
-            entrance.refuse(found)
-        elif isinstance(found, Exception):
-            entrance.bug(found)
-
-    def _start(self, accepted: Accepted, fields: Callable[[], Mapping[str, Any]], entrance: Entrance) -> None:
-        try:
-            exchange = self._exchange(accepted, fields(), entrance)
-        except RouterError as error:
-            entrance.refuse(error)
-        except Exception as bug:  # of ours: its client is told
-            entrance.bug(bug)
-        else:
-            if exchange is not None:
-                entrance.begin(exchange)
-
-    def _exchange(self, accepted: Accepted, fields: Mapping[str, Any], entrance: Entrance) -> Exchange | None:
-        """None where it is answered without one."""
-        target, body = accepted.target, accepted.body
-        manager, slots, links, configuration, _, _ = self.backend
-        instance, routed, asked = self._routed(accepted, fields)
-        if isinstance(asked, Asked):
-            routed = routed.as_asked(asked)
-            body.replace(asked.body)
-        record = RequestRecord(routed, instance.alias, manager.ticket(routed.priority))
-        if isinstance(asked, Told):
-            self._tell(asked, instance, record, entrance)
-            return None
-        if b"autoload=" in target and not instance.serves and forbids_load(target):
-            raise model_not_loaded(instance.alias)
-        return Exchange(
-            instance,
-            record,
-            body,
-            Reply(
-                entrance,
-                record,
-                time.monotonic,
-                voice_of(routed.endpoint),
-                heartbeats=configuration.current.api.stream_heartbeats,
-                asked=asked,
-            ),
-            slots=slots,
-            links=links,
-            limits=configuration.current.system,
-            clock=time.monotonic,
-            wake=entrance.wake,
-        )
-
-    def _routed(
-        self, accepted: Accepted, fields: Mapping[str, Any]
-    ) -> tuple[ModelInstance, RoutedRequest, Asked | Told | None]:
-        endpoint, method, target, id_, meta, body = accepted
-        fleet = self.backend.manager.fleet
-        if endpoint is None:
-            return *request.read_tunnel(fleet, meta, id_, method, target), None
-        translation = self.backend.translations.get(endpoint.path)
-        if translation is None or isinstance(body.data, Spool):
-            return *request.read_body(fleet, meta, id_, fields, endpoint), None
-        fields = translation.fields(fields)
-        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
-        is_loaded, owner = instance.status is Status.READY, meta.client.owner
-        incoming = Incoming(
-            fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s
-        )
-        return instance, routed, translation.ask(incoming)
-
-    def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord, entrance: Entrance) -> None:
-        record.close()
-        self.backend.slots.answered(instance, record)
-        lines = as_lines([(b"content-type", b"application/json")]) + own_lines(record.request.request_id)
-        entrance.start(200, lines, len(told.body))
-        entrance.write(told.body, True)
-
-
-def _unpacked(body: RequestBody, found: Read) -> Mapping[str, Any]:
-    body.replace(found.data)
-    return found.fields
+        """Calls `begin`, `refuse` or `bug` of the entrance; for what takes long, which is done beside the
+        event loop, not before this returns."""
+        most_bytes = self.rules.max_body_bytes
+        return Preparation(self.backend, accepted, entrance, most_bytes=most_bytes).begin()

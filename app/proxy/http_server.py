@@ -24,9 +24,10 @@ from app.proxy import answer_writer, client_messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
-from app.proxy.gateway import Accepted, Gateway
+from app.proxy.gateway import Gateway
 from app.proxy.handover import Handover
 from app.proxy.intake import FIRST_HEAD_S, Intake
+from app.proxy.preparation import Accepted
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
 

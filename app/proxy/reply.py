@@ -216,6 +216,7 @@ class Reply:
             record.usage = partial(usage_of, data)
         if self._translator is not None:
             data = self._translator.whole(data)
+            self._translator.done()
         self._start(record.status, len(data))
         self._downstream.write(data, True)
 

@@ -25,6 +25,9 @@ class MessagesTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
 
+    def size(self, incoming: Incoming) -> int:
+        return 0
+
     def ask(self, incoming: Incoming) -> Asked:
         return Asked(incoming.body, incoming.stream, partial(MessagesTranslator, incoming.spec.alias))
 
@@ -39,6 +42,9 @@ class MessagesTranslator:
 
     def whole(self, body: bytes) -> bytes:
         return body
+
+    def done(self) -> None:
+        """Nothing is left."""
 
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])

@@ -10,14 +10,18 @@ from typing import Any, NamedTuple, Protocol
 
 from app.domain.errors import RouterError
 from app.domain.spec import ModelSpec
+from app.domain.units import MIB
 
 
 class Translator(Protocol):
     """One answer of status 200 on its way to the client. A request that is sent once more gets another."""
 
     def whole(self, body: bytes) -> bytes:
-        """The answer to a request that asked for no stream."""
+        """The answer to a request that asked for no stream. A large one comes in another thread."""
         ...
+
+    def done(self) -> None:
+        """On the event loop, behind `whole`."""
 
     def feed(self, data: bytes) -> bytes:
         """Some of a stream, cut anywhere. Empty: nothing to be told yet."""
@@ -83,6 +87,8 @@ class Incoming(NamedTuple):
     """Its model."""
     ttl_s: float | None = None
     """How long its model stays loaded after it; None: it does not say."""
+    most_bytes: int = 64 * MIB
+    """Of a body, with all that it refers to."""
 
 
 class Translation(Protocol):
@@ -95,6 +101,10 @@ class Translation(Protocol):
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With `model`, `stream` and `keep_alive` as OpenAI's API has them: by these it finds its way."""
+        ...
+
+    def size(self, incoming: Incoming) -> int:
+        """Bytes that `ask` goes through. Many are not for the event loop: it is called in another thread."""
         ...
 
     def ask(self, incoming: Incoming) -> Asked | Told:

@@ -68,6 +68,9 @@ class LinesTranslator:
         calls = self._calls.rest()
         return as_json(self._created() | self._frame.content(piece, calls) | self._end_of(piece))
 
+    def done(self) -> None:
+        """Nothing is left."""
+
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])
 
@@ -151,6 +154,9 @@ class ConstantTranslator:
 
     def whole(self, body: bytes) -> bytes:
         return as_json(self._made(object_in(body) or {}, self._times))
+
+    def done(self) -> None:
+        """Nothing is left."""
 
     def feed(self, data: bytes) -> bytes:
         return b""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.domain.errors import BadRequest
+from app.proxy.dialects.json_pieces import written
 from app.proxy.dialects.ollama.asked import data_url, images
 
 Message = dict[str, Any]
@@ -62,7 +63,7 @@ def _call(given: object, where: str, calls: dict[str, str]) -> Message:
         raise BadRequest(f"{where} must have a function with a name, and arguments as an object", param=where)
     id_ = given.get("id") or f"call_{len(calls)}_{name}"
     calls[name] = str(id_)
-    function = {"name": name, "arguments": to_json(arguments).decode()}
+    function = {"name": name, "arguments": written(arguments, to_json).decode()}
     return {"id": calls[name], "type": "function", "function": function}
 
 

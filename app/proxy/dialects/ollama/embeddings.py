@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pydantic_core import to_json
-
 from app.domain.errors import BadRequest
+from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.ollama import asked, options, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, waited
 from app.proxy.dialects.ollama.mistakes import no_model, wrong_type
@@ -30,6 +29,9 @@ class EmbedTranslation:
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return asked.named({**asked.normal(given), "stream": False}, no_model(""))
+
+    def size(self, incoming: Incoming) -> int:
+        return len(incoming.body)
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
@@ -66,7 +68,7 @@ def _asked(incoming: Incoming, texts: list[str], made: Any) -> Asked:
     body: Fields = {"model": incoming.spec.alias, "input": texts, "encoding_format": "float"}
     again = None if incoming.fields.get("truncate") is False else shortening.of_inputs(body)
     translator = partial(ConstantTranslator, made)
-    return Asked(to_json(body), False, translator, EMBEDDINGS, again, keeps_ttl=True)
+    return Asked(text_of(body, len(incoming.body)), False, translator, EMBEDDINGS, again, keeps_ttl=True)
 
 
 def _embedded(name: str, dimensions: int, told: Fields, times: Times) -> Fields:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from app.domain.errors import RouterError
+from app.proxy.dialects.json_pieces import written
 
 Message = dict[str, Any]
 
@@ -62,7 +63,7 @@ def of_messages(body: Message) -> Shortener:
         if kept is None:
             return None
         body["messages"] = kept
-        return to_json(body)
+        return bytes(written(body, to_json))
 
     return Shortener(shorten)
 
@@ -72,7 +73,7 @@ def of_text(body: Message, field: str) -> Shortener:
 
     def shorten(excess: _Excess) -> bytes | None:
         body[field] = _end_of(body[field], excess)
-        return to_json(body)
+        return bytes(written(body, to_json))
 
     return Shortener(shorten)
 
@@ -86,14 +87,14 @@ def of_inputs(body: Message) -> Shortener:
         if most < 1:
             return None
         body["input"] = [text[:most] for text in body["input"]]
-        return to_json(body)
+        return bytes(written(body, to_json))
 
     return Shortener(shorten)
 
 
 def _without_oldest(messages: Sequence[Message], excess: _Excess) -> list[Message] | None:
     """None where there is nothing that could be left out."""
-    sizes = [len(to_json(message)) for message in messages]
+    sizes = [len(written(message, to_json)) for message in messages]
     tokens_a_byte = excess.tokens / sum(sizes)
     dropped: set[int] = set()
     saved = 0.0

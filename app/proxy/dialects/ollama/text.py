@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from pydantic_core import to_json
-
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.card import ModelCard
 from app.proxy.dialects.events import as_json
+from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.ollama import asked, context, options, pieces, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
@@ -56,6 +55,9 @@ class TextTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return asked.named(asked.normal(given), no_model(""))
 
+    def size(self, incoming: Incoming) -> int:
+        return len(incoming.body)
+
     def _frame(self, incoming: Incoming, **more: Any) -> Frame:
         return Frame(incoming.fields["asked_model"], incoming.now, self.is_chat, **more)
 
@@ -88,13 +90,14 @@ class TextTranslation:
         read: Callable[[Mapping[str, Any]], Piece],
         again: Callable[[RouterError], bytes | None] | None,
     ) -> Asked:
-        body |= {"model": incoming.spec.alias, "stream": incoming.stream}
-        if incoming.fields.get("_debug_render_only") is True and path == CHAT:
-            body["stream"] = False
+        renders_only = incoming.fields.get("_debug_render_only") is True and path == CHAT
+        body |= {"model": incoming.spec.alias, "stream": incoming.stream and not renders_only}
+        text = text_of(body, len(incoming.body))
+        if renders_only:
             translator: Callable[[Times], Translator] = partial(ConstantTranslator, partial(_rendered, frame))
-            return Asked(to_json(body), False, translator, TEMPLATE, keeps_ttl=True)
+            return Asked(text, False, translator, TEMPLATE, keeps_ttl=True)
         translator = partial(LinesTranslator, frame, read)
-        return Asked(to_json(body), incoming.stream, translator, path, again, keeps_ttl=True)
+        return Asked(text, incoming.stream, translator, path, again, keeps_ttl=True)
 
 
 def _rendered(frame: Frame, told: Fields, _times: Times) -> Fields:

@@ -5,14 +5,15 @@ It knows messages, calls of functions, their outputs, and reasoning, each in one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from app.domain.errors import BadRequest, NotFound
+from app.proxy.dialects.events import as_json
+from app.proxy.dialects.json_pieces import object_of, written
 
 Item = dict[str, Any]
-FindItem = Callable[[str], Item | None]
+FindItem = Callable[[str], bytes | None]
 
 _TEXTS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
 _IMAGES = frozenset({"input_image", "image_url"})
@@ -30,6 +31,11 @@ def as_items(given: object) -> list[Item]:
     return given
 
 
+def refers(item: object) -> bool:
+    """Whether another item is meant, which is stored."""
+    return isinstance(item, dict) and (item.get("type") == "item_reference" or item.keys() == {"id"})
+
+
 def resolved(items: Sequence[Item], find: FindItem) -> list[Item]:
     """References in the place of which stands what they refer to."""
     return [_resolved(item, f"input[{place}]", find) for place, item in enumerate(items)]
@@ -40,8 +46,7 @@ def for_llama_server(items: Sequence[Item]) -> list[Item]:
 
 
 def _resolved(item: Item, where: str, find: FindItem) -> Item:
-    is_reference = item.get("type") == "item_reference" or (item.keys() == {"id"})
-    if not is_reference:
+    if not refers(item):
         return item
     name = item.get("id")
     found = find(name) if isinstance(name, str) else None
@@ -51,7 +56,7 @@ def _resolved(item: Item, where: str, find: FindItem) -> Item:
             'item itself (clients do with "store": false), or raise api.stored_responses_mb',
             param=f"{where}.id",
         )
-    return found
+    return object_of(found)
 
 
 def _told(item: Item, where: str) -> Iterator[Item]:
@@ -96,15 +101,19 @@ def _output(item: Item, where: str) -> Iterator[Item]:
     if isinstance(output, list):
         output = [_part(part, f"{where}.output[{n}]", "input_text") for n, part in enumerate(output)]
     elif not isinstance(output, str):
-        output = json.dumps(output)
+        output = _as_text(output)
     yield {**item, "type": "function_call_output", "output": output}
 
 
 def _custom_call(item: Item, where: str) -> Iterator[Item]:
     """A call whose argument is a text."""
-    arguments = json.dumps({"input": item.get("input", "")})
+    arguments = _as_text({"input": item.get("input", "")})
     rest = {name: value for name, value in item.items() if name != "input"}
     yield {**rest, "type": "function_call", "arguments": arguments}
+
+
+def _as_text(value: object) -> str:
+    return written(value, as_json).decode()
 
 
 def _reasoning(item: Item, where: str) -> Iterator[Item]:

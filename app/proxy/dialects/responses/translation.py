@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic_core import to_json
-
-from app.domain.errors import BadRequest, ModelCrashed, RouterError
+from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
 from app.llama.error_answers import read_error
 from app.proxy.dialects.events import Event, EventReader, as_json, event, object_in
+from app.proxy.dialects.json_pieces import PIECE, text_of, written
 from app.proxy.dialects.responses.answer import Frame, whole_item
-from app.proxy.dialects.responses.items import Item, as_items, resolved
+from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
-from app.proxy.dialects.responses.stored import StoredResponses, packed
+from app.proxy.dialects.responses.stored import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.translation import Asked, Incoming, Times
 from app.proxy.dialects.voice import error_event
-
-Keep = Callable[[dict[str, Any]], None]
 
 
 class TokensTranslation:
@@ -33,6 +30,11 @@ class TokensTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
 
+    def size(self, incoming: Incoming) -> int:
+        """What it refers to counts as if it stood there; in a large one it is not looked for."""
+        size = len(incoming.body)
+        return size if size > PIECE else size + sum(self._referred(incoming))
+
     def ask(self, incoming: Incoming) -> Asked:
         fields = given(incoming.fields)
         return Asked(self._body(incoming, fields, self._items(incoming, fields)), stream=False)
@@ -41,10 +43,11 @@ class TokensTranslation:
         self, incoming: Incoming, fields: dict[str, Any], items: list[Item] | None
     ) -> bytes | bytearray:
         asked = as_asked(fields, items)
-        return incoming.body if asked == incoming.fields else to_json(asked)
+        return incoming.body if asked == incoming.fields else text_of(asked, self.size(incoming))
 
     def _items(self, incoming: Incoming, fields: dict[str, Any]) -> list[Item] | None:
         """None for a text, with nothing before it."""
+        self._check_size(incoming)
         owner, previous = incoming.owner, fields.get("previous_response_id")
         if "input" not in fields and previous is None:
             return None  # llama-server says so
@@ -57,6 +60,26 @@ class TokensTranslation:
             earlier = self._stored.find(owner, previous).conversation()
         return earlier + resolved(as_items(fields.get("input", [])), partial(self._stored.item, owner))
 
+    def _check_size(self, incoming: Incoming) -> None:
+        left = incoming.most_bytes - len(incoming.body)
+        for size in self._referred(incoming):
+            left -= size
+            if left < 0:
+                raise RequestTooLarge(
+                    f"with what it refers to the request has more than {incoming.most_bytes} bytes "
+                    "(api.max_body_mb): refer to less"
+                )
+
+    def _referred(self, incoming: Incoming) -> Iterator[int]:
+        """Bytes of each thing that it refers to and that is stored."""
+        owner, given = incoming.owner, incoming.fields.get("input")
+        previous = incoming.fields.get("previous_response_id")
+        if isinstance(previous, str):
+            yield self._stored.conversation_bytes(owner, previous)
+        for item in given if isinstance(given, list) else ():
+            if refers(item) and isinstance(name := item.get("id"), str):
+                yield len(self._stored.item(owner, name) or b"")
+
 
 class ResponsesTranslation(TokensTranslation):
     """`/v1/responses`."""
@@ -67,24 +90,28 @@ class ResponsesTranslation(TokensTranslation):
         is_stored = self._stored.is_on and fields.get("store") is not False
         context = incoming.spec.params.n_ctx
         frame = Frame(fields, incoming.spec.alias, context, incoming.now, stored=is_stored)
-        keep = self._keep(incoming.owner, fields, items) if is_stored else _forget
+        keep = self._keep(incoming.owner, fields, items) if is_stored else None
         body = self._body(incoming, fields, items)
         return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep))
 
     def _keep(self, owner: str, fields: dict[str, Any], items: list[Item] | None) -> Keep:
         """Text until it is stored, too: as objects the items would take several times as much meanwhile."""
         given = as_items(fields.get("input", [])) if items is None else items
-        return partial(self._stored.keep, owner, items=packed(given))
+        return Keep(partial(self._stored.keep, owner), packed(given))
 
 
-def _forget(response: dict[str, Any]) -> None:
-    """It is not to be stored."""
+class Keep(NamedTuple):
+    """Where an answer is stored, and what was asked."""
+
+    entry: Callable[[Stored], None]
+    items: Items
 
 
 class ResponsesTranslator:
-    def __init__(self, frame: Frame, keep: Keep, _times: Times) -> None:
+    def __init__(self, frame: Frame, keep: Keep | None, _times: Times) -> None:
         self.failure: RouterError | None = None
         self._frame, self._keep = frame, keep
+        self._to_store: Stored | None = None
         self._reader, self._writer = EventReader(), EventWriter(frame)
 
     def whole(self, body: bytes) -> bytes:
@@ -93,8 +120,17 @@ class ResponsesTranslator:
         if told is None or not isinstance(told.get("id"), str):
             return body
         response = self._frame.finished(told, [whole_item(item) for item in told.get("output", ())])
-        self._keep(response)
-        return as_json(response)
+        self._packs(response)
+        return bytes(written(response, as_json))
+
+    def done(self) -> None:
+        entry, self._to_store = self._to_store, None
+        if entry is not None and self._keep is not None:
+            self._keep.entry(entry)
+
+    def _packs(self, response: dict[str, Any]) -> None:
+        if self._keep is not None:
+            self._to_store = to_store(response, self._keep.items)
 
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])
@@ -121,7 +157,8 @@ class ResponsesTranslator:
             return b""
         events = self._writer.take(told)
         if self._writer.is_over:
-            self._keep(self._writer.response)
+            self._packs(self._writer.response)
+            self.done()
         return _written(events)
 
 
