@@ -20,7 +20,7 @@ from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
 from app.proxy import gateway, reply, upstream_connection
-from app.proxy import request as proxied
+from app.proxy import request_parameters as proxied
 from app.proxy.gateway import Accepted
 from app.proxy.http_server import State
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead

@@ -23,7 +23,7 @@ from app.api import errors
 from app.core.config import Config
 from app.domain.errors import OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
-from app.proxy import request as model_requests
+from app.proxy import request_parameters as model_requests
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
 

@@ -19,7 +19,7 @@ from app.api.openai import json_object
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.instance import ModelInstance
-from app.proxy.request import named_model
+from app.proxy.request_parameters import named_model
 from app.scheduling.plan import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.

@@ -21,8 +21,8 @@ from app.proxy.exchange import Exchange
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.headers import from_lines
 from app.proxy.llama_server_info import info_path_of, tunnel_target
-from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
+from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
 from app.proxy.upload import UploadBody
 

@@ -19,7 +19,7 @@ from app.domain.status import Status
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
-from app.proxy import request
+from app.proxy import request_parameters
 from app.proxy.admission import Admission
 from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.body_reader import BodyReader, Parse, Read
@@ -32,9 +32,9 @@ from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
-from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_parameters import RequestMeta
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of, form_fields
@@ -158,14 +158,16 @@ class Gateway:
             boundary = boundary_of(headers)
             return RequestMeta.of(headers, client, to_model(headers.raw))._replace(boundary=boundary)
         if not endpoint.any_type:
-            request.check_media_type(headers, client)
+            request_parameters.check_media_type(headers, client)
         passed_on = to_model(headers.raw)
-        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
+        return RequestMeta.of(
+            headers, client, passed_on if request_parameters.is_json(headers) else as_json(passed_on)
+        )
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
-        request.require_admin(client)
+        request_parameters.require_admin(client)
         return Gateway.tunnel_meta(headers, client)
 
     @staticmethod
@@ -273,12 +275,12 @@ class Gateway:
         endpoint, method, target, id_, meta, body = accepted
         fleet = self.backend.manager.fleet
         if endpoint is None:
-            return *request.read_tunnel(fleet, meta, id_, method, target), None
+            return *request_parameters.read_tunnel(fleet, meta, id_, method, target), None
         translation = self.backend.translations.get(endpoint.path)
         if translation is None or isinstance(body.data, Spool):
-            return *request.read_body(fleet, meta, id_, fields, endpoint), None
+            return *request_parameters.read_body(fleet, meta, id_, fields, endpoint), None
         fields = translation.fields(fields)
-        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
+        instance, routed = request_parameters.read_body(fleet, meta, id_, fields, endpoint)
         is_loaded, owner = instance.status is Status.READY, meta.client.owner
         incoming = Incoming(
             fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s
