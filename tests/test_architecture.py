@@ -57,7 +57,7 @@ PURE = (
     "app.llama.error_answers",
     "app.memory.estimate",
     "app.memory.ledger",
-    "app.proxy.body",
+    "app.proxy.json_fields",
     "app.proxy.dialects",
     "app.proxy.token_usage",
     "app.scheduling",

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import BadRequest, InvalidJson
-from app.proxy import body as module
-from app.proxy.body import (
+from app.proxy import json_fields as module
+from app.proxy.json_fields import (
     LONG_VALUE,
     MAX_DEPTH,
     MAX_FIELDS,

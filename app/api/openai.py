@@ -16,8 +16,8 @@ from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY,
 from app.api.guard import client_of, memory_of, rules_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
-from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
+from app.proxy.json_fields import SMALL_BYTES, fields_of
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_parameters import check_media_type
 from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS

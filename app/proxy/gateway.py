@@ -21,7 +21,6 @@ from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.body_reader import BodyReader, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
@@ -30,6 +29,7 @@ from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
+from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody, Spool
