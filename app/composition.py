@@ -46,7 +46,7 @@ from app.observability.access_log import AccessLog
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
-from app.proxy.body_reader import BodyReader
+from app.proxy.body_thread import BodyThread
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.messages import MessagesTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
@@ -129,7 +129,7 @@ def _services(
         manager=manager,
         tracker=tracker,
         upstream=UpstreamPool(),
-        bodies=BodyReader(),
+        bodies=BodyThread(),
         stored=StoredResponses(_stored_bytes(configuration.current)),
         http=http,
         bus=bus,

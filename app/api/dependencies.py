@@ -24,7 +24,7 @@ from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
 from app.models.cards import Cards
 from app.observability.telemetry import Telemetry
-from app.proxy.body_reader import BodyReader
+from app.proxy.body_thread import BodyThread
 from app.proxy.dialects.responses.stored import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
@@ -44,7 +44,7 @@ class Services:
     manager: ModelManager
     tracker: DeviceTracker
     upstream: UpstreamPool
-    bodies: BodyReader
+    bodies: BodyThread
     stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus

@@ -21,7 +21,7 @@ from app.models.load_errors import model_not_loaded
 from app.observability.refusals import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.admission import Admission
-from app.proxy.body_reader import BodyReader, Parse, Read
+from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
 from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
@@ -68,7 +68,7 @@ class Backend(NamedTuple):
     slots: Admission
     links: UpstreamPool
     configuration: Configuration
-    bodies: BodyReader
+    bodies: BodyThread
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
 

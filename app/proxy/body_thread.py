@@ -40,7 +40,7 @@ class PendingRead:
         self._withdraw(self)
 
 
-class BodyReader:
+class BodyThread:
     """One at a time, in a thread: two that compute would share the loop's turns.
 
     There are no tasks: one that is cancelled refers to the error that ended it, and that to all that it had.
