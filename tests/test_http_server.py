@@ -713,7 +713,7 @@ async def test_a_connection_under_way_is_not_closed(router: Router, sent: int | 
     if sent is None:
         await line.asked()
     else:
-        await until(lambda: not connection._intake.reader.is_between)
+        await until(lambda: not connection._received.reader.is_between)
     connection._ring()
     assert not connection._transport.is_closing()
     if sent is not None:

@@ -51,7 +51,7 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 
 DOWN = [
     "http_server",
-    "intake",
+    \"receive_buffer\",
     "request_reader",
     "request_head",
     "gateway",

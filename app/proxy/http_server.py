@@ -26,7 +26,7 @@ from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
-from app.proxy.intake import FIRST_HEAD_S, Intake
+from app.proxy.receive_buffer import FIRST_HEAD_S, ReceiveBuffer
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
 
@@ -62,7 +62,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._state = State.IDLE
-        self._intake: Intake
+        self._received: ReceiveBuffer
         self._waits_turn = False
         self._alarm = Alarm(self._ring, self._loop)
         self._is_write_paused = False
@@ -78,21 +78,21 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._intake = Intake(self._transport, self._gateway.memory, self._gateway.heads)
+        self._received = ReceiveBuffer(self._transport, self._gateway.memory, self._gateway.heads)
         self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:
         if self._state is State.CLOSING:
             return
-        self._intake.feed(data)
+        self._received.feed(data)
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = State.CLOSING
         self._server_state.connections.discard(cast(Any, self))
         self._alarm.cancel()
-        self._intake.close()
+        self._received.close()
         if self._handover is not None:
             self._handover.connection_lost(exc)
             self._handover = None
@@ -130,7 +130,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._waits_turn = False
         try:
             for _ in range(MAX_EVENTS):
-                if not self._takes_more or (event := self._intake.next()) is None:
+                if not self._takes_more or (event := self._received.next()) is None:
                     break
                 if isinstance(event, RequestHead):
                     self._on_head(event)
@@ -143,7 +143,7 @@ class ProxyProtocol(asyncio.Protocol):
         except Exception as error:  # a bug of ours: its client is told, the others go on
             self.bug(error)
         beside = self._handover.held_bytes if self._handover is not None else 0
-        if not self._intake.settle(is_taken=self._takes_more, beside=beside):
+        if not self._received.settle(is_taken=self._takes_more, beside=beside):
             self._refuse_bytes(self._gateway.memory.full())
 
     def _advance_soon(self) -> None:
@@ -155,7 +155,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._waits_turn:
             return False
         if self._handover is not None and self._state is State.HANDED_OVER:
-            return self._handover.takes_body if self._intake.reader.in_body else self._handover.takes_head
+            return self._handover.takes_body if self._received.reader.in_body else self._handover.takes_head
         return self._state in (State.IDLE, State.RECEIVING)
 
     def _on_head(self, head: RequestHead) -> None:
@@ -176,7 +176,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._start(accepted)
             return
         self._state, self._arriving = State.RECEIVING, accepted
-        if self._intake.reader.waiting == 0 and head.lines.expects_continue:
+        if self._received.reader.waiting == 0 and head.lines.expects_continue:
             self._transport.write(answer_writer.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
@@ -224,7 +224,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _refuse_bytes(self, error: RouterError) -> None:
         """Nobody knows where the next request would begin."""
-        reader = self._intake.reader
+        reader = self._received.reader
         is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
         self._state = State.CLOSING
         if is_owed or not reader.in_body:  # else the request has its answer, or some of it
@@ -276,7 +276,7 @@ class ProxyProtocol(asyncio.Protocol):
             return
         self._state = State.IDLE
         self._alarm.set(self._loop.time() + self._keep_alive_s)
-        if self._intake.reader.waiting:
+        if self._received.reader.waiting:
             self._advance_soon()  # not now: the exchange has not ended yet
 
     # --- time
@@ -288,10 +288,10 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is State.IDLE and self._intake.reader.is_between:
+        elif self._state is State.IDLE and self._received.reader.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
-        elif self._takes_more and self._intake.has_stalled():
+        elif self._takes_more and self._received.has_stalled():
             self._transport.abort()
         elif self._state is not State.CLOSING:
             self._alarm.set(self._loop.time() + self._keep_alive_s)

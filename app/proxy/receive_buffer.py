@@ -16,7 +16,7 @@ FIRST_HEAD_S = 75.0
 """From a connection's beginning to that of its first request."""
 
 
-class Intake:
+class ReceiveBuffer:
     """Of one connection."""
 
     __slots__ = (
