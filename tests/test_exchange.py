@@ -32,7 +32,7 @@ from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.request_timeouts import HEAD_WAITS_S, HEARTBEAT_S
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, HEARTBEAT_S
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]

@@ -51,14 +51,14 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 
 DOWN = [
     "http_server",
-    \"receive_buffer\",
+    "receive_buffer",
     "request_reader",
     "request_head",
     "gateway",
     "request_body",
     "client_memory",
-    "body",
-    "request",
+    "json_fields",
+    "request_parameters",
     "request_record",
     "reply",
     "exchange",

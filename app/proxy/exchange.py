@@ -23,7 +23,7 @@ from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.request_timeouts import HEAD_WAITS_S, RequestTimeouts
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, RequestTimeouts
 
 logger = logging.getLogger(__name__)
 
