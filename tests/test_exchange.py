@@ -27,7 +27,7 @@ from app.proxy.dialects.translation import Asked, Times
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
-from app.proxy.headers import Headers, from_lines
+from app.proxy.forwarded_headers import Headers, from_lines
 from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody

@@ -72,7 +72,7 @@ BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_serve
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {
-    "headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
+    "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
     "request_body", "client_memory",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"

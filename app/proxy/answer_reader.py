@@ -11,7 +11,7 @@ from enum import Enum
 
 import httptools
 
-from app.proxy.headers import Headers, as_lines, passed_back
+from app.proxy.forwarded_headers import Headers, as_lines, passed_back
 
 MAX_HEAD_BYTES = 65536
 MAX_KNOWN_HEADS = 64

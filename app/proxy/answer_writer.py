@@ -8,7 +8,7 @@ from app.domain.errors import RouterError
 from app.proxy import error_format
 from app.proxy.dialects.events import as_json
 from app.proxy.dialects.voice import Voice
-from app.proxy.headers import Headers, as_lines, own_lines
+from app.proxy.forwarded_headers import Headers, as_lines, own_lines
 from app.proxy.request_head import HeadLines
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -18,8 +18,8 @@ from app.domain.errors import RouterError
 from app.proxy import answer_writer, client_messages
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
+from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Accepted, Gateway
-from app.proxy.headers import from_lines
 from app.proxy.llama_server_info import info_path_of, tunnel_target
 from app.proxy.request_body import RequestBody
 from app.proxy.request_parameters import require_admin

@@ -28,7 +28,7 @@ from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
 from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
-from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
+from app.proxy.forwarded_headers import as_json, as_lines, own_lines, through_tunnel, to_model
 from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply

@@ -15,7 +15,7 @@ from app.proxy.dialects.events import is_only_comments
 from app.proxy.dialects.translation import Asked, Translator
 from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream
-from app.proxy.headers import as_lines, own_lines, passed_back
+from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
 from app.proxy.request_record import RequestRecord
 from app.proxy.token_usage import UsageScanner, usage_of
 

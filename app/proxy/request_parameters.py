@@ -28,8 +28,8 @@ from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
 from app.proxy import model_ttl
 from app.proxy.content_encoding import is_gzip
-from app.proxy.headers import Headers as Raw
-from app.proxy.headers import as_lines
+from app.proxy.forwarded_headers import Headers as Raw
+from app.proxy.forwarded_headers import as_lines
 from app.proxy.request_record import RoutedRequest
 from app.proxy.routes import TUNNEL, Endpoint
 
