@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.headers import Headers as ParsedHeaders
-from app.access.headers import RequestHeaders
+from app.access.request_headers import Headers as ParsedHeaders
+from app.access.request_headers import RequestHeaders
 from app.access.request_id import request_id
 from app.configuration.subscriptions import Configuration
 from app.core.manager import ModelManager
