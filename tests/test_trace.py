@@ -40,7 +40,9 @@ def _caller(frame: FrameType) -> str:
 
 def _name(frame: FrameType) -> str | None:
     package, _, module = frame.f_globals.get("__name__", "").rpartition(".")
-    is_step = package == "app.proxy" and module != "guarded"  # that stands around each input of an exchange
+    is_step = (
+        package == "app.proxy" and module != "catch_bugs"
+    )  # that stands around each input of an exchange
     return module if is_step else None
 
 

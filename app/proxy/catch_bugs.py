@@ -14,7 +14,7 @@ class Answering(Protocol):
 Input = TypeVar("Input", bound=Callable[..., Any])
 
 
-def guarded(method: Input) -> Input:
+def catch_bugs(method: Input) -> Input:
     """For each method that somebody else calls: none of them raises."""
 
     @wraps(method)
