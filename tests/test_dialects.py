@@ -11,8 +11,8 @@ import pytest
 from app.domain.errors import ModelError, QueueFull, RouterError
 from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
-from app.proxy.dialects.events import EventReader
 from app.proxy.dialects.messages import MessagesTranslator
+from app.proxy.dialects.sse_format import EventReader
 from app.proxy.dialects.translation import Times
 from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
 from tests.typed_models import check

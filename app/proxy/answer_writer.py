@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from app.domain.errors import RouterError
 from app.proxy import error_format
-from app.proxy.dialects.events import as_json
+from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.voice import Voice
 from app.proxy.forwarded_headers import Headers, as_lines, own_lines
 from app.proxy.request_head import HeadLines

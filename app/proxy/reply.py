@@ -11,7 +11,7 @@ from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.dialects.events import is_only_comments
+from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation import Asked, Translator
 from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.domain.errors import RouterError
 from app.domain.heartbeat_format import Heartbeats
-from app.proxy.dialects.events import comment, event, line
+from app.proxy.dialects.sse_format import comment, event, line
 
 
 class Voice:

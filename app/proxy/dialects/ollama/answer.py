@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.error_answers import read_error
-from app.proxy.dialects.events import Event, EventReader, as_json, line, object_in
 from app.proxy.dialects.ollama.calls import Calls
 from app.proxy.dialects.ollama.context import Turn, packed
 from app.proxy.dialects.ollama.figures import NS, duration_ns, timestamp
 from app.proxy.dialects.ollama.pieces import Piece
+from app.proxy.dialects.sse_format import Event, EventReader, as_json, line, object_in
 from app.proxy.dialects.translation import Times
 
 Body = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.proxy.dialects.events import object_in
+from app.proxy.dialects.sse_format import object_in
 
 Call = dict[str, Any]
 

@@ -10,12 +10,12 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.card import ModelCard
-from app.proxy.dialects.events import as_json
 from app.proxy.dialects.ollama import asked, context, options, pieces, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.mistakes import no_model, not_able
 from app.proxy.dialects.ollama.pieces import Piece
+from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
 
 Fields = dict[str, Any]

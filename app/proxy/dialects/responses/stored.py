@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from app.domain.errors import NotFound
-from app.proxy.dialects.events import as_json
 from app.proxy.dialects.responses.items import Item
+from app.proxy.dialects.sse_format import as_json
 
 OVERHEAD_BYTES = 1024
 """What an entry takes beside its text, about."""
