@@ -11,7 +11,7 @@ import pytest
 from app.domain.errors import ModelError, QueueFull, RouterError
 from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
-from app.proxy.dialects.messages import MessagesTranslator
+from app.proxy.dialects.anthropic import MessagesTranslator
 from app.proxy.dialects.sse_format import EventReader
 from app.proxy.dialects.translation import Times
 from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
