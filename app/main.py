@@ -40,7 +40,7 @@ class RouterApp(FastAPI):
 
     entry: ASGIApp
     gateway: Gateway
-    """To the models, for both entrances: `app/server.py` gives it to the protocol in front."""
+    """To the models, for both entrances: `app/uvicorn_server.py` gives it to the protocol in front."""
 
     sessions: Sessions
     refusals: RefusalLog

@@ -25,7 +25,7 @@ from app.proxy.gateway import Accepted
 from app.proxy.http_server import State
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
-from app.server import GC_THRESHOLDS, freeze_garbage_collection
+from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
     ANSWER,

@@ -73,7 +73,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
         return _complain(str(error))
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
         found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
-        from app import server
+        from app import uvicorn_server
         from app.main import create_app
     binary, probe = found[0].result(), found[1].result()
     print(_banner(config, binary, probe), flush=True)
@@ -81,7 +81,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
     app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
-    return server.run(app, found_places[config.api.port], config.api.port, path)
+    return uvicorn_server.run(app, found_places[config.api.port], config.api.port, path)
 
 
 def _say(line: str) -> None:
