@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import listening
+from app import listen_check
 from app.cli.devices import device_lines, device_warnings
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
@@ -88,8 +88,8 @@ def _can_listen(config: Config) -> bool:
     """A port in use is no mistake: the router itself may be running."""
     for name, port in config.api.ports.items():
         try:
-            listening.places(config.api.addresses, port, name)
-        except listening.CannotListen as error:
+            listen_check.places(config.api.addresses, port, name)
+        except listen_check.CannotListen as error:
             if not error.is_in_use:
                 print(f"api.host: {error}")
                 return False

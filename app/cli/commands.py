@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app import listening
+from app import listen_check
 from app.cli import check as config_check
 from app.cli import init as config_init
 from app.cli import upgrade_notes
@@ -67,9 +67,10 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     router_log.apply(config)
     try:
         found_places = {
-            port: listening.places(config.api.addresses, port, key) for key, port in config.api.ports.items()
+            port: listen_check.places(config.api.addresses, port, key)
+            for key, port in config.api.ports.items()
         }
-    except listening.CannotListen as error:
+    except listen_check.CannotListen as error:
         return _complain(str(error))
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
         found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
@@ -97,7 +98,7 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
     preload = _listed(config.preload())
     devices, warnings = _devices(config, probe)
     rows = [
-        ("address", "\n".join(listening.urls(config.api.addresses, config.api.port))),
+        ("address", "\n".join(listen_check.urls(config.api.addresses, config.api.port))),
         *(("for Ollama", url) for url in _ollama_urls(config)),
         ("llama-server", f"{binary.version}\n{binary.path}"),
         ("devices", "\n".join(devices)),
@@ -113,7 +114,7 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
 
 def _ollama_urls(config: Config) -> list[str]:
     port = config.api.ollama_port
-    return [] if port is None else ["\n".join(listening.urls(config.api.addresses, port))]
+    return [] if port is None else ["\n".join(listen_check.urls(config.api.addresses, port))]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
