@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import reload
+from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, management, monitoring, openai, page, responses
@@ -117,8 +117,8 @@ def create_app(
             app.state.services = services
             router_app.gateway.backend = backend(services)
             if config_path is not None:
-                configuration.subscribe(reload.TAKES)
-                watch = partial(reload.watch, configuration, config_path)
+                configuration.subscribe(config_watcher.TAKES)
+                watch = partial(config_watcher.watch, configuration, config_path)
                 services.background.start("configuration watch", watch)
             yield
 

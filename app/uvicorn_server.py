@@ -22,11 +22,11 @@ from typing import Any, cast
 import uvicorn
 
 from app.api.dependencies import Services
+from app.config_watcher import reload
 from app.domain.units import MIB
 from app.main import RouterApp, drain
 from app.proxy.client_memory import LARGE_BYTES
 from app.proxy.http_server import ProxyProtocol
-from app.reload import reload
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.config_watcher import reload
 from app.configuration import file as config_file
 from app.configuration.subscriptions import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
@@ -25,7 +26,6 @@ from app.llama.command import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
 from app.observability import router_log
-from app.reload import reload
 from tests.fakes import FakeProbe, footprint
 
 Tree = dict[str, Any]
