@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.files import FileIdentity
 

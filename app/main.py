@@ -20,7 +20,7 @@ from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
 from app.api.ollama import routes as ollama
 from app.composition import backend, build
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.domain.event_bus import BATCH_S

@@ -14,7 +14,7 @@ import pytest
 
 from app.config_watcher import reload
 from app.configuration import file as config_file
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.errors import ModelNotFound
 from app.domain.heartbeat_format import Heartbeats

@@ -12,7 +12,7 @@ from app.api.metrics_feed import MetricsFeed
 from app.api.peer_feed import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager

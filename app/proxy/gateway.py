@@ -12,7 +12,7 @@ from app.access.api_keys import Client, Rules
 from app.access.request_headers import Headers as ParsedHeaders
 from app.access.request_headers import RequestHeaders
 from app.access.request_id import request_id
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.domain.status import Status
