@@ -15,10 +15,10 @@ from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
 from app.api import documentation, errors, management, monitoring, openai, page, responses
 from app.api.dependencies import Services
-from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
 from app.api.ollama import routes as ollama
+from app.api.sse_broadcast import HEARTBEAT_S
 from app.composition import backend, build
 from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config

@@ -6,8 +6,8 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from app.api.event_channel import Channel
 from app.api.render import router_mode_status
+from app.api.sse_broadcast import Broadcast
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ModelChanged, StatusChanged
 from app.models.instance import ModelInstance
@@ -18,7 +18,7 @@ class PeerFeed:
 
     def __init__(self, bus: EventBus, models: Mapping[str, ModelInstance]) -> None:
         self._models, self._bus = models, bus
-        self._channel = Channel(self._snapshot, heartbeat_s=None)
+        self._channel = Broadcast(self._snapshot, heartbeat_s=None)
         self._told: dict[str, dict[str, Any]] = {}
         self._unsubscribe: Callable[[], None] | None = None
 

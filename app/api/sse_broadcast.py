@@ -54,7 +54,7 @@ class _Reader:
             self._waiter = None
 
 
-class Channel:
+class Broadcast:
     """A reader gets the snapshot first, then what is told; the snapshot again when it fell behind."""
 
     def __init__(self, snapshot: Snapshot, heartbeat_s: float | None = HEARTBEAT_S) -> None:
