@@ -64,7 +64,7 @@ DOWN = [
     "request_record",
     "reply",
     "exchange",
-    "request_timeouts",
+    "timeouts_and_heartbeats",
     "admission",
     "upstream_pool",
     "upstream_connection",
