@@ -91,7 +91,7 @@ PROCESSES = {
     "app.llama.binary",
     "app.llama.launcher",
     "app.llama.child_process",
-    "app.llama.process",
+    "app.llama.llama_runner",
     "app.memory.probes.nvml",
     "app.llama.os_process",
     "app.llama.orphans",

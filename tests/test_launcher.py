@@ -33,10 +33,10 @@ from app.llama.command import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
 from app.llama.http_get import Answer, http_get
 from app.llama.launcher import LlamaLauncher
+from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
-from app.llama.process import LlamaRunner
 from app.llama.runner_interface import Exit, LoadError, Runner
 from app.llama.time_limits import ProcessTimes
 from tests import llama_build
