@@ -93,7 +93,7 @@ PROCESSES = {
     "app.llama.child_process",
     "app.llama.llama_runner",
     "app.memory.probes.nvml",
-    "app.llama.os_process",
+    "app.llama.os_calls",
     "app.llama.orphans",
     "app.llama.ports",
 }

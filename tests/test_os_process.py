@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.llama import os_process
-from app.llama.os_process import SMALL_FILE, share_read
+from app.llama import os_calls
+from app.llama.os_calls import SMALL_FILE, share_read
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
 
@@ -89,16 +89,16 @@ def test_a_lack_of_files_is_seen_behind_what_a_library_makes_of_it(number: int) 
         except OSError as cause:
             raise RuntimeError("all connection attempts failed") from cause
     except RuntimeError as error:
-        assert os_process.out_of_files(error)
+        assert os_calls.out_of_files(error)
 
 
 @pytest.mark.parametrize(
     "error", [OSError(errno.ECONNREFUSED, "refused"), OSError(-1, "?"), ValueError("no")]
 )
 def test_other_errors_are_no_lack_of_files(error: Exception) -> None:
-    assert not os_process.out_of_files(error)
+    assert not os_calls.out_of_files(error)
 
 
 def test_where_uvloop_tells_no_reason_files_are_opened_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os_process, "files_left", lambda: False)
-    assert os_process.out_of_files(OSError(-1, "Unknown error -1"))
+    assert os_calls.out_of_files(OSError(-1, "Unknown error -1"))

@@ -18,7 +18,7 @@ from app.llama.command import BinaryInfo, Command, CommandError, build_command, 
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import PidFile
-from app.llama.os_process import NO_FILES_LEFT, files_left
+from app.llama.os_calls import NO_FILES_LEFT, files_left
 from app.llama.output.writer import LogServer
 from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports

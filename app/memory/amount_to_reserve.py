@@ -16,7 +16,7 @@ from app.domain.views import HOST, MemoryNeed
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.llama.command import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
 from app.memory.history import LoadRecord

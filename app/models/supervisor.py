@@ -17,7 +17,7 @@ from app.domain.spec import ModelSpec
 from app.domain.views import Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import Launcher, LoadError, Runner
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations

@@ -10,7 +10,7 @@ from functools import partial
 
 from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.proxy.answer_reader import KnownHeads
 from app.proxy.exchange_interfaces import LinkUser, UpstreamGone
 from app.proxy.upstream_connection import UpstreamConnection
