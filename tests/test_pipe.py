@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from app.llama.pipe import PipeReader
+from app.llama.output_pipe import PipeReader
 from tests.event_loops import on_both_loops
 
 __all__ = ["on_both_loops"]
