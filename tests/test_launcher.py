@@ -37,8 +37,8 @@ from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
+from app.llama.process_timeouts import ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, Runner
-from app.llama.time_limits import ProcessTimes
 from tests import llama_build
 from tests.event_loops import on_both_loops
 from tests.ggufs import make_tiny

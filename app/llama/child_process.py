@@ -13,8 +13,8 @@ from app.llama.command import Command
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import KILL, NO_FILES_LEFT, WINDOWS, out_of_files, spawn_options
 from app.llama.output_pipe import Output, ProcessEvents
+from app.llama.process_timeouts import ProcessTimes
 from app.llama.runner_interface import LoadError
-from app.llama.time_limits import ProcessTimes
 
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 

@@ -22,9 +22,9 @@ from app.llama.os_calls import NO_FILES_LEFT, files_left
 from app.llama.output.writer import LogServer
 from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
+from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.readahead import read_ahead
 from app.llama.runner_interface import LoadError, OnChange, Runner
-from app.llama.time_limits import USUAL, ProcessTimes
 
 
 class LlamaLauncher:

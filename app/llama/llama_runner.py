@@ -24,8 +24,8 @@ from app.llama.load_watch import LoadWatch
 from app.llama.output.log import ModelLog
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
+from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, OnChange
-from app.llama.time_limits import USUAL, ProcessTimes
 
 logger = logging.getLogger(__name__)
 
