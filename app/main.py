@@ -28,7 +28,7 @@ from app.llama.command import BinaryInfo
 from app.llama.runner_interface import Launcher
 from app.memory.probes.host import machine_mb
 from app.memory.probes.interface import GpuProbe
-from app.observability.refusals import Refusal, RefusalLog
+from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway

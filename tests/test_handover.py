@@ -17,7 +17,7 @@ import uvicorn
 from app.access.api_keys import Rules
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig, Config
-from app.observability.refusals import RefusalLog
+from app.observability.refusal_log import RefusalLog
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
 from app.proxy.http_server import ProxyProtocol

@@ -18,7 +18,7 @@ from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.domain.status import Status
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
-from app.observability.refusals import Refusal, RefusalLog
+from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
