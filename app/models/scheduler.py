@@ -18,6 +18,7 @@ from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance
 from app.scheduling import policy
+from app.scheduling.capacity_refusals import refusal_error
 from app.scheduling.demand import Demand
 from app.scheduling.plan import (
     NEVER,
@@ -32,7 +33,6 @@ from app.scheduling.plan import (
     Stop,
     Wait,
 )
-from app.scheduling.refusals import refusal_error
 
 logger = logging.getLogger(__name__)
 
