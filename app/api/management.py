@@ -20,7 +20,7 @@ from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.instance import ModelInstance
 from app.proxy.request_parameters import named_model
-from app.scheduling.plan import Preview
+from app.scheduling.actions import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]

@@ -30,7 +30,7 @@ from app.models.kv_cache import KvCache
 from app.models.load_errors import load_failed, model_failed
 from app.models.restarts import RestartLimits
 from app.models.scheduler import Scheduler
-from app.scheduling.plan import Limits, Preview
+from app.scheduling.actions import Limits, Preview
 
 
 class ModelManager:

@@ -18,9 +18,7 @@ from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance
 from app.scheduling import policy
-from app.scheduling.capacity_refusals import refusal_error
-from app.scheduling.demand import Demand
-from app.scheduling.plan import (
+from app.scheduling.actions import (
     NEVER,
     Action,
     GiveUp,
@@ -33,6 +31,8 @@ from app.scheduling.plan import (
     Stop,
     Wait,
 )
+from app.scheduling.capacity_refusals import refusal_error
+from app.scheduling.demand import Demand
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from app.domain.errors import NeverFits, NoCapacity, RouterError, VramExhausted
 from app.domain.views import HOST, MemoryNeed
+from app.scheduling.actions import Refuse
 from app.scheduling.placement import Capacity, fits_on_devices
-from app.scheduling.plan import Refuse
 
 RETRY_WHEN_FULL_S = 10.0
 

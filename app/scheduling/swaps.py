@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.domain.priority import Priority
 from app.domain.views import ModelView
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 
 PROMISE_SWAPS = 2.0  # "auto": nobody is held back for longer than this many swaps take
 LEAST_PROMISE_S = 10.0  # and quick loads are no reason to cut a backlog into pieces
