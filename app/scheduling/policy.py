@@ -27,7 +27,7 @@ from app.scheduling.actions import (
     Wait,
 )
 from app.scheduling.eviction import Claims, Swap
-from app.scheduling.swaps import promise_s
+from app.scheduling.swap_cost import promise_s
 from app.scheduling.turns import turn
 
 
