@@ -29,7 +29,7 @@ from app.models.instance import ModelInstance
 from app.models.kv_cache import KvCache
 from app.models.load_errors import load_failed, model_failed
 from app.models.restarts import RestartLimits
-from app.models.scheduler import Scheduler
+from app.models.scheduler_loop import Scheduler
 from app.scheduling.actions import Limits, Preview
 
 
