@@ -39,7 +39,7 @@ from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
-from app.models.cards import Cards
+from app.models.card_cache import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.access_log import AccessLog

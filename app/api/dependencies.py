@@ -22,7 +22,7 @@ from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
-from app.models.cards import Cards
+from app.models.card_cache import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_thread import BodyThread
 from app.proxy.dialects.responses.stored import StoredResponses
