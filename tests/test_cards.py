@@ -13,8 +13,8 @@ import openai.types
 import pytest
 
 from app.configuration.file import parse
-from app.gguf.card import card_of
 from app.gguf.header import GgufHeader, TensorInfo
+from app.gguf.model_card import card_of
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import InProcess, reached_by

@@ -12,7 +12,7 @@ import pytest
 from app.domain.errors import BadRequest, RouterError
 from app.domain.heartbeat_format import Heartbeats
 from app.domain.spec import ModelSpec
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
 from app.proxy.dialects.ollama.text import ChatTranslation, GenerateTranslation

@@ -13,7 +13,7 @@ from typing import Any
 from app.api.render import router_mode_status
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.models.instance import ModelInstance
 
 

@@ -13,9 +13,9 @@ import anyio.to_thread
 
 from app.domain.files import FileIdentity
 from app.domain.spec import ModelSpec
-from app.gguf.card import FileFacts, ModelCard, card_of
 from app.gguf.digest import digest
 from app.gguf.header import GgufError, read_header
+from app.gguf.model_card import FileFacts, ModelCard, card_of
 
 logger = logging.getLogger(__name__)
 

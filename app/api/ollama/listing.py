@@ -11,7 +11,7 @@ from app.api.listing import capabilities, context_length
 from app.domain.spec import ModelSpec
 from app.domain.units import MIB
 from app.domain.views import ModelView
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.models.instance import ModelInstance
 from app.proxy.dialects.ollama.figures import NS, never, parameter_size, quantization, timestamp
 from app.proxy.dialects.ollama.names import tagged

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.errors import BadRequest, RouterError
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import names
 from app.proxy.dialects.ollama.mistakes import OddRequest, not_able, wrong_type
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, RouterError
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import asked, context, options, pieces, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
