@@ -35,8 +35,8 @@ from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
-from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.load_history import FILE_NAME, LoadHistory
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
 from app.models.card_cache import Cards

@@ -22,8 +22,8 @@ from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner_interface import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
 from app.memory.amount_to_reserve import Footprint, inspect, key, need
-from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.load_history import FILE_NAME, LoadHistory
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.host import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, offers_gpu, resolve

@@ -22,7 +22,7 @@ from app.domain.status import Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner_interface import Launcher
 from app.memory.amount_to_reserve import Footprint, inspect
-from app.memory.history import LoadHistory
+from app.memory.load_history import LoadHistory
 from app.models.fleet import Fleet
 from app.models.inspection import Inspection
 from app.models.instance import ModelInstance

@@ -19,7 +19,7 @@ from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
-from app.memory.history import LoadRecord
+from app.memory.load_history import LoadRecord
 from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
 NO_RECORD = LoadRecord()

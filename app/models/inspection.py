@@ -13,8 +13,8 @@ from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner_interface import Launcher, LoadError
 from app.memory.amount_to_reserve import Footprint, key, need
-from app.memory.history import LoadHistory
 from app.memory.ledger.memory_ledger import MemoryLedger
+from app.memory.load_history import LoadHistory
 from app.memory.probes.interface import offers_gpu, resolve
 from app.models.instance import ModelInstance
 
