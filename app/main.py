@@ -26,7 +26,7 @@ from app.domain.errors import Refused
 from app.domain.event_bus import BATCH_S
 from app.llama.command import BinaryInfo
 from app.llama.runner_interface import Launcher
-from app.memory.probes.host import machine_mb
+from app.memory.probes.host_memory import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app.memory.probes.host import host_reading
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import Reading, resolve
 from app.memory.probes.visible import without_hidden
 from tests.nvml import NOT_SUPPORTED, Driver, Router, gpu, nvml_library, with_cuda
