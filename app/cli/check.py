@@ -25,9 +25,9 @@ from app.memory.amount_to_reserve import Footprint, inspect, key, need
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.load_history import FILE_NAME, LoadHistory
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
+from app.memory.probes.cuda_visible_devices import VARIABLE
 from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, offers_gpu, resolve
-from app.memory.probes.visible import VARIABLE
 from app.scheduling.placement import Capacity, fit, fits_on_devices
 
 

@@ -22,8 +22,8 @@ from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
+from app.memory.probes.cuda_visible_devices import VARIABLE
 from app.memory.probes.interface import GpuError, GpuProbe
-from app.memory.probes.visible import VARIABLE
 from app.observability import router_log
 
 SHOWN_NAMES = 8
