@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from app.api.listing import capabilities, context_length
+from app.api.model_list import capabilities, context_length
 from app.domain.spec import ModelSpec
 from app.domain.units import MIB
 from app.domain.views import ModelView

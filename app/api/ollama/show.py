@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.api.listing import capabilities, context_length
+from app.api.model_list import capabilities, context_length
 from app.api.ollama.listing import details, modified_at
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, Value, read_header
