@@ -14,7 +14,7 @@ import httpx
 from app.api.dependencies import READ_AT_USE, Services
 from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
-from app.api.peer_feed import PeerFeed
+from app.api.router_mode_events import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
 from app.configuration.reloadable_keys import Configuration

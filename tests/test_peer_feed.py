@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from app.api.peer_feed import PeerFeed
+from app.api.router_mode_events import PeerFeed
 from app.domain.events import ModelChanged
 from tests.fakes import World
 from tests.serving import soon
