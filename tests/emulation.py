@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.llama.builds.provide import of_role
+from app.llama.builds.install import of_role
 from app.llama.builds.table import Role
 
 ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu")  # of Debian's libc6-arm64-cross and libstdc++6-arm64-cross

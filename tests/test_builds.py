@@ -15,6 +15,7 @@ from app.cli.server_choice import Candidate, NothingComputes, candidates_here, c
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
 from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_symbolic
+from app.llama.builds.install import BuildUnavailable, of_role, provide, select
 from app.llama.builds.machine import (
     Machine,
     Needs,
@@ -23,7 +24,6 @@ from app.llama.builds.machine import (
     this_machine,
     unmet_need,
 )
-from app.llama.builds.provide import BuildUnavailable, of_role, provide, select
 from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
 from tests import llama_build
 

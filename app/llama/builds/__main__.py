@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from app.llama.builds.provide import BuildUnavailable, of_role, provide
+from app.llama.builds.install import BuildUnavailable, of_role, provide
 from app.llama.builds.table import Role
 
 
