@@ -14,7 +14,6 @@ import pytest
 from app.cli.server_choice import Candidate, NothingComputes, candidates_here, choose, in_order
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
-from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_symbolic
 from app.llama.builds.install import BuildUnavailable, of_role, provide, select
 from app.llama.builds.machine import (
     Machine,
@@ -24,6 +23,7 @@ from app.llama.builds.machine import (
     this_machine,
     unmet_need,
 )
+from app.llama.builds.patches import BindToItself, ChangeFailed, Replace, mark_symbolic
 from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
 from tests import llama_build
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from app.llama.builds.changes import BindToItself, Change, Replace
 from app.llama.builds.machine import Needs
+from app.llama.builds.patches import BindToItself, Change, Replace
 
 
 class Registry(Enum):
