@@ -15,6 +15,7 @@ from app.cli.server_choice import Candidate, NothingComputes, candidates_here, c
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
 from app.llama.builds.install import BuildUnavailable, of_role, provide, select
+from app.llama.builds.known_builds import B10434, BUILDS, Package, Registry, Role
 from app.llama.builds.machine import (
     Machine,
     Needs,
@@ -24,7 +25,6 @@ from app.llama.builds.machine import (
     unmet_need,
 )
 from app.llama.builds.patches import BindToItself, ChangeFailed, Replace, mark_symbolic
-from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
 from tests import llama_build
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "builds.md").read_text(encoding="utf-8")

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.llama.binary import BUILDS_FOLDER, SELECTED
+from app.llama.builds.known_builds import TESTED, Build, Package, Registry, Role
 from app.llama.builds.machine import Machine, this_machine, unmet_need
 from app.llama.builds.patches import ChangeFailed
-from app.llama.builds.table import TESTED, Build, Package, Registry, Role
 
 ANY_PYTHON = "3.11"  # the newest that a wheel in the table asks for; its program runs without Python
 FETCH_TIMEOUT_S = 600.0
