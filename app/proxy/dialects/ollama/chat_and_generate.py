@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
-from app.proxy.dialects.ollama import asked, context, options, pieces, shortening
+from app.proxy.dialects.ollama import common_fields, context, options, pieces, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.mistakes import no_model, not_able
@@ -54,7 +54,7 @@ class TextTranslation:
         self._card_of = card_of
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked.named(asked.normal(given), no_model(""))
+        return common_fields.named(common_fields.normal(given), no_model(""))
 
     def _frame(self, incoming: Incoming, **more: Any) -> Frame:
         return Frame(incoming.fields["asked_model"], incoming.now, self.is_chat, **more)
@@ -70,10 +70,10 @@ class TextTranslation:
         if fields.get("template"):
             raise BadRequest(_OWN_TEMPLATE, param="template")
         wanted = options.read(fields.get("options"), self._context(incoming))
-        body |= wanted.fields | asked.thinking(fields, self._card_of(incoming.spec.alias))
-        if (schema := asked.schema(fields)) is not None:
+        body |= wanted.fields | common_fields.thinking(fields, self._card_of(incoming.spec.alias))
+        if (schema := common_fields.schema(fields)) is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
-        if (most := asked.logprobs(fields)) is not None:
+        if (most := common_fields.logprobs(fields)) is not None:
             body |= {"logprobs": True, "top_logprobs": most}
         again = None if fields.get("truncate") is False else shortening.of_messages(body)
         frame = self._frame(incoming, note=wanted.note, **more)
@@ -108,7 +108,9 @@ class ChatTranslation(TextTranslation):
     is_chat = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked.named(asked.normal(given), BadRequest("model is required", param="model"))
+        return common_fields.named(
+            common_fields.normal(given), BadRequest("model is required", param="model")
+        )
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
@@ -131,8 +133,8 @@ class GenerateTranslation(TextTranslation):
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
-        prompt, suffix = asked.text(fields, "prompt"), asked.text(fields, "suffix")
-        pictures = asked.images(fields.get("images"), "images")
+        prompt, suffix = common_fields.text(fields, "prompt"), common_fields.text(fields, "suffix")
+        pictures = common_fields.images(fields.get("images"), "images")
         if not (prompt or suffix or pictures):
             return loaded(incoming, self._frame(incoming).at_once)
         if fields.get("raw") is True:
@@ -149,7 +151,7 @@ class GenerateTranslation(TextTranslation):
     def _turn(self, incoming: Incoming, prompt: str, pictures: list[str]) -> Asked:
         fields = incoming.fields
         turns = [*context.unpacked(fields.get("context")), ("user", prompt)]
-        if system := asked.text(fields, "system"):
+        if system := common_fields.text(fields, "system"):
             turns = [("system", system), *(turn for turn in turns if turn[0] != "system")]
         conversation = [said(role, content) for role, content in turns[:-1]]
         body = {"messages": [*conversation, said("user", prompt, pictures)]}
@@ -160,9 +162,9 @@ class GenerateTranslation(TextTranslation):
         fields = incoming.fields
         wanted = options.read(fields.get("options"), self._context(incoming))
         body |= wanted.fields
-        if (schema := asked.schema(fields)) is not None:
+        if (schema := common_fields.schema(fields)) is not None:
             body["json_schema"] = schema
-        if (most := asked.logprobs(fields)) is not None:
+        if (most := common_fields.logprobs(fields)) is not None:
             body["n_probs"] = max(most, 1)
         may_cut = path == TEXT and fields.get("truncate") is not False
         again = shortening.of_text(body, "prompt") if may_cut else None
