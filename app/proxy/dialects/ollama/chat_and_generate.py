@@ -10,11 +10,11 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
-from app.proxy.dialects.ollama import common_fields, context, options, pieces, shortening
+from app.proxy.dialects.ollama import common_fields, context, llama_answers, options, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
+from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.mistakes import no_model, not_able
-from app.proxy.dialects.ollama.pieces import Piece
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
 
@@ -77,7 +77,7 @@ class TextTranslation:
             body |= {"logprobs": True, "top_logprobs": most}
         again = None if fields.get("truncate") is False else shortening.of_messages(body)
         frame = self._frame(incoming, note=wanted.note, **more)
-        return self._asked(incoming, body, CHAT, frame, pieces.of_chat, again)
+        return self._asked(incoming, body, CHAT, frame, llama_answers.of_chat, again)
 
     def _asked(
         self,
@@ -169,4 +169,4 @@ class GenerateTranslation(TextTranslation):
         may_cut = path == TEXT and fields.get("truncate") is not False
         again = shortening.of_text(body, "prompt") if may_cut else None
         frame = self._frame(incoming, note=wanted.note)
-        return self._asked(incoming, body, path, frame, pieces.of_text, again)
+        return self._asked(incoming, body, path, frame, llama_answers.of_text, again)
