@@ -14,7 +14,7 @@ from app.proxy.dialects.ollama import common_fields, context, llama_answers, opt
 from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
-from app.proxy.dialects.ollama.mistakes import no_model, not_able
+from app.proxy.dialects.ollama.request_errors import no_model, not_able
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
 

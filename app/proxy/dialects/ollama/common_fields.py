@@ -11,7 +11,7 @@ from typing import Any
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import names
-from app.proxy.dialects.ollama.mistakes import OddRequest, not_able, wrong_type
+from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
 
 Fields = dict[str, Any]
 
