@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.error_answers import read_error
-from app.proxy.dialects.ollama.calls import Calls
 from app.proxy.dialects.ollama.context import Turn, packed
+from app.proxy.dialects.ollama.function_calls import Calls
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, line, object_in
