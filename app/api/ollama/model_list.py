@@ -13,7 +13,7 @@ from app.domain.units import MIB
 from app.domain.views import ModelView
 from app.gguf.model_card import ModelCard
 from app.models.instance import ModelInstance
-from app.proxy.dialects.ollama.names import tagged
+from app.proxy.dialects.ollama.model_names import tagged
 from app.proxy.dialects.ollama.number_format import NS, never, parameter_size, quantization, timestamp
 
 Body = dict[str, Any]
