@@ -20,7 +20,7 @@ from app.domain.errors import (
     UnsupportedMediaType,
     WrongModelKind,
 )
-from app.domain.names import MAX_NAME
+from app.domain.model_names import MAX_NAME
 from app.domain.priority import Priority
 from app.domain.status import ModelKind
 from app.models.fleet import Fleet
