@@ -100,5 +100,5 @@ def test_other_errors_are_no_lack_of_files(error: Exception) -> None:
 
 
 def test_where_uvloop_tells_no_reason_files_are_opened_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os_process, "files_left", lambda: False)
+    monkeypatch.setattr(os_calls, "files_left", lambda: False)
     assert os_calls.out_of_files(OSError(-1, "Unknown error -1"))
