@@ -20,7 +20,7 @@ from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
-from app.proxy import client_messages
+from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.translation import Asked, Times
@@ -186,7 +186,7 @@ class World:
         """The process that was lost has ended: who has begun, or has no replay left, is told."""
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
-        self.exchange.process_gone(client_messages.crashed(model) if is_over else None)
+        self.exchange.process_gone(error_messages.crashed(model) if is_over else None)
 
     def may_forget(self, size: int) -> bool:
         return size > 0

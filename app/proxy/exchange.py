@@ -15,7 +15,7 @@ from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import client_messages
+from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.catch_bugs import catch_bugs
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
@@ -194,7 +194,7 @@ class Exchange:
                 self.reply.abort()
                 self._end()
             else:
-                self._fail(client_messages.upstream_timeout(self.instance))
+                self._fail(error_messages.upstream_timeout(self.instance))
 
     def _patience_s(self, now: float) -> float:
         """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
@@ -205,11 +205,11 @@ class Exchange:
 
     def _due_in_queue(self, now: float) -> None:
         if self._timeouts.has_waited_too_long(now):
-            self._fail(client_messages.queue_timeout(self.instance, self._limits))
+            self._fail(error_messages.queue_timeout(self.instance, self._limits))
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(client_messages.where_it_stands(self.instance, self.ticket, reason))
+            self.reply.heartbeat(error_messages.where_it_stands(self.instance, self.ticket, reason))
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
@@ -283,7 +283,7 @@ class Exchange:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
         if self.phase is Phase.ENDED:
             return
-        error = client_messages.mistake()
+        error = error_messages.mistake()
         try:
             self.reply.fail(error)
         except Exception:  # a second bug of ours: the connection ends
