@@ -23,8 +23,8 @@ from app.models.restarts import RestartLimits
 from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Times
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
 from app.proxy.forwarded_headers import Headers, from_lines
@@ -126,7 +126,7 @@ class World:
                 everything,
                 record,
                 lambda: self.now,
-                voice_of(endpoint),
+                dialect_of(endpoint),
                 heartbeats=heartbeats,
                 asked=Asked(b"", stream, translator, again=again),
             ),

@@ -16,7 +16,7 @@ from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.proxy import answer_writer, error_messages
-from app.proxy.dialects.voice import voice_of
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Accepted, Gateway
@@ -152,8 +152,8 @@ class AsgiAnswer:
 
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
-        voice = voice_of(self._scope["path"])
-        status, lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
+        dialect = dialect_of(self._scope["path"])
+        status, lines, body = answer_writer.error_answer(error, dialect, self._scope["router.request_id"])
         self.start(status, lines, len(body))
         self.write(body, True)
 

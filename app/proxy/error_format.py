@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.proxy.dialects.voice import voice_of
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 
 
 def body_of(error: RouterError, path: str) -> dict[str, Any]:
     """The error as the clients of this path expect it."""
-    return voice_of(path).body(error)
+    return dialect_of(path).body(error)
 
 
 def status_of(error: RouterError, path: str) -> int:
     """As in that API."""
-    return voice_of(path).status(error)
+    return dialect_of(path).status(error)
 
 
 def headers_of(error: RouterError) -> dict[str, str]:

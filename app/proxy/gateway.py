@@ -24,8 +24,8 @@ from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.forwarded_headers import as_json, as_lines, own_lines, through_tunnel, to_model
@@ -258,7 +258,7 @@ class Gateway:
                 entrance,
                 record,
                 time.monotonic,
-                voice_of(routed.endpoint),
+                dialect_of(routed.endpoint),
                 heartbeats=configuration.current.api.stream_heartbeats,
                 asked=asked,
             ),

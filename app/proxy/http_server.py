@@ -21,7 +21,7 @@ from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
 from app.proxy import answer_writer, error_messages
-from app.proxy.dialects.voice import voice_of
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
@@ -218,7 +218,7 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        status, lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
+        status, lines, body = answer_writer.error_answer(error, dialect_of(head.path), id_)
         self.start(status, lines, len(body))
         self.write(body, True)
 

@@ -11,7 +11,7 @@ from app.domain.heartbeat_format import Heartbeats
 from app.proxy.dialects.sse_format import comment, event, line
 
 
-class Voice:
+class Dialect:
     """OpenAI's chat completions, and most of what others speak. An API of its own overrides what differs."""
 
     stream_type = b"text/event-stream"
@@ -42,7 +42,7 @@ class Voice:
         return b"\n" if kind is Heartbeats.BLANK else b""
 
 
-class _Native(Voice):
+class _Native(Dialect):
     """llama-server's own paths."""
 
     keeps_model_errors = True
@@ -59,7 +59,7 @@ _ANTHROPIC_TYPES = {
 }
 
 
-class _Anthropic(Voice):
+class _Anthropic(Dialect):
     def body(self, error: RouterError) -> dict[str, Any]:
         told = error.body()["error"]
         type_ = _ANTHROPIC_TYPES.get(error.status, "api_error")
@@ -77,7 +77,7 @@ def _in_its_words(told: Mapping[str, Any]) -> str:
     return f"prompt is too long: {told['n_prompt_tokens']} tokens > {told.get('n_ctx')} maximum; {message}"
 
 
-class _Responses(Voice):
+class _Responses(Dialect):
     def last_event(self, error: RouterError) -> bytes:
         return event(error_event(error, 0), "error")
 
@@ -94,7 +94,7 @@ _OLLAMA_STATUSES = {424: 500, 502: 500}
 """It knows no others for a model that cannot be loaded, or whose process is gone."""
 
 
-class _Ollama(Voice):
+class _Ollama(Dialect):
     """Lines of JSON; a line that is none is a mistake to its clients, so nothing is sent while one waits."""
 
     stream_type = b"application/x-ndjson"
@@ -112,14 +112,14 @@ class _Ollama(Voice):
         return b""
 
 
-OPENAI, NATIVE, ANTHROPIC, RESPONSES = Voice(), _Native(), _Anthropic(), _Responses()
+OPENAI, NATIVE, ANTHROPIC, RESPONSES = Dialect(), _Native(), _Anthropic(), _Responses()
 OLLAMA = _Ollama()
 
 _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
 
 @lru_cache(256)
-def voice_of(path: str) -> Voice:
+def dialect_of(path: str) -> Dialect:
     """By the path that was asked for, with or without `/v1`, however many slashes there are."""
     parts = [*filter(None, path[:64].split("/")), "", ""]
     is_versioned = parts[0] == "v1"
