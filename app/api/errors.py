@@ -1,4 +1,4 @@
-"""Errors of the framework's routes, in the shape that `app/proxy/error_format.py` gives every error."""
+"""Errors of the framework's routes, in the shape of the API that was asked."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
-from app.proxy import error_format, error_messages
+from app.proxy import error_messages
 from app.proxy.asgi import ERROR_KEY
+from app.proxy.dialects.errors_and_heartbeats import dialect_of, retry_headers
 from app.proxy.routes import meant_by
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class ErrorResponse(JSONResponse):
     """Leaves its error in the scope, for the log."""
 
     def __init__(self, error: RouterError, path: str) -> None:
-        body, headers = error_format.body_of(error, path), error_format.headers_of(error)
-        super().__init__(body, status_code=error_format.status_of(error, path), headers=headers)
+        dialect = dialect_of(path)
+        super().__init__(dialect.body(error), dialect.status(error), retry_headers(error))
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -82,6 +82,16 @@ class _Responses(Dialect):
         return event(error_event(error, 0), "error")
 
 
+def retry_headers(error: RouterError) -> dict[str, str]:
+    """What tells a client whether, and when, to try again: the same in all APIs."""
+    headers = dict(error.headers)
+    if not error.retryable:
+        headers["x-should-retry"] = "false"
+    elif error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return headers
+
+
 def error_event(error: RouterError, sequence_number: int) -> dict[str, Any]:
     """As it stands in a stream of the Responses API. The four fields are those of its schema; some clients
     read the object that other APIs have."""
