@@ -1,11 +1,9 @@
-"""What clients are told by the router itself about requests that it passes on."""
+"""The words of errors that end a request after it was accepted: time-outs, crashes, mistakes of the router."""
 
 from __future__ import annotations
 
 from app.core.config import SystemConfig
-from app.core.queue import Ticket
 from app.domain.errors import InternalError, ModelCrashed, QueueTimeout, UpstreamTimeout
-from app.domain.status import Status
 from app.models.instance import ModelInstance
 
 
@@ -30,13 +28,3 @@ def crashed(instance: ModelInstance) -> ModelCrashed:
 
 def mistake() -> InternalError:
     return InternalError("the router made a mistake; its log says more")
-
-
-def where_it_stands(instance: ModelInstance, ticket: Ticket, reason: str | None) -> str:
-    """For a stream that waits. `reason`: why its model is not loaded yet, if it is not being loaded."""
-    view = instance.view()
-    if view.status not in (Status.STARTING, Status.LOADING):
-        position = f"queued position={instance.queue.position(ticket)}"
-        return position if reason is None else f'{position} reason="{reason}"'
-    progress = view.process.load_progress if view.process is not None else None
-    return "loading" if progress is None else f"loading progress={progress:.2f}"

@@ -19,6 +19,7 @@ from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.catch_bugs import catch_bugs
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
+from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
@@ -209,7 +210,7 @@ class Exchange:
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(error_messages.where_it_stands(self.instance, self.ticket, reason))
+            self.reply.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
