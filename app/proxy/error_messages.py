@@ -1,4 +1,4 @@
-"""The words of errors that end a request after it was accepted: time-outs, crashes, mistakes of the router."""
+"""The words of errors that end an accepted request: time-outs, crashes, mistakes of the router."""
 
 from __future__ import annotations
 

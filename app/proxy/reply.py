@@ -40,25 +40,9 @@ class _Mode(Enum):
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = (
-        "_asked",
-        "_clock",
-        "_dialect",
-        "_downstream",
-        "_heartbeats",
-        "_is_event_stream",
-        "_length",
-        "_lines",
-        "_mode",
-        "_parts",
-        "_record",
-        "_translator",
-        "_usage",
-        "events",
-        "instead",
-        "progress_at",
-        "started",
-    )  # fmt: skip
+    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "events",
+                 "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
