@@ -16,8 +16,8 @@ from app.config_watcher import reload
 from app.configuration import file as config_file
 from app.configuration.reloadable_keys import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelNotFound
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind

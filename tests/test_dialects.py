@@ -8,8 +8,8 @@ from typing import Any
 import anthropic.types
 import pytest
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
 from app.proxy.dialects.anthropic import MessagesTranslator
 from app.proxy.dialects.errors_and_heartbeats import (

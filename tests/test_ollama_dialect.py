@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import BadRequest, RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.spec import ModelSpec
 from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error

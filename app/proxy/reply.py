@@ -6,8 +6,8 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.proxy.dialects.sse_format import comment, event, line
 
 
