@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from app.domain.alarm import LATE_S
 from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
-from app.judgement.judge import AGAIN_S, Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
+from app.judgement.judge import (
+    AGAIN_S,
+    Cause,
+    Limits,
+    Repeated,
+    State,
+    Verdict,
+    judge,
+    judge_request,
+    look_in_s,
+)
 from app.judgement.pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
@@ -77,7 +87,7 @@ class Case:
         return self.verdict.state
 
     def left_s(self, quiet_since: float, place: int = 0, in_flight: int = 1) -> float:
-        return standing(self.seen, LIMITS, self.pauses, self.now, quiet_since, place, in_flight).left_s
+        return judge_request(self.seen, LIMITS, self.pauses, self.now, quiet_since, place, in_flight).left_s
 
 
 # --- a load
@@ -197,7 +207,7 @@ def test_an_answer_about_its_health_is_no_look_at_its_work() -> None:
     case.probe(ok=True)
     case.seen.asked(begun)
     assert case.state is State.SLOW
-    found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+    found = judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
     assert found.wants_look and found.left_s > 0
     assert look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False) <= AGAIN_S
     case.look(Slot(1, 5, 5, 2))
@@ -297,7 +307,7 @@ def test_a_pause_counts_for_nobody_and_everything_is_looked_at_after_it() -> Non
     assert case.left_s(begun) > 0
     case.wait(GRACE_S + LIMIT_S)
     assert case.state is not State.STUCK, "not looked at since"
-    assert standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
+    assert judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
 
 
 def test_what_is_asked_after_a_pause_was_not_interrupted_by_it() -> None:
@@ -362,7 +372,7 @@ def test_a_quiet_request_is_looked_at_and_never_oftener_than_every_quarter() -> 
     begun, looks, last = case.now, 0, case.now
     for step in range(200):
         case.wait(1)
-        found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+        found = judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
         if found.wants_look:
             assert case.now - last >= LIMIT_S / 4
             looks, last = looks + 1, case.now
@@ -373,7 +383,7 @@ def test_a_quiet_request_is_looked_at_and_never_oftener_than_every_quarter() -> 
 def test_without_a_limit_nobody_is_looked_at() -> None:
     case = Case().serving()
     case.wait(10_000)
-    found = standing(case.seen, Limits(request_s=0), case.pauses, case.now, 1000.0, 0, 1)
+    found = judge_request(case.seen, Limits(request_s=0), case.pauses, case.now, 1000.0, 0, 1)
     assert found.left_s > 0 and not found.wants_look
 
 

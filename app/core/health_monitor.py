@@ -18,7 +18,7 @@ from app.core.config import Config
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, Outcome, RequestFinished
 from app.domain.status import Health, Status
-from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
+from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, judge_request, look_in_s
 from app.judgement.pauses import TICK_S, Pauses
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
@@ -144,7 +144,7 @@ class HealthMonitor:
         """
         limits, now = _limits(instance), self._clock()
         in_flight = instance.queue.in_flight
-        found = standing(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
+        found = judge_request(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
         if found.wants_look:
             runner.evidence.asked(quiet_since)
             self._round_is_due.set()

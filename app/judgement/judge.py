@@ -198,14 +198,14 @@ def is_quiet(
 
 
 @dataclass(frozen=True)
-class Standing:
+class RequestVerdict:
     """Of one request. `left_s`: until this is to be asked again; 0: its slot has stood still for too long."""
 
     left_s: float
     wants_look: bool = False
 
 
-def standing(
+def judge_request(
     evidence: Evidence,
     limits: Limits,
     pauses: Pauses,
@@ -213,26 +213,26 @@ def standing(
     quiet_since: float,
     place: int,
     in_flight: int,
-) -> Standing:
+) -> RequestVerdict:
     """Whether a request that has got nothing since then is worked on.
 
     Its process is looked at when it has been quiet for a part of its limit, and once more before it is given
     up.
     """
     if not limits.request_s:
-        return Standing(FAR_S)
+        return RequestVerdict(FAR_S)
     part_s = limits.request_s / LOOKS
     quiet_s = pauses.awake_s(quiet_since, now)
     if quiet_s < part_s:
-        return Standing(part_s - quiet_s)
+        return RequestVerdict(part_s - quiet_s)
     unseen_s = pauses.awake_s(max(evidence.work_looked_at, quiet_since), now)
     moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
     left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
     if left_s > 0:
-        return Standing(min(left_s, part_s), wants_look=unseen_s >= part_s)
+        return RequestVerdict(min(left_s, part_s), wants_look=unseen_s >= part_s)
     if _is_seen(evidence, pauses, -left_s, now):
-        return Standing(0.0)
-    return Standing(SOON_S, wants_look=True)
+        return RequestVerdict(0.0)
+    return RequestVerdict(SOON_S, wants_look=True)
 
 
 def _request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:
