@@ -19,7 +19,7 @@ from app.llama.runner_interface import LoadError
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 
 
-class ProcessOwner(Protocol):
+class ChildOwner(Protocol):
     """Who is told, on the event loop."""
 
     def took_output(self, data: bytes) -> bool:
@@ -33,7 +33,7 @@ class ProcessOwner(Protocol):
 class ChildProcess:
     """Its output is read while nobody awaits anything of it."""
 
-    def __init__(self, owner: ProcessOwner, times: ProcessTimes) -> None:
+    def __init__(self, owner: ChildOwner, times: ProcessTimes) -> None:
         self.pid = 0
         self.was_stopped = False
         """The router ended it, or tried to."""

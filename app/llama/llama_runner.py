@@ -14,7 +14,7 @@ import anyio
 
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
-from app.judgement.judge import Cause, Limits, Repeated, Verdict, judge
+from app.judgement.judge import Cause, ProcessLimits, Repeated, Verdict, judge
 from app.judgement.pauses import Pauses
 from app.llama.child_process import ChildProcess
 from app.llama.command import Command
@@ -58,7 +58,7 @@ class LlamaRunner:
         self._alias, self._on_change = alias, on_change
         now = time.monotonic()
         self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
-        self._limits = Limits(load_s=load_timeout_s, closed_s=times.port_closed_s)
+        self._limits = ProcessLimits(load_s=load_timeout_s, closed_s=times.port_closed_s)
         self._watch = LoadWatch(files, self.load_log, self.evidence)
         self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
         self._reader, self._begin = LoadReader(self.load_log), log.position

@@ -17,7 +17,7 @@ FULL_READ = 1 << 13  # after a read as large as this there is more
 FLOOD_BYTES = 1 << 20  # of every READ_PAUSE_S at most; who writes more waits, and the router works for others
 
 
-class Listener(Protocol):
+class OutputListener(Protocol):
     """Who is told, on the event loop."""
 
     def took_output(self, data: bytes) -> bool:
@@ -91,7 +91,7 @@ class Output(asyncio.Protocol):
     than the request itself, mostly for waking up; so after each read it pauses for `read_pause_s`.
     """
 
-    def __init__(self, listener: Listener, read_pause_s: float) -> None:
+    def __init__(self, listener: OutputListener, read_pause_s: float) -> None:
         self._listener, self._read_pause_s = listener, read_pause_s
         self._transport: asyncio.ReadTransport | None = None
         self._read_pause = Alarm(self._read_on)
@@ -148,7 +148,7 @@ class Output(asyncio.Protocol):
 class ProcessEvents(asyncio.SubprocessProtocol):
     """Hands everything on."""
 
-    def __init__(self, listener: Listener, output: Output) -> None:
+    def __init__(self, listener: OutputListener, output: Output) -> None:
         self._listener, self._output = listener, output
         self._transport: asyncio.SubprocessTransport | None = None
 

@@ -45,7 +45,7 @@ class AnswerHead:
         """What of it is for the client."""
 
 
-class KnownHeads:
+class KnownAnswerHeads:
     """Those of all connections, by their bytes without the digits of the length, and the place of these."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class AnswerReader:
         "stage",
     )
 
-    def __init__(self, known: KnownHeads) -> None:
+    def __init__(self, known: KnownAnswerHeads) -> None:
         self._known = known
         self.expect(has_body=True)
 

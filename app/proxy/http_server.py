@@ -36,7 +36,7 @@ MAX_EVENTS = 4
 """That are dealt with in one turn of the event loop: other connections are waiting."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     IDLE = "no request, or the rest of one that has been answered"
     RECEIVING = "a request was let in; its body comes"
     ANSWERING = "an exchange is under way"
@@ -61,7 +61,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._keep_alive_s = float(config.timeout_keep_alive)
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._state = State.IDLE
+        self._state = ConnectionState.IDLE
         self._received: ReceiveBuffer
         self._waits_turn = False
         self._alarm = Alarm(self._ring, self._loop)
@@ -83,13 +83,13 @@ class ProxyProtocol(asyncio.Protocol):
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:
-        if self._state is State.CLOSING:
+        if self._state is ConnectionState.CLOSING:
             return
         self._received.feed(data)
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = State.CLOSING
+        self._state = ConnectionState.CLOSING
         self._server_state.connections.discard(cast(Any, self))
         self._alarm.cancel()
         self._received.close()
@@ -118,7 +118,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is under way. (uvicorn's protocol hears of it by itself.)"""
-        if self._state is State.IDLE:
+        if self._state is ConnectionState.IDLE:
             self._transport.close()
         else:
             self._keep_alive = False
@@ -154,9 +154,9 @@ class ProxyProtocol(asyncio.Protocol):
     def _takes_more(self) -> bool:
         if self._waits_turn:
             return False
-        if self._handover is not None and self._state is State.HANDED_OVER:
+        if self._handover is not None and self._state is ConnectionState.HANDED_OVER:
             return self._handover.takes_body if self._received.reader.in_body else self._handover.takes_head
-        return self._state in (State.IDLE, State.RECEIVING)
+        return self._state in (ConnectionState.IDLE, ConnectionState.RECEIVING)
 
     def _on_head(self, head: RequestHead) -> None:
         if self._handover is not None:
@@ -175,7 +175,7 @@ class ProxyProtocol(asyncio.Protocol):
         if head.length == 0:
             self._start(accepted)
             return
-        self._state, self._arriving = State.RECEIVING, accepted
+        self._state, self._arriving = ConnectionState.RECEIVING, accepted
         if self._received.reader.waiting == 0 and head.lines.expects_continue:
             self._transport.write(answer_writer.CONTINUE)
 
@@ -195,7 +195,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._start(self._arriving)
 
     def _start(self, accepted: Accepted) -> None:
-        self._state, self._arriving = State.ANSWERING, None
+        self._state, self._arriving = ConnectionState.ANSWERING, None
         self._reading = self._gateway.start(accepted, self)
 
     def begin(self, exchange: Exchange) -> None:
@@ -203,7 +203,7 @@ class ProxyProtocol(asyncio.Protocol):
         exchange.begin()
 
     def _hand_over(self, head: RequestHead) -> None:
-        self._state = State.HANDED_OVER
+        self._state = ConnectionState.HANDED_OVER
         self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
         self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
         if self._is_write_paused:
@@ -226,7 +226,7 @@ class ProxyProtocol(asyncio.Protocol):
         """Nobody knows where the next request would begin."""
         reader = self._received.reader
         is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
-        self._state = State.CLOSING
+        self._state = ConnectionState.CLOSING
         if is_owed or not reader.in_body:  # else the request has its answer, or some of it
             self._head, self._keep_alive = reader.broken_head, False
             self.refuse(error)
@@ -261,7 +261,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         """A client that does not read would keep the connection from closing."""
-        self._exchange, self._state = None, State.CLOSING
+        self._exchange, self._state = None, ConnectionState.CLOSING
         if self._is_write_paused:
             self._transport.abort()
         else:
@@ -271,10 +271,10 @@ class ProxyProtocol(asyncio.Protocol):
         self._server_state.total_requests += 1
         self._exchange = None
         if not self._keep_alive:
-            self._state = State.CLOSING
+            self._state = ConnectionState.CLOSING
             self._transport.close()
             return
-        self._state = State.IDLE
+        self._state = ConnectionState.IDLE
         self._alarm.set(self._loop.time() + self._keep_alive_s)
         if self._received.reader.waiting:
             self._advance_soon()  # not now: the exchange has not ended yet
@@ -288,10 +288,10 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is State.IDLE and self._received.reader.is_between:
+        elif self._state is ConnectionState.IDLE and self._received.reader.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
         elif self._takes_more and self._received.has_stalled():
             self._transport.abort()
-        elif self._state is not State.CLOSING:
+        elif self._state is not ConnectionState.CLOSING:
             self._alarm.set(self._loop.time() + self._keep_alive_s)

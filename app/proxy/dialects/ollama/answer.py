@@ -17,7 +17,7 @@ from app.proxy.dialects.translation import Times
 Body = dict[str, Any]
 
 
-class Frame(NamedTuple):
+class LineFrame(NamedTuple):
     """What is known of an answer before a word of it."""
 
     model: str
@@ -50,7 +50,7 @@ class Frame(NamedTuple):
 class LinesTranslator:
     """Events of llama-server's become lines. `read` knows which of its answers it is."""
 
-    def __init__(self, frame: Frame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
+    def __init__(self, frame: LineFrame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
         self.failure: RouterError | None = None
         self._frame, self._read, self._times = frame, read, times
         self._reader, self._calls = EventReader(), Calls()

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import common_fields, context, llama_answers, options, shortening
-from app.proxy.dialects.ollama.answer import ConstantTranslator, Frame, LinesTranslator
+from app.proxy.dialects.ollama.answer import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.request_errors import no_model, not_able
@@ -56,8 +56,8 @@ class TextTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return common_fields.named(common_fields.normal(given), no_model(""))
 
-    def _frame(self, incoming: Incoming, **more: Any) -> Frame:
-        return Frame(incoming.fields["asked_model"], incoming.now, self.is_chat, **more)
+    def _frame(self, incoming: Incoming, **more: Any) -> LineFrame:
+        return LineFrame(incoming.fields["asked_model"], incoming.now, self.is_chat, **more)
 
     def _context(self, incoming: Incoming) -> int:
         """Tokens that one request may use."""
@@ -84,7 +84,7 @@ class TextTranslation:
         incoming: Incoming,
         body: Fields,
         path: str,
-        frame: Frame,
+        frame: LineFrame,
         read: Callable[[Mapping[str, Any]], Piece],
         again: Callable[[RouterError], bytes | None] | None,
     ) -> Asked:
@@ -97,7 +97,7 @@ class TextTranslation:
         return Asked(to_json(body), incoming.stream, translator, path, again, keeps_ttl=True)
 
 
-def _rendered(frame: Frame, told: Fields, _times: Times) -> Fields:
+def _rendered(frame: LineFrame, told: Fields, _times: Times) -> Fields:
     about = {"_debug_info": {"rendered_template": told.get("prompt", "")}}
     return {**frame.named(frame.now), **frame.content(Piece()), "done": False, **about}
 
