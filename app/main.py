@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, management, monitoring, openai, page, responses
+from app.api import documentation, framework_errors, management, monitoring, openai, page, responses
 from app.api.dependencies import Services
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
@@ -138,7 +138,7 @@ def create_app(
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
-    errors.install(app)
+    framework_errors.install(app)
     app.sessions, app.refusals = Sessions(), RefusalLog()
     app.gateway = Gateway(app.refusals, memory)
     app.apply(config)
