@@ -15,8 +15,8 @@ from app.domain.events import Event, ModelChanged, ReadingTaken
 from app.domain.jobs import Jobs
 from app.llama.runner_interface import Launcher
 from app.models.fleet import Fleet
-from app.models.inspection import Inspection
 from app.models.instance import ModelInstance
+from app.models.load_inspection import Inspection
 from app.scheduling import policy
 from app.scheduling.actions import (
     NEVER,
