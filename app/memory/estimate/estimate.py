@@ -13,7 +13,7 @@ from types import MappingProxyType
 from app.domain.spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
-from app.memory.estimate.compute import (
+from app.memory.estimate.compute_buffer import (
     F32_BYTES,
     Batch,
     compute_bytes,
