@@ -51,7 +51,7 @@ from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.anthropic import MessagesTranslation
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool

@@ -25,7 +25,7 @@ from app.llama.runner_interface import Launcher
 from app.models.card_cache import Cards
 from app.observability.telemetry import Telemetry
 from app.proxy.body_thread import BodyThread
-from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
