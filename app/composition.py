@@ -29,7 +29,7 @@ from app.domain.event_bus import EventBus
 from app.domain.units import MIB
 from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans

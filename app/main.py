@@ -24,7 +24,7 @@ from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.domain.event_bus import BATCH_S
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.runner_interface import Launcher
 from app.memory.probes.host_memory import machine_mb
 from app.memory.probes.interface import GpuProbe

@@ -49,7 +49,7 @@ PURE = (
     "app.gguf",
     "app.judgement",
     "app.configuration",
-    "app.llama.command",
+    "app.llama.command_line",
     "app.llama.environment",
     "app.llama.exit_reason",
     "app.llama.load_output",

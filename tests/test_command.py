@@ -10,7 +10,7 @@ import pytest
 
 from app.core.config import Config
 from app.domain.spec import ModelSpec
-from app.llama.command import (
+from app.llama.command_line import (
     MAX_INPUT_BATCH,
     BinaryInfo,
     Command,

@@ -22,7 +22,7 @@ from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
 from app.observability import router_log

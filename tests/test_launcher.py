@@ -29,7 +29,7 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.child_process import ChildProcess
-from app.llama.command import BinaryInfo, build_command
+from app.llama.command_line import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
 from app.llama.http_get import Answer, http_get
 from app.llama.launcher import LlamaLauncher

@@ -16,7 +16,7 @@ from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
-from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
+from app.llama.command_line import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import why_not_writable
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner_interface import LoadError

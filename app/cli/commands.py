@@ -20,7 +20,7 @@ from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
 from app.memory.probes.cuda_visible_devices import VARIABLE
 from app.memory.probes.interface import GpuError, GpuProbe

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from typing import Protocol, cast
 
-from app.llama.command import Command
+from app.llama.command_line import Command
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import KILL, NO_FILES_LEFT, WINDOWS, out_of_files, spawn_options
 from app.llama.output_pipe import Output, ProcessEvents

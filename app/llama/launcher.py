@@ -14,7 +14,7 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
 from app.judgement.pauses import Pauses
-from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
+from app.llama.command_line import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import PidFile

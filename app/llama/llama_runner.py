@@ -17,7 +17,7 @@ from app.judgement.evidence import Evidence
 from app.judgement.judge import Cause, ProcessLimits, Repeated, Verdict, judge
 from app.judgement.pauses import Pauses
 from app.llama.child_process import ChildProcess
-from app.llama.command import Command
+from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog, LoadReader
 from app.llama.load_watch import LoadWatch

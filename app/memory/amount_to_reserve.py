@@ -14,7 +14,7 @@ from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.domain.views import HOST, MemoryNeed
 from app.gguf.header import GgufError, GgufHeader, read_header
-from app.llama.command import batch_sizes
+from app.llama.command_line import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import LoadError
