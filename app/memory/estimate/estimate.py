@@ -1,6 +1,6 @@
 """How much memory a llama-server will use, from the header of its model alone: no weight is read.
 
-Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute`.
+Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute_buffer`.
 """
 
 from __future__ import annotations
