@@ -8,11 +8,11 @@ import { the } from "./dom.js";
 import { count, duration, present, speed } from "./format.js";
 import { MemoryView } from "./memory.js";
 import { ModelsView } from "./models.js";
-import { NowView, renderConnection } from "./now.js";
+import { NowView, renderConnection } from "./headline.js";
 import { planLines } from "./plan.js";
 import { speedNow } from "./status.js";
 import { Store } from "./store.js";
-import { title } from "./topics.js";
+import { title } from "./headline_topics.js";
 
 /** @import { StreamState } from "./api.js" */
 /** @import { Actions } from "./models.js" */

@@ -1,11 +1,11 @@
 // What is going on, as topics for the headline and the title. Pure: the store in, words out; no DOM, no clock.
 
 import { count, duration, percent, present, sentence, speed, took } from "./format.js";
-import { blockers, departed, departure, steps } from "./room.js";
+import { blockers, departed, departure, steps } from "./making_room.js";
 import { isComing, kept, progressOf, speedNow, stopReason, waiters } from "./status.js";
 
 /** @import { Status } from "./shapes.js" */
-/** @import { Step } from "./room.js" */
+/** @import { Step } from "./making_room.js" */
 /** @import { Tone } from "./status.js" */
 /** @import { Seen, Store } from "./store.js" */
 

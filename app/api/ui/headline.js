@@ -2,12 +2,12 @@
 
 import { Children, h, setAttribute, setChildren, setText, setVars, the } from "./dom.js";
 import { percent } from "./format.js";
-import { story } from "./topics.js";
+import { story } from "./headline_topics.js";
 
 /** @import { Actions } from "./models.js" */
 /** @import { Connection, Store } from "./store.js" */
-/** @import { Step } from "./room.js" */
-/** @import { Topic } from "./topics.js" */
+/** @import { Step } from "./making_room.js" */
+/** @import { Topic } from "./headline_topics.js" */
 
 /** @typedef {ReturnType<NowView["make"]>} Card */
 
