@@ -26,9 +26,10 @@ from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
-from app.proxy.receive_buffer import FIRST_HEAD_S, ReceiveBuffer
+from app.proxy.receive_buffer import ReceiveBuffer
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
+from app.proxy.timeouts_and_heartbeats import FIRST_HEAD_S
 
 logger = logging.getLogger(__name__)
 

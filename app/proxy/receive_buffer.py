@@ -12,9 +12,6 @@ MAX_AHEAD_BYTES = 65536
 """What may wait behind a request that is answered, before nothing more is read. Until then it is noticed that
 the client leaves."""
 
-FIRST_HEAD_S = 75.0
-"""From a connection's beginning to that of its first request."""
-
 
 class ReceiveBuffer:
     """Of one connection."""

@@ -11,6 +11,9 @@ from app.core.config import SystemConfig
 from app.domain.spec import ModelSpec
 from app.judgement.judge import LOOKS
 
+FIRST_HEAD_S = 75.0
+"""From a connection's beginning to that of its first request."""
+
 HEARTBEAT_S = 5.0
 """A stream that waits gets its head after this time, and a comment each time it passes again."""
 
