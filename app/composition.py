@@ -48,7 +48,7 @@ from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread
 from app.proxy.client_memory import ClientMemory
-from app.proxy.dialects.anthropic import MessagesTranslation
+from app.proxy.dialects.anthropic_stream import MessagesTranslation
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
 from app.proxy.dialects.responses.stored_responses import StoredResponses

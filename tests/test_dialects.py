@@ -11,7 +11,7 @@ import pytest
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
 from app.llama.error_answers import read_error
-from app.proxy.dialects.anthropic import MessagesTranslator
+from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.errors_and_heartbeats import (
     ANTHROPIC,
     NATIVE,
