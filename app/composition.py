@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio.to_thread
 import httpx
@@ -59,19 +60,24 @@ from app.proxy.upstream_pool import UpstreamPool
 logger = logging.getLogger(__name__)
 
 
+class Given(NamedTuple):
+    """What is not found out or decided here: the two seams to the world where there are others than the real
+    ones, a binary that was inspected already, and times in seconds."""
+
+    launcher: Launcher | None
+    probe: GpuProbe | None
+    binary: BinaryInfo | None
+    heartbeat_s: float
+    batch_s: float
+
+
 async def build(
-    configuration: Configuration,
-    stack: AsyncExitStack,
-    launcher: Launcher | None,
-    probe: GpuProbe | None,
-    binary: BinaryInfo | None,
-    heartbeat_s: float,
-    batch_s: float,
-    memory: ClientMemory,
+    configuration: Configuration, stack: AsyncExitStack, given: Given, memory: ClientMemory
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
+    launcher, binary = given.launcher, given.binary
     pauses = Pauses(started_at)
-    bus = EventBus(batch_s)
+    bus = EventBus(given.batch_s)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
     kv_cache = None
@@ -81,7 +87,7 @@ async def build(
         launcher = await _launcher(configuration, logs, pauses, stack, binary)
     else:
         binary = None  # nothing is known of other processes than llama-server's
-    tracker = await _tracker(configuration, probe, binary, stack, bus)
+    tracker = await _tracker(configuration, given.probe, binary, stack, bus)
     manager = ModelManager(
         config,
         launcher=launcher,
@@ -93,7 +99,17 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(
-        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
+        configuration,
+        launcher,
+        manager,
+        tracker,
+        memory,
+        http,
+        bus,
+        logs,
+        pauses,
+        started_at,
+        given.heartbeat_s,
     )
     stack.callback(services.upstream.close)
     stack.callback(services.bodies.close)
