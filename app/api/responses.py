@@ -14,9 +14,9 @@ from app.api.dependencies import services_of
 from app.api.documentation import FOR_RESPONSES
 from app.api.guard import client_of
 from app.domain.errors import BadRequest
-from app.proxy.dialects.events import as_json
 from app.proxy.dialects.json_pieces import PIECE
-from app.proxy.dialects.responses.stored import Items, Stored, listed
+from app.proxy.dialects.responses.stored_responses import Items, Stored, listed
+from app.proxy.dialects.sse_format import as_json
 
 router = APIRouter(tags=["responses"], responses=FOR_RESPONSES)
 

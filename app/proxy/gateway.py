@@ -6,19 +6,19 @@ from typing import Any
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.headers import Headers as ParsedHeaders
-from app.access.headers import RequestHeaders
+from app.access.request_headers import Headers as ParsedHeaders
+from app.access.request_headers import RequestHeaders
 from app.access.request_id import request_id
 from app.domain.errors import Refused, RouterError, TargetTooLong
-from app.observability.refusals import Refusal, RefusalLog
-from app.proxy import request
+from app.observability.refusal_log import Refusal, RefusalLog
+from app.proxy import request_parameters
 from app.proxy.client_memory import ClientMemory
 from app.proxy.exchange_interfaces import Pending
-from app.proxy.headers import as_json, through_tunnel, to_model
+from app.proxy.forwarded_headers import as_json, through_tunnel, to_model
 from app.proxy.preparation import Accepted, Backend, Entrance, Preparation
-from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_parameters import RequestMeta
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of
 
@@ -101,14 +101,16 @@ class Gateway:
             boundary = boundary_of(headers)
             return RequestMeta.of(headers, client, to_model(headers.raw))._replace(boundary=boundary)
         if not endpoint.any_type:
-            request.check_media_type(headers, client)
+            request_parameters.check_media_type(headers, client)
         passed_on = to_model(headers.raw)
-        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
+        return RequestMeta.of(
+            headers, client, passed_on if request_parameters.is_json(headers) else as_json(passed_on)
+        )
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
-        request.require_admin(client)
+        request_parameters.require_admin(client)
         return Gateway.tunnel_meta(headers, client)
 
     @staticmethod

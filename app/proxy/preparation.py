@@ -7,26 +7,26 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import RouterError
 from app.domain.status import Status
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
-from app.proxy import request
+from app.proxy import request_parameters
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
-from app.proxy.body_reader import BodyReader, Parse, Read
+from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.content_encoding import unpacked_size
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
-from app.proxy.headers import as_lines, own_lines
+from app.proxy.forwarded_headers import as_lines, own_lines
+from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
-from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_parameters import RequestMeta
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import Endpoint
 from app.proxy.upload import form_fields
@@ -55,7 +55,7 @@ class Backend(NamedTuple):
     slots: Admission
     links: UpstreamPool
     configuration: Configuration
-    bodies: BodyReader
+    bodies: BodyThread
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
 
@@ -155,11 +155,11 @@ class Preparation:
         endpoint, method, target, id_, meta, body = self._accepted
         fleet, translation = self._backend.manager.fleet, self._translation
         if endpoint is None:
-            return self._exchange(*request.read_tunnel(fleet, meta, id_, method, target), None)
+            return self._exchange(*request_parameters.read_tunnel(fleet, meta, id_, method, target), None)
         if translation is None or isinstance(body.data, Spool):
-            return self._exchange(*request.read_body(fleet, meta, id_, fields, endpoint), None)
+            return self._exchange(*request_parameters.read_body(fleet, meta, id_, fields, endpoint), None)
         fields = translation.fields(fields)
-        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
+        instance, routed = request_parameters.read_body(fleet, meta, id_, fields, endpoint)
         is_loaded, owner = instance.status is Status.READY, meta.client.owner
         incoming = Incoming(
             fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s,
@@ -200,7 +200,7 @@ class Preparation:
                 entrance,
                 record,
                 time.monotonic,
-                voice_of(routed.endpoint),
+                dialect_of(routed.endpoint),
                 heartbeats=configuration.current.api.stream_heartbeats,
                 asked=asked,
             ),

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from app.domain.errors import BadRequest, NotFound
-from app.proxy.dialects.events import as_json
 from app.proxy.dialects.json_pieces import object_of, written
+from app.proxy.dialects.sse_format import as_json
 
 Item = dict[str, Any]
 FindItem = Callable[[str], bytes | None]
