@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -115,14 +115,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     make_tiny(path)
     return path
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Iterator[LogServer]:
-    server = LogServer(tmp_path / "logs")
-    assert server.start() is None
-    yield server
-    server.close()
 
 
 @pytest.fixture
