@@ -699,7 +699,7 @@ PARENT = """\
 import asyncio, sys
 from pathlib import Path
 import httpx
-from app.llama import os_process
+from app.llama import os_calls
 from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
 from app.llama.output.writer import LogServer
@@ -730,7 +730,7 @@ def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
 
 
 def test_without_a_parent_death_signal_the_next_start_ends_the_orphan(tmp_path: Path) -> None:
-    pid = kill_a_router(tmp_path, "os_process._LIBC = None")  # as on macOS
+    pid = kill_a_router(tmp_path, "os_calls._LIBC = None")  # as on macOS
     assert not _dead(pid)
     assert reap_orphans(tmp_path / "logs") == 1
     asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))

@@ -28,7 +28,7 @@ from app.llama.runner_interface import LoadError, OnChange, Runner
 
 
 class LlamaLauncher:
-    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_calls`."""
 
     TAKES = ("system.first_port", "system.load_timeout_sec")
 
