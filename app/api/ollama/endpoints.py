@@ -17,7 +17,7 @@ from app.api.ollama.show import shown
 from app.api.openai import json_object
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.spec import ModelSpec
-from app.proxy.dialects.ollama.model_names import asked_for
+from app.proxy.dialects.ollama.tagged_names import asked_for
 
 router = APIRouter(tags=["ollama"], responses=FOR_OLLAMA)
 store = APIRouter(tags=["ollama"], responses=FOR_STORE)
