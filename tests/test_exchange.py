@@ -24,7 +24,7 @@ from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.errors_and_heartbeats import dialect_of
-from app.proxy.dialects.translation import Asked, Times
+from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
 from app.proxy.forwarded_headers import Headers, from_lines

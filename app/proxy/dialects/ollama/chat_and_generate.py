@@ -16,7 +16,7 @@ from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.request_errors import no_model, not_able
 from app.proxy.dialects.sse_format import as_json
-from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 
 Fields = dict[str, Any]
 CardOf = Callable[[str], ModelCard | None]

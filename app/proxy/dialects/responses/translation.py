@@ -17,7 +17,7 @@ from app.proxy.dialects.responses.response_object import Frame, whole_item
 from app.proxy.dialects.responses.stored_responses import StoredResponses, packed
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
-from app.proxy.dialects.translation import Asked, Incoming, Times
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
 Keep = Callable[[dict[str, Any]], None]
 
