@@ -21,8 +21,8 @@ from app.access.request_headers import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
 from app.api import framework_errors
 from app.core.config import Config
+from app.domain.addresses_and_origins import ANY_ORIGIN
 from app.domain.errors import OriginNotAllowed, RouterError
-from app.domain.network import ANY_ORIGIN
 from app.proxy import request_parameters as model_requests
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
