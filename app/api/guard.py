@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
+from app.access.header_lookup import RequestHeaders
 from app.access.hosts import is_ours
 from app.access.origins import Origins
-from app.access.request_headers import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
 from app.api import framework_errors
 from app.core.config import Config

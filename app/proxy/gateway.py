@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.request_headers import Headers as ParsedHeaders
-from app.access.request_headers import RequestHeaders
+from app.access.header_lookup import Headers as ParsedHeaders
+from app.access.header_lookup import RequestHeaders
 from app.access.request_id import request_id
 from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
