@@ -30,8 +30,8 @@ from app.memory.probes.host_memory import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.routes import normal
 
 

@@ -15,8 +15,8 @@ from app.configuration.file import parse
 from app.core.config import Config
 from app.domain.errors import BadRequest, Overloaded, RouterError
 from app.main import create_app
-from app.proxy.client_memory import ClientMemory
 from app.proxy.request_body import Spool
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.upload import HELD_BYTES, UploadBody, boundary_of, form_fields
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Browser, reached_by

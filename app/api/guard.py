@@ -24,8 +24,8 @@ from app.core.config import Config
 from app.domain.addresses_and_origins import ANY_ORIGIN
 from app.domain.errors import OriginNotAllowed, RouterError
 from app.proxy import request_parameters as model_requests
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
+from app.proxy.request_memory_limit import ClientMemory
 
 
 def client_of(request: Request) -> Client:
