@@ -12,27 +12,27 @@ import pytest
 
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.fingerprint import Work
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
-from app.proxy import client_messages
+from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Times
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
-from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
-from app.proxy.headers import Headers, from_lines
+from app.proxy.exchange_interfaces import UpstreamGone
+from app.proxy.forwarded_headers import Headers, from_lines
 from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.request_timeouts import HEAD_WAITS_S, HEARTBEAT_S
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, HEARTBEAT_S
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -46,12 +46,13 @@ class Link:
     """A connection to llama-server; keeps what it is told to do."""
 
     def __init__(self) -> None:
-        self.asked: list[UpstreamRequest] = []
+        self.asked: list[tuple[RoutedRequest, str, Any]] = []
+        """For what, with which key, and the body."""
         self.is_fresh: bool | None = None
         self.released = self.resumed = 0
 
-    def ask(self, request: UpstreamRequest, listener: Any, *, is_fresh: bool) -> None:
-        self.asked.append(request)
+    def ask(self, request: RoutedRequest, api_key: str, body: Any, listener: Any, *, is_fresh: bool) -> None:
+        self.asked.append((request, api_key, body))
         self.is_fresh = is_fresh
 
     def release(self) -> None:
@@ -104,7 +105,6 @@ class World:
         # links
         self.link = Link()
         self.has_link = True
-        self.opened: list[bool] = []
         self.ahead = 0
         self.opening: Pending | None = None
         # downstream
@@ -127,7 +127,7 @@ class World:
                 everything,
                 record,
                 lambda: self.now,
-                voice_of(endpoint),
+                dialect_of(endpoint),
                 heartbeats=heartbeats,
                 asked=Asked(b"", stream, translator, again=again),
             ),
@@ -191,7 +191,7 @@ class World:
         """The process that was lost has ended: who has begun, or has no replay left, is told."""
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
-        self.exchange.process_gone(client_messages.crashed(model) if is_over else None)
+        self.exchange.process_gone(error_messages.crashed(model) if is_over else None)
 
     def may_forget(self, size: int) -> bool:
         return size > 0
@@ -257,12 +257,12 @@ class Links:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def open(self, port: int, user: Any, *, fresh: bool = False) -> Any:
+    def take(self, port: int) -> Link | None:
         assert port == Runner.port
-        self._world.opened.append(fresh)
-        if self._world.has_link:
-            user.connected(self._world.link, fresh)
-            return None
+        return self._world.link if self._world.has_link else None
+
+    def open(self, port: int, user: Any) -> Pending:
+        assert port == Runner.port
         self._world.opening = Pending()
         return self._world.opening
 
@@ -277,9 +277,7 @@ def test_a_plain_answer_is_passed_on_whole_in_one_write() -> None:
     world = World()
     exchange = world.asked()
     (asked,) = world.link.asked
-    assert asked == UpstreamRequest(
-        "POST", "/v1/x", b"accept: x\r\nauthorization: Bearer secret\r\n", b"body", True
-    )
+    assert asked == (world.exchange.record.request, "secret", b"body")
     world.now += 2
     exchange.head(AnswerHead(201, JSON), 4)
     assert exchange.body(b"{", False)
@@ -305,7 +303,7 @@ def test_a_stream_passes_event_by_event() -> None:
     assert (status, length, world.sent) == (200, None, EVENT)
     assert (headers[b"cache-control"], headers[b"x-accel-buffering"]) == (b"no-cache", b"no")
     assert b"keep-alive" not in headers
-    assert not world.link.asked[0].keep_alive
+    assert not world.link.asked[0][0].keep_alive
     exchange.body(EVENT, False)
     exchange.body(b"data: [DONE]\n\n", True)
     assert world.sent == EVENT + EVENT + b"data: [DONE]\n\n"
@@ -432,7 +430,7 @@ def test_a_stream_is_translated_as_it_comes() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
     exchange.head(AnswerHead(200, EVENTS), None)
-    assert exchange.reply.holds_head
+    assert world.heads == []
     exchange.body(b"one\ntw", False)
     assert world.sent == b"ONE\n"
     exchange.body(b":\n\n", False)
@@ -495,7 +493,7 @@ def test_a_request_that_is_refused_is_asked_otherwise_in_the_same_slot() -> None
     world = World(again=lambda error: error.message.encode())
     exchange = refused(world)
     assert (exchange.phase, world.heads) == (Phase.ASKED, [])
-    assert world.link.asked[-1].body == b"too long"
+    assert world.link.asked[-1][2] == b"too long"
     exchange.head(AnswerHead(200, JSON), 2)
     exchange.body(b"ok", True)
     assert (world.sent, world.is_complete) == (b"ok", True)
@@ -574,7 +572,7 @@ def test_who_waits_is_asked_when_its_ticket_is_granted() -> None:
     world = World()
     world.is_full = True
     world.exchange.begin()
-    assert (world.exchange.phase, world.opened) == (Phase.QUEUED, [])
+    assert (world.exchange.phase, world.link.asked) == (Phase.QUEUED, [])
     world.now += 7
     world.entered[0].grant(world.now)
     exchange = world.exchange
@@ -712,7 +710,9 @@ def test_a_stale_connection_is_replaced_by_a_fresh_one_without_a_replay() -> Non
     world = World()
     exchange = world.asked()
     exchange.broken(STALE)
-    assert (world.opened, world.link.is_fresh) == ([False, True], True)
+    assert (exchange.phase, len(world.link.asked), world.opening is not None) == (Phase.CONNECTING, 1, True)
+    exchange.connected(world.link, True)
+    assert world.link.is_fresh
     assert (exchange.phase, len(world.entered), len(world.link.asked)) == (Phase.ASKED, 1, 2)
 
 

@@ -29,16 +29,16 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.child_process import ChildProcess
-from app.llama.command import BinaryInfo, build_command
+from app.llama.command_line import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
 from app.llama.http_get import Answer, http_get
 from app.llama.launcher import LlamaLauncher
+from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
-from app.llama.process import LlamaRunner
+from app.llama.process_timeouts import ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, Runner
-from app.llama.time_limits import ProcessTimes
 from tests import llama_build
 from tests.event_loops import on_both_loops
 from tests.ggufs import make_tiny

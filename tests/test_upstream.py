@@ -12,9 +12,11 @@ from typing import Any, cast
 import pytest
 
 from app.domain.errors import RouterError
+from app.domain.priority import Priority
 from app.proxy.answer_reader import MAX_HEAD_BYTES, AnswerHead
-from app.proxy.exchange_interfaces import UpstreamGone, UpstreamRequest
-from app.proxy.headers import Headers
+from app.proxy.exchange_interfaces import UpstreamGone
+from app.proxy.forwarded_headers import Headers
+from app.proxy.request_record import RoutedRequest
 from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool
 from tests.event_loops import on_both_loops
@@ -31,24 +33,42 @@ RECV_BYTES = 256 * 1024
 """The most that one read from a socket gives."""
 
 
-LAST = UpstreamRequest("POST", "/", b"", b"{}", False)
+def asking(method: str, target: str, headers: bytes, *, keep_alive: bool) -> RoutedRequest:
+    """As much of a request as a connection needs to know."""
+    return RoutedRequest(
+        target, method, target, headers, False, keep_alive, Priority.NORMAL, False, request_id="id", client=""
+    )
+
+
+KEY = "secret"
+LAST = asking("POST", "/", b"", keep_alive=False)
 
 
 class Answer:
     """Asks for something and awaits what an exchange is called for."""
 
     def __init__(
-        self, pool: UpstreamPool, port: int, request: UpstreamRequest, *, fresh: bool = False
+        self,
+        pool: UpstreamPool,
+        port: int,
+        request: RoutedRequest,
+        body: bytes = b"{}",
+        *,
+        fresh: bool = False,
     ) -> None:
         self.status, self.headers = 0, cast(Headers, [])
         self.length: int | None = None
         self.ended = self._paused = False
         self.is_fresh: bool | None = None
-        self._request, self._chunks = request, cast("list[bytes]", [])
+        self._request, self._body, self._chunks = request, body, cast("list[bytes]", [])
         self._error: Exception | None = None
         self._link: UpstreamConnection | None = None
         self._news = asyncio.Event()
-        self._opening = pool.open(port, cast(Any, self), fresh=fresh)
+        self._opening: Opening | None = None
+        if not fresh and (kept := pool.take(port)) is not None:
+            self.connected(kept, False)
+        else:
+            self._opening = pool.open(port, cast(Any, self))
 
     @property
     def content_type(self) -> bytes:
@@ -58,7 +78,7 @@ class Answer:
 
     def connected(self, link: UpstreamConnection, is_fresh: bool) -> None:
         self._opening, self._link, self.is_fresh = None, link, is_fresh
-        link.ask(self._request, self, is_fresh=is_fresh)
+        link.ask(self._request, KEY, self._body, self, is_fresh=is_fresh)
 
     def refused(self, error: RouterError) -> None:
         self._fail(error)
@@ -165,8 +185,8 @@ class World:
         self, body: bytes = b"{}", *, method: str = "POST", last: bool = False, fresh: bool = False
     ) -> Answer:
         """`last`: llama-server is told to close. `fresh`: on a new connection."""
-        request = UpstreamRequest(method, "/x?y=1", b"accept: */*\r\n", body, not last)
-        return Answer(self.upstream, self.port, request, fresh=fresh)
+        request = asking(method, "/x?y=1", b"accept: */*\r\n", keep_alive=not last)
+        return Answer(self.upstream, self.port, request, body, fresh=fresh)
 
     def send(self, body: bytes = b"{}", **how: Any) -> asyncio.Task[Answer]:
         return asyncio.ensure_future(answered(self.ask(body, **how)))
@@ -235,7 +255,8 @@ async def test_a_request_is_what_llama_server_expects(world: World) -> None:
         asked = await line.answer(OK + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
         (await sending).close()
         assert asked == (
-            b"POST /x?y=1 HTTP/1.1\r\nhost: 127.0.0.1:%d\r\naccept: */*\r\ncontent-length: 4\r\n" % world.port
+            b"POST /x?y=1 HTTP/1.1\r\nhost: 127.0.0.1:%d\r\naccept: */*\r\n" % world.port
+            + b"authorization: Bearer secret\r\ncontent-length: 4\r\n"
             + last
             + b"\r\nbody"
         )

@@ -33,35 +33,31 @@ class Alarm:
     when it fires too early. A timer cancelled and made for each byte of a stream would fill the loop's heap.
     """
 
-    __slots__ = ("_at", "_handle", "_ring", "_timer_at", "_timers")
+    __slots__ = ("_handle", "_ring", "_timer_at", "_timers", "at")
 
     def __init__(self, ring: Callable[[], object], timers: Timers | None = None) -> None:
         """`timers`: the running event loop, unless a test moves the clock."""
         self._ring, self._timers = ring, timers
-        self._at: float | None = None
+        self.at: float | None = None
+        """When it rings; None while it is not set. To be read."""
         self._handle: _Handle | None = None
         self._timer_at = 0.0
 
-    @property
-    def at(self) -> float | None:
-        """When it rings; None while it is not set."""
-        return self._at
-
     def set(self, when: float) -> None:
         """Ring at `when`, in the event loop's time, and at no time set before. A past one is: very soon."""
-        self._at = when
+        self.at = when
         if self._handle is None or when < self._timer_at:
             self._start_timer(when)
 
     def set_within(self, delay_s: float) -> None:
         """Ring in `delay_s` seconds, or earlier if that was set already."""
         when = self._loop().time() + delay_s
-        if self._at is None or when < self._at:
+        if self.at is None or when < self.at:
             self.set(when)
 
     def cancel(self) -> None:
         """Do not ring. It may be set again. Safe to call twice."""
-        self._at = None
+        self.at = None
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -77,15 +73,15 @@ class Alarm:
     def _fired(self) -> None:
         """Compares coarsely with the clock: uvloop's timers fire up to half a millisecond early."""
         self._handle = None
-        at, now = self._at, self._loop().time()
+        at, now = self.at, self._loop().time()
         if at is None:
             return
         if now - self._timer_at > LATE_S:  # uvloop rings before it reads
-            self._at = max(at, now + READ_FIRST_S)
-            self._start_timer(self._at)
+            self.at = max(at, now + READ_FIRST_S)
+            self._start_timer(self.at)
             return
         if at > self._timer_at:
             self._start_timer(at)
         else:
-            self._at = None
+            self.at = None
             self._ring()

@@ -14,17 +14,17 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
 from app.judgement.pauses import Pauses
-from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
+from app.llama.command_line import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
+from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import PidFile
-from app.llama.os_process import NO_FILES_LEFT, files_left
+from app.llama.os_calls import NO_FILES_LEFT, files_left
 from app.llama.output.writer import LogServer
 from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
-from app.llama.process import LlamaRunner
+from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.readahead import read_ahead
 from app.llama.runner_interface import LoadError, OnChange, Runner
-from app.llama.time_limits import USUAL, ProcessTimes
 
 
 class LlamaLauncher:

@@ -16,7 +16,7 @@ from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
 from app.llama.http_get import Answer, NoAnswer, http_get
-from app.llama.os_process import out_of_files, processor_use
+from app.llama.os_calls import out_of_files, processor_use
 from app.llama.slots import working_slots
 
 SLOTS = "/slots"

@@ -18,7 +18,7 @@ from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
 from app.llama.runner_interface import Launcher, Runner
 from app.memory.amount_to_reserve import Footprint
-from app.memory.history import LoadHistory
+from app.memory.load_history import LoadHistory
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry
@@ -53,6 +53,7 @@ class ModelInstance:
         demand: Demand,
         kv_cache: KvCache | None = None,
     ) -> None:
+        self.alias = spec.alias
         self.spec = self._next_spec = spec
         self.queue = queue
         self.readers: set[Ticket] = set()  # who asks its process without a slot
@@ -77,10 +78,6 @@ class ModelInstance:
         self._unkillable = UnkillableProcesses(self.memory, tracker.ledger, reconcile_soon)
         self._ledger, self._demand = tracker.ledger, demand
         self._bus, self._clock, self._reconcile_soon = bus, clock, reconcile_soon
-
-    @property
-    def alias(self) -> str:
-        return self.spec.alias
 
     @property
     def status(self) -> Status:

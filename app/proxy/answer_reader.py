@@ -11,7 +11,7 @@ from enum import Enum
 
 import httptools
 
-from app.proxy.headers import Headers, as_lines, passed_back
+from app.proxy.forwarded_headers import Headers, as_lines, passed_back
 
 MAX_HEAD_BYTES = 65536
 MAX_KNOWN_HEADS = 64
@@ -45,7 +45,7 @@ class AnswerHead:
         """What of it is for the client."""
 
 
-class KnownHeads:
+class KnownAnswerHeads:
     """Those of all connections, by their bytes without the digits of the length, and the place of these."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class AnswerReader:
         "stage",
     )
 
-    def __init__(self, known: KnownHeads) -> None:
+    def __init__(self, known: KnownAnswerHeads) -> None:
         self._known = known
         self.expect(has_body=True)
 
@@ -166,18 +166,20 @@ class AnswerReader:
                 raise NotHttp(f"the answer is not HTTP: {error!r}") from None
         if collected.is_complete:
             self.stage, self._parser = Stage.COMPLETE, None
-        body, collected.body = collected.body, []
-        return body[0] if len(body) == 1 else b"".join(body)
+        body = b"".join(collected.body)
+        collected.body.clear()
+        return body
 
 
 class _Collected:
     """What a parser says of one answer. It does not know the parser: no circle is left behind."""
 
-    __slots__ = ("body", "headers", "is_complete")
+    __slots__ = ("body", "headers", "is_complete", "on_body")
 
     def __init__(self) -> None:
         self.headers: Headers = []
         self.body: list[bytes] = []
+        self.on_body = self.body.append  # called for every chunk
         self.is_complete = False
 
     def on_message_begin(self) -> None:
@@ -186,9 +188,6 @@ class _Collected:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))  # a trailer comes when nobody reads them any more
-
-    def on_body(self, body: bytes) -> None:
-        self.body.append(body)
 
     def on_message_complete(self) -> None:
         self.is_complete = True

@@ -5,10 +5,10 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from app.domain.errors import RouterError
-from app.proxy import error_format
-from app.proxy.dialects.events import as_json
-from app.proxy.dialects.voice import Voice
-from app.proxy.headers import Headers, as_lines, own_lines
+from app.proxy.dialects.errors_and_heartbeats import Dialect, retry_headers
+from app.proxy.dialects.sse_format import as_json
+from app.proxy.forwarded_headers import Headers, as_lines, own_lines
+from app.proxy.request_head import HeadLines
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -26,13 +26,6 @@ def _status_line(status: int) -> bytes:
 STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 
 
-def chunk(data: bytes, *, last: bool = False) -> bytes:
-    """`data` in chunked framing; an empty one is nothing unless it is the last."""
-    if not data:
-        return LAST_CHUNK if last else b""
-    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if last else b"%x\r\n%b\r\n" % (len(data), data)
-
-
 class AnswerWriter:
     """Frames the answers of one connection, one after the other."""
 
@@ -45,21 +38,20 @@ class AnswerWriter:
 
     def start(
         self,
-        method: str,
-        version: str,
+        asked: HeadLines,
         status: int,
         lines: bytes,
         length: int | None,
-        *,
         defaults: Headers,
+        *,
         keep_alive: bool,
     ) -> bool:
         """`lines`: the headers; nothing in them can end a line, it has been through a parser.
 
         `length`: of the body, where it is known. False: the connection has to end with the answer.
         """
-        self._has_body = has_body = method != "HEAD" and status not in (204, 304)
-        self._is_chunked = has_body and length is None and version == "1.1"
+        self._has_body = has_body = asked.method != "HEAD" and status not in (204, 304)
+        self._is_chunked = has_body and length is None and asked.version == "1.1"
         if length is not None:
             framing = b"content-length: %d\r\n" % length
         else:
@@ -75,8 +67,10 @@ class AnswerWriter:
         """What to write for it; with the first piece of a body goes the head."""
         if not self._has_body:
             data = b""
-        elif self._is_chunked:
-            data = chunk(data, last=last)
+        elif self._is_chunked:  # an empty chunk would be the last one
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            if last:
+                data += LAST_CHUNK
         if self._head:
             data, self._head = self._head + data, b""
         return data
@@ -85,9 +79,9 @@ class AnswerWriter:
 # --- errors
 
 
-def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[int, bytes, bytes]:
+def error_answer(error: RouterError, dialect: Dialect, request_id: str) -> tuple[int, bytes, bytes]:
     """Status, headers, as lines, and body of an answer that is an error."""
-    told = error_format.headers_of(error).items()
+    told = retry_headers(error).items()
     headers = [(b"content-type", b"application/json")]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
-    return voice.status(error), as_lines(headers) + own_lines(request_id), as_json(voice.body(error))
+    return dialect.status(error), as_lines(headers) + own_lines(request_id), as_json(dialect.body(error))

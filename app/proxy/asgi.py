@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import answer_writer, client_messages
-from app.proxy.dialects.voice import voice_of
+from app.proxy import answer_writer, error_messages
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.exchange import Exchange
+from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Accepted, Gateway
-from app.proxy.headers import from_lines
 from app.proxy.llama_server_info import info_path_of, tunnel_target
-from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
+from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
 from app.proxy.upload import UploadBody
 
@@ -70,7 +70,7 @@ class AsgiProxy:
     async def _whole(self, scope: Scope, info: InfoPath | None, receive: Receive) -> Accepted:
         accepted = self._accepted(scope) if info is None else self._accepted_info(scope, info)
         async for piece in pieces_of_body(receive):
-            self._gateway.receive(accepted, piece)
+            accepted.body.add(piece)
         return accepted
 
     def _accepted(self, scope: Scope) -> Accepted:
@@ -79,7 +79,9 @@ class AsgiProxy:
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta(endpoint, headers, client)
         is_upload = endpoint is not None and endpoint.is_upload
-        body = (UploadBody if is_upload else RequestBody)(self._gateway.memory, announced_length(headers))
+        body = (UploadBody if is_upload else RequestBody)(
+            self._gateway.memory, announced_length(headers), check=self._gateway.rules.check_body
+        )
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
     def _accepted_info(self, scope: Scope, info: InfoPath) -> Accepted:
@@ -88,7 +90,8 @@ class AsgiProxy:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
         target = tunnel_target(self._gateway.backend.manager.fleet, info, scope["query_string"])
-        body = RequestBody(self._gateway.memory, announced_length(scope["router.headers"]))
+        length = announced_length(scope["router.headers"])
+        body = RequestBody(self._gateway.memory, length, check=self._gateway.rules.check_body)
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
 
@@ -149,15 +152,15 @@ class AsgiAnswer:
 
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
-        voice = voice_of(self._scope["path"])
-        status, lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
+        dialect = dialect_of(self._scope["path"])
+        status, lines, body = answer_writer.error_answer(error, dialect, self._scope["router.request_id"])
         self.start(status, lines, len(body))
         self.write(body, True)
 
     def bug(self, bug: Exception) -> None:
         """In what comes before an exchange, which sees to its own."""
         logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
-        self.refuse(client_messages.mistake())
+        self.refuse(error_messages.mistake())
 
     def wake(self, delay_s: float) -> None:
         self._alarm.set(asyncio.get_running_loop().time() + delay_s)

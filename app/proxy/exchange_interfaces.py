@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
@@ -11,7 +11,7 @@ from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.request_body import Data
-from app.proxy.request_record import RequestRecord
+from app.proxy.request_record import RequestRecord, RoutedRequest
 
 
 class UpstreamGone(Exception):
@@ -23,16 +23,6 @@ class UpstreamGone(Exception):
     def __init__(self, message: str, *, stale: bool = False) -> None:
         super().__init__(message)
         self.stale = stale
-
-
-class UpstreamRequest(NamedTuple):
-    """`target` is the path with its query, encoded; `headers` are whole lines."""
-
-    method: str
-    target: str
-    headers: bytes
-    body: Data
-    keep_alive: bool
 
 
 class Pending(Protocol):
@@ -73,7 +63,9 @@ class Listener(Protocol):
 class Link(Protocol):
     """A connection to llama-server."""
 
-    def ask(self, request: UpstreamRequest, listener: Listener, *, is_fresh: bool) -> None: ...
+    def ask(
+        self, request: RoutedRequest, api_key: str, body: Data, listener: Listener, *, is_fresh: bool
+    ) -> None: ...
 
     def release(self) -> None: ...
 
@@ -96,7 +88,13 @@ class LinkUser(Protocol):
 class Links(Protocol):
     """Where connections come from."""
 
-    def open(self, port: int, user: LinkUser, *, fresh: bool = False) -> Pending | None: ...
+    def take(self, port: int) -> Link | None:
+        """One that is open and that nobody uses, if there is one."""
+        ...
+
+    def open(self, port: int, user: LinkUser) -> Pending:
+        """A new one, which the user gets later."""
+        ...
 
     def open_ahead(self, port: int, wanted: int) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import IO
 
 from app.proxy.client_memory import ClientMemory
@@ -38,14 +39,20 @@ class RequestBody:
     counted is what is there.
     """
 
-    __slots__ = ("_memory", "_taken", "data")
+    __slots__ = ("_check", "_memory", "_taken", "data")
 
-    def __init__(self, memory: ClientMemory, announced: int = 0) -> None:
+    def __init__(
+        self, memory: ClientMemory, announced: int = 0, *, check: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Takes a place for what was announced, the rest as it comes. Raises what a client without a place is
-        to be told, as `add` does."""
-        self._memory, self._taken = memory, 0
+        to be told, as `add` does.
+
+        `check` raises for a size that is too large; what was announced has been checked.
+        """
+        self._memory, self._taken, self._check = memory, 0, check
         self.data: Data = b""
-        self._take(announced)
+        memory.take(announced)
+        self._taken = announced
 
     def __len__(self) -> int:
         return len(self.data)
@@ -53,6 +60,7 @@ class RequestBody:
     def add(self, piece: bytes) -> None:
         size = len(self.data) + len(piece)
         if size > self._taken:
+            self._check(size)
             self._take(size - self._taken)
         if not self.data:
             self.data = piece

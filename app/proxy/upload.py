@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from app.access.headers import Headers
+from app.access.request_headers import Headers
 from app.domain.errors import BadRequest, UnsupportedEncoding, UnsupportedMediaType
 from app.domain.units import MIB
 from app.proxy.client_memory import ClientMemory
@@ -34,11 +35,14 @@ class UploadBody(RequestBody):
 
     __slots__ = ("_spooled",)
 
-    def __init__(self, memory: ClientMemory, announced: int = 0) -> None:
+    def __init__(
+        self, memory: ClientMemory, announced: int = 0, *, check: Callable[[int], None] = lambda _: None
+    ) -> None:
         self._spooled = 0
-        super().__init__(memory, min(announced, HELD_BYTES))
+        super().__init__(memory, min(announced, HELD_BYTES), check=check)
 
     def add(self, piece: bytes) -> None:
+        self._check(len(self.data) + len(piece))
         if len(self.data) + len(piece) <= HELD_BYTES:
             super().add(piece)
             return

@@ -11,9 +11,10 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from app.proxy.answer_reader import AnswerReader, KnownHeads, NotHttp, Stage
-from app.proxy.exchange_interfaces import Listener, UpstreamGone, UpstreamRequest
-from app.proxy.request_body import Spool
+from app.proxy.answer_reader import AnswerReader, KnownAnswerHeads, NotHttp, Stage
+from app.proxy.exchange_interfaces import Listener, UpstreamGone
+from app.proxy.request_body import Data, Spool
+from app.proxy.request_record import RoutedRequest
 
 PIECE_BYTES = 262144
 """Of a body that is larger, so much is given to the transport in one turn of the event loop, and no more
@@ -29,7 +30,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(
         self,
         port: int,
-        known: KnownHeads,
+        known: KnownAnswerHeads,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection], None],
     ) -> None:
@@ -49,13 +50,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- one request after the other
 
-    def ask(self, request: UpstreamRequest, listener: Listener, *, is_fresh: bool) -> None:
+    def ask(
+        self, request: RoutedRequest, api_key: str, body: Data, listener: Listener, *, is_fresh: bool
+    ) -> None:
         """`is_fresh`: opened for this request, so that its loss is never `stale`."""
+        head = _head(request, self.port, api_key, len(body))
         has_body = request.method != "HEAD"
         self._listener, self._has_heard = listener, is_fresh
         self._may_keep = request.keep_alive and has_body
         self._reader.expect(has_body=has_body)
-        head, body = _head(request, self.port), request.body
         if not isinstance(body, Spool) and len(body) <= PIECE_BYTES:
             self._transport.write(head + body)
         else:
@@ -147,10 +150,12 @@ class UpstreamConnection(asyncio.Protocol):
             listener.broken(UpstreamGone(str(exc or "closed by llama-server"), stale=not self._has_heard))
 
 
-def _head(request: UpstreamRequest, port: int) -> bytes:
-    method, target, headers, body, keep_alive = request
-    start = method.encode(), target.encode("latin-1"), port, headers
-    has_body = body or method not in ("GET", "HEAD", "OPTIONS", "DELETE")
-    length = b"content-length: %d\r\n" % len(body) if has_body else b""
-    end = length if keep_alive else length + b"connection: close\r\n"
-    return b"%b %b HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n%b%b\r\n" % (*start, end)
+def _head(request: RoutedRequest, port: int, api_key: str, length: int) -> bytes:
+    """With the key of this process."""
+    has_body = length or request.method not in ("GET", "HEAD", "OPTIONS", "DELETE")
+    framing = f"content-length: {length}\r\n" if has_body else ""
+    if not request.keep_alive:
+        framing += "connection: close\r\n"
+    start = f"{request.method} {request.path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+    end = f"authorization: Bearer {api_key}\r\n{framing}\r\n"
+    return b"%b%b%b" % (start.encode("latin-1"), request.headers, end.encode())

@@ -10,8 +10,8 @@ from functools import partial
 
 from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
-from app.proxy.answer_reader import KnownHeads
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
+from app.proxy.answer_reader import KnownAnswerHeads
 from app.proxy.exchange_interfaces import LinkUser, UpstreamGone
 from app.proxy.upstream_connection import UpstreamConnection
 
@@ -45,24 +45,26 @@ class UpstreamPool:
     def __init__(self, idle_s: float = IDLE_CONNECTION_S) -> None:
         self.closed = False
         self.idle_s = idle_s
-        self._heads = KnownHeads()
+        self._heads = KnownAnswerHeads()
         self._idle: dict[int, list[UpstreamConnection]] = {}
         self._opening: dict[int, list[Opening]] = {}
         self._sweep_alarm = Alarm(self._sweep)
 
-    def open(self, port: int, user: LinkUser, *, fresh: bool = False) -> Opening | None:
-        """Gives the user a connection, perhaps before this returns; else the result cancels the wait.
+    def take(self, port: int) -> UpstreamConnection | None:
+        """The one that was used last, if one is open and nobody uses it."""
+        idle = self._idle.get(port)
+        while idle:
+            connection = idle.pop()
+            if not connection.is_closing:
+                return connection
+        return None
 
-        `fresh`: none that has been open before.
-        """
-        if not fresh:
-            if (kept := self._take(port)) is not None:
-                user.connected(kept, False)
-                return None
-            for opening in self._opening.get(port, ()):
-                if opening.user is None:
-                    opening.user = user
-                    return opening
+    def open(self, port: int, user: LinkUser) -> Opening:
+        """The user gets a new connection later; the result cancels the wait."""
+        for opening in self._opening.get(port, ()):
+            if opening.user is None:
+                opening.user = user
+                return opening
         return self._open(port, user)
 
     def open_ahead(self, port: int, wanted: int) -> None:
@@ -130,14 +132,6 @@ class UpstreamPool:
             self._keep(connection)
 
     # --- kept ones
-
-    def _take(self, port: int) -> UpstreamConnection | None:
-        idle = self._idle.get(port)
-        while idle:
-            connection = idle.pop()
-            if not connection.is_closing:
-                return connection
-        return None
 
     def _keep(self, connection: UpstreamConnection) -> None:
         if self.closed or connection.is_closing:

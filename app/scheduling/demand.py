@@ -46,6 +46,9 @@ class Demand:
 
     def asked(self, alias: str, level: Priority, now: float) -> None:
         """A request has come."""
+        if not (self._waiting_for_room or self._passed):  # the usual case
+            self._since = self._weighed_at = now
+            return
         self._pass(now)
         self._weigh_anew(now)
         if not self._waiting_for_room:
