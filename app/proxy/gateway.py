@@ -6,18 +6,18 @@ from typing import Any
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.request_headers import Headers as ParsedHeaders
-from app.access.request_headers import RequestHeaders
+from app.access.header_lookup import Headers as ParsedHeaders
+from app.access.header_lookup import RequestHeaders
 from app.access.request_id import request_id
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy import request_parameters
-from app.proxy.client_memory import ClientMemory
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.forwarded_headers import as_json, through_tunnel, to_model
 from app.proxy.preparation import Accepted, Backend, Entrance, Preparation
 from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of

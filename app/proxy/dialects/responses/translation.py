@@ -10,13 +10,13 @@ from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterE
 from app.llama.error_answers import read_error
 from app.proxy.dialects.errors_and_heartbeats import error_event
 from app.proxy.dialects.json_pieces import PIECE, text_of, written
-from app.proxy.dialects.responses.answer import Frame, whole_item
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
+from app.proxy.dialects.responses.response_object import Frame, whole_item
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
-from app.proxy.dialects.translation import Asked, Incoming, Times
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
 
 class TokensTranslation:
