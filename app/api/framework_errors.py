@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
 from app.proxy import error_messages
 from app.proxy.asgi import ERROR_KEY
-from app.proxy.dialects.errors_and_heartbeats import dialect_of, retry_headers
+from app.proxy.dialects.by_path import dialect_of
+from app.proxy.dialects.dialect import retry_headers
 from app.proxy.routes import meant_by
 
 logger = logging.getLogger(__name__)

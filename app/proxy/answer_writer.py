@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from app.domain.errors import RouterError
-from app.proxy.dialects.errors_and_heartbeats import Dialect, retry_headers
+from app.proxy.dialects.dialect import Dialect, retry_headers
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.forwarded_headers import Headers, as_lines, own_lines
 from app.proxy.request_head import HeadLines

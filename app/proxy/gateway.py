@@ -24,7 +24,7 @@ from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
-from app.proxy.dialects.errors_and_heartbeats import dialect_of
+from app.proxy.dialects.by_path import dialect_of
 from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
