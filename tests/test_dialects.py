@@ -15,10 +15,10 @@ from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.by_path import dialect_of
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
-from app.proxy.dialects.ollama.errors import OLLAMA
-from app.proxy.dialects.responses.errors import RESPONSES
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.responses.responses_errors import RESPONSES
 from app.proxy.dialects.sse_format import EventReader
-from app.proxy.dialects.translation import Times
+from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
 TIMES = Times(lambda: 0.0, 0.0, 0.0)

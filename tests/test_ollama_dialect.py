@@ -16,8 +16,8 @@ from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.ollama.errors import OLLAMA
-from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World
 
 Body = dict[str, Any]

@@ -21,13 +21,13 @@ MUTATIONS = [
     Mutation(
         "requests do not age",
         QUEUE,
-        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = waiting_handicap_s(priority, aging_s)",
         "self._handicap_s = priority * 1e9",
     ),
     Mutation(
         "priorities are ignored",
         QUEUE,
-        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = waiting_handicap_s(priority, aging_s)",
         "self._handicap_s = 0.0",
     ),
     Mutation(

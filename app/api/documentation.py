@@ -13,7 +13,7 @@ from app.api.examples import EXAMPLES
 from app.domain import errors
 from app.domain.errors import RouterError
 from app.proxy.dialects.dialect import OPENAI, Dialect
-from app.proxy.dialects.ollama.errors import OLLAMA
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 
 Answers = dict[int | str, dict[str, Any]]
 

@@ -29,7 +29,7 @@ from app.llama.runner_interface import LoadError, OnChange, Runner
 
 
 class LlamaLauncher:
-    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_calls`."""
 
     TAKES = ("system.first_port", "system.load_timeout_sec")
 
@@ -50,6 +50,8 @@ class LlamaLauncher:
         self._pid_file, self._times = pid_file, times
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
+        self._told: dict[str, bool] = {}
+        """By model: its last process has said by itself when it was ready."""
 
     def apply(self, config: Config) -> None:
         """For the starts to come."""
@@ -94,6 +96,7 @@ class LlamaLauncher:
                 self.load_timeout_s,
                 on_change,
                 files,
+                will_tell=self._told.get(spec.alias, False),
                 pauses=self._pauses,
                 times=self._times,
             )
@@ -104,6 +107,7 @@ class LlamaLauncher:
                     self._pid_file.note(runner.pid, command.argv[1:])
                 yield runner
             finally:
+                self._told[spec.alias] = runner.evidence.said_ready
                 try:
                     with anyio.CancelScope(shield=True):
                         await runner.stop()

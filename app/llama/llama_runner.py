@@ -26,12 +26,14 @@ from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, OnChange
+from app.llama.slots import SLOT_IS_FREE
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
 POLL_SHARE = 0.05  # of the time that a load has taken: it is ready at most that much earlier than is noticed
-POLL_MAX_S = 0.5
+LOOK_S = 0.5
+"""What it does is looked at this often, also while its port is closed, or it will say when it is ready."""
 
 
 class LlamaRunner:
@@ -47,15 +49,17 @@ class LlamaRunner:
         on_change: OnChange,
         files: Sequence[Path] = (),
         *,
+        will_tell: bool = False,
         pauses: Pauses | None = None,
         times: ProcessTimes = USUAL,
     ) -> None:
+        """`will_tell`: the one before said when it was ready, so this one need not be asked all the time."""
         self.pid = 0
         self.port, self.api_key, self.log = port, api_key, log
         self.phase = Status.STARTING
         self.unkillable = False
         self.load_log = LoadLog()
-        self._alias, self._on_change = alias, on_change
+        self._alias, self._on_change, self._will_tell = alias, on_change, will_tell
         now = time.monotonic()
         self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
         self._limits = ProcessLimits(load_s=load_timeout_s, closed_s=times.port_closed_s)
@@ -89,7 +93,7 @@ class LlamaRunner:
             verdict = judge(self.evidence, self._limits, self._pauses, now)
             if repeated.stuck(verdict, self.evidence, now):
                 raise LoadError(self._failure(FailureKind.TIMEOUT, self._why(verdict)))
-            with anyio.move_on_after(self._poll_s(now)):
+            with self._probe.waiting(self._poll_s(now), self._wake.set), anyio.move_on_after(LOOK_S):
                 await self._wake.wait()
             self._wake.clear()
         self.evidence.ready(time.monotonic())
@@ -127,6 +131,8 @@ class LlamaRunner:
             self._read_lines(data)
         elif not self.evidence.shows_slots:
             self.evidence.said(time.monotonic())
+        elif SLOT_IS_FREE in data:
+            self.evidence.freed_at = time.monotonic()
         return self.phase is Status.READY
 
     def process_ended(self, code: int) -> None:
@@ -191,9 +197,9 @@ class LlamaRunner:
         )
 
     def _poll_s(self, now: float) -> float:
-        if self.load_log.state is not None:  # it will say when it is ready, which wakes
-            return POLL_MAX_S
-        return min(max(POLL_S, POLL_SHARE * (now - self.evidence.started)), POLL_MAX_S)
+        if self._will_tell or self.load_log.state is not None:  # when it is ready, which wakes
+            return LOOK_S
+        return min(max(POLL_S, POLL_SHARE * (now - self.evidence.started)), LOOK_S)
 
     def _failure(self, kind: FailureKind, message: str, code: int | None = None) -> Failure:
         tail = tuple(self.log.tail(TAIL_LINES, since=self._begin))

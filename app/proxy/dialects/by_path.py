@@ -6,8 +6,8 @@ from functools import lru_cache
 
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
-from app.proxy.dialects.ollama.errors import OLLAMA
-from app.proxy.dialects.responses.errors import RESPONSES
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.responses.responses_errors import RESPONSES
 
 _OPENAI_PATHS = frozenset({"chat", "completions", "embeddings", "models"})
 
