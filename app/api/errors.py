@@ -33,6 +33,7 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, error: RouterError, path: str) -> None:
         body, headers = error_format.body_of(error, path), error_format.headers_of(error)
+        headers["content-type"] = error_format.type_of(path)
         super().__init__(body, status_code=error_format.status_of(error, path), headers=headers)
         self._error = error
 

@@ -83,6 +83,6 @@ class AnswerWriter:
 def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[int, bytes, bytes]:
     """Status, headers, as lines, and body of an answer that is an error."""
     told = error_format.headers_of(error).items()
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"content-type", voice.json_type)]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
     return voice.status(error), as_lines(headers) + own_lines(request_id), as_json(voice.body(error))

@@ -13,6 +13,11 @@ def body_of(error: RouterError, path: str) -> dict[str, Any]:
     return voice_of(path).body(error)
 
 
+def type_of(path: str) -> str:
+    """The media type of its body."""
+    return voice_of(path).json_type.decode()
+
+
 def status_of(error: RouterError, path: str) -> int:
     """As in that API."""
     return voice_of(path).status(error)

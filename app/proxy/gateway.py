@@ -288,7 +288,8 @@ class Gateway:
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord, entrance: Entrance) -> None:
         record.close()
         self.backend.slots.answered(instance, record)
-        lines = as_lines([(b"content-type", b"application/json")]) + own_lines(record.request.request_id)
+        type_ = voice_of(record.request.endpoint).json_type
+        lines = as_lines([(b"content-type", type_)]) + own_lines(record.request.request_id)
         entrance.start(200, lines, len(told.body))
         entrance.write(told.body, True)
 

@@ -29,7 +29,7 @@ class EmbedTranslation:
     edits = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked.named({**asked.normal(given), "stream": False}, no_model(""))
+        return asked.named({**asked.normal(given), "stream": False}, no_model(""), "truncate")
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
