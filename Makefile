@@ -48,7 +48,7 @@ help:
 	@echo
 	@echo "PYTHON=python3.12 picks the Python that .venv is made with (3.10 or newer)."
 
-# It brings a llama-server along: the first of app/llama/builds/table.py that computes on this machine.
+# It brings a llama-server along: the first of app/llama/builds/known_builds.py that computes on this machine.
 demo: $(MODEL)
 	@$(BIN)/python run.py demo
 

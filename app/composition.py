@@ -7,6 +7,7 @@ import time
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio.to_thread
 import httpx
@@ -14,10 +15,10 @@ import httpx
 from app.api.dependencies import READ_AT_USE, Services
 from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
-from app.api.peer_feed import PeerFeed
+from app.api.router_mode_events import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
@@ -29,29 +30,29 @@ from app.domain.event_bus import EventBus
 from app.domain.units import MIB
 from app.judgement.pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.control_client import open_client
 from app.llama.launcher import LlamaLauncher
 from app.llama.orphans import PidFile, reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
-from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.load_history import FILE_NAME, LoadHistory
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuProbe
-from app.models.cards import Cards
+from app.models.card_cache import Cards
 from app.models.kv_cache import KvCache
 from app.models.kv_store import KvStore
 from app.observability.access_log import AccessLog
 from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
-from app.proxy.body_reader import BodyReader
+from app.proxy.body_thread import BodyThread
 from app.proxy.client_memory import ClientMemory
-from app.proxy.dialects.messages import MessagesTranslation
+from app.proxy.dialects.anthropic_stream import MessagesTranslation
+from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.ollama.text import ChatTranslation, GenerateTranslation
-from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
 from app.proxy.upstream_pool import UpstreamPool
@@ -59,19 +60,24 @@ from app.proxy.upstream_pool import UpstreamPool
 logger = logging.getLogger(__name__)
 
 
+class Given(NamedTuple):
+    """What is not found out or decided here: the two seams to the world where there are others than the real
+    ones, a binary that was inspected already, and times in seconds."""
+
+    launcher: Launcher | None
+    probe: GpuProbe | None
+    binary: BinaryInfo | None
+    heartbeat_s: float
+    batch_s: float
+
+
 async def build(
-    configuration: Configuration,
-    stack: AsyncExitStack,
-    launcher: Launcher | None,
-    probe: GpuProbe | None,
-    binary: BinaryInfo | None,
-    heartbeat_s: float,
-    batch_s: float,
-    memory: ClientMemory,
+    configuration: Configuration, stack: AsyncExitStack, given: Given, memory: ClientMemory
 ) -> Services:
     config, started_at = configuration.current, time.monotonic()
+    launcher, binary = given.launcher, given.binary
     pauses = Pauses(started_at)
-    bus = EventBus(batch_s)
+    bus = EventBus(given.batch_s)
     http = await stack.enter_async_context(open_client())
     logs = _logs(config.system.log_dir, stack)
     kv_cache = None
@@ -81,7 +87,7 @@ async def build(
         launcher = await _launcher(configuration, logs, pauses, stack, binary)
     else:
         binary = None  # nothing is known of other processes than llama-server's
-    tracker = await _tracker(configuration, probe, binary, stack, bus)
+    tracker = await _tracker(configuration, given.probe, binary, stack, bus)
     manager = ModelManager(
         config,
         launcher=launcher,
@@ -93,7 +99,17 @@ async def build(
     )
     stack.push_async_callback(manager.stop_all)
     services = _services(
-        configuration, launcher, manager, tracker, memory, http, bus, logs, pauses, started_at, heartbeat_s
+        configuration,
+        launcher,
+        manager,
+        tracker,
+        memory,
+        http,
+        bus,
+        logs,
+        pauses,
+        started_at,
+        given.heartbeat_s,
     )
     stack.callback(services.upstream.close)
     stack.callback(services.bodies.close)
@@ -129,7 +145,7 @@ def _services(
         manager=manager,
         tracker=tracker,
         upstream=UpstreamPool(),
-        bodies=BodyReader(),
+        bodies=BodyThread(),
         stored=StoredResponses(_stored_bytes(configuration.current)),
         http=http,
         bus=bus,

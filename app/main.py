@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import reload
+from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, errors, management, monitoring, openai, page, responses
+from app.api import documentation, framework_errors, management, monitoring, openai, page, responses
 from app.api.dependencies import Services
-from app.api.event_channel import HEARTBEAT_S
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
 from app.api.ollama import routes as ollama
-from app.composition import backend, build
-from app.configuration.subscriptions import Configuration
+from app.api.sse_broadcast import HEARTBEAT_S
+from app.composition import Given, backend, build
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.errors import Refused
 from app.domain.event_bus import BATCH_S
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.runner_interface import Launcher
-from app.memory.probes.host import machine_mb
+from app.memory.probes.host_memory import machine_mb
 from app.memory.probes.interface import GpuProbe
-from app.observability.refusals import Refusal, RefusalLog
+from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
@@ -40,7 +40,7 @@ class RouterApp(FastAPI):
 
     entry: ASGIApp
     gateway: Gateway
-    """To the models, for both entrances: `app/server.py` gives it to the protocol in front."""
+    """To the models, for both entrances: `app/uvicorn_server.py` gives it to the protocol in front."""
 
     sessions: Sessions
     refusals: RefusalLog
@@ -105,26 +105,39 @@ def create_app(
     are collected.
     """
     configuration = Configuration(config)
-    memory = ClientMemory(config, machine_mb())
-    configuration.subscribe(ClientMemory.TAKES, memory.apply)
+    given = Given(launcher, probe, binary, heartbeat_s, batch_s)
+    lifespan = _lifespan(configuration, given, config_path)
+    app = RouterApp(
+        title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
+    )
+    app.state.configuration = configuration
+    _add_routes(app)
+    _set_entrance(app, configuration)
+    return app
+
+
+def _lifespan(
+    configuration: Configuration, given: Given, config_path: Path | None
+) -> Callable[[RouterApp], AbstractAsyncContextManager[None]]:
+    """From the first object to the undoing of the last one."""
 
     @asynccontextmanager
     async def lifespan(app: RouterApp) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            services = await build(
-                configuration, stack, launcher, probe, binary, heartbeat_s, batch_s, memory
-            )
+            services = await build(configuration, stack, given, app.gateway.memory)
             app.state.services = services
-            router_app.gateway.backend = backend(services)
+            app.gateway.backend = backend(services)
             if config_path is not None:
-                configuration.subscribe(reload.TAKES)
-                watch = partial(reload.watch, configuration, config_path)
+                configuration.subscribe(config_watcher.TAKES)
+                watch = partial(config_watcher.watch, configuration, config_path)
                 services.background.start("configuration watch", watch)
             yield
 
-    router_app = app = RouterApp(
-        title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
-    )
+    return lifespan
+
+
+def _add_routes(app: RouterApp) -> None:
+    """All that are not for a model, and the descriptions of those that are."""
     for router in (
         openai.router,
         openai.ollama,
@@ -138,16 +151,21 @@ def create_app(
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
-    errors.install(app)
+    framework_errors.install(app)
+
+
+def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
+    """What a request meets before the routes: who may come in, and the way to a model."""
+    config = configuration.current
+    memory = ClientMemory(config, machine_mb())
     app.sessions, app.refusals = Sessions(), RefusalLog()
     app.gateway = Gateway(app.refusals, memory)
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)
+    configuration.subscribe(ClientMemory.TAKES, memory.apply)
     configuration.subscribe(Rules.TAKES, app.apply)
     configuration.subscribe(CorsGate.TAKES, cors.apply)
-    app.state.configuration = configuration
-    return app
 
 
 async def drain(app: FastAPI) -> None:

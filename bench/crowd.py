@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from app.domain.priority import Priority
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 from bench.other_routers import CountedWorld, FifoWorld, FirstComeWorld, FixedSetsWorld, LruWorld
 from bench.world import Code, Outcome, Request, Spec, World
 

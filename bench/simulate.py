@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.domain.priority import Priority
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 from bench.other_routers import FifoWorld, LruWorld
 from bench.world import Outcome, Request, Spec, World
 

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-import app.server
-from app.server import RouterServer
+import app.uvicorn_server
+from app.uvicorn_server import RouterServer
 from run import main
 
 TICK_S = 0.002
@@ -59,5 +59,5 @@ class WatchedServer(RouterServer):
 
 
 if __name__ == "__main__":
-    app.server.RouterServer = WatchedServer  # type: ignore[misc]
+    app.uvicorn_server.RouterServer = WatchedServer  # type: ignore[misc]
     sys.exit(main())

@@ -26,9 +26,9 @@ from app.models import lifecycle
 from app.models.lifecycle_effects import Effects, EndProcess, ProcessEnd, RejectWaiting
 from app.models.restarts import RestartLimits
 from app.scheduling import policy
+from app.scheduling.actions import GiveUp, Limits, Load, Plan, Resume, Stop
 from app.scheduling.demand import Demand
 from app.scheduling.placement import Capacity
-from app.scheduling.plan import GiveUp, Limits, Load, Plan, Resume, Stop
 
 MAX_PASSES_AT_ONCE = 50
 RESTARTS = RestartLimits(max_restarts=3, window_s=600, load_retries=2)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.llama.builds.table import Role
-from app.llama.command import BinaryInfo
+from app.llama.builds.known_builds import Role
+from app.llama.command_line import BinaryInfo
 from tests import llama_build, real_parts
 from tests.fakes import MakeWorld, World
 from tests.ggufs import make_tiny

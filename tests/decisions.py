@@ -8,7 +8,7 @@ from typing import Any
 
 from app.domain.status import Status
 from app.domain.views import DeviceView, ModelView
-from app.scheduling.plan import Action, Limits, Load, Plan, Stop
+from app.scheduling.actions import Action, Limits, Load, Plan, Stop
 from app.scheduling.policy import plan
 from tests.views import LIMITS, NOW, gpu
 

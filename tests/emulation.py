@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.llama.builds.provide import of_role
-from app.llama.builds.table import Role
+from app.llama.builds.install import of_role
+from app.llama.builds.known_builds import Role
 
 ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu")  # of Debian's libc6-arm64-cross and libstdc++6-arm64-cross
 TIMEOUT_S = 100.0  # of a self-test; it takes 3 to 10 s beside other work

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 from app.llama.binary import BinaryNotFound
-from app.llama.builds.provide import BuildUnavailable, of_role, provide
-from app.llama.builds.table import Role
-from app.llama.command import BinaryInfo, CommandError
+from app.llama.builds.install import BuildUnavailable, of_role, provide
+from app.llama.builds.known_builds import Role
+from app.llama.command_line import BinaryInfo, CommandError
 from app.llama.self_test import SelfTestFailed, check_binary
 
 CHOICE = os.environ.get("LLAMA_BUILD") or Role.CURRENT.value

@@ -11,7 +11,7 @@ import pytest
 
 from bench.world import Code
 
-PLACEMENT, SWAPS, TURNS = "app.scheduling.placement", "app.scheduling.swaps", "app.scheduling.turns"
+PLACEMENT, SWAPS, TURNS = "app.scheduling.placement", "app.scheduling.swap_cost", "app.scheduling.turns"
 CLAIMS, POLICY = "app.scheduling.eviction", "app.scheduling.policy"
 QUEUE, LIFECYCLE = "app.core.queue", "app.models.lifecycle"
 

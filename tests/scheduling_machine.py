@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.models.restarts import RestartLimits
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 from bench.world import Code, Model, Outcome, Request, Spec
 from tests.scheduling_rules import CheckedWorld
 

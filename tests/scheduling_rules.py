@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import DeviceView, ModelView, Placement
+from app.scheduling.actions import Action, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.placement import Capacity, fit
-from app.scheduling.plan import Action, Load, Plan, Refuse, Resume, Stop, Wait
 from bench.world import Model, Request, World
 
 BARELY = 1e-6

@@ -1,4 +1,4 @@
-"""The router on a socket, as `app/server.py` serves it, and a client that sends what no library would.
+"""The router on a socket, as `app/uvicorn_server.py` serves it, and a client that sends what none would.
 
 Tests start servers by `start_server` only: it is the one place that knows how.
 """
@@ -18,7 +18,7 @@ import httpx
 import uvicorn
 
 from app.main import RouterApp, drain
-from app.server import server_config
+from app.uvicorn_server import server_config
 
 T = TypeVar("T")
 

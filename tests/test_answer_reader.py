@@ -11,7 +11,7 @@ from app.proxy.answer_reader import (
     MAX_KNOWN_HEADS,
     AnswerHead,
     AnswerReader,
-    KnownHeads,
+    KnownAnswerHeads,
     NotHttp,
     Stage,
 )
@@ -37,7 +37,7 @@ HEADS = st.builds(
 BODIES = st.sampled_from([b"", b"ab", b"abc", b"abcd", b"3\r\nabc\r\n0\r\n\r\n", b"no chunk"])
 
 
-def read(known: KnownHeads, *pieces: bytes) -> object:
+def read(known: KnownAnswerHeads, *pieces: bytes) -> object:
     """What the listener is told; None where it is no answer."""
     reader, head, body = AnswerReader(known), None, b""
     try:
@@ -58,15 +58,15 @@ def ok(*lines: bytes) -> bytes:
 @example([(ok(b"Content-Length: 3"), b"abc"), (ok(b"Content-Length: 2"), b"abc")])
 @given(st.lists(st.tuples(HEADS, BODIES), max_size=5))
 def test_an_answer_is_read_as_if_it_were_the_first(answers: list[tuple[bytes, bytes]]) -> None:
-    known = KnownHeads()
+    known = KnownAnswerHeads()
     for head, body in answers:
-        assert read(known, head + body) == read(KnownHeads(), head + body)
+        assert read(known, head + body) == read(KnownAnswerHeads(), head + body)
 
 
 @given(HEADS, BODIES)
 def test_it_does_not_matter_where_it_is_cut(head: bytes, body: bytes) -> None:
     """Of what is an answer: what is none is noticed sooner or later."""
-    said, known = head + body, KnownHeads()
+    said, known = head + body, KnownAnswerHeads()
     whole = read(known, said)
     for cut in range(1, len(said)):
         found = read(known, said[:cut], said[cut:])
@@ -76,11 +76,11 @@ def test_it_does_not_matter_where_it_is_cut(head: bytes, body: bytes) -> None:
 @pytest.mark.parametrize("said", [b"SSH-2.0", b"\x16\x03", b"HTTP/9"])
 def test_what_cannot_become_an_answer_is_not_waited_for(said: bytes) -> None:
     with pytest.raises(NotHttp):
-        AnswerReader(KnownHeads()).feed(said)
+        AnswerReader(KnownAnswerHeads()).feed(said)
 
 
 def test_the_next_answer_begins_anew() -> None:
-    reader = AnswerReader(KnownHeads())
+    reader = AnswerReader(KnownAnswerHeads())
     for length in (0, 2, 5):
         reader.expect(has_body=True)
         head, body = reader.feed(ok(b"Content-Length: %d" % length) + b"a" * length)
@@ -89,7 +89,7 @@ def test_the_next_answer_begins_anew() -> None:
 
 
 def test_only_so_much_is_remembered() -> None:
-    known = KnownHeads()
+    known = KnownAnswerHeads()
     for number in range(3 * MAX_KNOWN_HEADS):
         known.read(ok(b"X: %d" % number))
         assert len(known._heads) <= MAX_KNOWN_HEADS

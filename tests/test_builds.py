@@ -14,7 +14,8 @@ import pytest
 from app.cli.server_choice import Candidate, NothingComputes, candidates_here, choose, in_order
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary
-from app.llama.builds.changes import BindToItself, ChangeFailed, Replace, mark_symbolic
+from app.llama.builds.install import BuildUnavailable, of_role, provide, select
+from app.llama.builds.known_builds import B10434, BUILDS, Package, Registry, Role
 from app.llama.builds.machine import (
     Machine,
     Needs,
@@ -23,8 +24,7 @@ from app.llama.builds.machine import (
     this_machine,
     unmet_need,
 )
-from app.llama.builds.provide import BuildUnavailable, of_role, provide, select
-from app.llama.builds.table import B10434, BUILDS, Package, Registry, Role
+from app.llama.builds.patches import BindToItself, ChangeFailed, Replace, mark_symbolic
 from tests import llama_build
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "builds.md").read_text(encoding="utf-8")

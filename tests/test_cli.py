@@ -20,7 +20,7 @@ import pytest
 
 from app.cli import commands as cli
 from app.configuration.file import json_schema, load
-from app.listening import urls
+from app.listen_check import urls
 from tests import llama_build
 from tests.commands import ROOT, environment
 from tests.ggufs import make_architecture, make_tiny

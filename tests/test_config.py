@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
-from app.domain.heartbeat_format import Heartbeats
+from app.domain.config_types import Heartbeats
 from app.domain.priority import Priority
 from app.domain.router_owned_flags import OWNED_FLAGS
 from app.domain.spec import ModelParams

@@ -12,20 +12,20 @@ from typing import Any
 import httpx
 import pytest
 
+from app.config_watcher import reload
 from app.configuration import file as config_file
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelNotFound
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.launcher import LlamaLauncher
 from app.main import RouterApp, create_app
 from app.observability import router_log
-from app.reload import reload
 from tests.fakes import FakeProbe, footprint
 
 Tree = dict[str, Any]

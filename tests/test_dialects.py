@@ -8,13 +8,21 @@ from typing import Any
 import anthropic.types
 import pytest
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
-from app.proxy.dialects.events import EventReader
-from app.proxy.dialects.messages import MessagesTranslator
+from app.proxy.dialects.anthropic_stream import MessagesTranslator
+from app.proxy.dialects.errors_and_heartbeats import (
+    ANTHROPIC,
+    NATIVE,
+    OLLAMA,
+    OPENAI,
+    RESPONSES,
+    Dialect,
+    dialect_of,
+)
+from app.proxy.dialects.sse_format import EventReader
 from app.proxy.dialects.translation import Times
-from app.proxy.dialects.voice import ANTHROPIC, NATIVE, OLLAMA, OPENAI, RESPONSES, Voice, voice_of
 from tests.typed_models import check
 
 TIMES = Times(lambda: 0.0, 0.0, 0.0)
@@ -102,11 +110,11 @@ def test_an_error_in_a_stream_has_the_status_that_it_names() -> None:
     assert told(200, code="x", message="m").status == 500
 
 
-# --- voices
+# --- dialects
 
 
 @pytest.mark.parametrize(
-    ("path", "voice"),
+    ("path", "dialect"),
     [
         ("/v1/chat/completions", OPENAI),
         ("/chat/completions", OPENAI),
@@ -126,8 +134,8 @@ def test_an_error_in_a_stream_has_the_status_that_it_names() -> None:
         ("", NATIVE),
     ],
 )
-def test_the_path_says_which_api_is_spoken(path: str, voice: Voice) -> None:
-    assert voice_of(path) is voice
+def test_the_path_says_which_api_is_spoken(path: str, dialect: Dialect) -> None:
+    assert dialect_of(path) is dialect
 
 
 def one_event(data: bytes) -> tuple[str, Any]:

@@ -12,27 +12,27 @@ import pytest
 
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
+from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.fingerprint import Work
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
-from app.proxy import client_messages
+from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.client_memory import ClientMemory
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Times
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
-from app.proxy.headers import Headers, from_lines
+from app.proxy.forwarded_headers import Headers, from_lines
 from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.request_timeouts import HEAD_WAITS_S, HEARTBEAT_S
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, HEARTBEAT_S
 
 SYSTEM = SystemConfig(queue_timeout_sec=30)
 JSON: Headers = [(b"content-type", b"application/json")]
@@ -126,7 +126,7 @@ class World:
                 everything,
                 record,
                 lambda: self.now,
-                voice_of(endpoint),
+                dialect_of(endpoint),
                 heartbeats=heartbeats,
                 asked=Asked(b"", stream, translator, again=again),
             ),
@@ -186,7 +186,7 @@ class World:
         """The process that was lost has ended: who has begun, or has no replay left, is told."""
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
-        self.exchange.process_gone(client_messages.crashed(model) if is_over else None)
+        self.exchange.process_gone(error_messages.crashed(model) if is_over else None)
 
     def may_forget(self, size: int) -> bool:
         return size > 0

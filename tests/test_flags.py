@@ -11,7 +11,7 @@ import pytest
 
 from app.core.config import Config, SystemConfig
 from app.domain.spec import ModelParams, ModelSpec
-from app.llama.command import BinaryInfo, Command, build_command, parse_help, parse_switches
+from app.llama.command_line import BinaryInfo, Command, build_command, parse_help, parse_switches
 from app.llama.flags import FLAGS, VARIABLES, Flag
 from tools import flag_reference
 

@@ -10,7 +10,7 @@ from app.domain.errors import VramExhausted
 from app.domain.status import Status
 from app.domain.views import MemoryNeed
 from app.llama.exit_reason import FailureKind
-from app.scheduling.plan import Refuse, Wait
+from app.scheduling.actions import Refuse, Wait
 from app.scheduling.policy import plan
 from tests.fakes import MakeWorld, Request, World, failure
 from tests.views import LIMITS, NOW, gpu, head, model

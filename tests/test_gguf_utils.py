@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from app.gguf import header, reader
 from app.gguf.header import GgufError, read_header
-from app.server import SWITCH_INTERVAL_S
+from app.uvicorn_server import SWITCH_INTERVAL_S
 from tests.ggufs import make_architecture, make_tiny, make_vocab_header
 from tests.tiny_models import make_fill_in
 

@@ -17,11 +17,11 @@ import uvicorn
 from app.access.api_keys import Rules
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig, Config
-from app.observability.refusals import RefusalLog
+from app.observability.refusal_log import RefusalLog
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
 from app.proxy.http_server import ProxyProtocol
-from app.proxy.intake import MAX_AHEAD_BYTES
+from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from tests.serving import started
 

@@ -17,7 +17,7 @@ from app.domain.views import HOST
 from app.memory.amount_to_reserve import GPU_PROCESS_MB, PROCESS_MB
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.probes.host import Bound, group_bounds, host_reading, process_mb
+from app.memory.probes.host_memory import Bound, group_bounds, host_reading, process_mb
 from app.memory.probes.interface import Reading
 from tests.fakes import MakeWorld
 from tests.fakes import footprint as fake_footprint

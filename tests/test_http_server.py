@@ -20,12 +20,12 @@ from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
 from app.proxy import gateway, reply, upstream_connection
-from app.proxy import request as proxied
+from app.proxy import request_parameters as proxied
 from app.proxy.gateway import Accepted
-from app.proxy.http_server import State
+from app.proxy.http_server import ConnectionState
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
-from app.server import GC_THRESHOLDS, freeze_garbage_collection
+from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
     ANSWER,
@@ -455,7 +455,7 @@ def leave(client: Client, how: str) -> None:
 async def test_who_leaves_in_the_middle_of_his_body_was_never_there(router: Router) -> None:
     client, line = await router.warm()
     client.say(request()[:-5])
-    await until(lambda: router.connections[0]._state is State.RECEIVING)
+    await until(lambda: router.connections[0]._state is ConnectionState.RECEIVING)
     client.leave()
     await until(lambda: not router.connections)
     other = await router.client()
@@ -713,7 +713,7 @@ async def test_a_connection_under_way_is_not_closed(router: Router, sent: int | 
     if sent is None:
         await line.asked()
     else:
-        await until(lambda: not connection._intake.reader.is_between)
+        await until(lambda: not connection._received.reader.is_between)
     connection._ring()
     assert not connection._transport.is_closing()
     if sent is not None:
@@ -775,7 +775,7 @@ async def test_half_a_body_is_awaited_when_the_server_closes(router: Router, sen
     whole = request()
     client.say(whole[:sent])
     (connection,) = router.connections
-    await until(lambda: connection._state is State.RECEIVING)
+    await until(lambda: connection._state is ConnectionState.RECEIVING)
     connection.shutdown()
     client.say(whole[sent:])
     await line.answer(ANSWER)
@@ -788,7 +788,7 @@ async def test_half_a_body_at_the_end_of_the_router_is_told_so(router: Router) -
     client, _ = await router.warm()
     whole = request()
     client.say(whole[:-5])
-    await until(lambda: router.connections[0]._state is State.RECEIVING)
+    await until(lambda: router.connections[0]._state is ConnectionState.RECEIVING)
     router.services.manager.closing = True
     assert (await client.ask(whole[-5:])).code == "shutting_down"
 

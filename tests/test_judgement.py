@@ -15,11 +15,21 @@ from hypothesis import strategies as st
 from app.domain.alarm import LATE_S
 from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
-from app.judgement.judge import AGAIN_S, Cause, Limits, Repeated, State, Verdict, judge, look_in_s, standing
+from app.judgement.judge import (
+    AGAIN_S,
+    Cause,
+    ProcessLimits,
+    ProcessState,
+    Repeated,
+    Verdict,
+    judge,
+    judge_request,
+    look_in_s,
+)
 from app.judgement.pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
-LIMITS = Limits(load_s=30.0, request_s=LIMIT_S)
+LIMITS = ProcessLimits(load_s=30.0, request_s=LIMIT_S)
 FOUND_WITHIN_S = 2 * LIMIT_S + 10
 
 
@@ -73,11 +83,11 @@ class Case:
         return judge(self.seen, LIMITS, self.pauses, self.now)
 
     @property
-    def state(self) -> State:
+    def state(self) -> ProcessState:
         return self.verdict.state
 
     def left_s(self, quiet_since: float, place: int = 0, in_flight: int = 1) -> float:
-        return standing(self.seen, LIMITS, self.pauses, self.now, quiet_since, place, in_flight).left_s
+        return judge_request(self.seen, LIMITS, self.pauses, self.now, quiet_since, place, in_flight).left_s
 
 
 # --- a load
@@ -89,19 +99,19 @@ def test_a_start_that_has_not_bound_its_port_is_starting_however_long_it_is_refu
         case.seen.port_refused(case.now)
         case.wait(0.5)
         case.seen.moved(case.now)
-    assert case.state is State.STARTING
+    assert case.state is ProcessState.STARTING
 
 
 def test_a_port_that_was_open_and_refuses_has_been_closed() -> None:
     case = Case()
     case.seen.port_accepted(case.now)
-    assert case.state is State.LOADING
+    assert case.state is ProcessState.LOADING
     for _ in range(4):
         case.seen.port_refused(case.now)
         case.wait(1.1)
-    assert (case.state, case.verdict.cause) == (State.STUCK, Cause.PORT_CLOSED)
+    assert (case.state, case.verdict.cause) == (ProcessState.STUCK, Cause.PORT_CLOSED)
     case.seen.port_accepted(case.now)
-    assert case.state is State.LOADING
+    assert case.state is ProcessState.LOADING
 
 
 def test_refusals_of_a_moment_are_not_enough_however_many() -> None:
@@ -110,7 +120,7 @@ def test_refusals_of_a_moment_are_not_enough_however_many() -> None:
     for _ in range(20):
         case.seen.port_refused(case.now)
         case.wait(0.1)
-    assert case.state is State.LOADING
+    assert case.state is ProcessState.LOADING
 
 
 def test_two_refusals_are_not_enough_however_far_apart() -> None:
@@ -119,7 +129,7 @@ def test_two_refusals_are_not_enough_however_far_apart() -> None:
     for _ in range(2):
         case.seen.port_refused(case.now)
         case.wait(5)
-    assert case.state is State.LOADING
+    assert case.state is ProcessState.LOADING
 
 
 def test_a_load_may_take_any_time_while_it_moves() -> None:
@@ -127,15 +137,15 @@ def test_a_load_may_take_any_time_while_it_moves() -> None:
     case.seen.doing = "weights"
     for _ in range(20):
         case.wait(29)
-        assert case.state is State.SLOW
+        assert case.state is ProcessState.SLOW
         case.seen.moved(case.now)
-        assert case.state is State.LOADING
+        assert case.state is ProcessState.LOADING
 
 
 def test_a_load_without_a_sign_is_stuck() -> None:
     case = Case()
     case.wait(30.5)
-    assert (case.state, case.verdict.cause) == (State.STUCK, Cause.NO_PROGRESS)
+    assert (case.state, case.verdict.cause) == (ProcessState.STUCK, Cause.NO_PROGRESS)
 
 
 # --- a process that serves
@@ -144,7 +154,7 @@ def test_a_load_without_a_sign_is_stuck() -> None:
 def test_nobody_who_is_owed_nothing_is_stuck() -> None:
     case = Case().serving()
     case.wait(100 * LIMIT_S)
-    assert case.state is State.SERVING
+    assert case.state is ProcessState.SERVING
 
 
 def test_misses_that_were_begun_at_one_moment_are_one() -> None:
@@ -152,11 +162,11 @@ def test_misses_that_were_begun_at_one_moment_are_one() -> None:
     case.wait(1)
     for _ in range(6):
         case.probe(ok=False)
-    assert case.state is State.SLOW
+    assert case.state is ProcessState.SLOW
     for _ in range(2):
         case.wait(2)
         case.probe(ok=False)
-    assert (case.state, case.verdict.cause) == (State.STUCK, Cause.NO_ANSWER)
+    assert (case.state, case.verdict.cause) == (ProcessState.STUCK, Cause.NO_ANSWER)
 
 
 @pytest.mark.parametrize("sign", ["bytes", "answer"])
@@ -165,9 +175,9 @@ def test_any_sign_of_life_clears_the_misses(sign: str) -> None:
     for _ in range(3):
         case.wait(2)
         case.probe(ok=False, takes_s=10)
-    assert case.state is State.STUCK
+    assert case.state is ProcessState.STUCK
     case.seen.moved(case.now) if sign == "bytes" else case.probe(ok=True)
-    assert case.state is State.SERVING
+    assert case.state is ProcessState.SERVING
 
 
 def test_a_probe_that_could_not_be_asked_tells_nothing() -> None:
@@ -176,7 +186,7 @@ def test_a_probe_that_could_not_be_asked_tells_nothing() -> None:
         case.wait(2)
         case.seen.probe_begun(case.now)
         case.seen.probe_missed(case.now, is_void=True)
-    assert case.state is State.SERVING
+    assert case.state is ProcessState.SERVING
 
 
 def test_answered_probes_do_not_make_up_for_work_that_stands_still() -> None:
@@ -185,7 +195,7 @@ def test_answered_probes_do_not_make_up_for_work_that_stands_still() -> None:
     for _ in range(6):
         case.wait(5)
         case.look(Slot(1, prompt=5, read=5, generated=3))
-    assert (case.state, case.verdict.cause) == (State.STUCK, Cause.NO_PROGRESS)
+    assert (case.state, case.verdict.cause) == (ProcessState.STUCK, Cause.NO_PROGRESS)
 
 
 def test_an_answer_about_its_health_is_no_look_at_its_work() -> None:
@@ -196,12 +206,12 @@ def test_an_answer_about_its_health_is_no_look_at_its_work() -> None:
     case.wait(LIMIT_S + 2)
     case.probe(ok=True)
     case.seen.asked(begun)
-    assert case.state is State.SLOW
-    found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+    assert case.state is ProcessState.SLOW
+    found = judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
     assert found.wants_look and found.left_s > 0
     assert look_in_s(case.seen, LIMITS, case.pauses, case.now, 30.0, is_suspect=False) <= AGAIN_S
     case.look(Slot(1, 5, 5, 2))
-    assert case.state is State.SERVING
+    assert case.state is ProcessState.SERVING
 
 
 def test_what_has_only_just_been_asked_is_not_looked_at_all_the_time() -> None:
@@ -217,7 +227,7 @@ def test_what_has_only_just_been_asked_is_not_looked_at_all_the_time() -> None:
 def test_a_process_that_computes_gets_more_time_and_not_for_ever() -> None:
     case = Case().serving()
     begun = case.ask()
-    while case.state is not State.STUCK and case.now < begun + 1000:
+    while case.state is not ProcessState.STUCK and case.now < begun + 1000:
         case.wait(5)
         case.look(Slot(1, prompt=5, read=5, generated=3), cpu_s=case.now)
     assert 1.5 * LIMIT_S < case.now - begun < FOUND_WITHIN_S
@@ -230,13 +240,13 @@ def test_a_long_prompt_is_read_in_peace_and_a_lost_one_is_not() -> None:
     for _ in range(12):
         case.wait(5)
         case.look(Slot(1, prompt=1000), cpu_s=case.now)
-        assert case.state is not State.STUCK
+        assert case.state is not ProcessState.STUCK
         assert case.left_s(begun) > 0
     case.look(Slot(1, prompt=1000), cpu_s=case.now)
     for _ in range(6):
         case.wait(5)
         case.look(Slot(1, prompt=1000), cpu_s=0.0)
-    assert case.state is State.STUCK
+    assert case.state is ProcessState.STUCK
 
 
 def test_a_stopped_process_does_not_compute() -> None:
@@ -245,7 +255,7 @@ def test_a_stopped_process_does_not_compute() -> None:
     for _ in range(6):
         case.wait(5)
         case.look(Slot(1, prompt=5000), cpu_s=case.now, is_stopped=True)
-    assert case.state is State.STUCK
+    assert case.state is ProcessState.STUCK
     assert "stopped by a signal" in case.verdict.why
 
 
@@ -263,7 +273,7 @@ def test_where_slots_cannot_be_seen_what_moves_is_what_it_says_by_itself(works: 
         case.wait(0.1)
         case.seen.said(case.now)  # of the probe
         case.seen.asked(begun)
-    assert case.state is (State.SERVING if works else State.STUCK)
+    assert case.state is (ProcessState.SERVING if works else ProcessState.STUCK)
 
 
 def test_nothing_is_ended_that_was_found_stuck_once() -> None:
@@ -293,11 +303,11 @@ def test_a_pause_counts_for_nobody_and_everything_is_looked_at_after_it() -> Non
     case.wait(LIMIT_S / 2)
     case.look(Slot(1, 5, 5, 1))
     case.sleep(130)
-    assert case.state is not State.STUCK
+    assert case.state is not ProcessState.STUCK
     assert case.left_s(begun) > 0
     case.wait(GRACE_S + LIMIT_S)
-    assert case.state is not State.STUCK, "not looked at since"
-    assert standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
+    assert case.state is not ProcessState.STUCK, "not looked at since"
+    assert judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1).wants_look
 
 
 def test_what_is_asked_after_a_pause_was_not_interrupted_by_it() -> None:
@@ -314,9 +324,9 @@ def test_a_load_does_not_age_in_a_pause() -> None:
     case = Case()
     case.wait(10)
     case.sleep(500)
-    assert case.state is not State.STUCK
+    assert case.state is not ProcessState.STUCK
     case.wait(31 - 10 + GRACE_S)
-    assert case.state is State.STUCK
+    assert case.state is ProcessState.STUCK
 
 
 def test_a_busy_moment_is_no_pause() -> None:
@@ -362,7 +372,7 @@ def test_a_quiet_request_is_looked_at_and_never_oftener_than_every_quarter() -> 
     begun, looks, last = case.now, 0, case.now
     for step in range(200):
         case.wait(1)
-        found = standing(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
+        found = judge_request(case.seen, LIMITS, case.pauses, case.now, begun, 0, 1)
         if found.wants_look:
             assert case.now - last >= LIMIT_S / 4
             looks, last = looks + 1, case.now
@@ -373,7 +383,7 @@ def test_a_quiet_request_is_looked_at_and_never_oftener_than_every_quarter() -> 
 def test_without_a_limit_nobody_is_looked_at() -> None:
     case = Case().serving()
     case.wait(10_000)
-    found = standing(case.seen, Limits(request_s=0), case.pauses, case.now, 1000.0, 0, 1)
+    found = judge_request(case.seen, ProcessLimits(request_s=0), case.pauses, case.now, 1000.0, 0, 1)
     assert found.left_s > 0 and not found.wants_look
 
 
@@ -413,8 +423,8 @@ def check(history: list[str]) -> None:
     case = after(history)
     verdict = case.verdict
     assert case.verdict == verdict, "asking changes nothing"
-    assert (verdict.cause is not None) == (verdict.state is State.STUCK)
-    if verdict.state is State.STUCK:
+    assert (verdict.cause is not None) == (verdict.state is ProcessState.STUCK)
+    if verdict.state is ProcessState.STUCK:
         assert not case.pauses.waking_s(case.now), "judged before anything could be looked at afresh"
         assert verdict.since is not None and verdict.since <= case.now
     if verdict.cause is Cause.PORT_CLOSED:
@@ -426,9 +436,9 @@ def check(history: list[str]) -> None:
         again = after([*history, "accepted", sign]).verdict
         assert again.cause is not Cause.PORT_CLOSED
         if sign == "moved":
-            assert again.state is not State.STUCK, "it has just moved"
+            assert again.state is not ProcessState.STUCK, "it has just moved"
     later = after([*history, "a pause"])
-    assert later.state is not State.STUCK, "found in a pause"
+    assert later.state is not ProcessState.STUCK, "found in a pause"
 
 
 @settings(max_examples=400, deadline=None)

@@ -17,7 +17,7 @@ from app.core.config import Config
 from app.domain.events import CacheMoved
 from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
-from app.llama.command import BinaryInfo, build_command
+from app.llama.command_line import BinaryInfo, build_command
 from app.models.kv_cache import KvCache, validity
 from app.models.kv_store import KvStore, file_of
 from tests.fakes import World

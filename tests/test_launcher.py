@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -29,16 +30,16 @@ from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.child_process import ChildProcess
-from app.llama.command import BinaryInfo, build_command
+from app.llama.command_line import BinaryInfo, build_command
 from app.llama.exit_reason import FailureKind
 from app.llama.http_get import Answer, http_get
 from app.llama.launcher import LlamaLauncher
+from app.llama.llama_runner import LOOK_S, LlamaRunner
 from app.llama.orphans import reap_orphans
 from app.llama.output.writer import LogServer
 from app.llama.ports import Ports as LlamaPorts
-from app.llama.process import LlamaRunner
+from app.llama.process_timeouts import ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, Runner
-from app.llama.time_limits import ProcessTimes
 from tests import llama_build
 from tests.event_loops import on_both_loops
 from tests.ggufs import make_tiny
@@ -65,9 +66,11 @@ def serve():
 if mode == "silent":
     signal.pause()
 if mode == "closes its port":  # when it has been asked once
-    Handler.do_GET = lambda self: (self.send_error(503), server.socket.close())
+    asked = []
+    Handler.do_GET = lambda self: (self.send_error(503), server.socket.close(), asked.append(self.path))
     server = http.server.HTTPServer(("127.0.0.1", port), Handler)
-    server.handle_request()
+    while not asked:
+        server.handle_request()
     signal.pause()
 if mode == "ready without a port":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
@@ -80,6 +83,12 @@ if mode == "binds late":
     print('cmd_child_to_router:state:{{"state":"loading"}}', flush=True)
     while not os.path.exists(os.environ["FAKE_MAY_BIND"]):
         time.sleep(0.01)
+if mode == "loads for ever":
+    def count(handler):
+        with open(os.environ["FAKE_ASKED"], "a") as file:
+            file.write(".")
+        handler.send_error(503)
+    Handler.do_GET = count
 if mode == "dies when asked":
     ask = Handler.do_GET
     def die():
@@ -543,6 +552,24 @@ async def test_a_death_from_outside_is_noticed_at_once(launcher: LlamaLauncher, 
     assert (ended.code, ended.failure.kind) == (-9, FailureKind.KILLED)
 
 
+@pytest.mark.parametrize("before", ["loads in one read", "usual"])
+async def test_a_model_that_told_when_it_was_ready_is_asked_seldom_the_next_time(
+    fake: Callable[..., LlamaLauncher], tmp_path: Path, before: str
+) -> None:
+    launcher, asked = fake(), tmp_path / "asked"
+    async with launcher.launch(acting(before), {}, nobody) as runner:
+        await runner.ready()
+    async with launcher.launch(acting("loads for ever", FAKE_ASKED=str(asked)), {}, nobody) as runner:
+        loading = asyncio.create_task(runner.ready())
+        await eventually(asked.exists, 30)
+        begun = time.monotonic()
+        await eventually(lambda: asked.stat().st_size >= 4, 30)
+        took_s = time.monotonic() - begun
+        loading.cancel()
+        await asyncio.wait({loading})
+    assert took_s > 2 * LOOK_S or before == "usual"
+
+
 async def test_any_number_may_wait_for_the_exit_and_leave(fake: Callable[..., LlamaLauncher]) -> None:
     async with fake().launch(acting("silent"), {}, nobody) as runner:
         waiters = [asyncio.ensure_future(runner.exited()) for _ in range(3)]
@@ -707,7 +734,7 @@ PARENT = """\
 import asyncio, sys
 from pathlib import Path
 import httpx
-from app.llama import os_process
+from app.llama import os_calls
 from app.llama.binary import inspect_binary
 from app.llama.launcher import LlamaLauncher
 from app.llama.output.writer import LogServer
@@ -738,7 +765,7 @@ def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
 
 
 def test_without_a_parent_death_signal_the_next_start_ends_the_orphan(tmp_path: Path) -> None:
-    pid = kill_a_router(tmp_path, "os_process._LIBC = None")  # as on macOS
+    pid = kill_a_router(tmp_path, "os_calls._LIBC = None")  # as on macOS
     assert not _dead(pid)
     assert reap_orphans(tmp_path / "logs") == 1
     asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))

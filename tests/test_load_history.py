@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.memory import history as module
-from app.memory.history import FILE_NAME, LoadHistory, LoadRecord
+from app.memory import load_history as module
+from app.memory.load_history import FILE_NAME, LoadHistory, LoadRecord
 from app.memory.probes.fixed_cost import FixedCost
 from app.memory.probes.interface import Reading
 

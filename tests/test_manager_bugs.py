@@ -10,7 +10,7 @@ from app.domain.errors import LoadFailed
 from app.domain.status import Status
 from app.models.instance import ModelInstance
 from app.scheduling import policy
-from app.scheduling.plan import Plan
+from app.scheduling.actions import Plan
 from tests.fakes import World
 
 

@@ -19,7 +19,7 @@ from app.llama.load_output import Buffer
 from app.memory import amount_to_reserve as footprint
 from app.memory.amount_to_reserve import PROCESS_MB, Footprint
 from app.memory.estimate.estimate import MemoryEstimate, MemoryShare
-from app.memory.history import LoadRecord
+from app.memory.load_history import LoadRecord
 from app.memory.model_memory import split_buffers
 from app.memory.probes.fixed_cost import UNLISTED_MB, FixedCost
 from tests.fakes import MakeWorld, World, failure

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from app.domain.names import MAX_NAME, MAX_READ, MOST_COMPARED, nearest_first, possible_names
+from app.domain.model_names import MAX_NAME, MAX_READ, MOST_COMPARED, nearest_first, possible_names
 
 KNOWN = ["llama-3-8b", "qwen2.5-7b", "embed", "gemma-3-4b"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.memory.probes.host import host_reading
+from app.memory.probes.host_memory import host_reading
 from tests.nvml import (
     GPU_LOST,
     NO_PERMISSION,

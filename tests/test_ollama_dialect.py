@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import BadRequest, RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.spec import ModelSpec
-from app.gguf.card import ModelCard
+from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error
+from app.proxy.dialects.errors_and_heartbeats import OLLAMA
+from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.durations import keep_alive
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.ollama.text import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
-from app.proxy.dialects.voice import OLLAMA
 from tests.fakes import World
 
 Body = dict[str, Any]

@@ -9,7 +9,7 @@ import yaml
 
 from app.configuration.file import parse
 from app.core.config import SystemConfig
-from app.server import STUCK_S
+from app.uvicorn_server import STUCK_S
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from app.llama.orphans import Known, PidFile, reap_orphans
-from app.llama.os_process import start_mark
+from app.llama.os_calls import start_mark
 
 Spawn = Callable[..., subprocess.Popen[bytes]]
 

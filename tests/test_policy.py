@@ -10,8 +10,8 @@ import pytest
 from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, MemoryNeed, ModelView, QueueHead
 from app.models.restarts import backoff_s
+from app.scheduling.actions import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.placement import fit
-from app.scheduling.plan import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.policy import plan, preview
 from app.scheduling.turns import Newcomer, may_be_taken_at
 from app.scheduling.turns import loaded as loaded_of

@@ -70,3 +70,28 @@ async def test_who_is_cancelled_while_it_waits_for_a_look_leaves_it_to_the_other
         assert not second.done()
         probe.stop()
         await second
+
+
+async def test_a_port_that_is_bound_is_noticed_and_until_then_nothing_is_asked() -> None:
+    evidence = Evidence(time.monotonic())
+    opened = asyncio.Event()
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        probe = PortProbe(port.getsockname()[1], "key", evidence, Pauses(time.monotonic()))
+        with probe.waiting(0.01, opened.set):
+            await asyncio.sleep(0.05)
+            assert not opened.is_set()
+            port.listen()
+            await asyncio.wait_for(opened.wait(), 10)
+    assert evidence.observed == 0
+
+
+async def test_a_port_that_was_open_is_looked_at_also_where_it_refuses() -> None:
+    evidence = Evidence(time.monotonic())
+    evidence.port_accepted(time.monotonic())
+    looked = asyncio.Event()
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        probe = PortProbe(port.getsockname()[1], "key", evidence, Pauses(time.monotonic()))
+        with probe.waiting(0.01, looked.set):
+            await asyncio.wait_for(looked.wait(), 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.access.request_id import OURS
-from app.proxy.headers import as_lines, passed_back, through_tunnel, to_model
+from app.proxy.forwarded_headers import as_lines, passed_back, through_tunnel, to_model
 
 ACCEPT = (b"accept", b"text/event-stream")
 JSON = (b"content-type", b"application/json")

@@ -12,9 +12,9 @@ import pytest
 from app.core.config import Config
 from app.domain.errors import BadRequest, ModelCrashed, NotFound, RouterError
 from app.domain.spec import ModelSpec
-from app.proxy.dialects.events import EventReader, event
-from app.proxy.dialects.responses.stored import OVERHEAD_BYTES, StoredResponses
+from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
+from app.proxy.dialects.sse_format import EventReader, event
 from app.proxy.dialects.translation import Asked, Incoming, Times, Translator
 from tests.typed_models import check_events, check_response
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from app.domain.priority import Priority
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 from bench.world import Spec
 from tests.scheduling_machine import AGING, Scheduling, run_machine
 from tests.scheduling_rules import CheckedWorld

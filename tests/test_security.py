@@ -16,10 +16,10 @@ import pytest
 from app.access.api_keys import MAX_HEADER_BYTES, MAX_HEADERS
 from app.access.failed_logins import MAX_ADDRESSES, MAX_FAILURES, WINDOW_S, FailedLogins
 from app.access.sessions import LIFETIME_S, MAX_OF_ONE_KEY, MAX_SESSIONS, Sessions
+from app.config_watcher import reload
 from app.configuration.file import ConfigError, parse
 from app.domain.errors import RouterError, TooManyLogins
 from app.main import create_app
-from app.reload import reload
 from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Browser, Way, reached_by

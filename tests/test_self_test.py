@@ -14,8 +14,8 @@ import pytest
 from app.gguf.header import read_header
 from app.llama import probe_model
 from app.llama.binary import BinaryNotFound
-from app.llama.builds.provide import of_role, provide
-from app.llama.builds.table import B10434, BUILDS, Role
+from app.llama.builds.install import of_role, provide
+from app.llama.builds.known_builds import B10434, BUILDS, Role
 from app.llama.self_test import SelfTestFailed, check_binary
 from tests import emulation
 from tests.llama_build import acting

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from app.configuration.file import parse
 from app.core.manager import ModelManager
 from app.main import RouterApp, create_app
-from app.server import RouterServer, server_config
+from app.uvicorn_server import RouterServer, server_config
 from tests.event_loops import on_both_loops
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, Reply, port_of, serving, started, stop_server
@@ -205,7 +205,7 @@ async def test_the_first_request_finds_its_routes_built(
     app: RouterApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a framework builds for its first request holds up everybody else's."""
-    monkeypatch.setattr("app.server.freeze_garbage_collection", lambda: None)
+    monkeypatch.setattr("app.uvicorn_server.freeze_garbage_collection", lambda: None)
     server = RouterServer(app, "127.0.0.1", 0)
     await started(server)
     try:

@@ -6,7 +6,7 @@ import random
 from functools import partial
 
 from app.domain.priority import Priority
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 from bench.simulate import WAYS, Result, alternating, many_models, night, play
 from bench.world import Outcome, Request, Spec, World
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.api.event_channel import BACKLOG, Channel
 from app.api.metrics_feed import MetricsFeed
+from app.api.sse_broadcast import BACKLOG, Broadcast
 from app.api.status_feed import StatusFeed
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged, StatusChanged
@@ -215,7 +215,7 @@ async def test_a_reader_that_leaves_is_forgotten(world: World) -> None:
 
 
 async def test_heartbeats_go_to_everybody() -> None:
-    channel = Channel(lambda: ("picture", {}))
+    channel = Broadcast(lambda: ("picture", {}))
     readers = [Reader(channel.stream()) for _ in range(3)]
     for reader in readers:
         await reader.next()

@@ -18,7 +18,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.dependencies import Services
-from app.api.event_channel import HEARTBEAT_S
+from app.api.sse_broadcast import HEARTBEAT_S
 from app.api.status_feed import StatusFeed
 from app.configuration.file import parse
 from app.domain.events import StatusChanged

@@ -40,7 +40,9 @@ def _caller(frame: FrameType) -> str:
 
 def _name(frame: FrameType) -> str | None:
     package, _, module = frame.f_globals.get("__name__", "").rpartition(".")
-    is_step = package == "app.proxy" and module != "guarded"  # that stands around each input of an exchange
+    is_step = (
+        package == "app.proxy" and module != "catch_bugs"
+    )  # that stands around each input of an exchange
     return module if is_step else None
 
 
@@ -51,18 +53,18 @@ def entered(steps: list[tuple[str, str]]) -> list[str]:
 
 DOWN = [
     "http_server",
-    "intake",
+    "receive_buffer",
     "request_reader",
     "request_head",
     "gateway",
     "request_body",
     "client_memory",
-    "body",
-    "request",
+    "json_fields",
+    "request_parameters",
     "request_record",
     "reply",
     "exchange",
-    "request_timeouts",
+    "timeouts_and_heartbeats",
     "admission",
     "upstream_pool",
     "upstream_connection",
@@ -72,7 +74,7 @@ BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_serve
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {
-    "headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
+    "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
     "request_body", "client_memory",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"

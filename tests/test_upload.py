@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.access.headers import RequestHeaders
+from app.access.request_headers import RequestHeaders
 from app.configuration.file import parse
 from app.core.config import Config
 from app.domain.errors import BadRequest, Overloaded, RouterError

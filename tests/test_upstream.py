@@ -15,7 +15,7 @@ from app.domain.errors import RouterError
 from app.domain.priority import Priority
 from app.proxy.answer_reader import MAX_HEAD_BYTES, AnswerHead
 from app.proxy.exchange_interfaces import UpstreamGone
-from app.proxy.headers import Headers
+from app.proxy.forwarded_headers import Headers
 from app.proxy.request_record import RoutedRequest
 from app.proxy.upstream_connection import UpstreamConnection
 from app.proxy.upstream_pool import MAX_AHEAD, Opening, UpstreamPool

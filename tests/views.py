@@ -7,7 +7,7 @@ from typing import Any
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import NEVER_USED, DeviceView, MemoryNeed, ModelView, ProcessView, QueueHead
-from app.scheduling.plan import Limits
+from app.scheduling.actions import Limits
 
 OFF, STARTING, LOADING, READY = Status.OFF, Status.STARTING, Status.LOADING, Status.READY
 

@@ -9,10 +9,10 @@ from starlette.requests import Request
 
 from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
-from app.api.peer_feed import PeerFeed
+from app.api.router_mode_events import PeerFeed
 from app.api.status_feed import StatusFeed
 from app.api.status_view import StatusView
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
@@ -22,10 +22,10 @@ from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
-from app.models.cards import Cards
+from app.models.card_cache import Cards
 from app.observability.telemetry import Telemetry
-from app.proxy.body_reader import BodyReader
-from app.proxy.dialects.responses.stored import StoredResponses
+from app.proxy.body_thread import BodyThread
+from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.upstream_pool import UpstreamPool
 
 READ_AT_USE = (
@@ -44,7 +44,7 @@ class Services:
     manager: ModelManager
     tracker: DeviceTracker
     upstream: UpstreamPool
-    bodies: BodyReader
+    bodies: BodyThread
     stored: StoredResponses
     http: httpx.AsyncClient
     bus: EventBus

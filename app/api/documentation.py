@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from app.api.examples import EXAMPLES
 from app.domain import errors
 from app.domain.errors import RouterError
-from app.proxy.dialects.voice import OLLAMA, OPENAI, Voice
+from app.proxy.dialects.errors_and_heartbeats import OLLAMA, OPENAI, Dialect
 
 Answers = dict[int | str, dict[str, Any]]
 
@@ -69,16 +69,16 @@ MODEL_IN_QUERY: dict[str, Any] = {
 """For a route's `openapi_extra=`."""
 
 
-def answers(*kinds: type[RouterError], voice: Voice = OPENAI) -> Answers:
+def answers(*kinds: type[RouterError], dialect: Dialect = OPENAI) -> Answers:
     """Error answers by status, for a router's `responses=`."""
-    model = OllamaError if voice is OLLAMA else Error
+    model = OllamaError if dialect is OLLAMA else Error
     found: Answers = {"default": {"model": model, "description": "Any other error"}}
     for kind in kinds:
         error = kind("what to do next")
         place = found.setdefault(
-            voice.status(error), {"model": model, "content": {"application/json": {"examples": {}}}}
+            dialect.status(error), {"model": model, "content": {"application/json": {"examples": {}}}}
         )
-        place["content"]["application/json"]["examples"][kind.code] = {"value": voice.body(error)}
+        place["content"]["application/json"]["examples"][kind.code] = {"value": dialect.body(error)}
     for status, place in found.items():
         if status != "default":
             codes = place["content"]["application/json"]["examples"]
@@ -124,17 +124,17 @@ FOR_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD)
 FOR_MANAGEMENT = answers(*ACCESS_ERRORS, *WITH_BODY, errors.Forbidden, *OF_A_LOAD)
 FOR_MONITORING = answers(*ACCESS_ERRORS)
 FOR_RESPONSES = answers(*ACCESS_ERRORS, errors.NotFound, errors.OriginNotAllowed)
-FOR_OLLAMA_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD, voice=OLLAMA)
-FOR_OLLAMA = answers(*ACCESS_ERRORS, voice=OLLAMA)
+FOR_OLLAMA_MODELS = answers(*ACCESS_ERRORS, *WITH_BODY, *OF_A_REQUEST, *OF_A_LOAD, dialect=OLLAMA)
+FOR_OLLAMA = answers(*ACCESS_ERRORS, dialect=OLLAMA)
 FOR_SHOW = answers(
     *ACCESS_ERRORS,
     errors.InvalidJson,
     errors.ModelNotFound,
     errors.OriginNotAllowed,
     errors.RequestTooLarge,
-    voice=OLLAMA,
+    dialect=OLLAMA,
 )
-FOR_STORE = answers(*ACCESS_ERRORS, errors.OriginNotAllowed, errors.NotSupported, voice=OLLAMA)
+FOR_STORE = answers(*ACCESS_ERRORS, errors.OriginNotAllowed, errors.NotSupported, dialect=OLLAMA)
 FOR_LOGIN = answers(
     *ACCESS_ERRORS,
     errors.InvalidJson,

@@ -15,15 +15,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
-from app.access.headers import RequestHeaders
 from app.access.hosts import is_ours
 from app.access.origins import Origins
+from app.access.request_headers import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
-from app.api import errors
+from app.api import framework_errors
 from app.core.config import Config
 from app.domain.errors import OriginNotAllowed, RouterError
 from app.domain.network import ANY_ORIGIN
-from app.proxy import request as model_requests
+from app.proxy import request_parameters as model_requests
 from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
 
@@ -68,7 +68,7 @@ class Guard:
         error = self._look(scope)
         send = _with_own_headers(send, scope["router.request_id"])
         if error is not None:
-            await errors.response(error, scope["path"])(scope, receive, send)
+            await framework_errors.response(error, scope["path"])(scope, receive, send)
             return
         with contextlib.suppress(ClientDisconnect):  # in the middle of its body: nobody to answer
             await self._app(scope, receive, send)
@@ -105,11 +105,11 @@ class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: StarletteHeaders) -> Response:
         origin = request_headers["origin"]
         if not self.is_allowed_origin(origin):
-            return errors.response(unknown_origin(origin), "")
+            return framework_errors.response(unknown_origin(origin), "")
         answer = super().preflight_response(request_headers)
         if answer.status_code >= 400:
             method = request_headers["access-control-request-method"]
-            return errors.response(OriginNotAllowed(f"{method[:40]} may not be used by pages"), "")
+            return framework_errors.response(OriginNotAllowed(f"{method[:40]} may not be used by pages"), "")
         if "access-control-request-private-network" in request_headers:
             answer.headers["Access-Control-Allow-Private-Network"] = "true"
         return answer
@@ -134,7 +134,7 @@ class CorsGate:
             headers = RequestHeaders(scope["headers"])
             if "access-control-request-method" in headers and not is_ours(headers):
                 refused = unknown_origin(headers.get("origin", ""))
-                await errors.response(refused, scope["path"])(scope, receive, send)
+                await framework_errors.response(refused, scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -11,7 +11,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from app.api import listing
+from app.api import model_list
 from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.guard import client_of, require_admin
@@ -19,8 +19,8 @@ from app.api.openai import json_object
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.instance import ModelInstance
-from app.proxy.request import named_model
-from app.scheduling.plan import Preview
+from app.proxy.request_parameters import named_model
+from app.scheduling.actions import Preview
 
 # Its own watcher cuts streams off when a signal comes; ours end after their last event, in `app.main.drain`.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -139,8 +139,8 @@ async def one_model(request: Request, alias: str) -> dict[str, Any]:
     services = services_of(request)
     instance = services.manager.fleet.find(alias)
     cards = await services.cards.of({instance.alias: instance.spec})
-    own = listing.entry(instance, cards.get(instance.alias), services.started_unix)
-    return listing.renamed(own, alias) if alias in instance.spec.aliases else own
+    own = model_list.entry(instance, cards.get(instance.alias), services.started_unix)
+    return model_list.renamed(own, alias) if alias in instance.spec.aliases else own
 
 
 def event_stream(events: AsyncIterator[Any]) -> EventSourceResponse:

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from app.api.event_channel import HEARTBEAT_S, Channel
+from app.api.sse_broadcast import HEARTBEAT_S, Broadcast
 from app.domain.alarm import Alarm
 
 EVERY_S = 2.0
@@ -17,7 +17,7 @@ class MetricsFeed:
 
     def __init__(self, snapshot: Callable[[], dict[str, Any]], heartbeat_s: float = HEARTBEAT_S) -> None:
         self._snapshot = snapshot
-        self._channel = Channel(lambda: ("metrics", snapshot()), heartbeat_s)
+        self._channel = Broadcast(lambda: ("metrics", snapshot()), heartbeat_s)
         self._next = Alarm(self.tick)
 
     async def stream(self) -> AsyncIterator[bytes]:

@@ -10,16 +10,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api import listing
+from app.api import model_list
 from app.api.dependencies import services_of
 from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
-from app.proxy.body import SMALL_BYTES, fields_of
 from app.proxy.content_encoding import gunzip, is_gzip
-from app.proxy.request import check_media_type
+from app.proxy.json_fields import SMALL_BYTES, fields_of
 from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_parameters import check_media_type
 from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
@@ -69,7 +69,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     specs = {instance.alias: instance.spec for instance in listed}
     cards = await services.cards.of(specs)
     with_aliases = services.config.api.list_aliases
-    return listing.listed(listed, cards, services.started_unix, with_aliases=with_aliases)
+    return model_list.listed(listed, cards, services.started_unix, with_aliases=with_aliases)
 
 
 MANAGEMENT_BYTES = SMALL_BYTES

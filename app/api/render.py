@@ -12,7 +12,7 @@ from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import HOST, DeviceView, ModelView, ProcessView
 from app.models.instance import ModelInstance
-from app.scheduling.plan import NEVER, Wait
+from app.scheduling.actions import NEVER, Wait
 
 
 def by_priority(view: ModelView) -> dict[str, int]:

@@ -11,7 +11,7 @@ from app.api.documentation import FOR_RESPONSES
 from app.api.guard import client_of
 from app.domain.errors import BadRequest
 from app.proxy.dialects.responses.items import Item
-from app.proxy.dialects.responses.stored import Stored
+from app.proxy.dialects.responses.stored_responses import Stored
 
 router = APIRouter(tags=["responses"], responses=FOR_RESPONSES)
 

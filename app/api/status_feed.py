@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from app.api.event_channel import HEARTBEAT_S, Channel
+from app.api.sse_broadcast import HEARTBEAT_S, Broadcast
 from app.domain.alarm import Alarm
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ModelChanged, StatusChanged
@@ -33,7 +33,7 @@ class StatusFeed:
         """`model_status` of an alias is None when it is not configured any more."""
         self._full_status, self._model_status = full_status, model_status
         self._server_status = server_status
-        self._channel = Channel(self._snapshot, heartbeat_s)
+        self._channel = Broadcast(self._snapshot, heartbeat_s)
         self._touched: set[str] = set()
         self._flush = Alarm(self.flush)
         self._shown: dict[str, str] = {}

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.api import render
-from app.api.progress import progress
-from app.configuration.subscriptions import Configuration
+from app.api.progress_view import progress
+from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
 from app.domain.views import NEVER_USED, ModelView

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import listening
+from app import listen_check
 from app.cli.devices import device_lines, device_warnings
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
@@ -16,18 +16,18 @@ from app.domain.spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
-from app.llama.command import BinaryInfo, CommandError, build_command, unknown_flags
+from app.llama.command_line import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import why_not_writable
 from app.llama.pooling import PoolingChoice, choose_pooling
 from app.llama.runner_interface import LoadError
 from app.llama.self_test import SelfTestFailed, check_binary
 from app.memory.amount_to_reserve import Footprint, inspect, key, need
-from app.memory.history import FILE_NAME, LoadHistory
 from app.memory.ledger.kept_free import KeptFree
+from app.memory.load_history import FILE_NAME, LoadHistory
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
-from app.memory.probes.host import host_reading
+from app.memory.probes.cuda_visible_devices import VARIABLE
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import GpuError, GpuProbe, Reading, offers_gpu, resolve
-from app.memory.probes.visible import VARIABLE
 from app.scheduling.placement import Capacity, fit, fits_on_devices
 
 
@@ -88,8 +88,8 @@ def _can_listen(config: Config) -> bool:
     """A port in use is no mistake: the router itself may be running."""
     for name, port in config.api.ports.items():
         try:
-            listening.places(config.api.addresses, port, name)
-        except listening.CannotListen as error:
+            listen_check.places(config.api.addresses, port, name)
+        except listen_check.CannotListen as error:
             if not error.is_in_use:
                 print(f"api.host: {error}")
                 return False

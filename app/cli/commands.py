@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app import listening
+from app import listen_check
 from app.cli import check as config_check
 from app.cli import init as config_init
 from app.cli import upgrade_notes
@@ -20,10 +20,10 @@ from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
+from app.memory.probes.cuda_visible_devices import VARIABLE
 from app.memory.probes.interface import GpuError, GpuProbe
-from app.memory.probes.visible import VARIABLE
 from app.observability import router_log
 
 SHOWN_NAMES = 8
@@ -67,13 +67,14 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
     router_log.apply(config)
     try:
         found_places = {
-            port: listening.places(config.api.addresses, port, key) for key, port in config.api.ports.items()
+            port: listen_check.places(config.api.addresses, port, key)
+            for key, port in config.api.ports.items()
         }
-    except listening.CannotListen as error:
+    except listen_check.CannotListen as error:
         return _complain(str(error))
     with ThreadPoolExecutor(2) as meanwhile:  # the imports take half a second, and so do these
         found = meanwhile.submit(inspect_binary, llama_server), meanwhile.submit(find_gpus, llama_server)
-        from app import server
+        from app import uvicorn_server
         from app.main import create_app
     binary, probe = found[0].result(), found[1].result()
     print(_banner(config, binary, probe), flush=True)
@@ -81,7 +82,7 @@ def _serve(config: Config, llama_server: Path, path: Path | None = None, hints: 
         print(hints, flush=True)
     app = create_app(config, probe=probe, binary=binary, config_path=path)
     app.state.configuration.subscribe(router_log.TAKES, router_log.apply)
-    return server.run(app, found_places[config.api.port], config.api.port, path)
+    return uvicorn_server.run(app, found_places[config.api.port], config.api.port, path)
 
 
 def _say(line: str) -> None:
@@ -97,7 +98,7 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
     preload = _listed(config.preload())
     devices, warnings = _devices(config, probe)
     rows = [
-        ("address", "\n".join(listening.urls(config.api.addresses, config.api.port))),
+        ("address", "\n".join(listen_check.urls(config.api.addresses, config.api.port))),
         *(("for Ollama", url) for url in _ollama_urls(config)),
         ("llama-server", f"{binary.version}\n{binary.path}"),
         ("devices", "\n".join(devices)),
@@ -113,7 +114,7 @@ def _banner(config: Config, binary: BinaryInfo, probe: GpuProbe) -> str:
 
 def _ollama_urls(config: Config) -> list[str]:
     port = config.api.ollama_port
-    return [] if port is None else ["\n".join(listening.urls(config.api.addresses, port))]
+    return [] if port is None else ["\n".join(listen_check.urls(config.api.addresses, port))]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

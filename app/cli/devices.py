@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from app.core.config import Config
+from app.memory.probes.cuda_visible_devices import VARIABLE
 from app.memory.probes.interface import Reading, resolve
-from app.memory.probes.visible import VARIABLE
 
 
 def device_lines(readings: Sequence[Reading], config: Config, visible: str | None) -> list[str]:

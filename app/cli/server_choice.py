@@ -11,10 +11,10 @@ from pathlib import Path
 
 from app.domain.spec import ModelSpec
 from app.llama.binary import BinaryNotFound, find_binary, in_path, inspect_binary
+from app.llama.builds.install import BuildUnavailable, is_installed, provide, select
+from app.llama.builds.known_builds import BUILDS, Build
 from app.llama.builds.machine import Machine, this_machine, unmet_need
-from app.llama.builds.provide import BuildUnavailable, is_installed, provide, select
-from app.llama.builds.table import BUILDS, Build
-from app.llama.command import CommandError
+from app.llama.command_line import CommandError
 from app.llama.self_test import SelfTestFailed, check_model
 from app.memory.probes.choice import find_gpus
 from app.memory.probes.interface import GpuError, resolve

@@ -15,7 +15,7 @@ FILE_NAME = "upgrade-notes.json"
 
 
 @dataclass(frozen=True)
-class Note:
+class UpgradeNote:
     """`text` is empty where the change does not concern this configuration."""
 
     name: str
@@ -33,7 +33,7 @@ def _keys_that_no_longer_manage(config: Config) -> str:
     )
 
 
-NOTES = (Note("admin-is-false-for-objects", _keys_that_no_longer_manage),)
+NOTES = (UpgradeNote("admin-is-false-for-objects", _keys_that_no_longer_manage),)
 
 
 def key_name(config: Config, index: int) -> str:

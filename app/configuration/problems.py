@@ -20,7 +20,7 @@ from app.core.config import (
     SystemConfig,
 )
 from app.domain.config_types import Section
-from app.domain.names import MAX_NAME
+from app.domain.model_names import MAX_NAME
 from app.domain.spec import QUANTISED, ModelParams
 
 # These look at the tree as it was read, so that they are reported together with everything else. What has a

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from app.domain.config_types import (
     Count,
     Device,
+    Heartbeats,
     Number,
     PathText,
     Section,
@@ -20,7 +21,6 @@ from app.domain.config_types import (
     Whole,
     either,
 )
-from app.domain.heartbeat_format import Heartbeats
 from app.domain.network import (
     checked_host_name,
     checked_listening,

@@ -18,7 +18,16 @@ from app.core.config import Config
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, Outcome, RequestFinished
 from app.domain.status import Health, Status
-from app.judgement.judge import Limits, Repeated, State, Verdict, is_quiet, judge, look_in_s, standing
+from app.judgement.judge import (
+    ProcessLimits,
+    ProcessState,
+    Repeated,
+    Verdict,
+    is_quiet,
+    judge,
+    judge_request,
+    look_in_s,
+)
 from app.judgement.pauses import TICK_S, Pauses
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
@@ -31,7 +40,7 @@ SUSPECT_EVERY_S = 1.0
 QUIET_S = 1.0
 """A stream that ends later than this after its last byte had come to a standstill, perhaps."""
 
-_HEALTH = {State.SLOW: Health.DEGRADED, State.STUCK: Health.UNHEALTHY}
+_HEALTH = {ProcessState.SLOW: Health.DEGRADED, ProcessState.STUCK: Health.UNHEALTHY}
 
 
 @dataclass
@@ -45,7 +54,7 @@ class Watch:
     failures_in_a_row: int = 0
     total_ms: float = 0.0
     last_check: float | None = None
-    verdict: Verdict = Verdict(State.SERVING)  # noqa: RUF009 - it is frozen
+    verdict: Verdict = Verdict(ProcessState.SERVING)  # noqa: RUF009 - it is frozen
 
     def probed(self, ok: bool, took_ms: float, now: float) -> None:
         self.checks, self.last_check = self.checks + 1, now
@@ -144,7 +153,7 @@ class HealthMonitor:
         """
         limits, now = _limits(instance), self._clock()
         in_flight = instance.queue.in_flight
-        found = standing(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
+        found = judge_request(runner.evidence, limits, self.pauses, now, quiet_since, place, in_flight)
         if found.wants_look:
             runner.evidence.asked(quiet_since)
             self._round_is_due.set()
@@ -231,8 +240,8 @@ class HealthMonitor:
             self._round_is_due.set()
 
 
-def _limits(instance: ModelInstance) -> Limits:
-    return Limits(request_s=instance.spec.request_timeout_s)
+def _limits(instance: ModelInstance) -> ProcessLimits:
+    return ProcessLimits(request_s=instance.spec.request_timeout_s)
 
 
 def _shown(watch: Watch) -> dict[str, Any]:

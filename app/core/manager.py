@@ -22,15 +22,15 @@ from app.domain.status import Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner_interface import Launcher
 from app.memory.amount_to_reserve import Footprint, inspect
-from app.memory.history import LoadHistory
+from app.memory.load_history import LoadHistory
 from app.models.fleet import Fleet
-from app.models.inspection import Inspection
 from app.models.instance import ModelInstance
 from app.models.kv_cache import KvCache
 from app.models.load_errors import load_failed, model_failed
+from app.models.load_inspection import Inspection
 from app.models.restarts import RestartLimits
-from app.models.scheduler import Scheduler
-from app.scheduling.plan import Limits, Preview
+from app.models.scheduler_loop import Scheduler
+from app.scheduling.actions import Limits, Preview
 
 
 class ModelManager:

@@ -14,7 +14,7 @@ from app.domain.events import ReadingTaken
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.ledger.memory_ledger import MemoryLedger
 from app.memory.probes.driver_thread import DriverThread
-from app.memory.probes.host import host_reading
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import GpuProbe, Reading
 
 logger = logging.getLogger(__name__)

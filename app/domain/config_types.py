@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated, Any
 
 from pydantic import (
@@ -64,3 +65,14 @@ Slots = Annotated[int, Field(ge=1, le=256), BeforeValidator(_not_bool)]
 Device = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)], BeforeValidator(_device)
 ]
+
+
+class Heartbeats(str, Enum):
+    """`stream_heartbeats`: what a stream gets while it waits."""
+
+    COMMENTS = "comments"
+    """Lines that event streams ignore, and that say to people what is waited for."""
+    BLANK = "blank"
+    """Empty lines, for clients that take a comment for something else."""
+    OFF = "off"
+    """Nothing, not even the head, before the answer."""

@@ -1,6 +1,6 @@
 """Everything that can go wrong for a client, with its HTTP status and OpenAI error code.
 
-Raised where the reason is known, rendered where the answer is written (`app/api/errors.py`).
+Raised where the reason is known, rendered where the answer is written (`app/api/framework_errors.py`).
 """
 
 from __future__ import annotations

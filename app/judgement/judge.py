@@ -43,7 +43,7 @@ SOON_S = 0.25
 FAR_S = 3600.0
 
 
-class State(Enum):
+class ProcessState(Enum):
     STARTING = "its port has not been open"
     LOADING = "it loads"
     SERVING = "it serves"
@@ -61,7 +61,7 @@ class Cause(Enum):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """Seconds. 0 for `load_s` or `request_s`: no limit."""
 
     load_s: float = 180.0
@@ -73,7 +73,7 @@ class Limits:
 class Verdict:
     """`since` and `why` belong to SLOW, STUCK and GONE; `cause` to STUCK alone."""
 
-    state: State
+    state: ProcessState
     since: float | None = None
     why: str = ""
     cause: Cause | None = None
@@ -91,7 +91,7 @@ class Repeated:
 
     def stuck(self, verdict: Verdict, evidence: Evidence, now: float) -> bool:
         """Stuck now, and before, and something has been observed in between."""
-        if verdict.state is not State.STUCK:
+        if verdict.state is not ProcessState.STUCK:
             self._first = None
             return False
         if self._first is None:
@@ -101,62 +101,64 @@ class Repeated:
         return now - since >= AGAIN_S and evidence.observed > observed
 
 
-def judge(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
+def judge(evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: float) -> Verdict:
     if evidence.exited_at is not None:
-        return Verdict(State.GONE, evidence.exited_at, "it has ended")
+        return Verdict(ProcessState.GONE, evidence.exited_at, "it has ended")
     found = _port_closed(evidence, limits, pauses) or (
         _load(evidence, limits, pauses, now)
         if evidence.is_loading
         else _service(evidence, limits, pauses, now)
     )
-    if found.state is State.STUCK and pauses.waking_s(now):
-        return Verdict(State.SLOW, found.since, found.why)  # what came in the pause has not been read yet
+    if found.state is ProcessState.STUCK and pauses.waking_s(now):
+        return Verdict(
+            ProcessState.SLOW, found.since, found.why
+        )  # what came in the pause has not been read yet
     return found
 
 
-def _port_closed(evidence: Evidence, limits: Limits, pauses: Pauses) -> Verdict | None:
+def _port_closed(evidence: Evidence, limits: ProcessLimits, pauses: Pauses) -> Verdict | None:
     if evidence.refusals < MISSES:
         return None
     first, last = evidence.refused[0], evidence.refused[-1]
     if pauses.awake_s(first, last) < limits.closed_s:
         return None
-    return Verdict(State.STUCK, first, "it closed its port", Cause.PORT_CLOSED)
+    return Verdict(ProcessState.STUCK, first, "it closed its port", Cause.PORT_CLOSED)
 
 
-def _load(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
+def _load(evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: float) -> Verdict:
     still_s = pauses.awake_s(evidence.moved_at, now)
     if limits.load_s and still_s > limits.load_s:
         return _stuck(evidence.moved_at, f"no progress for {still_s:.0f} s")
     if still_s > SLOW_S:
-        return Verdict(State.SLOW, evidence.moved_at, evidence.doing or "loading")
+        return Verdict(ProcessState.SLOW, evidence.moved_at, evidence.doing or "loading")
     is_open = evidence.accepted_at is not None or evidence.doing
-    return Verdict(State.LOADING if is_open else State.STARTING)
+    return Verdict(ProcessState.LOADING if is_open else ProcessState.STARTING)
 
 
-def _service(evidence: Evidence, limits: Limits, pauses: Pauses, now: float) -> Verdict:
+def _service(evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: float) -> Verdict:
     missed = _moments(evidence.missed)
     if missed >= MISSES:
         why = f"it missed {missed} probes in a row"
-        return Verdict(State.STUCK, evidence.missed[0], why, Cause.NO_ANSWER)
+        return Verdict(ProcessState.STUCK, evidence.missed[0], why, Cause.NO_ANSWER)
     owed = evidence.owed_since
     if owed is None:
         if missed:
-            return Verdict(State.SLOW, evidence.missed[0], f"it missed {missed} of its probes")
-        return Verdict(State.SERVING)
+            return Verdict(ProcessState.SLOW, evidence.missed[0], f"it missed {missed} of its probes")
+        return Verdict(ProcessState.SERVING)
     still_s = pauses.awake_s(owed, now)
     overdue_s = still_s - allowed_s(evidence, limits)
     if limits.request_s and overdue_s >= 0 and _is_seen(evidence, pauses, overdue_s, now):
         return _stuck(owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
     if still_s > min(SLOW_S, limits.request_s or SLOW_S):
-        return Verdict(State.SLOW, owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
-    return Verdict(State.SERVING)
+        return Verdict(ProcessState.SLOW, owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
+    return Verdict(ProcessState.SERVING)
 
 
 def _stuck(since: float, why: str) -> Verdict:
-    return Verdict(State.STUCK, since, why, Cause.NO_PROGRESS)
+    return Verdict(ProcessState.STUCK, since, why, Cause.NO_PROGRESS)
 
 
-def allowed_s(evidence: Evidence, limits: Limits) -> float:
+def allowed_s(evidence: Evidence, limits: ProcessLimits) -> float:
     """How long the work of this process may stand still."""
     if evidence.busy_since is None or evidence.is_stopped:
         return limits.request_s
@@ -171,7 +173,13 @@ def _is_seen(evidence: Evidence, pauses: Pauses, overdue_s: float, now: float) -
 
 
 def look_in_s(
-    evidence: Evidence, limits: Limits, pauses: Pauses, now: float, interval_s: float, *, is_suspect: bool
+    evidence: Evidence,
+    limits: ProcessLimits,
+    pauses: Pauses,
+    now: float,
+    interval_s: float,
+    *,
+    is_suspect: bool,
 ) -> float:
     """When it is to be looked at next; not oftener: where one slot streams, a look at the slots every moment
     keeps cancelled requests alive."""
@@ -189,7 +197,7 @@ def look_in_s(
 
 
 def is_quiet(
-    evidence: Evidence, limits: Limits, pauses: Pauses, now: float, requests: Iterable[float] = ()
+    evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: float, requests: Iterable[float] = ()
 ) -> bool:
     """Its slots are worth a look. `requests`: since when each of those that run has got nothing."""
     part_s = limits.request_s / LOOKS
@@ -198,41 +206,41 @@ def is_quiet(
 
 
 @dataclass(frozen=True)
-class Standing:
+class RequestVerdict:
     """Of one request. `left_s`: until this is to be asked again; 0: its slot has stood still for too long."""
 
     left_s: float
     wants_look: bool = False
 
 
-def standing(
+def judge_request(
     evidence: Evidence,
-    limits: Limits,
+    limits: ProcessLimits,
     pauses: Pauses,
     now: float,
     quiet_since: float,
     place: int,
     in_flight: int,
-) -> Standing:
+) -> RequestVerdict:
     """Whether a request that has got nothing since then is worked on.
 
     Its process is looked at when it has been quiet for a part of its limit, and once more before it is given
     up.
     """
     if not limits.request_s:
-        return Standing(FAR_S)
+        return RequestVerdict(FAR_S)
     part_s = limits.request_s / LOOKS
     quiet_s = pauses.awake_s(quiet_since, now)
     if quiet_s < part_s:
-        return Standing(part_s - quiet_s)
+        return RequestVerdict(part_s - quiet_s)
     unseen_s = pauses.awake_s(max(evidence.work_looked_at, quiet_since), now)
     moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
     left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
     if left_s > 0:
-        return Standing(min(left_s, part_s), wants_look=unseen_s >= part_s)
+        return RequestVerdict(min(left_s, part_s), wants_look=unseen_s >= part_s)
     if _is_seen(evidence, pauses, -left_s, now):
-        return Standing(0.0)
-    return Standing(SOON_S, wants_look=True)
+        return RequestVerdict(0.0)
+    return RequestVerdict(SOON_S, wants_look=True)
 
 
 def _request_moved_at(evidence: Evidence, place: int, in_flight: int, quiet_since: float) -> float:

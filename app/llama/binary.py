@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.domain.files import FileIdentity
-from app.llama.command import BinaryInfo, parse_help, parse_switches, parse_version
+from app.llama.command_line import BinaryInfo, parse_help, parse_switches, parse_version
 from app.llama.exit_reason import classify
 
 INSPECT_TIMEOUT_S = 30.0  # a cold CUDA binary reads gigabytes of libraries first

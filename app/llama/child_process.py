@@ -9,17 +9,17 @@ import signal
 import subprocess
 from typing import Protocol, cast
 
-from app.llama.command import Command
+from app.llama.command_line import Command
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.os_process import KILL, NO_FILES_LEFT, WINDOWS, out_of_files, spawn_options
-from app.llama.pipe import Output, ProcessEvents
+from app.llama.os_calls import KILL, NO_FILES_LEFT, WINDOWS, out_of_files, spawn_options
+from app.llama.output_pipe import Output, ProcessEvents
+from app.llama.process_timeouts import ProcessTimes
 from app.llama.runner_interface import LoadError
-from app.llama.time_limits import ProcessTimes
 
 EXIT_COMMAND = b"cmd_router_to_child:exit\n"
 
 
-class ProcessOwner(Protocol):
+class ChildOwner(Protocol):
     """Who is told, on the event loop."""
 
     def took_output(self, data: bytes) -> bool:
@@ -33,7 +33,7 @@ class ProcessOwner(Protocol):
 class ChildProcess:
     """Its output is read while nobody awaits anything of it."""
 
-    def __init__(self, owner: ProcessOwner, times: ProcessTimes) -> None:
+    def __init__(self, owner: ChildOwner, times: ProcessTimes) -> None:
         self.pid = 0
         self.was_stopped = False
         """The router ended it, or tried to."""

@@ -14,21 +14,21 @@ from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
 from app.judgement.pauses import Pauses
-from app.llama.command import BinaryInfo, Command, CommandError, build_command, unknown_flags
+from app.llama.command_line import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
+from app.llama.llama_runner import LlamaRunner
 from app.llama.orphans import PidFile
-from app.llama.os_process import NO_FILES_LEFT, files_left
+from app.llama.os_calls import NO_FILES_LEFT, files_left
 from app.llama.output.writer import LogServer
 from app.llama.pooling import choose_pooling
 from app.llama.ports import Ports
-from app.llama.process import LlamaRunner
+from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.readahead import read_ahead
 from app.llama.runner_interface import LoadError, OnChange, Runner
-from app.llama.time_limits import USUAL, ProcessTimes
 
 
 class LlamaLauncher:
-    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_process`."""
+    """Starts real llama-servers. Use it on the thread that lives as long as the process: see `os_calls`."""
 
     TAKES = ("system.first_port", "system.load_timeout_sec")
 
@@ -49,6 +49,8 @@ class LlamaLauncher:
         self._pid_file, self._times = pid_file, times
         self._ports = Ports(first_port)
         self._live: set[LlamaRunner] = set()
+        self._told: dict[str, bool] = {}
+        """By model: its last process has said by itself when it was ready."""
 
     def apply(self, config: Config) -> None:
         """For the starts to come."""
@@ -93,6 +95,7 @@ class LlamaLauncher:
                 self.load_timeout_s,
                 on_change,
                 files,
+                will_tell=self._told.get(spec.alias, False),
                 pauses=self._pauses,
                 times=self._times,
             )
@@ -103,6 +106,7 @@ class LlamaLauncher:
                     self._pid_file.note(runner.pid, command.argv[1:])
                 yield runner
             finally:
+                self._told[spec.alias] = runner.evidence.said_ready
                 try:
                     with anyio.CancelScope(shield=True):
                         await runner.stop()

@@ -11,7 +11,7 @@ import anyio.to_thread
 from app.domain.units import MIB
 from app.judgement.evidence import Evidence
 from app.llama.load_output import LoadLog
-from app.llama.os_process import share_read, usage
+from app.llama.os_calls import share_read, usage
 
 LOOK_S = 0.5
 LOOK_SHARE = 0.05  # of the time may be spent looking: at a mapping of 100 GB one look takes half a second

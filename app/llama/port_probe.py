@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 import anyio.to_thread
 
+from app.domain.alarm import Alarm
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
-from app.llama.http_get import Answer, NoAnswer, http_get
-from app.llama.os_process import out_of_files, processor_use
+from app.llama.http_get import Answer, NoAnswer, http_get, may_listen
+from app.llama.os_calls import out_of_files, processor_use
 from app.llama.slots import working_slots
 
 SLOTS = "/slots"
@@ -46,8 +48,25 @@ class PortProbe:
         self._looking: asyncio.Task[None] | None = None
         self._at_slots = False
 
+    @contextmanager
+    def waiting(self, look_in_s: float, look: Callable[[], object]) -> Iterator[None]:
+        """Calls `look` in so many seconds, and after that as soon as somebody may have bound the port."""
+
+        def knock() -> None:
+            if self._evidence.accepted_at is not None or may_listen(self._port):
+                look()
+            else:
+                alarm.set_within(look_in_s)
+
+        alarm = Alarm(knock)
+        alarm.set_within(look_in_s)
+        try:
+            yield
+        finally:
+            alarm.cancel()
+
     async def load_step(self) -> PortAnswer:
-        """While it loads. A port that nobody has bound yet costs next to nothing."""
+        """While it loads."""
         health = await self._ask("/health")
         if health is None:
             return PortAnswer.NOTHING

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.os_process import WINDOWS
+from app.llama.os_calls import WINDOWS
 from app.llama.runner_interface import LoadError
 
 MAX_PORT = 65535

@@ -24,9 +24,9 @@ from app.core.config import Config
 from app.domain.spec import CPU_ONLY, ModelSpec
 from app.llama import probe_model
 from app.llama.binary import inspect_binary
-from app.llama.command import CHILD_OF_A_ROUTER, BinaryInfo, build_command
+from app.llama.command_line import CHILD_OF_A_ROUTER, BinaryInfo, build_command
 from app.llama.exit_reason import LOOK_BACK, Failure, FailureKind, classify
-from app.llama.os_process import WINDOWS, kill_group, spawn_options
+from app.llama.os_calls import WINDOWS, kill_group, spawn_options
 
 TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0

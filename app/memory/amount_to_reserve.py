@@ -14,12 +14,12 @@ from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.domain.views import HOST, MemoryNeed
 from app.gguf.header import GgufError, GgufHeader, read_header
-from app.llama.command import batch_sizes
+from app.llama.command_line import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import LoadError
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, estimate
-from app.memory.history import LoadRecord
+from app.memory.load_history import LoadRecord
 from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
 NO_RECORD = LoadRecord()

@@ -10,8 +10,8 @@ from app.domain.spec import ModelSpec
 from app.domain.views import HOST, Layout, MemoryNeed, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog
-from app.memory.history import LoadHistory
 from app.memory.ledger.memory_ledger import MemoryLedger
+from app.memory.load_history import LoadHistory
 from app.memory.probes.fixed_cost import UNLISTED_MB
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from app.domain.fingerprint import Fingerprint, Work
 from app.llama.exit_reason import Failure
 from app.models.lifecycle_effects import Blame
 from app.models.restarts import Restarts
-from app.models.suspects import Standing, Suspects
+from app.models.suspects import Suspects, Suspicion
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +53,10 @@ class CrashInquiry:
 
     def judge(self, ticket: Ticket) -> None:
         """One that is about to queue. Raises `RequestCrashesModel`."""
-        standing = self._standing(ticket)
-        if standing is Standing.REFUSED:
+        suspicion = self._suspicion(ticket)
+        if suspicion is Suspicion.REFUSED:
             raise self._refusal()
-        if standing is Standing.SUSPECT:
+        if suspicion is Suspicion.SUSPECT:
             ticket.set_apart(self._clock())
 
     def answered(self, ticket: Ticket, work: Work | None) -> None:
@@ -75,20 +75,20 @@ class CrashInquiry:
 
     # --- inside
 
-    def _standing(self, ticket: Ticket) -> Standing:
+    def _suspicion(self, ticket: Ticket) -> Suspicion:
         work = _work_of(ticket)
         if work is None or len(work.body) not in self._suspects.sizes:
-            return Standing.CLEAR
+            return Suspicion.CLEAR
         now = self._clock()
         self._suspects.forget(now, before=now - self._restarts.limits.window_s)
-        return self._suspects.standing(Fingerprint.of(work), now)
+        return self._suspects.suspicion(Fingerprint.of(work), now)
 
     def _judge_waiting(self) -> None:
         """The same body may wait more than once."""
-        found = {ticket: self._standing(ticket) for ticket in self._queue.waiting_tickets()}
-        suspects = [ticket for ticket, standing in found.items() if standing is Standing.SUSPECT]
+        found = {ticket: self._suspicion(ticket) for ticket in self._queue.waiting_tickets()}
+        suspects = [ticket for ticket, suspicion in found.items() if suspicion is Suspicion.SUSPECT]
         self._queue.set_apart([ticket for ticket in suspects if not ticket.runs_alone], self._clock())
-        refused = [ticket for ticket, standing in found.items() if standing is Standing.REFUSED]
+        refused = [ticket for ticket, suspicion in found.items() if suspicion is Suspicion.REFUSED]
         if refused:
             self._queue.fail(refused, self._refusal())
 

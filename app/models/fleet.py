@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from app.domain.errors import MissingModel, ModelNotFound
-from app.domain.names import MAX_NAME, folded, nearest_first, possible_names
+from app.domain.model_names import MAX_NAME, folded, nearest_first, possible_names
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import ModelView

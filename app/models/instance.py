@@ -18,7 +18,7 @@ from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure
 from app.llama.runner_interface import Launcher, Runner
 from app.memory.amount_to_reserve import Footprint
-from app.memory.history import LoadHistory
+from app.memory.load_history import LoadHistory
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
 from app.models.crash_inquiry import CrashInquiry

@@ -21,10 +21,10 @@ from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.gguf.header import GgufError, split_parts
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.runner_interface import Runner
 from app.memory.ledger.kept_free import KeptFree
-from app.memory.probes.host import host_reading
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import Reading
 from app.models.kv_store import Kept, KvStore, file_of
 

@@ -17,7 +17,7 @@ from app.domain.spec import ModelSpec
 from app.domain.views import Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
 from app.llama.runner_interface import Launcher, LoadError, Runner
 from app.memory.model_memory import ModelMemory
 from app.models.conversations import Conversations
@@ -46,7 +46,7 @@ class ProcessOwner(Protocol):
         """It is reaped. Told exactly once, whatever happened."""
 
 
-class Stage(Enum):
+class ProcessStage(Enum):
     LOADS = "it is started, and its load may still be stopped for another one"
     SERVES = "it was given to its model, which grants requests"
     ENDS = "it was told to end"
@@ -72,14 +72,14 @@ class Supervisor:
         self._owner, self._spec = owner, spec
         self._launcher, self._tracker = launcher, tracker
         self._memory, self._conversations = memory, conversations
-        self._stage = Stage.LOADS
+        self._stage = ProcessStage.LOADS
         self._scope: anyio.CancelScope | None = None  # it can only be made inside the task
         self._task = asyncio.create_task(self._run(placement), name=f"supervise {spec.alias}")
 
     def end(self, cause: Failure | None = None) -> None:
         """With time to exit. Safe to call again, and before the task has had its first turn."""
         self.cause = self.cause or cause
-        self._stage = Stage.ENDS
+        self._stage = ProcessStage.ENDS
         if self._scope is not None:
             self._scope.cancel()
 
@@ -105,7 +105,7 @@ class Supervisor:
         failure: Failure | None = None
         try:
             with anyio.CancelScope() as self._scope:
-                if self._stage is Stage.ENDS:
+                if self._stage is ProcessStage.ENDS:
                     self._scope.cancel()
                 failure = await self._live(placement)
         except LoadError as error:
@@ -126,8 +126,8 @@ class Supervisor:
             self._tracker.ledger.spawned(self._spec.alias, runner.pid)
             await runner.ready()
             async with self._with_conversations(runner):
-                if self._stage is Stage.LOADS:  # else it was stopped in the turn in which it was ready
-                    self._stage = Stage.SERVES
+                if self._stage is ProcessStage.LOADS:  # else it was stopped in the turn in which it was ready
+                    self._stage = ProcessStage.SERVES
                     self._owner.process_serves(self)
                 return (await runner.exited()).failure
 
@@ -145,7 +145,7 @@ class Supervisor:
 
     def _on_change(self, runner: Runner) -> None:
         self.runner = runner
-        if self._stage is Stage.LOADS and not self.over.is_set():
+        if self._stage is ProcessStage.LOADS and not self.over.is_set():
             self._check_memory(runner)
         self._owner.process_changed(self)
 

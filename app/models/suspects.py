@@ -16,7 +16,7 @@ MAX_REFUSED = 1000
 """Of one model; the one that was found first is forgotten first."""
 
 
-class Standing(Enum):
+class Suspicion(Enum):
     """Of a request, before it is run."""
 
     CLEAR = "nothing speaks against it"
@@ -39,10 +39,10 @@ class Suspects:
         self.sizes: frozenset[int] = frozenset()
         """Of the bodies that are known; empty in a model that never crashed. Others need no fingerprint."""
 
-    def standing(self, fingerprint: Fingerprint, now: float) -> Standing:
+    def suspicion(self, fingerprint: Fingerprint, now: float) -> Suspicion:
         if self._refused.get(fingerprint, now) > now:
-            return Standing.REFUSED
-        return Standing.SUSPECT if self._is_suspect(fingerprint) else Standing.CLEAR
+            return Suspicion.REFUSED
+        return Suspicion.SUSPECT if self._is_suspect(fingerprint) else Suspicion.CLEAR
 
     def crashed(
         self, running: Collection[Fingerprint], now: float, refuse_until: float

@@ -11,7 +11,7 @@ from enum import Enum
 
 import httptools
 
-from app.proxy.headers import Headers, as_lines, passed_back
+from app.proxy.forwarded_headers import Headers, as_lines, passed_back
 
 MAX_HEAD_BYTES = 65536
 MAX_KNOWN_HEADS = 64
@@ -45,7 +45,7 @@ class AnswerHead:
         """What of it is for the client."""
 
 
-class KnownHeads:
+class KnownAnswerHeads:
     """Those of all connections, by their bytes without the digits of the length, and the place of these."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class AnswerReader:
         "stage",
     )
 
-    def __init__(self, known: KnownHeads) -> None:
+    def __init__(self, known: KnownAnswerHeads) -> None:
         self._known = known
         self.expect(has_body=True)
 

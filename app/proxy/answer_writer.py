@@ -5,10 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from app.domain.errors import RouterError
-from app.proxy import error_format
-from app.proxy.dialects.events import as_json
-from app.proxy.dialects.voice import Voice
-from app.proxy.headers import Headers, as_lines, own_lines
+from app.proxy.dialects.errors_and_heartbeats import Dialect, retry_headers
+from app.proxy.dialects.sse_format import as_json
+from app.proxy.forwarded_headers import Headers, as_lines, own_lines
 from app.proxy.request_head import HeadLines
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -80,9 +79,9 @@ class AnswerWriter:
 # --- errors
 
 
-def error_answer(error: RouterError, voice: Voice, request_id: str) -> tuple[int, bytes, bytes]:
+def error_answer(error: RouterError, dialect: Dialect, request_id: str) -> tuple[int, bytes, bytes]:
     """Status, headers, as lines, and body of an answer that is an error."""
-    told = error_format.headers_of(error).items()
-    headers = [(b"content-type", voice.json_type)]
+    told = retry_headers(error).items()
+    headers = [(b"content-type", dialect.json_type)]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
-    return voice.status(error), as_lines(headers) + own_lines(request_id), as_json(voice.body(error))
+    return dialect.status(error), as_lines(headers) + own_lines(request_id), as_json(dialect.body(error))

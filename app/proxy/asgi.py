@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import answer_writer, client_messages
-from app.proxy.dialects.voice import voice_of
+from app.proxy import answer_writer, error_messages
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.exchange import Exchange
+from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Accepted, Gateway
-from app.proxy.headers import from_lines
 from app.proxy.llama_server_info import info_path_of, tunnel_target
-from app.proxy.request import require_admin
 from app.proxy.request_body import RequestBody
+from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
 from app.proxy.upload import UploadBody
 
@@ -152,15 +152,15 @@ class AsgiAnswer:
 
     def refuse(self, error: RouterError) -> None:
         self._scope[ERROR_KEY] = error.without_frames()
-        voice = voice_of(self._scope["path"])
-        status, lines, body = answer_writer.error_answer(error, voice, self._scope["router.request_id"])
+        dialect = dialect_of(self._scope["path"])
+        status, lines, body = answer_writer.error_answer(error, dialect, self._scope["router.request_id"])
         self.start(status, lines, len(body))
         self.write(body, True)
 
     def bug(self, bug: Exception) -> None:
         """In what comes before an exchange, which sees to its own."""
         logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
-        self.refuse(client_messages.mistake())
+        self.refuse(error_messages.mistake())
 
     def wake(self, delay_s: float) -> None:
         self._alarm.set(asyncio.get_running_loop().time() + delay_s)

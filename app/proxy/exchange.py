@@ -15,15 +15,16 @@ from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import client_messages
+from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
+from app.proxy.catch_bugs import catch_bugs
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
-from app.proxy.guarded import guarded
+from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.request_timeouts import HEAD_WAITS_S, RequestTimeouts
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, RequestTimeouts
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +78,11 @@ class Exchange:
 
     # --- the queue
 
-    @guarded
+    @catch_bugs
     def begin(self) -> None:
         self._enter(since=self.ticket.arrived)
 
-    @guarded
+    @catch_bugs
     def granted(self) -> None:
         self._pending = None
         runner = self._runner = self.instance.runner
@@ -93,13 +94,13 @@ class Exchange:
         self._wake(self._timeouts.first_look_s(self.instance.spec))
         self._connect(runner)
 
-    @guarded
+    @catch_bugs
     def refused(self, error: RouterError) -> None:
         """No slot, or no connection: the router's own word."""
         self._pending = None
         self._fail(error)
 
-    @guarded
+    @catch_bugs
     def process_gone(self, error: RouterError | None) -> None:
         """Without an error: once more, at the old place in the queue."""
         self._pending = None
@@ -117,7 +118,7 @@ class Exchange:
 
     # --- the connection to llama-server
 
-    @guarded
+    @catch_bugs
     def connected(self, link: Link, is_fresh: bool) -> None:
         self._pending = None
         if self.phase is Phase.CONNECTING and self._runner is not None:
@@ -125,13 +126,13 @@ class Exchange:
         else:
             link.release()
 
-    @guarded
+    @catch_bugs
     def head(self, head: AnswerHead, length: int | None) -> None:
         self.phase = Phase.ANSWERING
         if self.reply.head(head, length):
             self._wake(HEAD_WAITS_S)
 
-    @guarded
+    @catch_bugs
     def body(self, data: bytes, last: bool) -> bool:
         go_on = self.reply.body(data, last)
         if last:
@@ -143,7 +144,7 @@ class Exchange:
         self._is_paused = not go_on
         return go_on
 
-    @guarded
+    @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
         self._link = self._pending = None
         if error.stale and self._runner is not None:
@@ -154,14 +155,14 @@ class Exchange:
         logger.info("%s: the connection to llama-server failed: %s", self.instance.alias, error)
         self._lost()
 
-    @guarded
+    @catch_bugs
     def cut(self) -> None:
         """The process is stopped without waiting for this request."""
         self._lost()
 
     # --- the client
 
-    @guarded
+    @catch_bugs
     def writable(self) -> None:
         """The client takes more. That says something of its slot only where the slot waited for it."""
         if self._is_paused and self._link is not None:
@@ -169,7 +170,7 @@ class Exchange:
             self._is_paused = False
             self._link.resume()
 
-    @guarded
+    @catch_bugs
     def client_left(self) -> None:
         if self.phase is not Phase.ENDED:
             self.record.client_left = True
@@ -177,7 +178,7 @@ class Exchange:
 
     # --- time
 
-    @guarded
+    @catch_bugs
     def due(self, now: float) -> None:
         """Every time-out of a request, and its heartbeat. Asks to be called again."""
         if self.phase is Phase.QUEUED:
@@ -194,7 +195,7 @@ class Exchange:
                 self.reply.abort()
                 self._end()
             else:
-                self._fail(client_messages.upstream_timeout(self.instance))
+                self._fail(error_messages.upstream_timeout(self.instance))
 
     def _patience_s(self, now: float) -> float:
         """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
@@ -205,11 +206,11 @@ class Exchange:
 
     def _due_in_queue(self, now: float) -> None:
         if self._timeouts.has_waited_too_long(now):
-            self._fail(client_messages.queue_timeout(self.instance, self._limits))
+            self._fail(error_messages.queue_timeout(self.instance, self._limits))
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(client_messages.where_it_stands(self.instance, self.ticket, reason))
+            self.reply.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
@@ -283,7 +284,7 @@ class Exchange:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
         if self.phase is Phase.ENDED:
             return
-        error = client_messages.mistake()
+        error = error_messages.mistake()
         try:
             self.reply.fail(error)
         except Exception:  # a second bug of ours: the connection ends

@@ -9,32 +9,32 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.headers import Headers as ParsedHeaders
-from app.access.headers import RequestHeaders
+from app.access.request_headers import Headers as ParsedHeaders
+from app.access.request_headers import RequestHeaders
 from app.access.request_id import request_id
-from app.configuration.subscriptions import Configuration
+from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.errors import Refused, RouterError, TargetTooLong
 from app.domain.status import Status
 from app.models.instance import ModelInstance
 from app.models.load_errors import model_not_loaded
-from app.observability.refusals import Refusal, RefusalLog
-from app.proxy import request
+from app.observability.refusal_log import Refusal, RefusalLog
+from app.proxy import request_parameters
 from app.proxy.admission import Admission
-from app.proxy.body import SMALL_BYTES, fields_of, whole_fields_of
-from app.proxy.body_reader import BodyReader, Parse, Read
+from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
-from app.proxy.dialects.voice import voice_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
-from app.proxy.headers import as_json, as_lines, own_lines, through_tunnel, to_model
+from app.proxy.forwarded_headers import as_json, as_lines, own_lines, through_tunnel, to_model
+from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
-from app.proxy.request import RequestMeta
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_parameters import RequestMeta
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of, form_fields
@@ -68,7 +68,7 @@ class Backend(NamedTuple):
     slots: Admission
     links: UpstreamPool
     configuration: Configuration
-    bodies: BodyReader
+    bodies: BodyThread
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
 
@@ -158,14 +158,16 @@ class Gateway:
             boundary = boundary_of(headers)
             return RequestMeta.of(headers, client, to_model(headers.raw))._replace(boundary=boundary)
         if not endpoint.any_type:
-            request.check_media_type(headers, client)
+            request_parameters.check_media_type(headers, client)
         passed_on = to_model(headers.raw)
-        return RequestMeta.of(headers, client, passed_on if request.is_json(headers) else as_json(passed_on))
+        return RequestMeta.of(
+            headers, client, passed_on if request_parameters.is_json(headers) else as_json(passed_on)
+        )
 
     @staticmethod
     def admin_meta(headers: ParsedHeaders, client: Client) -> RequestMeta:
         """For the tunnel."""
-        request.require_admin(client)
+        request_parameters.require_admin(client)
         return Gateway.tunnel_meta(headers, client)
 
     @staticmethod
@@ -256,7 +258,7 @@ class Gateway:
                 entrance,
                 record,
                 time.monotonic,
-                voice_of(routed.endpoint),
+                dialect_of(routed.endpoint),
                 heartbeats=configuration.current.api.stream_heartbeats,
                 asked=asked,
             ),
@@ -273,12 +275,12 @@ class Gateway:
         endpoint, method, target, id_, meta, body = accepted
         fleet = self.backend.manager.fleet
         if endpoint is None:
-            return *request.read_tunnel(fleet, meta, id_, method, target), None
+            return *request_parameters.read_tunnel(fleet, meta, id_, method, target), None
         translation = self.backend.translations.get(endpoint.path)
         if translation is None or isinstance(body.data, Spool):
-            return *request.read_body(fleet, meta, id_, fields, endpoint), None
+            return *request_parameters.read_body(fleet, meta, id_, fields, endpoint), None
         fields = translation.fields(fields)
-        instance, routed = request.read_body(fleet, meta, id_, fields, endpoint)
+        instance, routed = request_parameters.read_body(fleet, meta, id_, fields, endpoint)
         is_loaded, owner = instance.status is Status.READY, meta.client.owner
         incoming = Incoming(
             fields, body.data, owner, instance.spec, routed.stream, time.time(), is_loaded, routed.ttl_s
@@ -288,9 +290,8 @@ class Gateway:
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord, entrance: Entrance) -> None:
         record.close()
         self.backend.slots.answered(instance, record)
-        type_ = voice_of(record.request.endpoint).json_type
-        lines = as_lines([(b"content-type", type_)]) + own_lines(record.request.request_id)
-        entrance.start(200, lines, len(told.body))
+        lines = as_lines([(b"content-type", dialect_of(record.request.endpoint).json_type)])
+        entrance.start(200, lines + own_lines(record.request.request_id), len(told.body))
         entrance.write(told.body, True)
 
 

@@ -20,15 +20,16 @@ from uvicorn.server import ServerState
 from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
-from app.proxy import answer_writer, client_messages
-from app.proxy.dialects.voice import voice_of
+from app.proxy import answer_writer, error_messages
+from app.proxy.dialects.errors_and_heartbeats import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Accepted, Gateway
 from app.proxy.handover import Handover
-from app.proxy.intake import FIRST_HEAD_S, Intake
+from app.proxy.receive_buffer import ReceiveBuffer
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
+from app.proxy.timeouts_and_heartbeats import FIRST_HEAD_S
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ MAX_EVENTS = 4
 """That are dealt with in one turn of the event loop: other connections are waiting."""
 
 
-class State(Enum):
+class ConnectionState(Enum):
     IDLE = "no request, or the rest of one that has been answered"
     RECEIVING = "a request was let in; its body comes"
     ANSWERING = "an exchange is under way"
@@ -61,8 +62,8 @@ class ProxyProtocol(asyncio.Protocol):
         self._keep_alive_s = float(config.timeout_keep_alive)
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._state = State.IDLE
-        self._intake: Intake
+        self._state = ConnectionState.IDLE
+        self._received: ReceiveBuffer
         self._waits_turn = False
         self._alarm = Alarm(self._ring, self._loop)
         self._is_write_paused = False
@@ -78,21 +79,21 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._intake = Intake(self._transport, self._gateway.memory, self._gateway.heads)
+        self._received = ReceiveBuffer(self._transport, self._gateway.memory, self._gateway.heads)
         self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
     def data_received(self, data: bytes) -> None:
-        if self._state is State.CLOSING:
+        if self._state is ConnectionState.CLOSING:
             return
-        self._intake.feed(data)
+        self._received.feed(data)
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._state = State.CLOSING
+        self._state = ConnectionState.CLOSING
         self._server_state.connections.discard(cast(Any, self))
         self._alarm.cancel()
-        self._intake.close()
+        self._received.close()
         if self._handover is not None:
             self._handover.connection_lost(exc)
             self._handover = None
@@ -118,7 +119,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server ends: after the answer that is under way. (uvicorn's protocol hears of it by itself.)"""
-        if self._state is State.IDLE:
+        if self._state is ConnectionState.IDLE:
             self._transport.close()
         else:
             self._keep_alive = False
@@ -130,7 +131,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._waits_turn = False
         try:
             for _ in range(MAX_EVENTS):
-                if not self._takes_more or (event := self._intake.next()) is None:
+                if not self._takes_more or (event := self._received.next()) is None:
                     break
                 if isinstance(event, RequestHead):
                     self._on_head(event)
@@ -143,7 +144,7 @@ class ProxyProtocol(asyncio.Protocol):
         except Exception as error:  # a bug of ours: its client is told, the others go on
             self.bug(error)
         beside = self._handover.held_bytes if self._handover is not None else 0
-        if not self._intake.settle(is_taken=self._takes_more, beside=beside):
+        if not self._received.settle(is_taken=self._takes_more, beside=beside):
             self._refuse_bytes(self._gateway.memory.full())
 
     def _advance_soon(self) -> None:
@@ -154,9 +155,9 @@ class ProxyProtocol(asyncio.Protocol):
     def _takes_more(self) -> bool:
         if self._waits_turn:
             return False
-        if self._handover is not None and self._state is State.HANDED_OVER:
-            return self._handover.takes_body if self._intake.reader.in_body else self._handover.takes_head
-        return self._state in (State.IDLE, State.RECEIVING)
+        if self._handover is not None and self._state is ConnectionState.HANDED_OVER:
+            return self._handover.takes_body if self._received.reader.in_body else self._handover.takes_head
+        return self._state in (ConnectionState.IDLE, ConnectionState.RECEIVING)
 
     def _on_head(self, head: RequestHead) -> None:
         if self._handover is not None:
@@ -175,8 +176,8 @@ class ProxyProtocol(asyncio.Protocol):
         if head.length == 0:
             self._start(accepted)
             return
-        self._state, self._arriving = State.RECEIVING, accepted
-        if self._intake.reader.waiting == 0 and head.lines.expects_continue:
+        self._state, self._arriving = ConnectionState.RECEIVING, accepted
+        if self._received.reader.waiting == 0 and head.lines.expects_continue:
             self._transport.write(answer_writer.CONTINUE)
 
     def _on_body(self, part: BodyPart) -> None:
@@ -195,7 +196,7 @@ class ProxyProtocol(asyncio.Protocol):
             self._start(self._arriving)
 
     def _start(self, accepted: Accepted) -> None:
-        self._state, self._arriving = State.ANSWERING, None
+        self._state, self._arriving = ConnectionState.ANSWERING, None
         self._reading = self._gateway.start(accepted, self)
 
     def begin(self, exchange: Exchange) -> None:
@@ -203,7 +204,7 @@ class ProxyProtocol(asyncio.Protocol):
         exchange.begin()
 
     def _hand_over(self, head: RequestHead) -> None:
-        self._state = State.HANDED_OVER
+        self._state = ConnectionState.HANDED_OVER
         self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
         self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
         if self._is_write_paused:
@@ -218,15 +219,15 @@ class ProxyProtocol(asyncio.Protocol):
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
         self._gateway.tell_refusal(error, head, id_, peer, self._client)
-        status, lines, body = answer_writer.error_answer(error, voice_of(head.path), id_)
+        status, lines, body = answer_writer.error_answer(error, dialect_of(head.path), id_)
         self.start(status, lines, len(body))
         self.write(body, True)
 
     def _refuse_bytes(self, error: RouterError) -> None:
         """Nobody knows where the next request would begin."""
-        reader = self._intake.reader
+        reader = self._received.reader
         is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
-        self._state = State.CLOSING
+        self._state = ConnectionState.CLOSING
         if is_owed or not reader.in_body:  # else the request has its answer, or some of it
             self._head, self._keep_alive = reader.broken_head, False
             self.refuse(error)
@@ -239,7 +240,7 @@ class ProxyProtocol(asyncio.Protocol):
         logger.error("%s %s failed", head and head.method, head and head.path, exc_info=bug)
         if self._handover is None and head is not None and not self._transport.is_closing():
             self._keep_alive = False
-            self.refuse(client_messages.mistake())
+            self.refuse(error_messages.mistake())
         else:
             self._transport.abort()
 
@@ -261,7 +262,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def abort(self) -> None:
         """A client that does not read would keep the connection from closing."""
-        self._exchange, self._state = None, State.CLOSING
+        self._exchange, self._state = None, ConnectionState.CLOSING
         if self._is_write_paused:
             self._transport.abort()
         else:
@@ -271,12 +272,12 @@ class ProxyProtocol(asyncio.Protocol):
         self._server_state.total_requests += 1
         self._exchange = None
         if not self._keep_alive:
-            self._state = State.CLOSING
+            self._state = ConnectionState.CLOSING
             self._transport.close()
             return
-        self._state = State.IDLE
+        self._state = ConnectionState.IDLE
         self._alarm.set(self._loop.time() + self._keep_alive_s)
-        if self._intake.reader.waiting:
+        if self._received.reader.waiting:
             self._advance_soon()  # not now: the exchange has not ended yet
 
     # --- time
@@ -288,10 +289,10 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is State.IDLE and self._intake.reader.is_between:
+        elif self._state is ConnectionState.IDLE and self._received.reader.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
-        elif self._takes_more and self._intake.has_stalled():
+        elif self._takes_more and self._received.has_stalled():
             self._transport.abort()
-        elif self._state is not State.CLOSING:
+        elif self._state is not ConnectionState.CLOSING:
             self._alarm.set(self._loop.time() + self._keep_alive_s)

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.domain.heartbeat_format import Heartbeats
 from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.dialects.events import is_only_comments
+from app.proxy.dialects.errors_and_heartbeats import Dialect
+from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation import Asked, Translator
-from app.proxy.dialects.voice import Voice
 from app.proxy.exchange_interfaces import Downstream
-from app.proxy.headers import as_lines, own_lines, passed_back
+from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
 from app.proxy.request_record import RequestRecord
 from app.proxy.token_usage import UsageScanner, usage_of
 
@@ -40,8 +40,8 @@ class _Mode(Enum):
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_asked", "_clock", "_downstream", "_heartbeats", "_is_event_stream", "_length",
-                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "_voice", "events",
+    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "events",
                  "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
@@ -49,7 +49,7 @@ class Reply:
         downstream: Downstream,
         record: RequestRecord,
         clock: Callable[[], float],
-        voice: Voice,
+        dialect: Dialect,
         *,
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         asked: Asked | None = None,
@@ -64,7 +64,7 @@ class Reply:
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
-        self._voice, self._heartbeats, self._asked = voice, heartbeats, asked
+        self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
         self._translator: Translator | None = None
         self._mode = _Mode.EMPTY
         self._is_event_stream = False
@@ -82,7 +82,7 @@ class Reply:
         if not self.started:
             self._is_event_stream, self._lines = True, self._stream_lines()
             self._start(200, None)
-        self._downstream.write(self._voice.heartbeat(self._heartbeats, text), False)
+        self._downstream.write(self._dialect.heartbeat(self._heartbeats, text), False)
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
@@ -106,7 +106,7 @@ class Reply:
         if self.started:
             if not streamed or status != 200:
                 return _Mode.REFUSED
-        elif status >= 400 and not self._voice.keeps_model_errors:
+        elif status >= 400 and not self._dialect.keeps_model_errors:
             return _Mode.REFUSED
         if self._asked is not None and self._asked.translator is not None and status == 200:
             self._translator = self._asked.translator(self._record.times(self._clock))
@@ -159,7 +159,7 @@ class Reply:
     def _pass_event(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and is_only_comments(data):
             return self._pass_comment(last)
-        if ERROR_IN_STREAM in data and not self._voice.keeps_model_errors:
+        if ERROR_IN_STREAM in data and not self._dialect.keeps_model_errors:
             return self._refuse_in_stream(data, last)
         return self._pass(data, data, last)
 
@@ -174,7 +174,7 @@ class Reply:
         """llama-server's own sign of life."""
         if not self.started:
             self._start(self._record.status, None)
-        return self._downstream.write(self._voice.heartbeat(self._heartbeats, ""), last)
+        return self._downstream.write(self._dialect.heartbeat(self._heartbeats, ""), last)
 
     def _pass_translated(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and not last and is_only_comments(data):
@@ -225,7 +225,7 @@ class Reply:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
             id_ = self._record.request.request_id
-            status, lines, body = answer_writer.error_answer(error, self._voice, id_)
+            status, lines, body = answer_writer.error_answer(error, self._dialect, id_)
             self._downstream.start(status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
         elif not self._is_event_stream:
@@ -233,10 +233,10 @@ class Reply:
         elif self._translator is not None:
             self._end_failed(self._translator.fail(error))
         else:
-            self._end_failed(self._voice.last_event(error))
+            self._end_failed(self._dialect.last_event(error))
 
     def _end_failed(self, last_event: bytes) -> None:
-        cut = self._voice.cuts_failed_streams
+        cut = self._dialect.cuts_failed_streams
         self._downstream.write(last_event, not cut)
         if cut:
             self._downstream.abort()
@@ -248,7 +248,7 @@ class Reply:
 
     def _stream_lines(self) -> bytes:
         """Of a stream whose head is not llama-server's."""
-        return as_lines(passed_back([(b"content-type", self._voice.stream_type)], event_stream=True))
+        return as_lines(passed_back([(b"content-type", self._dialect.stream_type)], event_stream=True))
 
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines

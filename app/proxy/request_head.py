@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from app.access.request_id import USABLE_ID
-from app.proxy.headers import Headers
+from app.proxy.forwarded_headers import Headers
 
 MAX_KNOWN_HEADS = 256
 MAX_KNOWN_BYTES = 4096

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import httptools
 
 from app.domain.errors import BadRequest
-from app.proxy.headers import Headers
+from app.proxy.forwarded_headers import Headers
 from app.proxy.request_head import HeadLines, KnownHeads, RequestHead, split_headers
 
 MAX_HEAD_BYTES = 65536

@@ -11,7 +11,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from app.access.headers import Headers
+from app.access.request_headers import Headers
 from app.domain.errors import BadRequest, UnsupportedEncoding, UnsupportedMediaType
 from app.domain.units import MIB
 from app.proxy.client_memory import ClientMemory

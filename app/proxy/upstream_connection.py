@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from app.proxy.answer_reader import AnswerReader, KnownHeads, NotHttp, Stage
+from app.proxy.answer_reader import AnswerReader, KnownAnswerHeads, NotHttp, Stage
 from app.proxy.exchange_interfaces import Listener, UpstreamGone
 from app.proxy.request_body import Data, Spool
 from app.proxy.request_record import RoutedRequest
@@ -30,7 +30,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(
         self,
         port: int,
-        known: KnownHeads,
+        known: KnownAnswerHeads,
         on_idle: Callable[[UpstreamConnection], None],
         on_lost: Callable[[UpstreamConnection], None],
     ) -> None:

@@ -10,8 +10,8 @@ from functools import partial
 
 from app.domain.alarm import Alarm
 from app.domain.errors import Overloaded
-from app.llama.os_process import NO_FILES_LEFT, out_of_files
-from app.proxy.answer_reader import KnownHeads
+from app.llama.os_calls import NO_FILES_LEFT, out_of_files
+from app.proxy.answer_reader import KnownAnswerHeads
 from app.proxy.exchange_interfaces import LinkUser, UpstreamGone
 from app.proxy.upstream_connection import UpstreamConnection
 
@@ -45,7 +45,7 @@ class UpstreamPool:
     def __init__(self, idle_s: float = IDLE_CONNECTION_S) -> None:
         self.closed = False
         self.idle_s = idle_s
-        self._heads = KnownHeads()
+        self._heads = KnownAnswerHeads()
         self._idle: dict[int, list[UpstreamConnection]] = {}
         self._opening: dict[int, list[Opening]] = {}
         self._sweep_alarm = Alarm(self._sweep)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, ModelView, Placement
+from app.scheduling.actions import NEVER, Limits, Refuse
+from app.scheduling.capacity_refusals import refuse
 from app.scheduling.placement import Capacity, fit
-from app.scheduling.plan import NEVER, Limits, Refuse
-from app.scheduling.refusals import refuse
-from app.scheduling.swaps import missed
+from app.scheduling.swap_cost import missed
 from app.scheduling.turns import Loaded, Newcomer, cost, effective, loaded, may_be_taken_at, serves_first
 
 

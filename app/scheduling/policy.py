@@ -12,8 +12,7 @@ from dataclasses import replace
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, DeviceView, ModelView, QueueHead
-from app.scheduling.eviction import Claims, Swap
-from app.scheduling.plan import (
+from app.scheduling.actions import (
     NEVER,
     Action,
     GiveUp,
@@ -27,7 +26,8 @@ from app.scheduling.plan import (
     Stop,
     Wait,
 )
-from app.scheduling.swaps import promise_s
+from app.scheduling.eviction import Claims, Swap
+from app.scheduling.swap_cost import promise_s
 from app.scheduling.turns import turn
 
 

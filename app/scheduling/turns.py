@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.domain.views import NEVER_USED, ModelView, ProcessView, QueueHead
-from app.scheduling.plan import NEVER, Limits
-from app.scheduling.swaps import expected_away, loss, patience_s, promise_s
+from app.scheduling.actions import NEVER, Limits
+from app.scheduling.swap_cost import expected_away, loss, patience_s, promise_s
 
 RETURN_TRIPS = 2  # a model that is missed more than others will be fetched back, which costs two swaps more
 

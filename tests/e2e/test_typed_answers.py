@@ -13,7 +13,7 @@ import openai
 import pydantic
 import pytest
 
-from app.proxy.dialects.events import EventReader
+from app.proxy.dialects.sse_format import EventReader
 from tests.router_process import MakeRouter, RouterProcess
 from tests.typed_models import (
     check_chat,

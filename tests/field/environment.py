@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.proxy.body import SMALL_BYTES
+from app.proxy.json_fields import SMALL_BYTES
 from tests.serving import Client, Reply, serving
 from tests.stand_in import StandIn, llama_server_stand_in, router_before
 

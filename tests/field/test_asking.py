@@ -14,7 +14,7 @@ import pytest
 
 from app.configuration.file import parse
 from app.main import create_app
-from app.observability import refusals
+from app.observability import refusal_log
 from tests.event_loops import on_the_loop_of_production
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
@@ -216,7 +216,7 @@ async def test_each_refused_request_leaves_a_line_with_its_reason(
     await client.post(CHAT, json={"model": "nobody", "messages": "PROMPT-SECRET"}, headers=BOSS)
     await client.options(CHAT, headers={"Origin": "https://e.example", **PREFLIGHT})
     await client.get("/v1/models", headers=BOSS)
-    lines = [record.getMessage() for record in caplog.records if record.name == refusals.__name__]
+    lines = [record.getMessage() for record in caplog.records if record.name == refusal_log.__name__]
     told = [(line.split()[1], line.split()[2], line.split(": ")[1]) for line in lines]
     assert told == [
         ("GET", "/v1/models", "401 invalid_api_key"),
@@ -239,19 +239,19 @@ async def test_a_flood_of_refusals_is_a_few_lines_and_a_sum(
 ) -> None:
     caplog.set_level(logging.INFO)
     client = await start(api_keys=KEYS)
-    log = client.way.app.refusals = refusals.RefusalLog(window_s=3600.0)
-    for _ in range(refusals.MAX_LINES + 30):
+    log = client.way.app.refusals = refusal_log.RefusalLog(window_s=3600.0)
+    for _ in range(refusal_log.MAX_LINES + 30):
         await client.get("/v1/models")
     await client.get("/nowhere", headers=BOSS)
-    lines = [record.getMessage() for record in caplog.records if record.name == refusals.__name__]
-    assert len(lines) == refusals.MAX_LINES + 1
+    lines = [record.getMessage() for record in caplog.records if record.name == refusal_log.__name__]
+    assert len(lines) == refusal_log.MAX_LINES + 1
     assert "404 not_found" in lines[-1]
     log.close_window()
     assert caplog.records[-1].getMessage().endswith(": invalid_api_key 30")
     caplog.clear()
     log.close_window()
     await client.get("/v1/models")
-    (again,) = (r.getMessage() for r in caplog.records if r.name == refusals.__name__)
+    (again,) = (r.getMessage() for r in caplog.records if r.name == refusal_log.__name__)
     assert again.startswith("refused GET /v1/models")
 
 

@@ -15,7 +15,7 @@ from app.cli import upgrade_notes
 from app.configuration.file import ConfigError, load, parse
 from app.core.config import Config
 from app.domain.router_owned_flags import OWNED
-from app.llama.command import parse_help
+from app.llama.command_line import parse_help
 from tests.commands import run_py
 from tests.field.environment import KEYS
 

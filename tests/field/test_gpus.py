@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from app.memory.probes.host import host_reading
+from app.memory.probes.cuda_visible_devices import without_hidden
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import Reading, resolve
-from app.memory.probes.visible import without_hidden
 from tests.nvml import NOT_SUPPORTED, Driver, Router, gpu, nvml_library, with_cuda
 from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 from tests.shared_library import compile_library

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.listening import places
+from app.listen_check import places
 from tests.commands import ROOT, environment, run_py
 from tests.field.environment import KEYS
 from tests.ports import Ports

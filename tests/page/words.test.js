@@ -5,7 +5,7 @@ import { segments } from "../../app/api/ui/memory.js";
 import { planLines } from "../../app/api/ui/plan.js";
 import { progressOf, stageText, statusNote, transition, work } from "../../app/api/ui/status.js";
 import { Store } from "../../app/api/ui/store.js";
-import { story, title } from "../../app/api/ui/topics.js";
+import { story, title } from "../../app/api/ui/headline_topics.js";
 import { T0, fullStatus, queue, update } from "./models.js";
 
 /** @import { Model, Plan, Process, Queue } from "../../app/api/ui/shapes.js" */

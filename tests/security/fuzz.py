@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import psutil
 
-from app.server import SWITCH_INTERVAL_S, freeze_garbage_collection, give_memory_back
+from app.uvicorn_server import SWITCH_INTERVAL_S, freeze_garbage_collection, give_memory_back
 from tests.ggufs import make_tiny
 from tests.security.test_stillness import AROUND, UNITS, Loop
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from app.proxy.body import SMALL_BYTES
+from app.proxy.json_fields import SMALL_BYTES
 from tests.security.conftest import Serve
 from tests.stand_in import StandIn
 

@@ -15,8 +15,8 @@ import pytest
 from app.configuration.file import parse
 from app.domain.units import MIB
 from app.main import RouterApp, create_app
-from app.proxy.body import SMALL_BYTES
 from app.proxy.http_server import ProxyProtocol
+from app.proxy.json_fields import SMALL_BYTES
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Client, Reply, serving

@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from app.llama.command import BinaryInfo
+from app.llama.command_line import BinaryInfo
 from app.llama.flags import FLAGS, Flag
 from app.memory.probes.list_devices import parse_devices
 from tools.llama_facts.fact import Claims

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from app.llama.command import CommandError
+from app.llama.command_line import CommandError
 from tools.llama_facts.server import NotServing, Subject
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 from app.core.config import Config
 from app.domain.spec import ModelSpec
 from app.llama.child_process import EXIT_COMMAND
-from app.llama.command import BinaryInfo, build_command
+from app.llama.command_line import BinaryInfo, build_command
 from app.llama.load_output import LoadLog
 
 START_TIMEOUT_S = 60.0

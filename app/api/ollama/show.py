@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.api.listing import capabilities, context_length
-from app.api.ollama.listing import details, modified_at
+from app.api.model_list import capabilities, context_length
+from app.api.ollama.model_list import details, modified_at
 from app.domain.spec import ModelSpec
-from app.gguf.card import ModelCard
 from app.gguf.header import GgufError, GgufHeader, Value, read_header
+from app.gguf.model_card import ModelCard
 from app.gguf.tensor_types import TENSOR_TYPES
 
 Body = dict[str, Any]

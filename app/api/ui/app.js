@@ -6,13 +6,13 @@ import { Details } from "./details.js";
 import { askForKey, confirm, toast } from "./dialogs.js";
 import { the } from "./dom.js";
 import { count, duration, present, speed } from "./format.js";
+import { NowView, renderConnection } from "./headline.js";
+import { title } from "./headline_topics.js";
 import { MemoryView } from "./memory.js";
 import { ModelsView } from "./models.js";
-import { NowView, renderConnection } from "./now.js";
 import { planLines } from "./plan.js";
 import { speedNow } from "./status.js";
 import { Store } from "./store.js";
-import { title } from "./topics.js";
 
 /** @import { StreamState } from "./api.js" */
 /** @import { Actions } from "./models.js" */

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from app.llama.builds.provide import BuildUnavailable, of_role, provide
-from app.llama.builds.table import Role
+from app.llama.builds.install import BuildUnavailable, of_role, provide
+from app.llama.builds.known_builds import Role
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """How much memory a llama-server will use, from the header of its model alone: no weight is read.
 
-Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute`.
+Weights, KV cache and recurrent state follow llama.cpp's arithmetic; for scratch memory see `compute_buffer`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from app.domain.spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
-from app.memory.estimate.compute import (
+from app.memory.estimate.compute_buffer import (
     F32_BYTES,
     Batch,
     compute_bytes,

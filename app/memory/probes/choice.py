@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from app.memory.probes.amdgpu import SYSFS, AmdgpuProbe, cards_of
 from app.memory.probes.cuda_order import shown_by_cuda
+from app.memory.probes.cuda_visible_devices import VARIABLE, counts_by_speed
 from app.memory.probes.interface import GpuError, GpuProbe, NullProbe, Reading
 from app.memory.probes.list_devices import ListDevicesProbe, list_devices
 from app.memory.probes.nvml import NvmlProbe
-from app.memory.probes.visible import VARIABLE, counts_by_speed
 
 DRIVER_TIMEOUT_S = 5.0  # for what is only shown
 START_TIMEOUT_S = 15.0  # without persistence mode the driver initialises every GPU first

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from app.domain.units import MIB
-from app.memory.probes.host import host_reading
+from app.memory.probes.cuda_visible_devices import without_hidden
+from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import GpuError, Reading
-from app.memory.probes.visible import without_hidden
 
 
 class NvmlProbe:

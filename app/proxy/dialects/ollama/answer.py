@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.error_answers import read_error
-from app.proxy.dialects.events import Event, EventReader, as_json, line, object_in
-from app.proxy.dialects.ollama.calls import Calls
 from app.proxy.dialects.ollama.context import Turn, packed
-from app.proxy.dialects.ollama.figures import NS, duration_ns, timestamp
-from app.proxy.dialects.ollama.pieces import Piece
+from app.proxy.dialects.ollama.function_calls import Calls
+from app.proxy.dialects.ollama.llama_answers import Piece
+from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
+from app.proxy.dialects.sse_format import Event, EventReader, as_json, line, object_in
 from app.proxy.dialects.translation import Times
 
 Body = dict[str, Any]
 
 
-class Frame(NamedTuple):
+class LineFrame(NamedTuple):
     """What is known of an answer before a word of it."""
 
     model: str
@@ -50,7 +50,7 @@ class Frame(NamedTuple):
 class LinesTranslator:
     """Events of llama-server's become lines. `read` knows which of its answers it is."""
 
-    def __init__(self, frame: Frame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
+    def __init__(self, frame: LineFrame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
         self.failure: RouterError | None = None
         self._frame, self._read, self._times = frame, read, times
         self._reader, self._calls = EventReader(), Calls()

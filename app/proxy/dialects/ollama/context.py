@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.proxy.dialects.events import object_in
-from app.proxy.dialects.ollama.mistakes import wrong_type
+from app.proxy.dialects.ollama.request_errors import wrong_type
+from app.proxy.dialects.sse_format import object_in
 
 Turn = tuple[str, str]
 """Who said what."""

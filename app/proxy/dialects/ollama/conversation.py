@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.domain.errors import BadRequest
-from app.proxy.dialects.ollama.asked import data_url, images
+from app.proxy.dialects.ollama.common_fields import data_url, images
 
 Message = dict[str, Any]
 

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic_core import to_json
 
 from app.domain.errors import BadRequest
-from app.proxy.dialects.ollama import asked, options, shortening
+from app.proxy.dialects.ollama import common_fields, options, shortening
 from app.proxy.dialects.ollama.answer import ConstantTranslator, waited
-from app.proxy.dialects.ollama.mistakes import no_model, wrong_type
-from app.proxy.dialects.ollama.text import loaded
+from app.proxy.dialects.ollama.chat_and_generate import loaded
+from app.proxy.dialects.ollama.request_errors import no_model, wrong_type
 from app.proxy.dialects.translation import Asked, Incoming, Times, Told
 
 Fields = dict[str, Any]
@@ -29,7 +29,7 @@ class EmbedTranslation:
     edits = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return asked.named({**asked.normal(given), "stream": False}, no_model(""), "truncate")
+        return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""), "truncate")
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
@@ -47,7 +47,7 @@ class EmbeddingsTranslation(EmbedTranslation):
     """`/api/embeddings`: of one text, and nothing but its vector."""
 
     def ask(self, incoming: Incoming) -> Asked | Told:
-        prompt = asked.text(incoming.fields, "prompt")
+        prompt = common_fields.text(incoming.fields, "prompt")
         options.read(incoming.fields.get("options"), incoming.spec.params.n_ctx)
         if not prompt:
             return loaded(incoming, lambda _: {"embedding": []})

@@ -1,0 +1,200 @@
+"""The JSON of a request: the same answers for small and large bodies, in time that grows with their size."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.errors import BadRequest, InvalidJson
+from app.proxy import json_fields as module
+from app.proxy.json_fields import (
+    LONG_VALUE,
+    MAX_DEPTH,
+    MAX_FIELDS,
+    MAX_PARTS_READ,
+    SMALL_BYTES,
+    UNREAD,
+    WINDOW,
+    Unread,
+    fields_of,
+    whole_fields_of,
+)
+
+PADDING = b" " * SMALL_BYTES
+MB = 2**20
+
+
+def of_large(text: bytes) -> dict[str, Any]:
+    """As the scan reads it."""
+    return fields_of(text + PADDING)
+
+
+def shown(value: Any) -> Any:
+    """What the scan tells of a value."""
+    is_long = isinstance(value, str) and len(json.dumps(value)) > LONG_VALUE
+    return UNREAD if isinstance(value, (list, dict)) or is_long else value
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.text() | st.floats(-1e300, 1e300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), values, max_size=6), st.booleans(), st.sampled_from([None, 1, "\t"]))
+def test_a_large_body_says_what_a_small_one_does(fields: dict[str, Any], ascii: bool, indent: Any) -> None:
+    text = json.dumps(fields, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
+    try:
+        whole = fields_of(text)
+    except InvalidJson:  # half a surrogate pair
+        return
+    assert of_large(text) == {name: shown(value) for name, value in whole.items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":"\\"}"}',
+        b'{"a":"\\\\"}',
+        b'{"a":["\\\\","\\"]"]}',
+        b'{"a":{"b":"}"},"c":1}',
+        b'{ "a" : [ 1 , { "b" : [ ] } ] , "c" : null }',
+        b'{"a":1,"a":2}',
+        b'{"\\u006dodel":"m"}',
+        b"{}",
+        b" {} ",
+    ],
+)
+def test_texts_and_brackets_are_told_apart(text: bytes) -> None:
+    assert of_large(text) == {name: shown(value) for name, value in json.loads(text).items()}
+
+
+def test_of_a_large_body_that_is_read_whole_numbers_are_counted_too() -> None:
+    """Thirty million of them held the interpreter for six seconds, and took a gigabyte."""
+    few = b'{"a":[' + b"1," * (MAX_PARTS_READ // 2) + b'1],"b":"' + b"," * MAX_PARTS_READ + b'"}'
+    assert whole_fields_of(few)["b"] == "," * MAX_PARTS_READ
+    with pytest.raises(BadRequest, match="values"):
+        whole_fields_of(b'{"a":[' + b"1," * (MAX_PARTS_READ + 1) + b"1]}")
+    assert fields_of(b'{"a":[' + b"1," * (MAX_PARTS_READ + 1) + b"1]}") == {"a": UNREAD}
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"1E+999", b"9" * 400])
+@pytest.mark.parametrize("begin", range(WINDOW - 404, WINDOW + 4, 50))
+def test_a_number_that_is_too_large_is_found_wherever_it_stands(number: bytes, begin: int) -> None:
+    body = b'{"a":"' + b"x" * (begin - 13) + b'","b":' + number + PADDING + b"}"
+    with pytest.raises(InvalidJson, match="too large"):
+        whole_fields_of(body)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b'{"a"',
+        b'{"a":',
+        b'{"a":1',
+        b'{"a":1,',
+        b'{"a":1,}',
+        b'{,"a":1}',
+        b'{"a":1 "b":2}',
+        b'{"a" 1}',
+        b"{a:1}",
+        b'{"a":}',
+        b'{"a":1}}',
+        b'{"a":1}{"b":2}',
+        b'{"a":[}',
+        b'{"a":[1,2}',
+        b'{"a":[{]}}',
+        b'{"a":"',
+        b'{"a":"\\"}',
+        b'{"a":nul}',
+        b'{"a":NaN}',
+        b'{"a":Infinity}',
+        b'{"a":1e999}',
+        b'{"a":-1e999}',
+        b'{"a":01}',
+        b'{"a":' + b"9" * 401 + b"}",
+        b'{"a":' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}",
+        b'{"a":"\\ud800"}',
+        b'{"\xff":1}',
+        b"[]",
+        b"1",
+        b'"a"',
+        b"null",
+        b"\xef\xbb\xbf{}",
+    ],
+)
+def test_what_is_refused_of_a_small_body_is_refused_of_a_large_one(text: bytes) -> None:
+    for whole in (text, text + PADDING):
+        with pytest.raises(BadRequest):
+            fields_of(whole)
+
+
+def test_a_long_text_is_no_name_of_a_model() -> None:
+    fields = of_large(b'{"model":"%b","stream":true}' % (b"m" * LONG_VALUE))
+    assert isinstance(fields["model"], Unread)
+    assert fields["stream"] is True
+
+
+def test_there_is_an_end_to_fields_and_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = b",".join(b'"%d":0' % number for number in range(MAX_FIELDS + 1))
+    with pytest.raises(BadRequest, match="fields"):
+        of_large(b"{%b}" % many)
+    monkeypatch.setattr(module, "MAX_PARTS", 100)
+    for part in (b"[],", b'"",', b'"\\"",'):
+        with pytest.raises(BadRequest, match="split"):
+            of_large(b'{"a":[%b0]}' % (part * 101))
+
+
+WORST = {
+    "digits": b"9" * 299 + b" ",
+    "lists": b"[],",
+    "texts": b'"",',
+    "quotes": b'\\"',
+    "backslashes": b"\\",
+    "blanks": b" ",
+    "names": b'"a":0,',
+    "numbers": b"1e10,",
+    "open": b"[",
+    "letters": b"a",
+}
+
+
+def seconds(body: bytes) -> float:
+    """Processor time of this thread: a busy machine does not count."""
+    begun = time.thread_time()
+    with contextlib.suppress(BadRequest):
+        fields_of(body)
+    return time.thread_time() - begun
+
+
+@pytest.mark.parametrize("unit", WORST.values(), ids=WORST.keys())
+@pytest.mark.parametrize(
+    "around", [b"%b", b'{"a":[%b]}', b'{"a":"%b"}', b"{%b}"], ids=["bare", "list", "text", "object"]
+)
+def test_reading_takes_time_in_proportion(unit: bytes, around: bytes) -> None:
+    """Four times as much, four times as long: eight at most. What takes no time to speak of is no matter."""
+    small, large = (around.replace(b"%b", unit * (size // len(unit))) for size in (MB // 4, MB))
+    once = min(seconds(small) for _ in range(3))
+    assert seconds(large) <= max(8 * once, 0.05)
+
+
+@pytest.mark.parametrize("unit", [*WORST.values(), b'"\\u0061":"b",'], ids=str)
+def test_a_body_that_is_parsed_whole_is_parsed_at_once(unit: bytes) -> None:
+    """In units of what the interpreter needs to count to a number on the same processor."""
+
+    def count() -> float:
+        begun = time.thread_time()
+        sum(range(400_000))
+        return time.thread_time() - begun
+
+    body = b'{"a":[' + (unit * SMALL_BYTES)[: SMALL_BYTES - 10] + b"]}"
+    assert min(seconds(body) for _ in range(3)) < 3 * min(count() for _ in range(3))
