@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
-from app.proxy.dialects.ollama import model_names
+from app.proxy.dialects.ollama import tagged_names
 from app.proxy.dialects.ollama.durations import keep_alive
 from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
 
@@ -40,7 +40,7 @@ def named(fields: Fields, missing: RouterError, *switches: str) -> Fields:
     for name in switches:
         if not isinstance(fields.get(name, False), bool):
             raise wrong_type(name, "true or false")
-    told = {"model": model_names.asked_for(model), "asked_model": model}
+    told = {"model": tagged_names.asked_for(model), "asked_model": model}
     return {**fields, **told, "keep_alive": keep_alive(fields.get("keep_alive"))}
 
 
