@@ -15,10 +15,10 @@ import anyio
 from app.core.config import Config
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
+from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
-from app.domain.files import FileIdentity
 from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec
@@ -61,7 +61,7 @@ class FakeRunner:
         self.is_healthy = True
         self.is_immortal = False
         self.probes = 0
-        self.evidence = Evidence(0.0)
+        self.evidence = Evidence(0.0, shows_slots=False)
         self.clock: Callable[[], float] = time.monotonic
         self.sees: Callable[[FakeRunner], None] = lambda runner: None  # what a look observes beside
         self.on_change: Callable[[Any], None] = lambda runner: None
