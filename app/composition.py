@@ -48,13 +48,13 @@ from app.observability.load_reporter import LoadReporter
 from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread
-from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.anthropic_stream import MessagesTranslation
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
 from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.gateway import Backend
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.upstream_pool import UpstreamPool
 
 logger = logging.getLogger(__name__)

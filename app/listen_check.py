@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import suppress
 
-from app.domain.network import is_every_address
+from app.domain.addresses_and_origins import is_every_address
 
 
 class CannotListen(Exception):

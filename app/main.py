@@ -17,7 +17,7 @@ from app.api import documentation, framework_errors, management, monitoring, ope
 from app.api.dependencies import Services
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
-from app.api.ollama import routes as ollama
+from app.api.ollama import endpoints as ollama
 from app.api.sse_broadcast import HEARTBEAT_S
 from app.composition import Given, backend, build
 from app.configuration.reloadable_keys import Configuration
@@ -30,8 +30,8 @@ from app.memory.probes.host_memory import machine_mb
 from app.memory.probes.interface import GpuProbe
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.routes import normal
 
 

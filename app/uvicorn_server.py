@@ -25,8 +25,8 @@ from app.api.dependencies import Services
 from app.config_watcher import reload
 from app.domain.units import MIB
 from app.main import RouterApp, drain
-from app.proxy.client_memory import LARGE_BYTES
 from app.proxy.http_server import ProxyProtocol
+from app.proxy.request_memory_limit import LARGE_BYTES
 
 logger = logging.getLogger(__name__)
 

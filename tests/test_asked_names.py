@@ -17,7 +17,7 @@ from app.domain.status import ModelKind
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe, MakeWorld
 from tests.serving import Browser, reached_by
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 CHATS = frozenset({ModelKind.CHAT})
@@ -72,12 +72,6 @@ async def test_the_only_model_of_a_kind_serves_requests_without_a_name(make_worl
 # --- over HTTP
 
 Start = Callable[..., Awaitable[Browser]]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
 
 
 @pytest.fixture(params=["socket", "asgi"])

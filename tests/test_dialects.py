@@ -22,7 +22,7 @@ from app.proxy.dialects.errors_and_heartbeats import (
     dialect_of,
 )
 from app.proxy.dialects.sse_format import EventReader
-from app.proxy.dialects.translation import Times
+from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
 TIMES = Times(lambda: 0.0, 0.0, 0.0)

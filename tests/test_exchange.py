@@ -22,15 +22,15 @@ from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
 from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.client_memory import ClientMemory
 from app.proxy.dialects.errors_and_heartbeats import dialect_of
-from app.proxy.dialects.translation import Asked, Times
+from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
 from app.proxy.forwarded_headers import Headers, from_lines
 from app.proxy.phase import Phase
 from app.proxy.reply import HELD_BYTES, Reply
 from app.proxy.request_body import RequestBody
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, HEARTBEAT_S
 

@@ -18,10 +18,10 @@ from app.access.api_keys import Rules
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig, Config
 from app.observability.refusal_log import RefusalLog
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway
 from app.proxy.http_server import ProxyProtocol
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from tests.serving import started
 

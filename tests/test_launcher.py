@@ -13,7 +13,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -124,14 +124,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.gguf"
     make_tiny(path)
     return path
-
-
-@pytest.fixture
-def logs(tmp_path: Path) -> Iterator[LogServer]:
-    server = LogServer(tmp_path / "logs")
-    assert server.start() is None
-    yield server
-    server.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.access.api_keys import Client
-from app.access.request_headers import RequestHeaders
+from app.access.header_lookup import RequestHeaders
 from app.configuration.file import parse
 from app.domain.errors import BadRequest
 from app.domain.status import Status

@@ -17,7 +17,7 @@ from app.llama.error_answers import read_error
 from app.proxy.dialects.errors_and_heartbeats import OLLAMA
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World
 
 Body = dict[str, Any]

@@ -13,8 +13,8 @@ import pytest
 from app.configuration.file import parse
 from app.gguf.digest import digest
 from app.main import create_app
-from app.proxy.dialects.ollama.model_names import asked_for, tagged
 from app.proxy.dialects.ollama.number_format import duration_ns, parameter_size, quantization, timestamp
+from app.proxy.dialects.ollama.tagged_names import asked_for, tagged
 from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Browser, reached_by

@@ -15,7 +15,7 @@ from app.domain.spec import ModelSpec
 from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.dialects.sse_format import EventReader, event
-from app.proxy.dialects.translation import Asked, Incoming, Times, Translator
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Translator
 from tests.typed_models import check_events, check_response
 
 NOW = 1_800_000_000.0

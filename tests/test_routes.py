@@ -16,7 +16,7 @@ from app.main import create_app
 from app.proxy.routes import BY_PATH, ENDPOINTS, INFO_PATHS, endpoint_of, meant_by, normal
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import BASE_URL, Browser, reached_by
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn
 
 SPELLINGS = {
     "/v1/chat/completions": "/v1/chat/completions",
@@ -95,12 +95,6 @@ def test_a_long_path_costs_little() -> None:
 
 
 # --- over HTTP
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
 
 
 KEYS = ["boss", {"key": "guest", "name": "guest"}]

@@ -23,7 +23,7 @@ from app.main import create_app
 from tests.event_loops import on_the_loop_of_the_way, way
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Browser, Way, reached_by
-from tests.stand_in import StandIn, llama_server_stand_in
+from tests.stand_in import StandIn
 
 __all__ = ["on_the_loop_of_the_way", "way"]  # fixtures
 
@@ -47,12 +47,6 @@ CHANGES = [
     ("DELETE", "/upstream/org/tiny/x"),
 ]
 MANAGEMENT = [*CHANGES[1:8], ("GET", "/v1/models/org/tiny/logs")]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
 
 
 Start = Callable[..., Awaitable[Way]]

@@ -58,7 +58,7 @@ DOWN = [
     "request_head",
     "gateway",
     "request_body",
-    "client_memory",
+    "request_memory_limit",
     "json_fields",
     "request_parameters",
     "request_record",
@@ -75,7 +75,7 @@ BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_serve
 
 TOLD = {
     "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
-    "request_body", "client_memory",
+    "request_body", "request_memory_limit",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 

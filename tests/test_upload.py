@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from app.access.request_headers import RequestHeaders
+from app.access.header_lookup import RequestHeaders
 from app.configuration.file import parse
 from app.core.config import Config
 from app.domain.errors import BadRequest, Overloaded, RouterError
 from app.main import create_app
-from app.proxy.client_memory import ClientMemory
 from app.proxy.request_body import Spool
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.upload import HELD_BYTES, UploadBody, boundary_of, form_fields
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Browser, reached_by

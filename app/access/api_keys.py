@@ -8,9 +8,9 @@ import socket
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from app.access.header_lookup import Headers
 from app.access.hosts import host_name, is_ours, nobody_can_rebind
 from app.access.origins import Origins
-from app.access.request_headers import Headers
 from app.access.sessions import Sessions
 from app.core.config import ApiConfig
 from app.domain.errors import (

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from app.domain.network import ANY_ORIGIN, APP_ORIGINS, LOCAL_ORIGINS, is_app_origin, is_local_origin
+from app.domain.addresses_and_origins import (
+    ANY_ORIGIN,
+    APP_ORIGINS,
+    LOCAL_ORIGINS,
+    is_app_origin,
+    is_local_origin,
+)
 
 
 class Origins:

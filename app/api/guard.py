@@ -15,17 +15,17 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
+from app.access.header_lookup import RequestHeaders
 from app.access.hosts import is_ours
 from app.access.origins import Origins
-from app.access.request_headers import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
 from app.api import framework_errors
 from app.core.config import Config
+from app.domain.addresses_and_origins import ANY_ORIGIN
 from app.domain.errors import OriginNotAllowed, RouterError
-from app.domain.network import ANY_ORIGIN
 from app.proxy import request_parameters as model_requests
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import Gateway, check_target
+from app.proxy.request_memory_limit import ClientMemory
 
 
 def client_of(request: Request) -> Client:

@@ -8,6 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from app.domain.addresses_and_origins import (
+    checked_host_name,
+    checked_listening,
+    checked_origin,
+    is_loopback,
+    listening_addresses,
+)
 from app.domain.config_types import (
     Count,
     Device,
@@ -20,13 +27,6 @@ from app.domain.config_types import (
     Text,
     Whole,
     either,
-)
-from app.domain.network import (
-    checked_host_name,
-    checked_listening,
-    checked_origin,
-    is_loopback,
-    listening_addresses,
 )
 from app.domain.priority import Priority
 from app.domain.router_owned_flags import not_owned_flag, not_owned_variable

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from app.domain.files import FileIdentity
+from app.domain.atomic_files import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
 
 __all__ = [

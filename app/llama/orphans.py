@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 import psutil
 
-from app.domain.files import write_whole
+from app.domain.atomic_files import write_whole
 from app.llama.os_calls import WINDOWS, kill_group, start_mark
 
 logger = logging.getLogger(__name__)

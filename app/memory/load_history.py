@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio.to_thread
 
-from app.domain.files import write_whole
+from app.domain.atomic_files import write_whole
 from app.memory.probes.fixed_cost import FixedCost, SeenCost
 from app.memory.probes.interface import Reading
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from app.domain.files import write_whole
+from app.domain.atomic_files import write_whole
 
 FOLDER = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\Z")
 FILE = re.compile(r"slot-\d{1,3}\.(kv|json|new)\Z")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from app.access.request_headers import Headers
+from app.access.header_lookup import Headers
 from app.domain.errors import BadRequest, RequestTooLarge, UnsupportedEncoding
 
 _GZIP = frozenset({"gzip", "x-gzip"})

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 from app.access.api_keys import Client, Rules
-from app.access.request_headers import Headers as ParsedHeaders
-from app.access.request_headers import RequestHeaders
+from app.access.header_lookup import Headers as ParsedHeaders
+from app.access.header_lookup import RequestHeaders
 from app.access.request_id import request_id
 from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
@@ -22,10 +22,9 @@ from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
-from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import unpacked_size
 from app.proxy.dialects.errors_and_heartbeats import dialect_of
-from app.proxy.dialects.translation import Asked, Incoming, Told, Translation
+from app.proxy.dialects.translation_interface import Asked, Incoming, Told, Translation
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
 from app.proxy.forwarded_headers import as_json, as_lines, own_lines, through_tunnel, to_model
@@ -34,6 +33,7 @@ from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel

@@ -6,7 +6,7 @@ import math
 import re
 
 from app.access.api_keys import Client
-from app.access.request_headers import Headers
+from app.access.header_lookup import Headers
 from app.domain.errors import BadRequest
 from app.domain.spec import ModelSpec
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from app.proxy.client_memory import ClientMemory
 from app.proxy.request_head import KnownHeads, RequestHead
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import BodyPart, RequestReader
 
 MAX_AHEAD_BYTES = 65536

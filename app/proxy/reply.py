@@ -13,7 +13,7 @@ from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.errors_and_heartbeats import Dialect
 from app.proxy.dialects.sse_format import is_only_comments
-from app.proxy.dialects.translation import Asked, Translator
+from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
 from app.proxy.request_record import RequestRecord

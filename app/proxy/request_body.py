@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import IO
 
-from app.proxy.client_memory import ClientMemory
+from app.proxy.request_memory_limit import ClientMemory
 
 
 class Spool:

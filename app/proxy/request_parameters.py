@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from app.access.api_keys import ANYBODY, Client
-from app.access.request_headers import Headers
+from app.access.header_lookup import Headers
 from app.domain.errors import (
     BadRequest,
     Forbidden,

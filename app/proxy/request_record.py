@@ -11,7 +11,7 @@ from app.domain.errors import RouterError
 from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.models.instance import ModelInstance
-from app.proxy.dialects.translation import Asked, Times
+from app.proxy.dialects.translation_interface import Asked, Times
 
 
 class RoutedRequest(NamedTuple):

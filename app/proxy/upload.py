@@ -11,12 +11,12 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 
-from app.access.request_headers import Headers
+from app.access.header_lookup import Headers
 from app.domain.errors import BadRequest, UnsupportedEncoding, UnsupportedMediaType
 from app.domain.units import MIB
-from app.proxy.client_memory import ClientMemory
 from app.proxy.content_encoding import is_gzip
 from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_memory_limit import ClientMemory
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -261,9 +261,9 @@ async def test_a_signal_during_the_start_is_obeyed(
 HANGING = """
 import sys, time
 import anyio.to_thread
-from app import composition, server
+from app import composition, uvicorn_server
 import run
-server.STUCK_S = 1
+uvicorn_server.STUCK_S = 1
 async def hang(*_):
     await anyio.to_thread.run_sync(time.sleep, 600)
 composition.warm_up = hang

@@ -19,7 +19,7 @@ from tests.event_loops import on_the_loop_of_production
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Browser, reached_by
-from tests.stand_in import StandIn, llama_server_stand_in, router_before
+from tests.stand_in import StandIn, router_before
 
 __all__ = ["on_the_loop_of_production"]  # fixtures
 
@@ -28,12 +28,6 @@ KEYS = ["boss-secret", {"key": "guest-secret", "name": "guest"}]
 BOSS = {"Authorization": "Bearer boss-secret"}
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
 Start = Callable[..., Awaitable[Browser]]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
 
 
 @pytest.fixture

@@ -10,16 +10,10 @@ from typing import Any
 import pytest
 
 from tests.serving import Client, serving
-from tests.stand_in import StandIn, llama_server_stand_in, router_before
+from tests.stand_in import StandIn, router_before
 
 Connect = Callable[..., Awaitable[Client]]
 Serve = Callable[..., Awaitable[Connect]]
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[StandIn]:
-    async with llama_server_stand_in() as found:
-        yield found
 
 
 @pytest.fixture

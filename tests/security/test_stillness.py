@@ -22,8 +22,8 @@ import pytest
 from app.access.api_keys import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.main import create_app
-from app.proxy.client_memory import ClientMemory
 from app.proxy.gateway import MAX_TARGET_BYTES
+from app.proxy.request_memory_limit import ClientMemory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.serving import Client, serving
 from tests.stand_in import llama_server_stand_in

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.api.model_list import capabilities, context_length
-from app.api.ollama.model_list import details, modified_at
+from app.api.ollama.tags_and_ps import details, modified_at
 from app.domain.spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, Value, read_header
 from app.gguf.model_card import ModelCard

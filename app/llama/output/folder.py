@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
-from app.domain.files import private
+from app.domain.atomic_files import private
 
 MAX_NAME = 150  # file systems allow 255 bytes, rotation and quoting need some
 

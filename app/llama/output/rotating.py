@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from app.domain.files import private
+from app.domain.atomic_files import private
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from queue import SimpleQueue
 
-from app.domain.files import private
+from app.domain.atomic_files import private
 from app.llama.output.folder import file_name, prepare, unwritable
 from app.llama.output.lines import last_lines
 from app.llama.output.log import TAIL_BYTES, Job, ModelLog

@@ -11,7 +11,7 @@ from app.domain.errors import RouterError
 from app.llama.error_answers import read_error
 from app.proxy.dialects.errors_and_heartbeats import ANTHROPIC
 from app.proxy.dialects.sse_format import Event, EventReader, event
-from app.proxy.dialects.translation import Asked, Incoming, Times
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
 _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking": {"signature": ""}}
 """Of a block that begins, by its type."""

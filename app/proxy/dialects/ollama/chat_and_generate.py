@@ -11,12 +11,12 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import common_fields, context, llama_answers, options, shortening
-from app.proxy.dialects.ollama.answer import ConstantTranslator, LineFrame, LinesTranslator
+from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.request_errors import no_model, not_able
 from app.proxy.dialects.sse_format import as_json
-from app.proxy.dialects.translation import Asked, Incoming, Times, Told, Translator
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 
 Fields = dict[str, Any]
 CardOf = Callable[[str], ModelCard | None]

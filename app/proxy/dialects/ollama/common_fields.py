@@ -10,7 +10,7 @@ from typing import Any
 
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
-from app.proxy.dialects.ollama import model_names
+from app.proxy.dialects.ollama import tagged_names
 from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
 
 Fields = dict[str, Any]
@@ -36,7 +36,7 @@ def named(fields: Fields, missing: RouterError) -> Fields:
     if not model:
         raise missing
     _check_keep_alive(fields.get("keep_alive"))
-    return {**fields, "model": model_names.asked_for(model), "asked_model": model}
+    return {**fields, "model": tagged_names.asked_for(model), "asked_model": model}
 
 
 def _check_keep_alive(value: object) -> None:

@@ -11,10 +11,10 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest
 from app.proxy.dialects.ollama import common_fields, options, shortening
-from app.proxy.dialects.ollama.answer import ConstantTranslator, waited
+from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, waited
 from app.proxy.dialects.ollama.chat_and_generate import loaded
 from app.proxy.dialects.ollama.request_errors import no_model, wrong_type
-from app.proxy.dialects.translation import Asked, Incoming, Times, Told
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told
 
 Fields = dict[str, Any]
 Vector = Sequence[float]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.proxy.dialects.responses.answer import Frame, whole_item, whole_part
 from app.proxy.dialects.responses.items import Item
+from app.proxy.dialects.responses.response_object import Frame, whole_item, whole_part
 
 Body = dict[str, Any]
 

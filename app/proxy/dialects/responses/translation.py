@@ -11,13 +11,13 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, ModelCrashed, RouterError
 from app.llama.error_answers import read_error
 from app.proxy.dialects.errors_and_heartbeats import error_event
-from app.proxy.dialects.responses.answer import Frame, whole_item
 from app.proxy.dialects.responses.items import Item, as_items, resolved
 from app.proxy.dialects.responses.request import as_asked, given
+from app.proxy.dialects.responses.response_object import Frame, whole_item
 from app.proxy.dialects.responses.stored_responses import StoredResponses, packed
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
-from app.proxy.dialects.translation import Asked, Incoming, Times
+from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
 Keep = Callable[[dict[str, Any]], None]
 

@@ -12,7 +12,7 @@ from app.proxy.dialects.ollama.function_calls import Calls
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, line, object_in
-from app.proxy.dialects.translation import Times
+from app.proxy.dialects.translation_interface import Times
 
 Body = dict[str, Any]
 

@@ -10,8 +10,8 @@ from app.configuration.file import parse
 from app.core.config import Config
 from app.domain.errors import Overloaded, RequestTooLarge
 from app.domain.units import MIB
-from app.proxy.client_memory import LARGE_BYTES, STRANGERS_PART, ClientMemory
 from app.proxy.request_body import RequestBody
+from app.proxy.request_memory_limit import LARGE_BYTES, STRANGERS_PART, ClientMemory
 
 
 def memory(mb: int | None = 4, machine_mb: int = 16384) -> ClientMemory:

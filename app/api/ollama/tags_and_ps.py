@@ -13,8 +13,8 @@ from app.domain.units import MIB
 from app.domain.views import ModelView
 from app.gguf.model_card import ModelCard
 from app.models.instance import ModelInstance
-from app.proxy.dialects.ollama.model_names import tagged
 from app.proxy.dialects.ollama.number_format import NS, never, parameter_size, quantization, timestamp
+from app.proxy.dialects.ollama.tagged_names import tagged
 
 Body = dict[str, Any]
 

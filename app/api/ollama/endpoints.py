@@ -12,12 +12,12 @@ from fastapi import APIRouter, Request
 
 from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
-from app.api.ollama import model_list
+from app.api.ollama import tags_and_ps
 from app.api.ollama.show import shown
 from app.api.openai import json_object
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.spec import ModelSpec
-from app.proxy.dialects.ollama.model_names import asked_for
+from app.proxy.dialects.ollama.tagged_names import asked_for
 
 router = APIRouter(tags=["ollama"], responses=FOR_OLLAMA)
 store = APIRouter(tags=["ollama"], responses=FOR_STORE)
@@ -43,7 +43,7 @@ async def tags(request: Request) -> dict[str, Any]:
     services = services_of(request)
     models, cards = list(services.manager.instances.values()), await services.cards.of(_specs(services))
     with_aliases = services.config.api.list_aliases
-    return {"models": model_list.available(models, cards, with_aliases=with_aliases)}
+    return {"models": tags_and_ps.available(models, cards, with_aliases=with_aliases)}
 
 
 @router.get("/api/ps")
@@ -51,7 +51,7 @@ async def ps(request: Request) -> dict[str, Any]:
     """The loaded models."""
     services = services_of(request)
     cards = await services.cards.of(_specs(services))
-    return {"models": model_list.running(services.manager.instances.values(), cards)}
+    return {"models": tags_and_ps.running(services.manager.instances.values(), cards)}
 
 
 @router.post("/api/show", responses=FOR_SHOW, openapi_extra=json_body({"model": "qwen"}, "model"))
