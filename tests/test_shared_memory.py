@@ -171,6 +171,7 @@ async def test_what_is_larger_than_the_machine_is_refused_for_good(make_world: M
     with pytest.raises(NeverFits) as error:
         await world.request("a").task
     assert error.value.details == {**error.value.details, "required_mb": 6000, "available_mb": 5000}
+    assert "n_gpu_layers" not in error.value.message
 
 
 def test_capacity_takes_a_placement_from_both() -> None:
