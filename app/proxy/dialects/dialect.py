@@ -15,6 +15,9 @@ class Dialect:
     stream_type = b"text/event-stream"
     """Of a stream whose head is sent before llama-server's."""
 
+    json_type = b"application/json"
+    """Of what the router answers by itself."""
+
     keeps_model_errors = False
     """llama-server's own errors pass as they are."""
 

@@ -13,16 +13,22 @@ _STATUSES = {424: 500, 502: 500}
 """It knows no others for a model that cannot be loaded, or whose process is gone."""
 
 
+_TOO_LONG = "the input length exceeds the context length"
+"""Its clients look for these words."""
+
+
 class _Ollama(Dialect):
     """Lines of JSON; a line that is none is a mistake to its clients, so nothing is sent while one waits."""
 
     stream_type = b"application/x-ndjson"
+    json_type = b"application/json; charset=utf-8"
 
     def status(self, error: RouterError) -> int:
         return _STATUSES.get(error.status, error.status)
 
     def body(self, error: RouterError) -> dict[str, Any]:
-        return {"error": error.message}
+        too_long = error.code == "context_length_exceeded"
+        return {"error": f"{_TOO_LONG}: {error.message}" if too_long else error.message}
 
     def last_event(self, error: RouterError) -> bytes:
         return line(self.body(error))
