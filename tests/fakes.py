@@ -61,7 +61,7 @@ class FakeRunner:
         self.is_healthy = True
         self.is_immortal = False
         self.probes = 0
-        self.evidence = Evidence(0.0)
+        self.evidence = Evidence(0.0, shows_slots=False)
         self.clock: Callable[[], float] = time.monotonic
         self.sees: Callable[[FakeRunner], None] = lambda runner: None  # what a look observes beside
         self.on_change: Callable[[Any], None] = lambda runner: None

@@ -99,6 +99,7 @@ class World:
         self.reason: str | None = None
         self.entered: list[Ticket] = []
         self.left: list[Ticket] = []
+        self.given_up_tickets: list[Ticket] = []
         self.ended_with: list[Any] = []
         self.waits_for_exit: Pending | None = None
         # links
@@ -165,6 +166,10 @@ class World:
         exchange.ticket.owner = None
         if exchange.ticket not in self.left:
             self.left.append(exchange.ticket)
+
+    def given_up(self, exchange: Exchange) -> None:
+        assert exchange.ticket not in self.left and exchange.asks_for() is not None
+        self.given_up_tickets.append(exchange.ticket)
 
     def waits_because(self, exchange: Exchange) -> str | None:
         return self.reason
@@ -948,6 +953,32 @@ def test_nothing_happens_after_the_end(way: Callable[[World], object]) -> None:
     exchange.client_left()
     exchange.connected(Link(), True)
     assert (world.sent, len(world.ended_with), exchange.phase) == (sent, 1, Phase.ENDED)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_who_leaves_before_the_answer_comes_is_given_up(way: Callable[[World], object]) -> None:
+    """llama-server finds out by itself only where it writes events."""
+    world = World(stream=True)
+    way(world)
+    is_given_up = world.exchange.phase is Phase.ASKED
+    world.exchange.client_left()
+    assert len(world.given_up_tickets) == is_given_up
+
+
+def test_a_plain_answer_that_computes_for_too_long_is_given_up() -> None:
+    world = World()
+    world.asked()
+    world.pass_time(20)
+    assert (world.code, len(world.given_up_tickets)) == ("upstream_timeout", 1)
+
+
+def test_an_answer_that_is_whole_is_not_given_up() -> None:
+    world = World()
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), 2)
+    exchange.body(b"{}", True)
+    exchange.client_left()
+    assert not world.given_up_tickets
 
 
 def test_a_client_may_leave_while_it_is_written_to() -> None:

@@ -15,9 +15,12 @@ from typing import Any
 import anyio
 
 from app.core.config import Config
+from app.core.queue import Ticket
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, Outcome, RequestFinished
+from app.domain.fingerprint import Fingerprint, Work
 from app.domain.status import Health, Status
+from app.judgement.given_up import POLL_S, look_for_free_slots_in_s, places_free_again
 from app.judgement.judge import (
     ProcessLimits,
     ProcessState,
@@ -126,9 +129,11 @@ class HealthMonitor:
         evidence, begun = runner.evidence, self._clock()
         self._note_work(instance, runner)
         try:
-            await runner.look(at_slots=self._is_quiet(instance, runner))
+            at_slots = bool(instance.queue.given_up) or self._is_quiet(instance, runner)
+            await runner.look(at_slots=at_slots)
         finally:
             self._checking.discard(runner)
+        self._free_places(instance, runner)
         if evidence.exited_at is not None:
             return False
         missed = bool(evidence.missed) and evidence.missed[-1] >= begun
@@ -159,6 +164,13 @@ class HealthMonitor:
             self._round_is_due.set()
         return found.left_s
 
+    def given_up(self, instance: ModelInstance, ticket: Ticket, work: Work | None) -> None:
+        """Its answer is wanted no more, and has not come: its place stays taken while its slot is."""
+        if (runner := instance.runner) is not None and runner.evidence.shows_slots:
+            known = None if work is None else Fingerprint.of(work)
+            instance.queue.give_up(ticket, self._clock(), known)
+            self._round_is_due.set()
+
     # --- what is shown
 
     def report(self) -> dict[str, Any]:
@@ -179,16 +191,32 @@ class HealthMonitor:
 
     def _look_in_s(self, instance: ModelInstance, runner: Runner) -> float:
         is_suspect = self._watch(instance, runner).repeated.is_suspect
-        limits, now = _limits(instance), self._clock()
-        return look_in_s(runner.evidence, limits, self.pauses, now, self._interval_s, is_suspect=is_suspect)
+        limits, now, evidence = _limits(instance), self._clock(), runner.evidence
+        in_s = look_in_s(evidence, limits, self.pauses, now, self._interval_s, is_suspect=is_suspect)
+        if given_up := [entry.since for entry in instance.queue.given_up]:
+            return min(in_s, look_for_free_slots_in_s(evidence, given_up, now))
+        return in_s
 
     def _pause_s(self) -> float:
         """Until the next look, or the next judgement over one that gets no answer."""
+        loaded = self._loaded()
         waits = [
             self.suspect_every_s if runner in self._checking else self._look_in_s(instance, runner)
-            for instance, runner in self._loaded()
+            for instance, runner in loaded
         ]
+        if any(instance.queue.given_up for instance, _ in loaded):
+            waits.append(POLL_S)  # a log that says that a slot is free wakes nobody
         return max(min(waits, default=self._interval_s), 0.05)
+
+    def _free_places(self, instance: ModelInstance, runner: Runner) -> None:
+        """Of requests that were given up, where their slots are seen to be free."""
+        queue = instance.queue
+        if not queue.given_up or instance.runner is not runner:
+            return
+        running = [(t.granted_at, t.owner is not None and bool(t.owner.generated)) for t in queue.running]
+        since = [entry.since for entry in queue.given_up]
+        if count := places_free_again(runner.evidence, since, running, self._clock()):
+            instance.free_places(count)
 
     def _note_work(self, instance: ModelInstance, runner: Runner) -> None:
         """What those who are served have got, and since when they have got nothing."""

@@ -8,11 +8,12 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple
 
 from app.domain.errors import QueueFull, RouterError
-from app.domain.fingerprint import Work
+from app.domain.fingerprint import Fingerprint, Work
 from app.domain.priority import Priority
+from app.domain.ticket_owner import TicketOwner
 from app.domain.views import QueueHead
 
 SWEEP_OVER = 64
@@ -25,33 +26,6 @@ class TicketState(Enum):
     WAITING = "waiting"
     GRANTED = "granted"
     DONE = "done"
-
-
-class TicketOwner(Protocol):
-    """Who holds a ticket, and is told what becomes of it. None of these may raise."""
-
-    @property
-    def quiet_since(self) -> float | None:
-        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
-        ...
-
-    @property
-    def generated(self) -> int | None:
-        """Tokens that have come of its answer, about; None where only llama-server knows."""
-        ...
-
-    def granted(self) -> None:
-        """It has a slot."""
-
-    def refused(self, error: RouterError) -> None:
-        """It waits no more, and gets none."""
-
-    def cut(self) -> None:
-        """Its process is stopped without waiting for it."""
-
-    def asks_for(self) -> Work | None:
-        """None where that is not known any more."""
-        ...
 
 
 class Ticket:
@@ -114,6 +88,14 @@ class Ticket:
             self.owner.refused(error)
 
 
+class GivenUp(NamedTuple):
+    """A request that nobody wants any more, and for which llama-server may still work."""
+
+    ticket: Ticket
+    since: float
+    fingerprint: Fingerprint | None
+
+
 class _Waiter:
     """Owns the ticket of a task that waits."""
 
@@ -156,6 +138,8 @@ class RequestQueue:
         self.max_waiting = max_waiting
         self.waiting_by_level = [0, 0, 0]
         self.running: set[Ticket] = set()
+        self.given_up: list[GivenUp] = []
+        """Their places stay taken until llama-server has noticed; nothing else waits for them."""
         self._heap: list[Ticket] = []
         self._has_one_alone = False  # in a slot: a ticket beside which nothing may run
         self._service_s = 0.0
@@ -172,6 +156,11 @@ class RequestQueue:
     @property
     def in_flight(self) -> int:
         return len(self.running)
+
+    @property
+    def at_llama_server(self) -> set[Ticket]:
+        """All for which it may work."""
+        return self.running.union(given_up.ticket for given_up in self.given_up)
 
     @property
     def best_in_flight(self) -> Priority | None:
@@ -201,9 +190,9 @@ class RequestQueue:
 
     def grant(self, now: float) -> Ticket | None:
         """Give a free slot to the next ticket, if there are both."""
-        if len(self.running) >= self.slots or (ticket := self.peek()) is None:
+        if self._is_full or (ticket := self.peek()) is None:
             return None
-        if self._has_one_alone or (ticket.runs_alone and self.running):
+        if self._has_one_alone or (ticket.runs_alone and (self.running or self.given_up)):
             return None
         self._has_one_alone = ticket.runs_alone
         self.waiting_by_level[ticket.priority] -= 1
@@ -215,7 +204,7 @@ class RequestQueue:
 
     def try_grant(self, ticket: Ticket, now: float) -> bool:
         """As `push` and `grant`, where it would be granted at once; else nothing happens."""
-        if self._heap or self._has_one_alone or len(self.running) >= self.slots or ticket.runs_alone:
+        if self._heap or self._has_one_alone or self._is_full or ticket.runs_alone:
             return False
         self.running.add(ticket)
         ticket.grant(now)
@@ -227,7 +216,7 @@ class RequestQueue:
         held = ticket.state is TicketState.GRANTED
         if held:
             self.running.discard(ticket)
-            self._has_one_alone = self._has_one_alone and bool(self.running)
+            self._has_one_alone = self._has_one_alone and bool(self.running or self.given_up)
             took = now - ticket.granted_at
             self._service_s = took if not self._service_s else 0.8 * self._service_s + 0.2 * took
         elif ticket.state is TicketState.WAITING:
@@ -237,6 +226,16 @@ class RequestQueue:
         if len(self._heap) > SWEEP_OVER:
             self._sweep()
         return held
+
+    def give_up(self, ticket: Ticket, now: float, fingerprint: Fingerprint | None) -> None:
+        """It is about to be finished, and its place to stay taken until `free`."""
+        self.given_up.append(GivenUp(ticket, now, fingerprint))
+
+    def free(self, count: int) -> list[GivenUp]:
+        """The places of those that were given up first."""
+        freed, self.given_up = self.given_up[:count], self.given_up[count:]
+        self._has_one_alone = self._has_one_alone and bool(self.running or self.given_up)
+        return freed
 
     def waiting_tickets(self) -> list[Ticket]:
         """In no order."""
@@ -280,6 +279,10 @@ class RequestQueue:
         """How long a newcomer would wait, from the service times seen lately: between 1 and 300 s."""
         expected = math.ceil((self.waiting + 1) * (self._service_s or 1.0) / self.slots)
         return float(min(max(expected, 1), 300))
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.running) + len(self.given_up) >= self.slots
 
     def _clear_top(self) -> None:
         while self._heap and self._heap[0].state is not TicketState.WAITING:

@@ -65,6 +65,12 @@ class Evidence:
     """Those that worked when they were seen last."""
     slots_at: float = 0.0
     """When that was."""
+    slots_before: float = 0.0
+    """When they were seen before that."""
+    slots_asked_at: float = 0.0
+    """When the last look at them was begun, answered or not."""
+    freed_at: float = 0.0
+    """When its log said last that a slot is free."""
     shows_slots: bool = True
     """It has not answered yet that it cannot tell. Where it cannot, what it logs is taken for progress."""
     slot_moved_at: dict[int, float] = field(default_factory=dict)
@@ -101,6 +107,8 @@ class Evidence:
 
     def probe_begun(self, now: float, *, at_slots: bool = False) -> None:
         self.asking_since, self.asks_slots = now, at_slots
+        if at_slots:
+            self.slots_asked_at = now
 
     def probe_answered(self, now: float) -> None:
         self.port_accepted(now)
@@ -144,7 +152,7 @@ class Evidence:
         """How far those are that work; None: it cannot tell. One that is seen for the first time has moved,
         and one that has ended; where none works, nothing is owed."""
         before, self.shows_slots = {slot.task: slot for slot in self.slots or ()}, working is not None
-        self.slots_at = now
+        self.slots_before, self.slots_at = self.slots_at, now
         if working is None:
             self.slots = None
             return

@@ -26,6 +26,7 @@ from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, OnChange
+from app.llama.slots import SLOT_IS_FREE
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class LlamaRunner:
             self._read_lines(data)
         elif not self.evidence.shows_slots:
             self.evidence.said(time.monotonic())
+        elif SLOT_IS_FREE in data:
+            self.evidence.freed_at = time.monotonic()
         return self.phase is Status.READY
 
     def process_ended(self, code: int) -> None:

@@ -34,7 +34,8 @@ class CrashInquiry:
         return bool(self._suspects.sizes)
 
     def process_ended(self, failure: Failure | None) -> Blame:
-        """What ran in it is still in the queue's slots."""
+        """What ran in it is still in the queue's slots; what was given up leaves them here."""
+        given_up = self._queue.free(len(self._queue.given_up))
         if failure is None or not failure.is_crash:
             return Blame.MODEL
         running, limits, now = tuple(self._queue.running), self._restarts.limits, self._clock()
@@ -42,6 +43,7 @@ class CrashInquiry:
             ticket.lost_in_crash = True
         self._crashed_at = now
         known = [Fingerprint.of(work) for ticket in running if (work := _work_of(ticket)) is not None]
+        known += [entry.fingerprint for entry in given_up if entry.fingerprint is not None]
         if not known:
             return Blame.MODEL
         self._suspects.forget(now, before=now - limits.window_s)

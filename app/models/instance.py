@@ -126,6 +126,11 @@ class ModelInstance:
         if self.status is Status.DRAINING and not self.queue.in_flight:
             self._carry_out(self.lifecycle.drained(now))
 
+    def free_places(self, count: int) -> None:
+        """Of requests that were given up, the ones that were first."""
+        self.queue.free(count)
+        self._reconcile_soon()
+
     # --- what is decided about it
 
     def start(self, placement: Placement) -> None:
@@ -201,10 +206,7 @@ class ModelInstance:
         await self.until_gone(runner)
 
     async def until_gone(self, runner: Runner | None = None) -> None:
-        """Until there is no process, or none that could be ended.
-
-        With `runner`: until that one is gone; at once if another one has taken its place.
-        """
+        """Until there is no process, with `runner` not that one any more, or none that could be ended."""
         if self.process is not None and (runner is None or self.runner is runner):
             await self.process.over.wait()
 
@@ -215,8 +217,7 @@ class ModelInstance:
             self._bus.publish(ModelChanged(self.alias))
 
     def process_changed(self, process: Supervisor) -> None:
-        runner = process.runner
-        if process is not self.process or runner is None:
+        if process is not self.process or (runner := process.runner) is None:
             return
         if runner.unkillable:
             self._without_process(process, self._unkillable.add(process, runner.pid))
@@ -227,8 +228,7 @@ class ModelInstance:
             self._bus.publish(ModelChanged(self.alias))
 
     def load_again(self) -> None:
-        has_waiting = self.queue.waiting > 0
-        self._carry_out(self.lifecycle.load_again(self._clock(), has_waiting=has_waiting))
+        self._carry_out(self.lifecycle.load_again(self._clock(), has_waiting=self.queue.waiting > 0))
 
     def process_serves(self, process: Supervisor) -> None:
         if process is not self.process or process.runner is None:

@@ -54,6 +54,10 @@ class Admission:
             return
         self._manager.leave(entrant.instance, entrant.ticket)
 
+    def given_up(self, entrant: Entrant) -> None:
+        if not entrant.record.request.only_reads:
+            self._health.given_up(entrant.instance, entrant.ticket, entrant.asks_for())
+
     def ended(self, entrant: Entrant) -> None:
         inquiry = entrant.instance.crash_inquiry
         if inquiry.is_open and entrant.record.is_answered:
@@ -75,8 +79,8 @@ class Admission:
         return None if wait is None else wait.why
 
     def patience_s(self, entrant: Entrant, runner: Runner, quiet_since: float) -> float:
-        running = entrant.instance.queue.running
-        place = sum(ticket.granted_at < entrant.ticket.granted_at for ticket in running)
+        asked = entrant.instance.queue.at_llama_server
+        place = sum(ticket.granted_at < entrant.ticket.granted_at for ticket in asked)
         return self._health.patience_s(entrant.instance, runner, quiet_since, place)
 
     def awake_s(self, since: float, now: float) -> float:

@@ -174,6 +174,7 @@ class Exchange:
     def client_left(self) -> None:
         if self.phase is not Phase.ENDED:
             self.record.client_left = True
+            self._give_up()
             self._end()
 
     # --- time
@@ -195,6 +196,7 @@ class Exchange:
                 self.reply.abort()
                 self._end()
             else:
+                self._give_up()
                 self._fail(error_messages.upstream_timeout(self.instance))
 
     def _patience_s(self, now: float) -> float:
@@ -272,6 +274,11 @@ class Exchange:
         self.record.close(error, quiet_since)
         self._slots.ended(self)
         self._body = None
+
+    def _give_up(self) -> None:
+        """llama-server notices at once that nobody reads the events of a stream, and nothing else."""
+        if self._link is not None and not (self.request.stream and self.record.has_begun):
+            self._slots.given_up(self)
 
     def _let_go(self) -> None:
         link, pending, self._link, self._pending = self._link, self._pending, None, None

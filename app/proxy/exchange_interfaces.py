@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from app.core.queue import Ticket, TicketOwner
+from app.core.queue import Ticket
 from app.domain.errors import RouterError
+from app.domain.ticket_owner import TicketOwner
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy.answer_reader import AnswerHead
@@ -120,6 +121,9 @@ class Slots(Protocol):
 
     def leave(self, entrant: Entrant) -> None:
         """Gives the ticket back. Safe to call twice."""
+
+    def given_up(self, entrant: Entrant) -> None:
+        """It ends, and llama-server works on: its place stays taken until that has noticed."""
 
     def waits_because(self, entrant: Entrant) -> str | None:
         """Why its model is not loaded yet, for people; None where nothing stands in its way."""
