@@ -34,7 +34,8 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, error: RouterError, path: str) -> None:
         dialect = dialect_of(path)
-        super().__init__(dialect.body(error), dialect.status(error), retry_headers(error))
+        headers = retry_headers(error) | {"content-type": dialect.json_type.decode()}
+        super().__init__(dialect.body(error), dialect.status(error), headers)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

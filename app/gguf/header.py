@@ -63,6 +63,8 @@ class GgufHeader:
     tensors: Mapping[str, TensorInfo]
     file_size: int  # bytes of all parts
     parts: tuple[Path, ...]
+    has_infill_mark: bool = False
+    """In its vocabulary."""
 
     def value(self, key: str) -> Value | None:
         """A value that the format keeps under the architecture's name, such as `llama.block_count`."""
@@ -146,4 +148,5 @@ def _read_model(files: tuple[_Part, ...]) -> GgufHeader:
         tensors=MappingProxyType({tensor.name: tensor for part in parts for tensor in part.tensors}),
         file_size=sum(file.identity.size for file in files),
         parts=tuple(file.path for file in files),
+        has_infill_mark=parts[0].has_infill_mark,
     )

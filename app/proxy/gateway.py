@@ -290,8 +290,8 @@ class Gateway:
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord, entrance: Entrance) -> None:
         record.close()
         self.backend.slots.answered(instance, record)
-        lines = as_lines([(b"content-type", b"application/json")]) + own_lines(record.request.request_id)
-        entrance.start(200, lines, len(told.body))
+        lines = as_lines([(b"content-type", dialect_of(record.request.endpoint).json_type)])
+        entrance.start(200, lines + own_lines(record.request.request_id), len(told.body))
         entrance.write(told.body, True)
 
 

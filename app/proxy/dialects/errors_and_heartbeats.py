@@ -17,6 +17,9 @@ class Dialect:
     stream_type = b"text/event-stream"
     """Of a stream whose head is sent before llama-server's."""
 
+    json_type = b"application/json"
+    """Of what the router answers by itself."""
+
     keeps_model_errors = False
     """llama-server's own errors pass as they are."""
 
@@ -108,6 +111,7 @@ class _Ollama(Dialect):
     """Lines of JSON; a line that is none is a mistake to its clients, so nothing is sent while one waits."""
 
     stream_type = b"application/x-ndjson"
+    json_type = b"application/json; charset=utf-8"
 
     def status(self, error: RouterError) -> int:
         return _OLLAMA_STATUSES.get(error.status, error.status)

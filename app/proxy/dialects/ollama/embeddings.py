@@ -29,7 +29,7 @@ class EmbedTranslation:
     edits = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""))
+        return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""), "truncate")
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
