@@ -33,7 +33,7 @@ MUTATIONS = [
     Mutation(
         "the reservation is forgotten",
         PLACEMENT,
-        "return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
+        "return self._with({d: mb - taken.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
         "return self",
     ),
     Mutation(
