@@ -24,6 +24,7 @@ TOOLS: Body = {"tools": [{"type": "function", "function": {"name": "f", "paramet
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 ERROR = {"error": re.compile(r".+", re.S)}
+TOO_LONG = {"error": re.compile("the input length exceeds the context length.*")}
 NAMED = {"model": str, "created_at": TIME}
 COUNTS = {
     "total_duration": positive,
@@ -357,7 +358,7 @@ CHATS = [
     ),
     chat("logprobs", {**CHATTED, "logprobs": [PROBABLE]}, logprobs=True, stream=False),
     chat("a prompt that is too long", CHATTED, stream=False, **LONG),
-    chat("a prompt that is too long, as it is", ERROR, 400, truncate=False, **LONG),
+    chat("a prompt that is too long, as it is", TOO_LONG, 400, truncate=False, **LONG),
     chat("a file that is gone", ERROR, 400, 500, model="gone"),
     chat("a file that is cut", ERROR, 500, model="cut"),
     chat("a file without a header", ERROR, 500, model="garbage"),
@@ -432,7 +433,7 @@ VECTORS = [
     *(embed(f"dimensions {most}", EMBEDDED, dimensions=most) for most in (4, 9999, 0)),
     embed("dimensions of another type", ERROR, 400, dimensions="x"),
     embed("too long", EMBEDDED, input="of " * 500),
-    embed("too long, as it is", ERROR, 400, input="of " * 500, truncate=False),
+    embed("too long, as it is", TOO_LONG, 400, input="of " * 500, truncate=False),
     embed("another kind", ERROR, 501, model="one"),
     embed("an option of another type", ERROR, 500, options={"seed": "x"}),
     embeddings("of one", {"embedding": [number]}),

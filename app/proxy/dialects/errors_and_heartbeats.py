@@ -107,6 +107,10 @@ _OLLAMA_STATUSES = {424: 500, 502: 500}
 """It knows no others for a model that cannot be loaded, or whose process is gone."""
 
 
+_TOO_LONG = "the input length exceeds the context length"
+"""Its clients look for these words."""
+
+
 class _Ollama(Dialect):
     """Lines of JSON; a line that is none is a mistake to its clients, so nothing is sent while one waits."""
 
@@ -117,7 +121,8 @@ class _Ollama(Dialect):
         return _OLLAMA_STATUSES.get(error.status, error.status)
 
     def body(self, error: RouterError) -> dict[str, Any]:
-        return {"error": error.message}
+        too_long = error.code == "context_length_exceeded"
+        return {"error": f"{_TOO_LONG}: {error.message}" if too_long else error.message}
 
     def last_event(self, error: RouterError) -> bytes:
         return line(self.body(error))
