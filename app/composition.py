@@ -111,13 +111,7 @@ async def build(
         started_at,
         given.heartbeat_s,
     )
-    stack.callback(services.upstream.close)
-    stack.callback(services.bodies.close)
-    stack.callback(bus.flush)
-    stack.callback(services.feed.close)
-    stack.callback(services.metrics_feed.close)
-    stack.callback(services.peer_feed.close)
-    stack.push_async_callback(services.background.stop)
+    _close_at_the_end(services, stack)
     _subscribe(services)
     _start(services)
     return services
@@ -193,6 +187,17 @@ def backend(services: Services) -> Backend:
             "/api/embeddings": EmbeddingsTranslation(),
         },
     )
+
+
+def _close_at_the_end(services: Services, stack: AsyncExitStack) -> None:
+    """The last one first."""
+    stack.callback(services.upstream.close)
+    stack.callback(services.bodies.close)
+    stack.callback(services.bus.flush)
+    stack.callback(services.feed.close)
+    stack.callback(services.metrics_feed.close)
+    stack.callback(services.peer_feed.close)
+    stack.push_async_callback(services.background.stop)
 
 
 def _subscribe(services: Services) -> None:
