@@ -11,9 +11,9 @@ import pytest
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
 from app.llama.error_answers import read_error
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_stream import MessagesTranslator
-from app.proxy.dialects.by_path import dialect_of
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.responses.responses_errors import RESPONSES

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
 from app.proxy import error_messages
 from app.proxy.asgi import ERROR_KEY
-from app.proxy.dialects.by_path import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.dialect import retry_headers
 from app.proxy.routes import meant_by
 

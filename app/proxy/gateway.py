@@ -23,7 +23,7 @@ from app.proxy import request_parameters
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.content_encoding import unpacked_size
-from app.proxy.dialects.by_path import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.translation_interface import Asked, Incoming, Told, Translation
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
