@@ -23,6 +23,7 @@ PAGE    := node_modules/.installed
 CLIENTS        := .venv-clients
 CLIENTS_FILES  := tests/clients
 CLIENTS_NODE   := $(CLIENTS_FILES)/node/node_modules/.installed
+CLIENTS_BUILT  := $(CLIENTS)/go/clients $(CLIENTS)/java/.installed $(CLIENTS)/rust/debug/clients
 
 .PHONY: help demo run test test-oldest test-clients fuzz fuzz-sockets lint lint-page format clean chaos soak slow \
 	soak-slow facts bench FORCE
@@ -33,7 +34,7 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
-	@echo "make test-clients   client libraries of Python and Node, as their users run them"
+	@echo "make test-clients   client libraries of Python, Node, Go, Java and Rust, as their users run them"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make fuzz-sockets   an hour of raw bytes, up to the largest sizes (FUZZ_MINUTES=60)"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
@@ -69,7 +70,8 @@ soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
-test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed $(CLIENTS_NODE)
+test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed $(CLIENTS_NODE) \
+		$(CLIENTS_BUILT)
 	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
@@ -128,6 +130,31 @@ $(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/packag
 		cd $(CLIENTS_FILES)/node && npm ci --silent --ignore-scripts && touch node_modules/.installed; \
 	else \
 		echo "There is no npm: Node's clients are not tested." >&2; \
+	fi
+
+$(CLIENTS)/go/clients: $(wildcard $(CLIENTS_FILES)/go/*)
+	@if command -v go >/dev/null 2>&1; then \
+		echo "Building clients of Go ..."; \
+		cd $(CLIENTS_FILES)/go && go build -mod=readonly -o "$(CURDIR)/$@" .; \
+	else \
+		echo "There is no go: Go's clients are not tested." >&2; \
+	fi
+
+$(CLIENTS)/java/.installed: $(CLIENTS_FILES)/java/pom.xml $(wildcard $(CLIENTS_FILES)/java/src/*)
+	@if command -v mvn >/dev/null 2>&1; then \
+		echo "Building clients of Java ..."; \
+		mvn --quiet --batch-mode --file $< process-classes && touch $@; \
+	else \
+		echo "There is no mvn: Java's clients are not tested." >&2; \
+	fi
+
+$(CLIENTS)/rust/debug/clients: $(wildcard $(CLIENTS_FILES)/rust/Cargo.* $(CLIENTS_FILES)/rust/src/*)
+	@if command -v cargo >/dev/null 2>&1; then \
+		echo "Building clients of Rust ..."; \
+		cargo build --quiet --locked --manifest-path $(CLIENTS_FILES)/rust/Cargo.toml \
+			--target-dir $(CLIENTS)/rust && touch $@; \
+	else \
+		echo "There is no cargo: Rust's clients are not tested." >&2; \
 	fi
 
 # The version of the Python that .venv was made with. The file is only written when that changes, so a call

@@ -104,13 +104,7 @@ async def build(
         configuration, launcher, manager, tracker, memory, stored, http, bus, logs, pauses, started_at,
         given.heartbeat_s,
     )  # fmt: skip
-    stack.callback(services.upstream.close)
-    stack.callback(services.bodies.close)
-    stack.callback(bus.flush)
-    stack.callback(services.feed.close)
-    stack.callback(services.metrics_feed.close)
-    stack.callback(services.peer_feed.close)
-    stack.push_async_callback(services.background.stop)
+    _close_at_the_end(services, stack)
     _subscribe(services)
     _start(services)
     return services
@@ -187,6 +181,17 @@ def backend(services: Services) -> Backend:
             "/api/embeddings": EmbeddingsTranslation(),
         },
     )
+
+
+def _close_at_the_end(services: Services, stack: AsyncExitStack) -> None:
+    """The last one first."""
+    stack.callback(services.upstream.close)
+    stack.callback(services.bodies.close)
+    stack.callback(services.bus.flush)
+    stack.callback(services.feed.close)
+    stack.callback(services.metrics_feed.close)
+    stack.callback(services.peer_feed.close)
+    stack.push_async_callback(services.background.stop)
 
 
 def _subscribe(services: Services) -> None:

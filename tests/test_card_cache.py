@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def test_tags_are_those_of_the_file(given: Any, tags: tuple[str, ...]) -> None:
 
 def test_tokens_to_fill_in_are_told() -> None:
     assert card_of(header({"tokenizer.ggml.fim_pre_token_id": 5}), None, None).infill
+    marked = replace(header({}), has_infill_mark=True)
+    assert card_of(marked, None, None).infill
 
 
 # --- over HTTP

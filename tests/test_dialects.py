@@ -11,16 +11,12 @@ import pytest
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
 from app.llama.error_answers import read_error
+from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_stream import MessagesTranslator
-from app.proxy.dialects.errors_and_heartbeats import (
-    ANTHROPIC,
-    NATIVE,
-    OLLAMA,
-    OPENAI,
-    RESPONSES,
-    Dialect,
-    dialect_of,
-)
+from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.responses.responses_errors import RESPONSES
 from app.proxy.dialects.sse_format import EventReader
 from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check

@@ -22,7 +22,7 @@ from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
 from app.proxy import error_messages
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.dialects.errors_and_heartbeats import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone

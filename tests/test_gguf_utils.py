@@ -24,6 +24,7 @@ from app.gguf import header, reader
 from app.gguf.header import GgufError, read_header
 from app.uvicorn_server import SWITCH_INTERVAL_S
 from tests.ggufs import make_architecture, make_tiny, make_vocab_header
+from tests.tiny_models import make_fill_in
 
 MIB = 1 << 20
 
@@ -86,6 +87,22 @@ def test_short_arrays_are_kept_and_long_ones_only_counted(tmp_path: Path) -> Non
     assert header.value("attention.head_count_kv") == (0, 0, 0, 2) * 2
     assert "tokenizer.ggml.tokens" not in header.metadata
     assert header.array_lengths["tokenizer.ggml.tokens"] == 32000
+
+
+def test_a_mark_of_infill_is_found_in_short_and_long_vocabularies(tiny: Path, tmp_path: Path) -> None:
+    assert not read_header(tiny).has_infill_mark
+    assert read_header(make_fill_in(tmp_path / "fill.gguf")).has_infill_mark
+    words = [f"token{index}" for index in range(reader.MAX_KEPT_ARRAY + 1)]
+    for number, (last, found) in enumerate(
+        [("<\uff5cfim\u2581begin\uff5c>", True), ("a <|fim_prefix|>", False)]
+    ):
+        writer = gguf.GGUFWriter(tmp_path / f"{number}.gguf", "llama")
+        writer.add_token_list([*words, last])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        assert read_header(tmp_path / f"{number}.gguf").has_infill_mark is found
 
 
 def test_an_encoder_is_an_embedding_model(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ async def test_a_model_too_large_for_the_machine_is_refused_with_its_numbers(mak
     assert not error.value.retryable
     assert error.value.details["required_mb"] == 5000 + PROCESS_MB
     assert error.value.details["available_mb"] == 4096
+    assert "n_gpu_layers" not in error.value.message
 
 
 async def test_what_a_model_on_the_gpu_keeps_on_the_host_is_planned_too(make_world: MakeWorld) -> None:
@@ -174,6 +175,7 @@ async def test_what_a_model_on_the_gpu_keeps_on_the_host_is_planned_too(make_wor
     with pytest.raises(NeverFits, match="of the machine's own memory") as error:
         await request.task
     assert error.value.details["required_mb"] == 2000 + GPU_PROCESS_MB
+    assert error.value.message.endswith("or more params.n_gpu_layers")
     world.host = host(4000)
     request = world.request("a")
     await world.settle()

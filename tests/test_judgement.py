@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from app.judgement.judge import (
     ProcessState,
     Repeated,
     Verdict,
+    is_quiet,
     judge,
     judge_request,
     look_in_s,
@@ -499,6 +500,87 @@ def test_what_hangs_is_found_in_time(seed: int) -> None:
     assert found is not None and found <= FOUND_WITHIN_S
 
 
+# --- clients that leave before any limit
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A client's request; `starts` and `ends`: in its slot, if the process works."""
+
+    task: int
+    since: float
+    leaves: float
+    starts: float
+    ends: float
+
+
+def impatient(seed: int, *, hangs: bool) -> float | None:
+    """A process that works, or one that takes no request into its slots, and two clients that never wait for
+    as long as the limit. How long after the first request it was ended. Raises if one that works is."""
+    chance = random.Random(seed)
+    case, repeated = Case().serving(), Repeated()
+    begun, look_at, tasks = case.now, case.now, 0
+    patience = chance.choice([(0.05, 0.2), (0.3, 0.9), (0.05, 0.9)])
+    requests: list[Waiting | None] = [None, None]
+    while case.now < begun + 300:
+        case.wait(0.1)
+        now = case.now
+        for place, request in enumerate(requests):
+            if request is None:
+                tasks, starts = tasks + 1, now + chance.choice([0.0, 0.5, 3.0])
+                leaves = now + chance.uniform(*patience) * LIMIT_S
+                requests[place] = Waiting(tasks, now, leaves, starts, starts + chance.uniform(0.1, 12.0))
+            elif not hangs and now >= request.ends:
+                if case.seen.is_doubted:
+                    case.seen.moved(now)
+                requests[place] = None
+            elif now >= request.leaves:
+                case.seen.asked(request.since)
+                requests[place] = None
+        if now < look_at:
+            continue
+        stand = [request for request in requests if request is not None]
+        since = [request.since for request in stand]
+        at_slots = is_quiet(case.seen, LIMITS, case.pauses, now, since)
+        for when in since:
+            case.seen.asked(when)
+        case.probe(ok=True, at_slots=at_slots)
+        if at_slots:
+            work = [] if hangs else [r for r in stand if r.starts <= now]
+            case.seen.saw_slots(now, [Slot(r.task, 5, 5, int(now - r.starts)) for r in work])
+        for when in since:
+            case.seen.asked(when)
+        if repeated.stuck(case.verdict, case.seen, now):
+            assert hangs, f"a process that works was ended: {case.verdict}"
+            return now - begun
+        suspect = repeated.is_suspect
+        look_at = now + look_in_s(case.seen, LIMITS, case.pauses, now, 30.0, is_suspect=suspect)
+    return None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_clients_that_leave_end_nothing_that_works(seed: int) -> None:
+    assert impatient(seed, hangs=False) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_process_whose_slots_stay_idle_while_requests_stand_is_stuck(seed: int) -> None:
+    found = impatient(seed, hangs=True)
+    assert found is not None and found <= FOUND_WITHIN_S
+
+
+def test_who_has_left_when_no_slot_works_is_owed_nothing() -> None:
+    case = Case().serving()
+    case.seen.asked(case.now)
+    case.wait(LIMIT_S)
+    case.look()
+    case.wait(1)
+    case.seen.asked(case.now)
+    case.wait(LIMIT_S / 4)
+    case.probe(ok=True, at_slots=True)
+    assert case.state is ProcessState.SERVING
+
+
 # --- rules that are broken are found out
 
 
@@ -509,6 +591,9 @@ def all_rules() -> None:
     for seed in range(12):
         assert live(seed, hangs=False) is None
         found = live(seed, hangs=True)
+        assert found is not None and found <= FOUND_WITHIN_S
+        assert impatient(seed, hangs=False) is None
+        found = impatient(seed, hangs=True)
         assert found is not None and found <= FOUND_WITHIN_S
 
 
@@ -540,5 +625,23 @@ def test_a_port_that_is_called_closed_at_another_time_is_found_out(
     closed_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[__name__], "LIMITS", replace(LIMITS, closed_s=closed_s))
+    with pytest.raises(AssertionError):
+        all_rules()
+
+
+@pytest.mark.parametrize(
+    "change", [{"_owed_when_idle": None}, {"slots_at": 1e9}], ids=["nobody", "everybody"]
+)
+def test_a_rule_that_takes_others_to_stand_at_idle_slots_is_found_out(
+    change: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saw_slots = Evidence.saw_slots
+
+    def broken(evidence: Evidence, now: float, working: Sequence[Slot] | None) -> None:
+        saw_slots(evidence, now, working)
+        if working is not None and not working:
+            vars(evidence).update(change)
+
+    monkeypatch.setattr(Evidence, "saw_slots", broken)
     with pytest.raises(AssertionError):
         all_rules()

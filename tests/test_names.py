@@ -48,6 +48,7 @@ def test_a_long_name_costs_no_more_than_a_short_one() -> None:
         ("qwen[1m]", "qwen"),
         ("qwen [1m]", "qwen"),
         ("qwen:latest[1m]", "qwen"),
+        ("qwen", "qwen:latest"),
         ("qwen[1m]:latest", "qwen"),
         ("openai/qwen", "qwen"),
         ("OpenAI/Qwen:latest[1m]", "qwen"),

@@ -71,6 +71,7 @@ def test_a_card_that_shares_the_machines_memory_has_that(start: Start) -> None:
     assert 0 < shared["free_mb"] < shared["total_mb"]
     assert shared["used_mb"] + shared["free_mb"] == shared["total_mb"]
     assert own["total_mb"] == 8192
+    assert (shared["shares_host"], own["shares_host"]) == (True, False)
 
 
 def test_memory_by_process_is_read_where_the_driver_tells(start: Start) -> None:

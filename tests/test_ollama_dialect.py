@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,10 @@ from app.domain.errors import BadRequest, RouterError
 from app.domain.spec import ModelSpec
 from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error
-from app.proxy.dialects.errors_and_heartbeats import OLLAMA
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
+from app.proxy.dialects.ollama.durations import keep_alive
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World
 
@@ -232,10 +234,37 @@ def test_who_asks_for_nothing_has_the_model_loaded_or_let_go(api: Api, fields: B
 
 
 def test_a_request_that_says_nothing_of_it_leaves_the_time_a_model_stays_as_it_is() -> None:
-    for api, body in ((CHAT, HI), (GENERATE, PROMPT), (EMBED, {"input": "a"}), (EMBEDDINGS, PROMPT)):
+    for api, body in (
+        (CHAT, HI), (CHAT, {}), (CHAT, HI | {"_debug_render_only": True}), (GENERATE, PROMPT),
+        (GENERATE, PROMPT | {"raw": True}), (EMBED, {"input": "a"}), (EMBEDDINGS, PROMPT),
+    ):  # fmt: skip
         found = api.ask(body)
         assert isinstance(found, Asked)
         assert found.keeps_ttl
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(None, None), (5, 5.0), (1.5, 1.5), (-1, -1.0), ("0", 0.0), ("0s", 0.0), ("-0", 0.0), ("10m", 600.0),
+     ("1h30m", 5400.0), ("-1s", -1.0), ("+5m", 300.0), (".5s", 0.5), ("1.h", 3600.0), ("500ms", 0.5),
+     ("2us", 2e-6), ("3\u00b5s", 3e-6), ("4ns", 4e-9)],
+)  # fmt: skip
+def test_durations_are_read_as_go_reads_them(given: object, seconds: float | None) -> None:
+    assert keep_alive(given) == seconds
+    assert CHAT.ask(HI | {"keep_alive": given})
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [("", 'invalid duration ""'), ("abc", 'invalid duration "abc"'), ("30", 'missing unit in duration "30"'),
+     ("1h30", 'missing unit in duration "1h30"'), ("1d", 'unknown unit "d" in duration "1d"'),
+     (" 5m", 'invalid duration " 5m"'), ("5m ", 'unknown unit "m " in'), ("-", "invalid duration"),
+     ("\u0661s", "invalid duration"), ("1" * 65 + "s", "invalid duration"), (True, "Unsupported type"),
+     ([], "Unsupported type"), ({}, "Unsupported type")],
+)  # fmt: skip
+def test_what_go_would_not_read_is_refused(given: object, text: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(text)):
+        CHAT.ask(HI | {"keep_alive": given})
 
 
 # --- answers
@@ -278,6 +307,19 @@ def part(index: int, arguments: str, **more: str) -> Body:
     return {"index": index, "function": {**name, "arguments": arguments}, **more}
 
 
+def test_parts_of_a_call_may_lack_anything() -> None:
+    """Of its function, its name and its arguments llama-server sends in a part what there is."""
+    lines = CHAT.lines(
+        HI,
+        delta(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": None}}]),
+        delta(tool_calls=[{"index": 0}]),
+        delta(tool_calls=[{"index": 0, "id": None, "function": {"name": None, "arguments": '{"x":1}'}}]),
+        delta("tool_calls"),
+    )
+    call = {"id": "a", "function": {"index": 0, "name": "f", "arguments": {"x": 1}}}
+    assert [line["message"].get("tool_calls") for line in lines] == [[call], None]
+
+
 def test_calls_come_whole_with_their_arguments_as_an_object() -> None:
     lines = CHAT.lines(
         HI,
@@ -300,6 +342,11 @@ def test_calls_come_whole_with_their_arguments_as_an_object() -> None:
         HI, {"choices": [{"message": {"content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
     )
     assert answer["message"]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    several = [{**calls[0], "id": id_} for id_ in "abc"]
+    answer = CHAT.answer(
+        HI, {"choices": [{"message": {"tool_calls": several}, "finish_reason": "tool_calls"}]}
+    )
+    assert [call["id"] for call in answer["message"]["tool_calls"]] == ["a", "b", "c"]
     assert (answer["message"]["content"], answer["done_reason"]) == ("", "stop")
 
 
@@ -320,7 +367,11 @@ def test_probabilities_stand_beside_their_tokens() -> None:
     event = delta(content="a")
     event["choices"][0]["logprobs"] = {"content": [token]}
     expected = [{"token": "a", "bytes": [97], "logprob": -0.1, "top_logprobs": [{"token": "a"}]}]
-    assert CHAT.lines(HI, event, delta("stop"))[0]["logprobs"] == expected
+    wanted = HI | {"logprobs": True}
+    assert CHAT.lines(wanted | {"top_logprobs": 2}, event, delta("stop"))[0]["logprobs"] == expected
+    alone = CHAT.lines(wanted, event, delta("stop"))[0]["logprobs"]
+    assert alone == [{"token": "a", "bytes": [97], "logprob": -0.1}]
+    assert CHAT.asked(wanted)["top_logprobs"] == 1, "for none llama-server tells no probabilities at all"
 
 
 def test_an_error_in_a_stream_is_a_line_and_there_is_no_last_one() -> None:
@@ -390,7 +441,14 @@ def test_nothing_to_embed_loads_the_model() -> None:
         (CHAT, HI | {"options": {"use_mmap": 1}}, 500, "boolean"),
         (CHAT, HI | {"format": "xml"}, 500, 'invalid format: "xml"'),
         (CHAT, HI | {"format": []}, 500, "invalid format"),
+        (CHAT, HI | {"format": True}, 500, "invalid format: true"),
+        (CHAT, HI | {"options": []}, 400, "'options' must be an object"),
+        (CHAT, HI | {"tools": {}}, 400, "'tools' must be a list"),
+        (CHAT, HI | {"truncate": "x"}, 400, "'truncate' must be true or false"),
+        (GENERATE, PROMPT | {"raw": 1}, 400, "'raw' must be true or false"),
+        (EMBED, {"input": "a", "truncate": 1}, 400, "'truncate' must be true or false"),
         (CHAT, HI | {"think": "huge"}, 400, 'invalid think value: "huge"'),
+        (CHAT, HI | {"think": []}, 400, r"invalid think value: \[\]"),
         (CHAT, HI | {"top_logprobs": 21}, 400, "between 0 and 20"),
         (CHAT, HI | {"keep_alive": "-1"}, 400, 'missing unit in duration "-1"'),
         (GENERATE, PROMPT | {"template": "{{ x }}"}, 400, "template"),

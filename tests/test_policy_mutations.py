@@ -21,19 +21,19 @@ MUTATIONS = [
     Mutation(
         "requests do not age",
         QUEUE,
-        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = waiting_handicap_s(priority, aging_s)",
         "self._handicap_s = priority * 1e9",
     ),
     Mutation(
         "priorities are ignored",
         QUEUE,
-        "self._handicap_s = priority * aging_s",
+        "self._handicap_s = waiting_handicap_s(priority, aging_s)",
         "self._handicap_s = 0.0",
     ),
     Mutation(
         "the reservation is forgotten",
         PLACEMENT,
-        "return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
+        "return self._with({d: mb - taken.get(d, 0) for d, mb in self.free.items()}, self.places - 1)",
         "return self",
     ),
     Mutation(

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from app.api.examples import EXAMPLES
 from app.domain import errors
 from app.domain.errors import RouterError
-from app.proxy.dialects.errors_and_heartbeats import OLLAMA, OPENAI, Dialect
+from app.proxy.dialects.dialect import OPENAI, Dialect
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 
 Answers = dict[int | str, dict[str, Any]]
 

@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
 from app.proxy import error_messages
 from app.proxy.asgi import ERROR_KEY
-from app.proxy.dialects.errors_and_heartbeats import dialect_of, retry_headers
+from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.dialect import retry_headers
 from app.proxy.routes import meant_by
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class ErrorResponse(JSONResponse):
 
     def __init__(self, error: RouterError, path: str) -> None:
         dialect = dialect_of(path)
-        super().__init__(dialect.body(error), dialect.status(error), retry_headers(error))
+        headers = retry_headers(error) | {"content-type": dialect.json_type.decode()}
+        super().__init__(dialect.body(error), dialect.status(error), headers)
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -183,7 +183,8 @@ def _placed(
     takes = need(spec, found, places, has_gpu, multiplier, before, cost)
     kept_free = KeptFree.parse(config.system.min_free_vram_mb)
     sizes = {r.id: r.total_mb for r in readings}
-    room = Capacity({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes)
+    shared = frozenset(r.id for r in readings if r.shares_host)
+    room = Capacity({r.id: r.total_mb - kept_free.of(r) for r in readings}, 1, sizes, shared)
     placement = fit(takes, room)
     problem = None if placement is not None else _shortage(takes, room)
     return Line(spec.alias, found.file_mb, takes, _place(placement), problem, before.seen_mb)

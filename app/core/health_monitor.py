@@ -261,7 +261,7 @@ class HealthMonitor:
             return
         evidence, quiet_since = runner.evidence, self._clock() - event.quiet_s
         is_cut_short = event.error is not None or event.outcome is Outcome.CANCELLED
-        if event.ttft_s is not None and (evidence.owed_since is not None or evidence.missed):
+        if event.ttft_s is not None and evidence.is_doubted:
             evidence.moved(quiet_since - BATCH_S)
         if is_cut_short and (event.ttft_s is None or event.quiet_s > QUIET_S):
             evidence.asked(quiet_since)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.domain.errors import QueueFull, RouterError
 from app.domain.fingerprint import Fingerprint, Work
-from app.domain.priority import Priority
+from app.domain.priority import Priority, waiting_handicap_s
 from app.domain.ticket_owner import TicketOwner
 from app.domain.views import QueueHead
 
@@ -37,7 +37,7 @@ class Ticket:
     def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
         self.priority = priority
         self.arrived = arrived
-        self._handicap_s = priority * aging_s
+        self._handicap_s = waiting_handicap_s(priority, aging_s)
         self.key = arrived + self._handicap_s
         self.order = next(_order)
         self.state = TicketState.NEW

@@ -24,15 +24,15 @@ def folded(name: str) -> str:
 def possible_names(name: str) -> Iterator[str]:
     """Names, folded, that a client may mean by one that is no model's: without what programs add to it.
 
-    Ollama's programs add a tag, Claude Code a size of context in brackets, and programs that know several
-    providers write the provider before it. Likeliest first.
+    Ollama's programs add a tag or leave it out, Claude Code adds a size of context in brackets, and programs
+    that know several providers write the provider before it. Likeliest first.
     """
     if len(name) > MAX_READ:
         return
     whole = folded(name)
     for text in (whole, whole.partition("/")[2]):
         bare = _ADDED.sub("", text)
-        yield from (text, text.removesuffix(_TAG), bare, bare.removesuffix(_TAG))
+        yield from (text, text.removesuffix(_TAG), bare, bare.removesuffix(_TAG), f"{bare}{_TAG}")
         yield _ADDED.sub("", text.removesuffix(_TAG))
 
 

@@ -1,4 +1,4 @@
-"""How urgent a request is."""
+"""How urgent a request is, and how waiting makes up for it."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ class Priority(IntEnum):
 
 
 _PRIORITIES = {key: p for p in Priority for key in (p.label, str(p.value + 1))}
+
+
+def waiting_handicap_s(priority: Priority, aging_s: float) -> float:
+    """A request waits in the order of its arrival and this: it goes before those of the next higher level
+    that came more than `aging_s` after it."""
+    return priority * aging_s

@@ -72,7 +72,8 @@ class DeviceView:
 
     `others_mb` is what programs other than our models use: it stays taken whatever we stop. `reclaiming_mb`
     has been given back but the driver does not show it as free yet. `asked_at` is when it was last tried to
-    read the device, in loop seconds; `source` is who tells.
+    read the device, in loop seconds; `source` is who tells. One that `shares_host` has no memory of its own:
+    what is placed there is taken from the machine's.
     """
 
     id: str
@@ -89,6 +90,7 @@ class DeviceView:
     is_gpu: bool = True
     error: str | None = None
     source: str = ""
+    shares_host: bool = False
 
     @property
     def index(self) -> int | str:

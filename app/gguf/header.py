@@ -6,7 +6,6 @@ All functions block on the disk: call them in a thread.
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import NamedTuple
 
 from app.domain.atomic_files import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
+from app.gguf.split_model import split_parts
 
 __all__ = [
     "ENCODERS",
@@ -27,7 +27,6 @@ __all__ = [
     "TensorInfo",
     "Value",
     "read_header",
-    "split_parts",
 ]
 
 # Encoders see their whole input at once: they make embeddings and keep no KV cache.
@@ -36,7 +35,6 @@ ENCODERS = frozenset({
     "eurobert", "gemma-embedding", "t5encoder",
 })  # fmt: skip
 CACHED_HEADERS = 64
-SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 class Pooling(Enum):
@@ -63,6 +61,8 @@ class GgufHeader:
     tensors: Mapping[str, TensorInfo]
     file_size: int  # bytes of all parts
     parts: tuple[Path, ...]
+    has_infill_mark: bool = False
+    """In its vocabulary."""
 
     def value(self, key: str) -> Value | None:
         """A value that the format keeps under the architecture's name, such as `llama.block_count`."""
@@ -104,18 +104,6 @@ def read_header(path: Path) -> GgufHeader:
     return _read_model(tuple(_part(part, path) for part in split_parts(path)))
 
 
-def split_parts(path: Path) -> tuple[Path, ...]:
-    """All files of the model that begins at `path`; llama.cpp names them `name-00001-of-00003.gguf`."""
-    match = SPLIT_NAME.fullmatch(path.name)
-    if match is None:
-        return (path,)
-    stem, count = match["stem"], match["count"]
-    if match["number"] != "00001" or int(count) == 0:
-        raise GgufError(f"{path.name} is not the first part of the model; use {stem}-00001-of-{count}.gguf")
-    numbers = range(1, int(count) + 1)
-    return tuple(path.with_name(f"{stem}-{number:05d}-of-{count}.gguf") for number in numbers)
-
-
 def _part(part: Path, first: Path) -> _Part:
     try:
         status = part.stat()
@@ -146,4 +134,5 @@ def _read_model(files: tuple[_Part, ...]) -> GgufHeader:
         tensors=MappingProxyType({tensor.name: tensor for part in parts for tensor in part.tensors}),
         file_size=sum(file.identity.size for file in files),
         parts=tuple(file.path for file in files),
+        has_infill_mark=parts[0].has_infill_mark,
     )

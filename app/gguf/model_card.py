@@ -85,7 +85,7 @@ def card_of(header: GgufHeader, projector: GgufHeader | None, template: str | No
         ftype=_FILE_TYPES.get(file_type) if isinstance(file_type, int) else None,
         tools=_TOOLS.search(own) is not None,
         thinking=_THINKS.search(own) is not None,
-        infill=any(f"tokenizer.ggml.{key}" in header.metadata for key in _INFILL_KEYS),
+        infill=header.has_infill_mark or any(f"tokenizer.ggml.{k}" in header.metadata for k in _INFILL_KEYS),
         vision=bool(seen.get("clip.has_vision_encoder")),
         audio=bool(seen.get("clip.has_audio_encoder")),
         tags=_tags(header.metadata.get("general.tags")),

@@ -30,6 +30,13 @@ DEFAULT_ALIGNMENT = 32
 SUPPORTED_VERSIONS = (2, 3)
 CUT_OFF = "its download was cut off, repeat it"
 
+_TOKENS = "tokenizer.ggml.tokens"
+INFILL_MARKS = (
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>",
+    "<|code_prefix|>", "<|prefix|>",
+)  # fmt: skip
+"""A token of one of these names is what llama.cpp begins infill with."""
+
 _MAGIC = struct.Struct("4s")
 _COUNTS = struct.Struct("<IQQ")
 _U32 = struct.Struct("<I")
@@ -88,6 +95,7 @@ class GgufPart:
     metadata: Mapping[str, Value]
     array_lengths: Mapping[str, int]  # of the arrays that were too long to keep
     tensors: tuple[TensorInfo, ...]
+    has_infill_mark: bool
 
 
 class _Entry(NamedTuple):
@@ -112,19 +120,23 @@ def _parse(cursor: _Cursor, size: int) -> GgufPart:
     n_tensors, n_keys = _preamble(cursor, size)
     metadata: dict[str, Value] = {}
     array_lengths: dict[str, int] = {}
+    has_infill_mark = False
     for _ in range(n_keys):
         key = cursor.string()
         value_type = cursor.number(_U32)
         if value_type != _ARRAY_TYPE:
             metadata[key] = _scalar(cursor, value_type)
             continue
+        start = cursor.position
         array_lengths[key], values = _array(cursor)
+        if key == _TOKENS:
+            has_infill_mark = cursor.has_any_since(start, INFILL_MARKS)
         if values is not None:
             metadata[key] = values
     entries = [_entry(cursor) for _ in range(n_tensors)]
     data_start = _aligned(cursor.position, metadata.get("general.alignment", DEFAULT_ALIGNMENT))
     tensors = _measure(entries, size - data_start)
-    return GgufPart(MappingProxyType(metadata), MappingProxyType(array_lengths), tensors)
+    return GgufPart(MappingProxyType(metadata), MappingProxyType(array_lengths), tensors, has_infill_mark)
 
 
 def _preamble(cursor: _Cursor, size: int) -> tuple[int, int]:
@@ -237,6 +249,11 @@ class _Cursor:
                 self._fetch(position + 8)
         self.position = position
         self.skip(0)
+
+    def has_any_since(self, start: int, texts: tuple[str, ...]) -> bool:
+        """One of the texts is a string behind `start`: much faster than to look at each string."""
+        strings = [_U64.pack(len(text.encode())) + text.encode() for text in texts]
+        return any(self._data.find(string, start, self.position) >= 0 for string in strings)
 
     def _fetch(self, end: int) -> None:
         """Grow the data to `end` at least, in small steps: a large one would hold up the other threads."""

@@ -43,6 +43,8 @@ class Evidence:
     """The last sign that its work goes on: progress of a load, bytes of an answer, a slot that moved."""
     owed_since: float | None = None
     """Something was asked of it then, and nothing has moved since."""
+    _owed_when_idle: float | None = None
+    """The same, as it was when no slot was seen to work. Who had left by then is owed nothing."""
 
     accepted_at: float | None = None
     refused: list[float] = field(default_factory=list)
@@ -131,6 +133,11 @@ class Evidence:
 
     # --- its work
 
+    @property
+    def is_doubted(self) -> bool:
+        """It matters whether it has moved."""
+        return bool(self.owed_since is not None or self._owed_when_idle is not None or self.missed)
+
     def moved(self, now: float) -> None:
         """What it was asked for goes on. May be told late."""
         self.moved_at = max(self.moved_at, now)
@@ -145,12 +152,14 @@ class Evidence:
 
     def asked(self, since: float) -> None:
         """A request was sent then, and had got nothing when this was told or its client left."""
+        if self._owed_when_idle is not None and since < self.slots_at:
+            since = min(since, self._owed_when_idle)  # it stood there, and no slot worked on it
         since = max(since, self.moved_at)
         self.owed_since = since if self.owed_since is None else min(self.owed_since, since)
 
     def saw_slots(self, now: float, working: Sequence[Slot] | None) -> None:
         """How far those are that work; None: it cannot tell. One that is seen for the first time has moved,
-        and one that has ended; where none works, nothing is owed."""
+        and one that has ended. Where none works, nothing is owed but to who still stands there."""
         before, self.shows_slots = {slot.task: slot for slot in self.slots or ()}, working is not None
         self.slots_before, self.slots_at = self.slots_at, now
         if working is None:
@@ -164,6 +173,7 @@ class Evidence:
         }
         if now in self.slot_moved_at.values() or before.keys() - after.keys():
             self.moved(now)
+        self._owed_when_idle = None if working else self.owed_since
         if not working:
             self.owed_since = None
 
@@ -183,7 +193,7 @@ class Evidence:
     def ready(self, now: float) -> None:
         self.is_loading, self.looked_at = False, now
         self.moved(now)
-        self.owed_since = None
+        self.owed_since = self._owed_when_idle = None
 
     def exited(self, now: float) -> None:
         self.exited_at = now

@@ -12,7 +12,8 @@ import anyio
 
 from app.core.config import Config
 from app.domain.spec import ModelSpec
-from app.gguf.header import GgufError, GgufHeader, read_header, split_parts
+from app.gguf.header import GgufError, GgufHeader, read_header
+from app.gguf.split_model import split_parts
 from app.judgement.pauses import Pauses
 from app.llama.command_line import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind

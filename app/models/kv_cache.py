@@ -20,7 +20,8 @@ from app.domain.events import MoveResult
 from app.domain.spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
-from app.gguf.header import GgufError, split_parts
+from app.gguf.header import GgufError
+from app.gguf.split_model import split_parts
 from app.llama.command_line import BinaryInfo
 from app.llama.runner_interface import Runner
 from app.memory.ledger.kept_free import KeptFree

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from app.domain.errors import RouterError
-from app.proxy.dialects.errors_and_heartbeats import Dialect, retry_headers
+from app.proxy.dialects.dialect import Dialect, retry_headers
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.forwarded_headers import Headers, as_lines, own_lines
 from app.proxy.request_head import HeadLines
@@ -82,6 +82,6 @@ class AnswerWriter:
 def error_answer(error: RouterError, dialect: Dialect, request_id: str) -> tuple[int, bytes, bytes]:
     """Status, headers, as lines, and body of an answer that is an error."""
     told = retry_headers(error).items()
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"content-type", dialect.json_type)]
     headers += [(name.encode(), value.encode("latin-1")) for name, value in told]
     return dialect.status(error), as_lines(headers) + own_lines(request_id), as_json(dialect.body(error))

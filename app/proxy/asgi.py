@@ -16,7 +16,7 @@ from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
 from app.proxy import answer_writer, error_messages
-from app.proxy.dialects.errors_and_heartbeats import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Gateway

@@ -21,7 +21,7 @@ from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
 from app.proxy import answer_writer, error_messages
-from app.proxy.dialects.errors_and_heartbeats import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.gateway import Gateway

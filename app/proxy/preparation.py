@@ -17,7 +17,7 @@ from app.proxy import request_parameters
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.content_encoding import unpacked_size
-from app.proxy.dialects.errors_and_heartbeats import dialect_of
+from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.translation_interface import Asked, Incoming, Told, Translation
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
@@ -217,8 +217,8 @@ class Preparation:
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord) -> None:
         record.close()
         self._backend.slots.answered(instance, record)
-        lines = as_lines([(b"content-type", b"application/json")]) + own_lines(record.request.request_id)
-        self._entrance.start(200, lines, len(told.body))
+        lines = as_lines([(b"content-type", dialect_of(record.request.endpoint).json_type)])
+        self._entrance.start(200, lines + own_lines(record.request.request_id), len(told.body))
         self._entrance.write(told.body, True)
 
 

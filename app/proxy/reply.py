@@ -11,7 +11,7 @@ from app.domain.errors import RouterError
 from app.llama.error_answers import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.dialects.errors_and_heartbeats import Dialect
+from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream

@@ -62,7 +62,8 @@ class Refuse:
     """No room even if all that may be stopped were stopped. `ever`: it may fit at another time.
 
     `by_others`: it would fit if other programs let go of their memory. `on_host`: it is the machine's own
-    memory that is short. Whoever arrived after `arrived_by` has not waited long enough yet.
+    memory that is short. `layers_help`: the GPU has memory of its own, so that it matters how many layers go
+    there. Whoever arrived after `arrived_by` has not waited long enough yet.
     """
 
     alias: str
@@ -72,6 +73,7 @@ class Refuse:
     ever: bool
     by_others: bool = False
     on_host: bool = False
+    layers_help: bool = True
     arrived_by: float = NEVER
 
 

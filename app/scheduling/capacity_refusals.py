@@ -14,10 +14,12 @@ RETRY_WHEN_FULL_S = 10.0
 
 def refuse(alias: str, need: MemoryNeed, best: Capacity, *, ever: bool) -> Refuse:
     """With the figures of what is short: the devices' memory, or the machine's own."""
-    on_host = HOST in need.devices
+    on_host, layers_help = HOST in need.devices, bool(best.free.keys() - best.shared - {HOST})
     if on_host or HOST not in best.free or not fits_on_devices(need, best):
-        return Refuse(alias, False, need.mb, best.most(need), ever, on_host=on_host)
-    return Refuse(alias, False, need.host_mb, max(best.free[HOST], 0), ever, on_host=True)
+        short = need.mb, best.most(need)
+    else:
+        on_host, short = True, (need.host_mb, max(best.free[HOST], 0))
+    return Refuse(alias, False, *short, ever, on_host=on_host, layers_help=layers_help)
 
 
 def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> RouterError:
@@ -46,6 +48,8 @@ def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> Ro
 def _advice(refusal: Refuse) -> str:
     if refusal.ever:
         return "free memory that pinned models or other programs hold"
+    if not refusal.layers_help:
+        return "use a smaller params.n_ctx or a smaller quantisation"
     if refusal.on_host:
         return "use a smaller params.n_ctx or a smaller quantisation, or more params.n_gpu_layers"
     return "use fewer params.n_gpu_layers, a smaller params.n_ctx or a smaller quantisation"

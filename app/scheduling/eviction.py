@@ -36,10 +36,11 @@ class Claims:
         self.unclaimed = [one for one in staying if not one.model.pinned]
         self._least_missed_first = sorted(self.unclaimed, key=lambda one: missed(one.model))
         sizes = {d.id: d.total_mb for d in devices}
+        shared = frozenset(d.id for d in devices if d.shares_host)
         free = {d.id: d.free_mb - d.min_free_mb for d in devices}
-        self._room = Capacity(free, limits.max_models - len(live), sizes)
-        self._coming = Capacity(free={d.id: d.reclaiming_mb for d in devices}, places=0)
-        self._empty = Capacity({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes)
+        self._room = Capacity(free, limits.max_models - len(live), sizes, shared)
+        self._coming = Capacity({d.id: d.reclaiming_mb for d in devices}, 0, shared=shared)
+        self._empty = Capacity({d.id: d.total_mb - d.min_free_mb for d in devices}, 1, sizes, shared)
         for one in live:
             if one.process.is_leaving:
                 self._coming = self._coming.plus(one.process.reserved)
@@ -133,7 +134,7 @@ class Claims:
         return None
 
     def _room_beside_pinned(self, free: Mapping[str, int]) -> Capacity:
-        room = Capacity(free, len(self._stay) + 1, self._empty.sizes)
+        room = replace(self._empty, free=free, places=len(self._stay) + 1)
         for one in self._stay:
             room = room.minus(one.process.reserved)
         return room

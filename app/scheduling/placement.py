@@ -14,22 +14,28 @@ CACHE_PARTS = 4  # a prompt cache takes at most this part of what is left, so th
 
 @dataclass(frozen=True)
 class Capacity:
-    """Free MB by device, how many more models may be loaded, and how large the devices are."""
+    """Free MB by device, how many more models may be loaded, and how large the devices are.
+
+    What is placed on a device that is `shared` is taken from the machine's memory, too.
+    """
 
     free: Mapping[str, int]
     places: int
     sizes: Mapping[str, int] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
 
     def plus(self, held: Placement) -> Capacity:
         """As it will be when a model that holds this has gone."""
-        return self._with({d: mb + held.get(d, 0) for d, mb in self.free.items()}, self.places + 1)
+        taken = self._taken(held)
+        return self._with({d: mb + taken.get(d, 0) for d, mb in self.free.items()}, self.places + 1)
 
     def plus_all(self, other: Capacity) -> Capacity:
         free = {d: mb + other.free.get(d, 0) for d, mb in self.free.items()}
         return self._with(free, self.places + other.places)
 
     def minus(self, placement: Placement) -> Capacity:
-        return self._with({d: mb - placement.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
+        taken = self._taken(placement)
+        return self._with({d: mb - taken.get(d, 0) for d, mb in self.free.items()}, self.places - 1)
 
     def at_most(self, other: Capacity) -> Capacity:
         free = {d: min(mb, other.free.get(d, 0)) for d, mb in self.free.items()}
@@ -37,8 +43,9 @@ class Capacity:
 
     def take(self, placement: Placement, coming: Capacity) -> tuple[Capacity, Capacity]:
         """Reserve a placement, first from what is free now, the rest from what is coming."""
-        now = {d: min(max(self.free[d], 0), mb) for d, mb in placement.items() if d in self.free}
-        later = {d: mb - now.get(d, 0) for d, mb in placement.items()}
+        taken = self._taken(placement)
+        now = {d: min(max(self.free[d], 0), mb) for d, mb in taken.items() if d in self.free}
+        later = {d: mb - now.get(d, 0) for d, mb in taken.items()}
         place_now = 1 if self.places > 0 else 0
         left = {d: mb - now.get(d, 0) for d, mb in self.free.items()}
         rest = {d: mb - later.get(d, 0) for d, mb in coming.free.items()}
@@ -47,9 +54,23 @@ class Capacity:
     def _with(self, free: Mapping[str, int], places: int) -> Capacity:
         return replace(self, free=free, places=places)
 
+    def usable(self, need: MemoryNeed) -> dict[str, int]:
+        """What each of its devices can give, when its part of the machine's memory has been taken."""
+        left_mb = self.free.get(HOST, 0) - need.host_mb
+        found = {d: self.free[d] for d in need.devices if d in self.free}
+        return {d: min(mb, left_mb) if d in self.shared else mb for d, mb in found.items()}
+
+    def shared_mb(self, placement: Placement) -> int:
+        """What of this is the machine's memory, although it is on a device."""
+        return sum(mb for d, mb in placement.items() if d in self.shared)
+
+    def _taken(self, placement: Placement) -> Placement:
+        shared_mb = self.shared_mb(placement)
+        return {**placement, HOST: placement.get(HOST, 0) + shared_mb} if shared_mb else placement
+
     def most(self, need: MemoryNeed) -> int:
         """The largest need that would have room here, on one device or split."""
-        usable = {d: self.free[d] for d in need.devices if d in self.free}
+        usable = self.usable(need)
         single = max(usable.values(), default=0)
         parts = [mb - _each_mb(need) for d, mb in usable.items() if _can_share(d)]
         split = sum(max(mb, 0) for mb in parts) + _each_mb(need)
@@ -75,7 +96,7 @@ def fits_on_devices(need: MemoryNeed, room: Capacity) -> bool:
 def _on_devices(need: MemoryNeed, room: Capacity) -> Layout | None:
     if need.mb == 0:
         return Layout({})
-    usable = {d: room.free[d] for d in need.devices if d in room.free}
+    usable = room.usable(need)
     roomy = [d for d, free in usable.items() if free >= need.mb]
     if roomy:
         best = min(roomy, key=lambda d: (round(room.sizes.get(d, 0) / SAME_SIZE_MB), -usable[d]))
@@ -90,12 +111,15 @@ def _on_devices(need: MemoryNeed, room: Capacity) -> Layout | None:
 
 def _with_host_part(need: MemoryNeed, room: Capacity, found: Layout) -> Layout | None:
     """What stays in the machine's memory, and a prompt cache as large as it can well spare."""
-    if not (need.host_mb or need.cache_mb) or HOST not in room.free:
+    shared_mb, has_part = room.shared_mb(found), bool(need.host_mb or need.cache_mb)
+    if not (has_part or shared_mb) or HOST not in room.free:
         return found
     taken_mb = found.mb.get(HOST, 0) + need.host_mb
-    left_mb = room.free[HOST] - taken_mb
+    left_mb = room.free[HOST] - shared_mb - taken_mb
     if left_mb < 0:
         return None
+    if not has_part:
+        return found
     cache_mb = min(need.cache_mb, left_mb // CACHE_PARTS)
     return Layout({**found.mb, HOST: taken_mb + cache_mb}, found.layers, cache_mb)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from tests.chaos.clients import Clients, Counted
 from tests.chaos.environment import MODELS, ROOM_FOR, Environment
 from tests.chaos.faults import Faults
 from tests.router_process import RouterProcess, chat
+from tests.soaks import ended
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -130,12 +130,7 @@ def main() -> int:
         wrong += [f"left behind: {child}" for child in children if child.is_running()]
     finally:
         router.clean_up()
-    if wrong:
-        print("\n".join(wrong), f"\nthe logs are in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    print("nothing has grown, every request had its end, the counters agree")
-    return 0
+    return ended(wrong, folder, "nothing has grown, every request had its end, the counters agree")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A program gets the router's address, goes through its steps, and prints what it 
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,28 @@ def _python(name: str, lacks: str = "", more: str = "", folder: str = "python") 
     return Program(label, command, frozenset(lacks.split()), frozenset(more.split()))
 
 
+def _compiled(program: str, *command: str | Path, lacks: str = "", more: str = "") -> Program:
+    """One program for all libraries of a language. It is told which one to use."""
+    language, _, library = program.partition(" ")
+    steps = frozenset(lacks.split()), frozenset(more.split())
+    return Program(
+        f"{language}-{library}", command, *steps, options=(library,), installed=INSTALLED / language
+    )
+
+
+def _go(library: str, **steps: str) -> Program:
+    return _compiled(f"go {library}", INSTALLED / "go" / "clients", **steps)
+
+
+def _java(library: str, **steps: str) -> Program:
+    classes = f"{INSTALLED / 'java' / 'classes'}{os.pathsep}{INSTALLED / 'java' / 'lib' / '*'}"
+    return _compiled(f"java {library}", "java", "-cp", classes, "Main", **steps)
+
+
+def _rust(library: str, **steps: str) -> Program:
+    return _compiled(f"rust {library}", INSTALLED / "rust" / "debug" / "clients", **steps)
+
+
 def _node(name: str, *options: str, lacks: str = "", more: str = "") -> Program:
     script = HERE / "node" / f"with_{name}.js"
     label = "-".join(["node", name, *options])
@@ -72,4 +95,12 @@ PROGRAMS = (
     _node("ai_sdk", "openai", lacks="list", more="two_turns"),
     _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns"),
     _node("langchain", lacks="list"),
+    _go("openai-go", more="responses count"),
+    _go("go-openai"),
+    _go("anthropic-sdk-go", lacks="embed", more="count"),
+    _go("langchaingo", lacks="list failing"),
+    _java("openai-java", more="responses count"),
+    _java("langchain4j", lacks="failing"),
+    _rust("async-openai", more="responses"),
+    _rust("genai", lacks="list"),
 )

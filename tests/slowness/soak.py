@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from tests.freezing import frozen_thread
 from tests.ggufs import make_tiny
 from tests.router_process import RouterProcess, chat
 from tests.slowness.server import Plan, stand_in
+from tests.soaks import ended
 
 MINUTES = float(os.environ.get("SLOW_MINUTES", "120"))
 SEED = int(os.environ.get("SLOW_SEED", "1"))
@@ -331,12 +331,7 @@ def main() -> int:
         soak = Soak(router, models, SEED)
         asyncio.run(soak.run(MINUTES))
     soak.tell()
-    if soak.wrong:
-        print("\n".join(soak.wrong), f"\nthe logs are in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    print("no process was judged wrongly")
-    return 0
+    return ended(soak.wrong, folder, "no process was judged wrongly")
 
 
 if __name__ == "__main__":

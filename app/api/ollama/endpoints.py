@@ -5,10 +5,12 @@ Those that ask a model stand with the others in `app/proxy/routes.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse
 
 from app.api.dependencies import Services, services_of
 from app.api.documentation import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
@@ -17,9 +19,19 @@ from app.api.ollama.show import shown
 from app.api.openai import json_object
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.spec import ModelSpec
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.ollama.request_errors import wrong_type
 from app.proxy.dialects.ollama.tagged_names import asked_for
 
-router = APIRouter(tags=["ollama"], responses=FOR_OLLAMA)
+
+class Json(JSONResponse):
+    """Its type as Ollama writes it."""
+
+    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
+        super().init_headers({**(headers or {}), "content-type": OLLAMA.json_type.decode()})
+
+
+router = APIRouter(tags=["ollama"], responses=FOR_OLLAMA, default_response_class=Json)
 store = APIRouter(tags=["ollama"], responses=FOR_STORE)
 
 OLLAMA_VERSION = "0.33.0"
@@ -57,13 +69,33 @@ async def ps(request: Request) -> dict[str, Any]:
 @router.post("/api/show", responses=FOR_SHOW, openapi_extra=json_body({"model": "qwen"}, "model"))
 async def show(request: Request) -> dict[str, Any]:
     """What a model's file says."""
-    services, asked = services_of(request), await json_object(request, any_type=True)
-    name = asked.get("model") or asked.get("name")
-    if not isinstance(name, str):
+    services, asked = services_of(request), _asked(await json_object(request, any_type=True))
+    name = asked["model"] or asked["name"]
+    if not name:
         raise BadRequest("model is required", param="model")
     spec = services.manager.fleet.find(asked_for(name)).spec
     card = (await services.cards.of({spec.alias: spec})).get(spec.alias)
     return await anyio.to_thread.run_sync(shown, spec, card, asked)
+
+
+_SHOW_TYPES: Mapping[str, tuple[type, str]] = {
+    "model": (str, "a text"),
+    "name": (str, "a text"),
+    "system": (str, "a text"),
+    "template": (str, "a text"),
+    "options": (dict, "an object"),
+    "verbose": (bool, "true or false"),
+}
+
+
+def _asked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All the fields of a request to show something. Raises `BadRequest`."""
+    found = {name.lower(): value for name, value in given.items() if value is not None}
+    asked = {name: found.get(name, kind()) for name, (kind, _) in _SHOW_TYPES.items()}
+    for name, (kind, wanted) in _SHOW_TYPES.items():
+        if not isinstance(asked[name], kind):
+            raise wrong_type(name, wanted)
+    return asked
 
 
 def _specs(services: Services) -> dict[str, ModelSpec]:

@@ -20,13 +20,13 @@ _NAME_WIDTH = 31
 
 
 def shown(spec: ModelSpec, card: ModelCard | None, asked: Mapping[str, Any]) -> Body:
-    """Blocks on the disk. `asked`: the request, whose `system` and `options` count for this answer."""
+    """Blocks on the disk. `asked`: the request, whose `system`, `options` and `verbose` count for this
+    answer."""
     header, projector = _header(spec.path), _header(spec.params.mmproj)
-    is_verbose, system = asked.get("verbose") is True, _text(asked.get("system"))
+    is_verbose, system = asked["verbose"], asked["system"]
     template = spec.params.chat_template or (_template(header) if header is not None else "")
     parameters = _lines({"num_ctx": context_length(spec, card)})
-    options = asked.get("options")
-    given = _lines(options) if isinstance(options, dict) else ""
+    given = _lines(asked["options"])
     body: Body = {
         "modelfile": _modelfile(spec, template, system, "\n".join(filter(None, (parameters, given)))),
         "parameters": parameters,

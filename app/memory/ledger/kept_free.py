@@ -28,6 +28,7 @@ class KeptFree:
         for name in (reading.id, reading.uuid, *reading.names):
             if name in self.by_device:
                 return self.by_device[name]
+        of_host_mb = min(max(reading.total_mb // HOST_PART, HOST_LEAST_MB), HOST_MOST_MB)
         if reading.id == HOST:
-            return min(max(reading.total_mb // HOST_PART, HOST_LEAST_MB), HOST_MOST_MB)
-        return self.mb
+            return of_host_mb
+        return max(self.mb, of_host_mb) if reading.shares_host else self.mb

@@ -6,7 +6,7 @@ and a driver may show late, or not at all, what has been given back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from app.domain.views import HOST, DeviceView, Placement
@@ -94,10 +94,11 @@ class MemoryLedger:
         if reservation is None:
             return
         self._events += 1
-        for device, mb in reservation.placement.items():
-            reading = self._readings.get(device)
-            if reading is not None and (device != HOST or reservation.pid in reading.by_pid):
-                coming_mb = reservation.used_mb(reading, mb) * 9 // 10 + self._still_coming(reading)
+        for reading in self._readings.values():
+            parts = [part for part in _parts(reading, self._readings) if _is_given_back(reservation, part)]
+            if parts:
+                used_mb = sum(reservation.used_mb(part) for part in parts)
+                coming_mb = used_mb * 9 // 10 + self._still_coming(reading)
                 self.given_back.expect(reading, coming_mb, self._clock(), crashed=crashed)
         self._read_again()
 
@@ -154,16 +155,33 @@ class MemoryLedger:
     def others_mb(self, devices: Iterable[str], without: str | None = None) -> int:
         """What programs other than our models use of these; the model `without` has no process any more."""
         gone = self._reservations.get(without) if without is not None else None
-        found = [self._readings[d] for d in devices if d in self._readings]
+        stores = {_store(self._readings[d], self._readings) for d in devices if d in self._readings}
+        found = [self._readings[d] for d in stores]
         return sum(max(r.used_mb - self._ours_mb(r, gone) - self._still_coming(r), 0) for r in found)
 
     # --- inside
 
     def _view(self, reading: Reading) -> DeviceView:
-        read_at = self._read_at.get(reading.id, LONG_AGO)
-        here = [r for r in self._reservations.values() if reading.id in r.placement]
-        held_mb = sum(reservation.placement[reading.id] for reservation in here)
-        pending = [(h, max(h.placement[reading.id] - h.shown_mb(reading, read_at), 0)) for h in here]
+        view = self._view_of_itself(reading)
+        if _store(reading, self._readings) == reading.id:
+            return view
+        host = self._view_of_itself(self._readings[HOST])
+        free_mb = min(view.free_mb, host.free_mb)
+        return replace(
+            view,
+            free_mb=free_mb,
+            others_mb=host.others_mb,
+            reclaiming_mb=host.reclaiming_mb,
+            shares_host=True,
+        )
+
+    def _view_of_itself(self, reading: Reading) -> DeviceView:
+        parts = _parts(reading, self._readings)
+        held = [
+            (r, r.held_mb(parts), r.shown_of_mb(parts, self._read_at)) for r in self._reservations.values()
+        ]
+        held_mb = sum(mb for _, mb, _ in held)
+        pending = [(h, max(mb - shown_mb, 0)) for h, mb, shown_mb in held]
         free = min(reading.total_mb - held_mb, reading.free_mb - sum(mb for _, mb in pending))
         others = max(reading.used_mb - self._ours_mb(reading) - self._still_coming(reading), 0)
         others += sum(mb for reservation, mb in pending if reservation.unkillable)
@@ -189,6 +207,25 @@ class MemoryLedger:
 
     def _ours_mb(self, reading: Reading, gone: Reservation | None = None) -> int:
         """What our models use of this device, as far as the driver tells."""
-        here = [h for h in self._reservations.values() if reading.id in h.placement and h is not gone]
-        ours = [reservation for reservation in here if not reservation.unkillable]
-        return sum(reservation.used_mb(reading, reservation.placement[reading.id]) for reservation in ours)
+        ours = [r for r in self._reservations.values() if r is not gone and not r.unkillable]
+        parts = _parts(reading, self._readings)
+        return sum(r.used_mb(part) for r in ours for part in parts if part.id in r.placement)
+
+
+def _is_given_back(reservation: Reservation, reading: Reading) -> bool:
+    """Of the machine's memory only what is known to be its own: the rest was reserved, perhaps never used."""
+    if reading.id not in reservation.placement:
+        return False
+    return reading.id != HOST or reservation.pid in reading.by_pid
+
+
+def _parts(reading: Reading, readings: Mapping[str, Reading]) -> list[Reading]:
+    """Whose use is taken from this memory: the machine's also serves the devices that share it."""
+    if reading.id != HOST:
+        return [reading]
+    return [reading, *(other for other in readings.values() if other.shares_host)]
+
+
+def _store(reading: Reading, readings: Mapping[str, Reading]) -> str:
+    """Where its memory is."""
+    return HOST if reading.shares_host and HOST in readings else reading.id

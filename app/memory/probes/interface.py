@@ -32,6 +32,7 @@ class Reading:
     error: str | None = None
     lost: bool = False  # it will not come back without help
     is_hidden: bool = False  # used only where a configuration names it
+    shares_host: bool = False  # it has no memory of its own: what it holds is the machine's
 
     @property
     def kind(self) -> str:

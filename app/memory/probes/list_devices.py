@@ -41,6 +41,9 @@ class ListDevicesProbe:
 
 _DEVICE = re.compile(r"^\s+(?P<id>[^\s:]+): (?P<name>.*) \((?P<total>\d+) MiB, (?P<free>\d+) MiB free\)\s*$")
 
+_APPLE = ("MTL", "Metal")
+"""Of which the GPU has no memory of its own."""
+
 
 def list_devices(binary: Path, *, without: str = "") -> list[Reading]:
     """What `llama-server --list-devices` prints, in an environment without this variable.
@@ -78,6 +81,7 @@ def parse_devices(text: str) -> list[Reading]:
             names=(str(position),),
             cost=default_cost(match["id"].rstrip("0123456789")),
             source="llama-server",
+            shares_host=match["id"].startswith(_APPLE),
         )
         for position, match in enumerate(found)
     ]

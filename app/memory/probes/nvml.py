@@ -109,7 +109,8 @@ class NvmlProbe:
         return found
 
     def _reading(self, handle: Any, index: str) -> Reading:
-        total_mb, used_mb, free_mb = self._memory(handle)
+        memory = self._memory(handle)
+        total_mb, used_mb, free_mb = memory or _of_the_machine()
         return Reading(
             id=index,
             uuid=_text(self._optional(self._nvml.nvmlDeviceGetUUID, handle) or ""),
@@ -120,18 +121,18 @@ class NvmlProbe:
             utilization=self._utilization(handle),
             by_pid=self._by_pid(handle),
             driver=self._driver,
+            shares_host=memory is None,
         )
 
-    def _memory(self, handle: Any) -> tuple[int, int, int]:
+    def _memory(self, handle: Any) -> tuple[int, int, int] | None:
         """Total, used and free. A GPU that shares the machine's memory (Grace Blackwell, Jetson) has none of
-        its own to tell of: what it can use is what the machine has."""
+        its own to tell of."""
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
         except self._nvml.NVMLError as error:
             if error.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
                 raise
-            host = host_reading()
-            return host.total_mb, host.used_mb, host.free_mb
+            return None
         return memory.total // MIB, memory.used // MIB, memory.free // MIB
 
     def _utilization(self, handle: Any) -> float | None:
@@ -168,6 +169,11 @@ class NvmlProbe:
             if error.value in absent:
                 return None
             raise
+
+
+def _of_the_machine() -> tuple[int, int, int]:
+    host = host_reading()
+    return host.total_mb, host.used_mb, host.free_mb
 
 
 def _text(value: str | bytes) -> str:

@@ -63,9 +63,8 @@ class LinesTranslator:
         if told is None:
             return body
         piece = self._read(told)
-        self._calls.take(piece.calls)
+        calls = self._calls.take(piece.calls) + self._calls.rest()
         self._said.append(piece.text)
-        calls = self._calls.rest()
         return as_json(self._created() | self._frame.content(piece, calls) | self._end_of(piece))
 
     def done(self) -> None:

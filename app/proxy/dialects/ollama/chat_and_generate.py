@@ -13,7 +13,7 @@ from app.proxy.dialects.ollama import common_fields, context, llama_answers, opt
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
-from app.proxy.dialects.ollama.request_errors import no_model, not_able
+from app.proxy.dialects.ollama.request_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 
@@ -29,6 +29,10 @@ _OWN_TEMPLATE = (
     "a template of its own is not taken for one request: set params.chat_template in the router's "
     "configuration, or send the whole prompt with raw"
 )
+
+
+_SWITCHES = ("truncate", "shift", "logprobs", "_debug_render_only")
+"""Fields that are true or false."""
 
 
 def loaded(incoming: Incoming, answer: Callable[[str], Fields]) -> Asked | Told:
@@ -52,9 +56,6 @@ class TextTranslation:
         """`card_of`: what is known of a model's file, by its alias."""
         self._card_of = card_of
 
-    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return common_fields.named(common_fields.normal(given), no_model(""))
-
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body)
 
@@ -76,10 +77,10 @@ class TextTranslation:
         if (schema := common_fields.schema(fields)) is not None:
             body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
         if (most := common_fields.logprobs(fields)) is not None:
-            body |= {"logprobs": True, "top_logprobs": most}
+            body |= {"logprobs": True, "top_logprobs": max(most, 1)}
         again = None if fields.get("truncate") is False else shortening.of_messages(body)
         frame = self._frame(incoming, note=wanted.note, **more)
-        return self._asked(incoming, body, CHAT, frame, llama_answers.of_chat, again)
+        return self._asked(incoming, body, CHAT, frame, partial(llama_answers.of_chat, most or 0), again)
 
     def _asked(
         self,
@@ -111,9 +112,8 @@ class ChatTranslation(TextTranslation):
     is_chat = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return common_fields.named(
-            common_fields.normal(given), BadRequest("model is required", param="model")
-        )
+        missing = BadRequest("model is required", param="model")
+        return common_fields.named(common_fields.normal(given), missing, *_SWITCHES)
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
@@ -121,9 +121,10 @@ class ChatTranslation(TextTranslation):
         if not conversation:
             return loaded(incoming, self._frame(incoming).at_once)
         body: Fields = {"messages": conversation}
-        if tools := fields.get("tools"):
-            if not isinstance(tools, list):
-                raise BadRequest("'tools' must be a list", param="tools")
+        tools = fields.get("tools", [])
+        if not isinstance(tools, list):
+            raise wrong_type("tools", "a list")
+        if tools:
             card = self._card_of(incoming.spec.alias)
             if card is not None and not card.tools:
                 raise not_able(fields["asked_model"], "tools")
@@ -133,6 +134,9 @@ class ChatTranslation(TextTranslation):
 
 class GenerateTranslation(TextTranslation):
     """`/api/generate`."""
+
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return common_fields.named(common_fields.normal(given), no_model(""), *_SWITCHES, "raw")
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
@@ -172,4 +176,4 @@ class GenerateTranslation(TextTranslation):
         may_cut = path == TEXT and fields.get("truncate") is not False
         again = shortening.of_text(body, "prompt") if may_cut else None
         frame = self._frame(incoming, note=wanted.note)
-        return self._asked(incoming, body, path, frame, llama_answers.of_text, again)
+        return self._asked(incoming, body, path, frame, partial(llama_answers.of_text, most or 0), again)

@@ -8,9 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import tagged_names
+from app.proxy.dialects.ollama.durations import keep_alive
 from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
 
 Fields = dict[str, Any]
@@ -19,8 +22,6 @@ MAX_TOP_LOGPROBS = 20
 _LEVELS = {"low": "low", "medium": "medium", "high": "high", "max": "high"}
 """How hard to think: the highest that models know."""
 
-_MOST_DIGITS = 64
-
 
 def normal(given: Mapping[str, Any]) -> Fields:
     """Names of fields in any case, as Go reads them; streamed unless it says otherwise."""
@@ -28,29 +29,19 @@ def normal(given: Mapping[str, Any]) -> Fields:
     return {"stream": True, **fields}
 
 
-def named(fields: Fields, missing: RouterError) -> Fields:
-    """`missing`: what is told where it names no model."""
+def named(fields: Fields, missing: RouterError, *switches: str) -> Fields:
+    """`missing`: what is told where it names no model; `switches` are true or false. `keep_alive` is in
+    seconds from here on."""
     model = fields.get("model", "")
     if not isinstance(model, str):
         raise wrong_type("model", "a text")
     if not model:
         raise missing
-    _check_keep_alive(fields.get("keep_alive"))
-    return {**fields, "model": tagged_names.asked_for(model), "asked_model": model}
-
-
-def _check_keep_alive(value: object) -> None:
-    """Numbers are seconds, texts are durations with a unit."""
-    if isinstance(value, str) and len(value) <= _MOST_DIGITS and _is_bare_number(value):
-        raise BadRequest(f'time: missing unit in duration "{value}"', param="keep_alive")
-
-
-def _is_bare_number(text: str) -> bool:
-    """0 is a duration without a unit, too."""
-    try:
-        return float(text) != 0
-    except ValueError:
-        return False
+    for name in switches:
+        if not isinstance(fields.get(name, False), bool):
+            raise wrong_type(name, "true or false")
+    told = {"model": tagged_names.asked_for(model), "asked_model": model}
+    return {**fields, **told, "keep_alive": keep_alive(fields.get("keep_alive"))}
 
 
 def thinking(fields: Mapping[str, Any], card: ModelCard | None) -> Fields:
@@ -58,7 +49,7 @@ def thinking(fields: Mapping[str, Any], card: ModelCard | None) -> Fields:
     think = fields.get("think")
     if think is None or think == "":
         return {}
-    if not isinstance(think, bool) and think not in _LEVELS:
+    if not isinstance(think, bool) and not (isinstance(think, str) and think in _LEVELS):
         raise BadRequest(
             f'invalid think value: {_quoted(think)} (must be "high", "medium", "low", "max", true, or false)',
             param="think",
@@ -156,4 +147,5 @@ def text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _quoted(value: object) -> str:
-    return f'"{value[:80]}"' if isinstance(value, str) else str(value)[:80]
+    """As it stood in the request, or the beginning of it."""
+    return to_json(value[:80] if isinstance(value, str) else value).decode()[:80]

@@ -28,7 +28,7 @@ class EmbedTranslation:
     edits = True
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""))
+        return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""), "truncate")
 
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body)

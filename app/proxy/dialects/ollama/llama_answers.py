@@ -27,8 +27,9 @@ class Piece(NamedTuple):
         return bool(self.text or self.thinking or self.logprobs)
 
 
-def of_chat(told: Body) -> Piece:
-    """Of `/v1/chat/completions`: an event, or the whole answer."""
+def of_chat(others: int, told: Body) -> Piece:
+    """Of `/v1/chat/completions`: an event, or the whole answer. `others`: how many tokens are told beside
+    each that comes with its probability."""
     choices = told.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else _NOTHING
     message = choice.get("delta") or choice.get("message") or _NOTHING
@@ -37,18 +38,18 @@ def of_chat(told: Body) -> Piece:
         message.get("content") or "",
         message.get("reasoning_content") or "",
         message.get("tool_calls") or (),
-        _logprobs((choice.get("logprobs") or _NOTHING).get("content")),
+        _logprobs((choice.get("logprobs") or _NOTHING).get("content"), others),
         None if reason is None else "length" if reason == "length" else "stop",
         told.get("timings") or _NOTHING,
     )
 
 
-def of_text(told: Body) -> Piece:
-    """Of `/completion` and `/infill`."""
+def of_text(others: int, told: Body) -> Piece:
+    """Of `/completion` and `/infill`, as `of_chat`."""
     reason = ("length" if told.get("stop_type") == "limit" else "stop") if told.get("stop") else None
     return Piece(
         text=told.get("content") or "",
-        logprobs=_logprobs(told.get("completion_probabilities")),
+        logprobs=_logprobs(told.get("completion_probabilities"), others),
         reason=reason,
         timings=told.get("timings") or _NOTHING,
     )
@@ -57,15 +58,15 @@ def of_text(told: Body) -> Piece:
 _OF_A_TOKEN = ("token", "logprob", "bytes")
 
 
-def _logprobs(given: object) -> list[Body]:
+def _logprobs(given: object, others: int) -> list[Body]:
     if not isinstance(given, list):
         return []
-    return [_of_token(token) | _others(token) for token in given if isinstance(token, dict)]
+    return [_of_token(token) | _others(token, others) for token in given if isinstance(token, dict)]
 
 
-def _others(token: Body) -> dict[str, Any]:
-    others = token.get("top_logprobs") or ()
-    return {"top_logprobs": [_of_token(other) for other in others]} if others else {}
+def _others(token: Body, most: int) -> dict[str, Any]:
+    others = [_of_token(other) for other in (token.get("top_logprobs") or ())[:most]]
+    return {"top_logprobs": others} if others else {}
 
 
 def _of_token(token: Body) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.proxy.dialects.ollama.request_errors import OddRequest
+from app.proxy.dialects.ollama.request_errors import OddRequest, wrong_type
 
 Fields = dict[str, Any]
 
@@ -31,11 +31,11 @@ class Options(NamedTuple):
 
 
 def read(given: object, context: int) -> Options:
-    """`context`: tokens that prompt and answer may have together here. Raises `OddRequest`."""
+    """`context`: tokens that prompt and answer may have together here. Raises `BadRequest`, `OddRequest`."""
     if given is None:
         return Options({})
     if not isinstance(given, dict):
-        raise OddRequest("options must be an object", param="options")
+        raise wrong_type("options", "an object")
     options = {name: value for name, value in given.items() if value is not None}
     fields: Fields = {to: _number(options, name) for name, to in _NUMBERS.items() if name in options}
     fields |= {to: _integer(options, name) for name, to in _INTEGERS.items() if name in options}

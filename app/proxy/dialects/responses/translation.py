@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
 from app.llama.error_answers import read_error
-from app.proxy.dialects.errors_and_heartbeats import error_event
 from app.proxy.dialects.json_pieces import PIECE, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
 from app.proxy.dialects.responses.response_object import Frame, whole_item
+from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
