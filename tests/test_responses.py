@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.core.config import Config
-from app.domain.errors import BadRequest, ModelCrashed, NotFound, RouterError
+from app.domain.errors import BadRequest, ModelCrashed, NotFound, RequestTooLarge, RouterError
 from app.domain.spec import ModelSpec
 from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
@@ -424,3 +424,34 @@ def test_tokens_are_counted_of_the_whole_conversation(router: Router) -> None:
     router.answer({"input": "a"})
     asked = TokensTranslation(router.stored).ask(incoming({"input": "b", "previous_response_id": "resp_1"}))
     assert (len(json.loads(asked.body)["input"]), asked.translator) == (3, None)
+
+
+def test_what_is_stored_counts_in_the_memory_for_all_and_gives_way_to_requests() -> None:
+    router = Router()
+    memory, stored = router.memory, router.stored
+    memory.reclaim_by(stored.free)
+    for name in "ab":
+        router.answer({"input": "a" * 5000}, {**PLAIN, "id": name, "output": [message(f"msg_{name}")]})
+    assert memory.held == stored.used_bytes > 10_000
+    memory.take(memory.limit - stored.used_bytes + 1)
+    with pytest.raises(NotFound):
+        stored.find("", "a")
+    stored.find("", "b")
+    stored.limit(0)
+    assert stored.used_bytes == 0
+    assert memory.held < memory.limit
+
+
+def test_what_is_stored_anew_is_counted_once(router: Router) -> None:
+    router.answer({"input": "a"})
+    size = router.stored.used_bytes
+    router.answer({"input": "a"})
+    assert router.stored.used_bytes == router.memory.held == size
+
+
+def test_a_short_request_cannot_refer_to_more_than_a_body_may_have(router: Router) -> None:
+    router.answer({"input": "a"}, {**PLAIN, "output": [message(text="x" * 10_000)]})
+    given = incoming({"input": [{"id": "msg_1"}] * 100})._replace(most_bytes=100_000)
+    assert router.translation.size(given) > 1_000_000
+    with pytest.raises(RequestTooLarge, match="refers to"):
+        router.translation.ask(given)

@@ -249,6 +249,30 @@ def test_no_body_of_the_largest_size_does(large: Loop, unit: str) -> None:
     assert large.memory.held == 0
 
 
+TRANSLATED = {
+    "/v1/responses": b'{"model":"m","input":"%b"}',
+    "/v1/responses/input_tokens": b'{"model":"m","input":[{"role":"user","content":"%b"}]}',
+    "/v1/messages": b'{"model":"m","messages":[{"role":"user","content":"%b"}]}',
+    "/api/chat": b'{"model":"m","stream":false,"messages":[{"role":"user","content":"%b"}]}',
+    "/api/generate": b'{"model":"m","stream":false,"prompt":"%b"}',
+}
+"""A text in the words of each API that is not llama-server's own."""
+
+
+@pytest.mark.parametrize("unit", [b"a", "\u00e9".encode()], ids=["letters", "accents"])
+@pytest.mark.parametrize("target", TRANSLATED)
+def test_no_text_of_the_largest_size_that_is_translated_does(large: Loop, target: str, unit: bytes) -> None:
+    assert_still(large, post(target, TRANSLATED[target].replace(b"%b", unit * (LARGEST // len(unit) - 100))))
+
+
+@pytest.mark.parametrize("target", ["/v1/responses", "/api/chat"])
+@pytest.mark.parametrize("count", [500, 25_000])
+def test_no_number_of_messages_that_are_translated_does(large: Loop, target: str, count: int) -> None:
+    name = "input" if target == "/v1/responses" else "messages"
+    messages = [{"role": "user", "content": "hi"}] * count
+    assert_still(large, post(target, json.dumps({"model": "m", "stream": False, name: messages}).encode()))
+
+
 def in_chunks(target: str, data: bytes) -> bytes:
     head = [f"POST {target} HTTP/1.1", "Host: localhost", "X-Api-Key: secret", "Transfer-Encoding: chunked"]
     return "\r\n".join([*head, "", ""]).encode() + data + b"0\r\n\r\n"
