@@ -12,7 +12,7 @@ import pytest
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import BadRequest, RouterError
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.gguf.model_card import ModelCard
 from app.llama.error_answers import read_error
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation

@@ -18,7 +18,7 @@ from app.api.ollama import tags_and_ps
 from app.api.ollama.show import shown
 from app.api.openai import json_object
 from app.domain.errors import BadRequest, NotSupported
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.ollama.request_errors import wrong_type
 from app.proxy.dialects.ollama.tagged_names import asked_for
