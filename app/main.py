@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, framework_errors, management, monitoring, openai, page, responses
+from app.api import framework_errors, management, monitoring, openai, openapi, page, responses
 from app.api.dependencies import Services
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
@@ -150,7 +150,7 @@ def _add_routes(app: RouterApp) -> None:
     ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
-    app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(openapi.openapi, app)  # type: ignore[method-assign]
     framework_errors.install(app)
 
 

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from app.api import render
 from app.api.dependencies import Services, services_of
-from app.api.documentation import FOR_MONITORING
 from app.api.management import event_stream
+from app.api.openapi import FOR_MONITORING
 from app.core import prometheus_metrics
 from app.domain.status import Status
 from app.memory.probes.interface import resolve

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from app.api import model_list
 from app.api.dependencies import services_of
-from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.api.guard import client_of, memory_of, rules_of
+from app.api.openapi import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
 from app.domain.errors import InternalError, RequestTooLarge
 from app.proxy.asgi import pieces_of_body
 from app.proxy.content_encoding import gunzip, is_gzip

@@ -13,9 +13,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
-from app.api.documentation import FOR_LOGIN, FOR_MONITORING, json_body
 from app.api.guard import client_of, rules_of
 from app.api.openai import json_object
+from app.api.openapi import FOR_LOGIN, FOR_MONITORING, json_body
 from app.domain.errors import BadRequest, InvalidApiKey
 
 logger = logging.getLogger(__name__)
