@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
 from app.api.guard import client_of, rules_of
-from app.api.openai import json_object
+from app.api.model_endpoints import json_object
 from app.api.openapi import FOR_LOGIN, FOR_MONITORING, json_body
 from app.domain.errors import BadRequest, InvalidApiKey
 
