@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import framework_errors, management, model_endpoints, monitoring, openapi, page, responses
+from app.api import framework_errors, management, model_endpoints, monitoring, openapi, page, stored_responses
 from app.api.dependencies import Services
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
@@ -141,7 +141,7 @@ def _add_routes(app: RouterApp) -> None:
     for router in (
         model_endpoints.router,
         model_endpoints.ollama,
-        responses.router,
+        stored_responses.router,
         ollama.router,
         ollama.store,
         management.router,
