@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from app.api import render
-from app.api.progress_view import progress
+from app.api.progress_json import progress
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from app.api import render
-from app.api.progress_view import progress
+from app.api.progress_json import progress
 from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
