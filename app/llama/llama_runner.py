@@ -26,7 +26,7 @@ from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, OnChange
-from app.llama.slots import SLOT_IS_FREE
+from app.llama.slots_endpoint import SLOT_IS_FREE
 
 logger = logging.getLogger(__name__)
 
