@@ -50,7 +50,7 @@ PURE = (
     "app.judgement",
     "app.configuration",
     "app.llama.command_line",
-    "app.llama.environment",
+    "app.llama.child_environment",
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.llama.pooling",
