@@ -54,7 +54,7 @@ PURE = (
     "app.llama.exit_reason",
     "app.llama.load_output",
     "app.llama.pooling",
-    "app.llama.error_answers",
+    "app.llama.llama_server_errors",
     "app.memory.estimate",
     "app.memory.ledger",
     "app.proxy.json_fields",
