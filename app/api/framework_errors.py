@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
-from app.proxy import error_messages
+from app.proxy import timeout_and_crash_errors
 from app.proxy.asgi import ERROR_KEY
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.dialect import retry_headers
@@ -51,7 +51,7 @@ def response(error: RouterError, path: str) -> Response:
 def bug(error: Exception, method: str, path: str) -> Response:
     """The answer to a request that met a mistake of ours, which goes to the log."""
     logger.error("%s %s failed", method, path, exc_info=error)
-    return response(error_messages.mistake(), path)
+    return response(timeout_and_crash_errors.mistake(), path)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:
