@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from app.api import render
+from app.api import memory_json
 from app.api.dependencies import Services, services_of
 from app.api.management import event_stream
 from app.api.openapi import FOR_MONITORING
@@ -50,7 +50,7 @@ async def metrics_stream(request: Request) -> Response:
 @router.get("/vram")
 async def vram(request: Request) -> dict[str, Any]:
     services = services_of(request)
-    return render.vram(services.manager.views(), services.tracker, services.config.system)
+    return memory_json.vram(services.manager.views(), services.tracker, services.config.system)
 
 
 def _flushed(request: Request) -> Services:
