@@ -13,7 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import framework_errors, management, model_endpoints, monitoring, openapi, page, stored_responses
+from app.api import (
+    framework_errors,
+    health,
+    management,
+    model_endpoints,
+    monitoring,
+    openapi,
+    page,
+    stored_responses,
+)
 from app.api.dependencies import Services
 from app.api.guard import CorsGate, Guard
 from app.api.head_as_get import HeadAsGet
@@ -145,6 +154,7 @@ def _add_routes(app: RouterApp) -> None:
         ollama.router,
         ollama.store,
         management.router,
+        health.router,
         monitoring.router,
         page.router,
     ):
