@@ -23,8 +23,9 @@ from app.api import (
     page,
     stored_responses,
 )
+from app.api.cors import CorsGate
 from app.api.dependencies import Services
-from app.api.guard import CorsGate, Guard
+from app.api.guard import Guard
 from app.api.head_as_get import HeadAsGet
 from app.api.ollama import endpoints as ollama
 from app.api.sse_broadcast import HEARTBEAT_S
