@@ -16,6 +16,7 @@ from app.access.sessions import Sessions
 from app.api import (
     framework_errors,
     health,
+    login,
     management,
     model_endpoints,
     monitoring,
@@ -158,6 +159,7 @@ def _add_routes(app: RouterApp) -> None:
         health.router,
         monitoring.router,
         page.router,
+        login.router,
     ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
