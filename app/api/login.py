@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from app.access.api_keys import Client, Rules
 from app.api.guard import client_of, rules_of
-from app.api.model_endpoints import json_object
 from app.api.openapi import FOR_LOGIN, FOR_MONITORING, json_body
+from app.api.request_json import json_object
 from app.domain.errors import BadRequest, InvalidApiKey
 
 logger = logging.getLogger(__name__)

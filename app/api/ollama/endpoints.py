@@ -13,10 +13,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from app.api.dependencies import Services, services_of
-from app.api.model_endpoints import json_object
 from app.api.ollama import tags_and_ps
 from app.api.ollama.show import shown
 from app.api.openapi import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
+from app.api.request_json import json_object
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.model_spec import ModelSpec
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
