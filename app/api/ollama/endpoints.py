@@ -19,8 +19,7 @@ from app.api.openapi import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
 from app.api.request_json import json_object
 from app.domain.errors import BadRequest, NotSupported
 from app.domain.model_spec import ModelSpec
-from app.proxy.dialects.ollama.ollama_errors import OLLAMA
-from app.proxy.dialects.ollama.request_errors import wrong_type
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA, wrong_type
 from app.proxy.dialects.ollama.tagged_names import asked_for
 
 

@@ -13,7 +13,7 @@ from app.proxy.dialects.ollama import common_fields, context_field, llama_answer
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.llama_answers import Piece
-from app.proxy.dialects.ollama.request_errors import no_model, not_able, wrong_type
+from app.proxy.dialects.ollama.ollama_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 
