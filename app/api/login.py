@@ -1,4 +1,4 @@
-"""`/session`: logging in on the page. `EventSource` and links cannot send a header, a cookie goes by itself."""
+"""`/session`: logging in on the page. `EventSource` and links cannot send a header; a cookie goes along."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.api_keys import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import answer_writer, timeout_and_crash_errors
+from app.proxy import answer_writer
+from app.proxy.catch_bugs import internal_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.forwarded_headers import from_lines
@@ -161,7 +162,7 @@ class AsgiAnswer:
     def bug(self, bug: Exception) -> None:
         """In what comes before an exchange, which sees to its own."""
         logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
-        self.refuse(timeout_and_crash_errors.mistake())
+        self.refuse(internal_error())
 
     def wake(self, delay_s: float) -> None:
         self._alarm.set(asyncio.get_running_loop().time() + delay_s)

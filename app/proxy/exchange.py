@@ -17,7 +17,7 @@ from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.catch_bugs import catch_bugs
+from app.proxy.catch_bugs import catch_bugs, internal_error
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
@@ -291,7 +291,7 @@ class Exchange:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
         if self.phase is Phase.ENDED:
             return
-        error = timeout_and_crash_errors.mistake()
+        error = internal_error()
         try:
             self.reply.fail(error)
         except Exception:  # a second bug of ours: the connection ends
