@@ -30,7 +30,7 @@ async def json_object(
     body = RequestBody(memory_of(request))
     async for piece in pieces_of_body(request.receive):
         body.add(piece)
-        rules_of(request).check_body(len(body))
+        rules_of(request).body_limit.check(len(body))
         if len(body) > most_bytes:
             raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
     assert not isinstance(body.data, Spool)

@@ -57,14 +57,14 @@ class Gateway:
         known = self._known.get(lines) or self._examined(head)
         if known is None:
             return None
-        self.rules.check_body(head.length or 0)
+        self.rules.body_limit.check(head.length or 0)
         endpoint, meta = known
         if endpoint is None and head.given_id is not None:
             passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
             meta = meta._replace(passed_on=passed_on)
         is_upload = endpoint is not None and endpoint.is_upload
         body = (UploadBody if is_upload else RequestBody)(
-            self.memory, head.length or 0, check=self.rules.check_body
+            self.memory, head.length or 0, check=self.rules.body_limit.check
         )
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
 
@@ -130,5 +130,5 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for what takes long, which is done beside the
         event loop, not before this returns."""
-        most_bytes = self.rules.max_body_bytes
+        most_bytes = self.rules.body_limit.most_bytes
         return Preparation(self.backend, accepted, entrance, most_bytes=most_bytes).begin()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from app.access.api_keys import MAX_HEADER_BYTES
+from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.main import create_app
 from app.proxy.gateway import MAX_TARGET_BYTES
