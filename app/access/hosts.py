@@ -19,7 +19,7 @@ MAX_HOSTS = 1000
 
 
 class Hosts:
-    """By which names it may be asked: `api.allowed_hosts`, this machine's, and those that nobody can rebind."""
+    """By which names it may be asked: `api.allowed_hosts`, the machine's own, and what nobody can rebind."""
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._hosts = {host.lower() for host in allowed} | {socket.gethostname().lower()}
