@@ -17,7 +17,7 @@ from app.gguf.model_card import ModelCard
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
-from app.proxy.dialects.ollama.keep_alive import keep_alive
+from app.proxy.dialects.ollama.keep_alive_field import keep_alive
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World
