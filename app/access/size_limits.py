@@ -1,15 +1,25 @@
-"""How large a request's headers and body may be, before anything of it is read."""
+"""How large a request may be: its target, its headers, its body."""
 
 from __future__ import annotations
 
 from itertools import chain
 
 from app.access.header_lookup import Headers
-from app.domain.errors import HeadersTooLarge, RequestTooLarge
+from app.domain.errors import HeadersTooLarge, RequestTooLarge, TargetTooLong
 from app.domain.units import MIB
 
+MAX_TARGET_BYTES = 8192
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32768
+
+
+def check_target(size: int) -> None:
+    """Of path and query; bytes. Routes are regular expressions, and an alias may stand anywhere in a path.
+
+    Raises `TargetTooLong`.
+    """
+    if size > MAX_TARGET_BYTES:
+        raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
 
 
 def check_headers(headers: Headers) -> None:

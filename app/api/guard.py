@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access.api_keys import Client, Rules
 from app.access.header_lookup import RequestHeaders
 from app.access.request_id import OURS, own_headers, request_id
+from app.access.size_limits import check_target
 from app.api import framework_errors
 from app.domain.errors import RouterError
 from app.proxy import request_parameters as model_requests
-from app.proxy.gateway import Gateway, check_target
+from app.proxy.gateway import Gateway
 from app.proxy.request_memory_limit import ClientMemory
 
 
