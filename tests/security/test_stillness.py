@@ -26,7 +26,7 @@ from app.proxy.request_memory_limit import ClientMemory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until_now
 from tests.serving import Client, serving
-from tests.stand_in import llama_server_stand_in
+from tests.stand_in import StandIn, listening
 
 BODY_MB = 8
 CHAT = "/v1/chat/completions"
@@ -58,8 +58,12 @@ class Served:
 class Upstream(Served):
     """The stand-in for llama-server, on a loop of its own: what it does with 64 MB is not the router's."""
 
+    def __init__(self, stand_in: StandIn) -> None:
+        super().__init__()
+        self._stand_in = stand_in
+
     async def _run(self) -> None:
-        async with llama_server_stand_in() as upstream:
+        async with listening(self._stand_in) as upstream:
             upstream.requests = deque(maxlen=0)
             self.port = upstream.port
             self._ready.set()
@@ -71,12 +75,12 @@ class Loop(Served):
 
     memory: ClientMemory
 
-    def __init__(self, model: Path, folder: Path, **api: Any) -> None:
-        """`api`: that section of the configuration, beside what is always in it."""
+    def __init__(self, model: Path, folder: Path, stand_in: StandIn | None = None, **api: Any) -> None:
+        """`stand_in`: for llama-server. `api`: its section, beside what is always in it."""
         super().__init__()
         self._model, self._folder, self._api = model, folder, api
         self.longest_s = 0.0
-        self._upstream = Upstream()
+        self._upstream = Upstream(stand_in or StandIn(b"{}", b"200 OK"))
 
     async def _run(self) -> None:
         names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
