@@ -16,10 +16,10 @@ from app.core.config import Config
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
-from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
+from app.domain.file_identity import FileIdentity
 from app.domain.fingerprint import Work
 from app.domain.model_spec import ModelSpec
 from app.domain.priority import Priority
