@@ -26,6 +26,10 @@ class StandIn:
         self.requests: deque[bytes] = deque(maxlen=KEPT)
         """The last ones, byte for byte."""
         self.port = 0
+        self.says(body, status)
+
+    def says(self, body: bytes, status: bytes = b"200 OK") -> None:
+        """From now on."""
         self._body = body
         self._head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
             status,
