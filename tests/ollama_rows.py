@@ -316,6 +316,8 @@ GENERATES = [
     generate("a model for vectors", ERROR, 400, model="embed"),
     generate("think, no ability", ERROR, 400, think=True),
     generate("think, a level, no ability", ERROR, 400, think="low"),
+    generate("think, no ability, raw", ERROR, 400, think=True, raw=True),
+    generate("an image, no ability, raw", ERROR, 400, images=["aGVsbG8="], raw=True),
     generate("think false", WITH_CONTEXT, think=False, stream=False),
     *(generate(f"think {think!r}", ERROR, 400, think=think) for think in each("huge", 5, [], {})),
     *(
@@ -446,6 +448,8 @@ OPTIONS = [
             {"stop": ["a"]},
             {"mirostat": 1, "tfs_z": "x", "numa": 5, "low_vram": True},
             {"num_gpu": None},
+            {"repeat_last_n": -1},
+            {"top_k": 2**40, "seed": 2**40},
             {"top_p": None},
             {"num_ctx": 256},
             {"num_keep": 1.5},
