@@ -28,7 +28,7 @@ def compared(*ids: str) -> Seen:
     return Seen(rows=ids)
 
 
-def tested(*names: str) -> Seen:
+def in_tests(*names: str) -> Seen:
     return Seen(tests=names)
 
 
@@ -46,8 +46,8 @@ FRAME: Mapping[str, Seen] = {
     "errors are a text": compared("generate body", "chat body", "embed body", "embeddings body", "show body"),
     "errors of the inner server": differs("errors of the inner server"),
     "streams of lines": compared("chat streamed", "generate streamed", "generate stream null", "chat whole"),
-    "nothing comes while one waits": tested("test_nothing_is_sent_while_one_waits"),
-    "an error after the first line": tested(
+    "nothing comes while one waits": in_tests("test_nothing_is_sent_while_one_waits"),
+    "an error after the first line": in_tests(
         "test_an_error_in_a_stream_is_a_line_and_there_is_no_last_one",
         "test_a_stream_whose_process_dies_ends_with_an_error_line",
     ),
@@ -62,7 +62,7 @@ FRAME: Mapping[str, Seen] = {
         "chat options {'temperature': 'x'}", "embed an option of another type"
     ),
     "the waiting list is full": differs("`server busy`"),
-    "the process dies before the first line": tested(
+    "the process dies before the first line": in_tests(
         "test_a_killed_model_under_32_requests_loses_only_the_answers_that_had_begun"
     ),
     "files that are gone or cut": Seen(
@@ -73,7 +73,8 @@ FRAME: Mapping[str, Seen] = {
         *(f"{path} an unknown model" for path in ("chat", "generate", "embed", "embeddings", "show"))
     ),
     "field names in any case, text behind": Seen(
-        rows=("chat names in any case", "generate text behind it"), differs=("text behind the JSON value",)
+        rows=("chat names in any case", "generate text behind it"),
+        differs=("text behind the JSON value", "half of a surrogate pair"),
     ),
     "content type and key are not looked at": Seen(
         rows=("chat no Content-Type", "chat another Content-Type", "chat an Authorization"),
@@ -99,16 +100,16 @@ FRAME: Mapping[str, Seen] = {
     "hosts": compared(
         "version as localhost", "version as a.internal", "version as example.com", "version as 8.8.8.8"
     ),
-    "its port": tested("test_a_second_port_serves_the_same"),
+    "its port": in_tests("test_a_second_port_serves_the_same"),
 }
 NAMES: Mapping[str, Seen] = {
-    "parts and defaults": tested(
+    "parts and defaults": in_tests(
         "test_a_list_shows_every_name_with_a_tag", "test_the_address_of_a_library_is_left_out_of_a_name"
     ),
     "found in any case": compared(
         "chat the name 'ONE'", "chat the name 'library/one'", "show the name ' one '"
     ),
-    "echoed as asked": tested(
+    "echoed as asked": in_tests(
         "test_names_of_one_model_share_a_process_and_each_answer_has_the_name_asked_for"
     ),
 }
@@ -149,7 +150,7 @@ CHAT: Mapping[str, Seen] = {
     "messages": compared("chat messages [{'role': 'USER'", "chat messages [{'role': 'user', 'content': 5}]"),
     "no messages": compared("chat no messages", "chat let go"),
     "a last message of the assistant": differs("a last message of the assistant"),
-    "thinking": tested("test_a_model_that_thinks_says_so_apart_unless_it_shall_not"),
+    "thinking": in_tests("test_a_model_that_thinks_says_so_apart_unless_it_shall_not"),
     "tools": Seen(
         rows=("chat tools, no ability", "chat no tools", "chat an answer of a tool"),
         tests=("test_a_call_of_a_function_comes_in_a_line_of_its_own",),
@@ -165,7 +166,7 @@ OPTIONS: Mapping[str, Seen] = {
     "unknown, null, fractions": compared(
         "chat options {'mirostat'", "chat options {'num_gpu': None}", "chat options {'top_k': 40.9}"
     ),
-    "no limit": tested("test_a_limit_of_nothing_is_none"),
+    "no limit": in_tests("test_a_limit_of_nothing_is_none"),
     "a full context": differs("a full context is shifted"),
 }
 KEEP_ALIVE: Mapping[str, Seen] = {
@@ -173,7 +174,7 @@ KEEP_ALIVE: Mapping[str, Seen] = {
     "what is none": compared(
         "generate keep_alive '-1'", "generate keep_alive '1d'", "generate keep_alive True"
     ),
-    "it stays in force": tested("test_a_model_is_loaded_kept_and_let_go"),
+    "it stays in force": in_tests("test_a_model_is_loaded_kept_and_let_go"),
     "of /v1": differs("`keep_alive` of `/v1`"),
 }
 EMBEDDINGS: Mapping[str, Seen] = {
@@ -189,7 +190,7 @@ EMBEDDINGS: Mapping[str, Seen] = {
     ),
 }
 STORE: Mapping[str, Seen] = {
-    "all of it": tested("test_what_would_need_a_store_says_what_to_do_instead"),
+    "all of it": in_tests("test_what_would_need_a_store_says_what_to_do_instead"),
 }
 SCHEDULING: Mapping[str, Seen] = {
     "how many at once": differs("three models a device"),
@@ -216,11 +217,11 @@ SCHEDULING: Mapping[str, Seen] = {
         ),
         differs=("a load stops when its client leaves",),
     ),
-    "let go while it answers": tested(
+    "let go while it answers": in_tests(
         "test_letting_go_of_a_model_that_answers_cuts_nothing_and_keeps_nobody_out"
     ),
-    "killed while idle": tested("test_a_process_that_was_killed_while_idle_is_started_again"),
-    "a process that hangs": tested("test_a_main_loop_that_hangs_is_found_although_health_answers"),
+    "killed while idle": in_tests("test_a_process_that_was_killed_while_idle_is_started_again"),
+    "a process that hangs": in_tests("test_a_main_loop_that_hangs_is_found_although_health_answers"),
     "signals": Seen(
         tests=(
             "test_sigterm_lets_a_stream_finish_and_refuses_everybody_else",
@@ -235,7 +236,7 @@ OF_OPENAI: Mapping[str, Seen] = {
         rows=("/v1/models ", "/v1/models/one", "/v1/models/nope"), differs=("`/v1` has Ollama's shapes",)
     ),
     "chat": compared("/v1/chat/completions a name with a tag", "/v1/chat/completions probabilities"),
-    "its stream": tested("test_mixed_requests_over_both_apis_lose_nothing_and_leave_nothing"),
+    "its stream": in_tests("test_mixed_requests_over_both_apis_lose_nothing_and_leave_nothing"),
     "its parameters": compared(
         "/v1/chat/completions seed", "/v1/chat/completions options", "/v1/chat/completions n"
     ),
@@ -249,14 +250,14 @@ OF_OPENAI: Mapping[str, Seen] = {
     "messages": compared(
         "/v1/messages a message", "/v1/messages without a limit", "/v1/messages/count_tokens"
     ),
-    "killed in a stream": tested(
+    "killed in a stream": in_tests(
         "test_a_killed_model_under_32_requests_loses_only_the_answers_that_had_begun"
     ),
 }
 CLIENTS: Mapping[str, Seen] = {
-    "of Python": tested("test_it_finds_the_models", "test_it_is_told_what_is_wrong"),
+    "of Python": in_tests("test_it_finds_the_models", "test_it_is_told_what_is_wrong"),
     "the command line's empty fields": compared("show as the command line asks"),
-    "what apps ask at their start": tested(
+    "what apps ask at their start": in_tests(
         "test_a_program_hears_that_something_runs_and_a_browser_gets_the_page"
     ),
 }
