@@ -5,7 +5,7 @@ Times are those of one monotonic clock, in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 BUSY_SHARE = 0.2
@@ -73,6 +73,8 @@ class Evidence:
     """When the last look at them was begun, answered or not."""
     freed_at: float = 0.0
     """When its log said last that a slot is free."""
+    on_freed: Callable[[], object] = int
+    """Called then."""
     shows_slots: bool = True
     """It has not answered yet that it cannot tell. Where it cannot, what it logs is taken for progress."""
     slot_moved_at: dict[int, float] = field(default_factory=dict)
@@ -176,6 +178,10 @@ class Evidence:
         self._owed_when_idle = None if working else self.owed_since
         if not working:
             self.owed_since = None
+
+    def said_slot_is_free(self, now: float) -> None:
+        self.freed_at = now
+        self.on_freed()
 
     def used_processor(self, now: float, cpu_s: float, *, is_stopped: bool) -> None:
         """The processor time of all its threads so far."""

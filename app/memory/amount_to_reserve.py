@@ -25,8 +25,8 @@ from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 NO_RECORD = LoadRecord()
 DECLARED = "declared by vram_mb"
 _NO_CHAT = (
-    "its file is an encoder ({}), which makes embeddings and no text: set params.embedding to true, or remove "
-    "it; where it is not set, the file was another one when the configuration was read: reload it."
+    "its file is an encoder ({}), which makes embeddings and no text: set params.embedding to true, or "
+    "remove it; where it is not set, the file was another one when the configuration was read: reload it."
 )
 PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
 GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory

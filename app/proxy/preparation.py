@@ -212,7 +212,9 @@ class Preparation:
         )
 
     def _record(self, instance: ModelInstance, routed: RoutedRequest) -> RequestRecord:
-        return RequestRecord(routed, instance.alias, self._backend.manager.ticket(routed.priority))
+        ticket = self._backend.manager.ticket(routed.priority)
+        ticket.slots = routed.slots
+        return RequestRecord(routed, instance.alias, ticket)
 
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord) -> None:
         record.close()

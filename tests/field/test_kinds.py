@@ -53,7 +53,7 @@ def test_an_encoder_of_which_nothing_is_said_makes_embeddings(
     ],
 )
 def test_of_a_decoder_its_pooling_tells(tmp_path: Path, pooling: Pooling | None, kind: ModelKind) -> None:
-    metadata = {} if pooling is None else {"pooling_type": pooling.value}
+    metadata: dict[str, Any] = {} if pooling is None else {"pooling_type": pooling.value}
     assert configured(make_tiny(tmp_path / "m.gguf", **metadata)).spec("m").kind is kind
 
 
