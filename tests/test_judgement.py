@@ -17,6 +17,7 @@ from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
 from app.judgement.judge import (
     AGAIN_S,
+    PROBE_TIMEOUT_S,
     Cause,
     ProcessLimits,
     ProcessState,
@@ -258,6 +259,69 @@ def test_a_stopped_process_does_not_compute() -> None:
         case.look(Slot(1, prompt=5000), cpu_s=case.now, is_stopped=True)
     assert case.state is ProcessState.STUCK
     assert "stopped by a signal" in case.verdict.why
+
+
+SHORT = replace(LIMITS, request_s=5.0)
+"""Shorter than a look that gets no answer."""
+
+
+def test_what_was_stopped_only_now_may_have_moved_until_then() -> None:
+    """A step, a short stop and the limit of a request must not add up to a hang."""
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(0.7 * LIMIT_S)
+    case.look(Slot(1, 5, 5, 1))  # it moves a moment after that
+    begun = max(begun, case.now)
+    case.wait(0.9 * LIMIT_S)
+    case.seen.used_processor(case.now, 0.0, is_stopped=True)
+    case.wait(0.2 * LIMIT_S)
+    case.seen.used_processor(case.now, 0.0, is_stopped=True)
+    case.seen.asked(begun)
+    assert case.state is not ProcessState.STUCK
+    assert case.left_s(begun) > 0
+    case.wait(0.9 * LIMIT_S)
+    assert case.state is ProcessState.STUCK
+    assert case.left_s(begun) == 0
+
+
+def test_what_has_missed_a_look_is_not_waited_for_again() -> None:
+    """A look takes long where it gets no answer: the next one need not end before anything is judged."""
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(LIMIT_S / 4)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S, at_slots=True)
+    case.wait(1)
+    case.seen.probe_begun(case.now, at_slots=True)
+    assert case.state is ProcessState.SLOW
+    case.wait(begun + LIMIT_S + 0.1 - case.now)
+    assert case.state is ProcessState.STUCK
+    assert case.left_s(begun) == 0
+    case.seen.probe_answered(case.now)
+    case.seen.saw_slots(case.now, [Slot(1, 5, 5, 1)])
+    assert case.state is ProcessState.SERVING
+
+
+@pytest.mark.parametrize("slots", [[], None, [Slot(1, 5, 5, 1)]], ids=["idle", "cannot tell", "at work"])
+def test_a_look_at_the_slots_is_owed_an_answer_where_nobody_else_waits(slots: list[Slot] | None) -> None:
+    """As after a request that was given up: its place is kept until the slots have been seen."""
+    case = Case().serving()
+    case.wait(100)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S, at_slots=True)
+    verdict = judge(case.seen, SHORT, case.pauses, case.now)
+    assert (verdict.state, verdict.cause) == (ProcessState.STUCK, Cause.NO_PROGRESS)
+    assert is_quiet(case.seen, SHORT, case.pauses, case.now), "the next look is at the slots, too"
+    case.wait(1)
+    case.probe(ok=True, at_slots=True)
+    case.seen.saw_slots(case.now, slots)
+    case.wait(100)
+    assert judge(case.seen, SHORT, case.pauses, case.now).state is ProcessState.SERVING
+
+
+def test_a_look_at_the_health_that_gets_no_answer_is_a_miss_and_no_more() -> None:
+    case = Case().serving()
+    case.wait(100)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S)
+    assert judge(case.seen, SHORT, case.pauses, case.now).state is ProcessState.SLOW
 
 
 @pytest.mark.parametrize("works", [True, False])
