@@ -516,9 +516,10 @@ def test_any_history_in_any_order(history: list[str]) -> None:
 
 
 def live(seed: int, *, hangs: bool) -> float | None:
-    """A process with slow phases, none of which reaches its limit, and a program that is paused now and then;
-    watched as the monitor does. How long after its hang it was ended. Raises if a healthy one is."""
-    chance = random.Random(seed)
+    """A process with slow phases, none of which reaches its limit, where it does not hang with short stops in
+    between; and a program that is paused now and then. Watched as the monitor does. How long after its hang
+    it was ended. Raises if a healthy one is."""
+    chance, stops = random.Random(seed), random.Random(f"stops {seed}")
     case, repeated = Case().serving(), Repeated()
     case.ask()
     tokens, task, cpu_s = 0, 1, 0.0
@@ -533,6 +534,8 @@ def live(seed: int, *, hangs: bool) -> float | None:
                 case.sleep(chance.choice([5, 20, 130]))
                 hang_at = max(hang_at, case.now)
             takes_s = chance.choice([0.0] * 8 + [6.0, 8.0])
+            if not hangs and stops.random() < 0.2:
+                moves_at += stop_for_a_moment(case, repeated, cpu_s, stops.uniform(0.1, 0.3) * LIMIT_S)
         case.seen.used_processor(case.now, cpu_s, is_stopped=False)
         case.probe(ok=takes_s < 10, takes_s=takes_s, at_slots=True)
         while case.now >= moves_at and moves_at < hang_at:
@@ -551,6 +554,17 @@ def live(seed: int, *, hangs: bool) -> float | None:
         cpu_s += max(in_s, 0.05) if computes else 0.0
         case.wait(max(in_s, 0.05))
     return None
+
+
+def stop_for_a_moment(case: Case, repeated: Repeated, cpu_s: float, seconds: float) -> float:
+    """By a signal; looked at every second, as what is asked and does not answer. How long it took."""
+    begun = case.now
+    while case.now < begun + seconds:
+        case.seen.used_processor(case.now, cpu_s, is_stopped=True)
+        case.seen.asked(1000.0)
+        assert not repeated.stuck(case.verdict, case.seen, case.now), f"stopped for a moment: {case.verdict}"
+        case.wait(1.0)
+    return case.now - begun
 
 
 @pytest.mark.parametrize("seed", range(40))
