@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 import anthropic.types
+import httpx
+import openai
+import openai.types.chat
 import pytest
 
 from app.domain.config_types import Heartbeats
@@ -17,7 +20,8 @@ from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.responses.responses_errors import RESPONSES
-from app.proxy.dialects.sse_format import EventReader
+from app.proxy.dialects.shown_wait import in_chat
+from app.proxy.dialects.sse_format import EventReader, event
 from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
@@ -165,6 +169,31 @@ def test_a_heartbeat_carries_no_event() -> None:
     assert comments == b": queued position=1\n\n"
     assert OPENAI.heartbeat(Heartbeats.BLANK, "x") == b"\n"
     assert OPENAI.heartbeat(Heartbeats.OFF, "x") == b""
+
+
+def test_a_wait_that_is_shown_is_a_chunk_that_puts_nothing_into_the_answer() -> None:
+    """Through the helper of OpenAI's SDK, which puts all pieces together."""
+    show = in_chat("id", "m", 5)
+    frame = {"id": "x", "object": "chat.completion.chunk", "created": 6, "model": "m"}
+    said = [({"role": "assistant", "content": None}, None), ({"content": "Paris"}, None), ({}, "stop")]
+    answer = [
+        event(frame | {"choices": [{"index": 0, "delta": delta, "finish_reason": end}]})
+        for delta, end in said
+    ]
+    stream = b"".join(
+        [show("queued position=1"), show("loading progress=0.50"), *answer, b"data: [DONE]\n\n"]
+    )
+    chunks = [found.json() for found in EventReader().feed(stream)]
+    check(openai.types.chat.ChatCompletionChunk, chunks[0])
+    told = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
+    with (
+        httpx.Client(transport=httpx.MockTransport(lambda _: told)) as transport,
+        openai.OpenAI(api_key="x", base_url="http://x/v1", http_client=transport) as client,
+        client.chat.completions.stream(model="m", messages=[{"role": "user", "content": "?"}]) as read,
+    ):
+        message = read.get_final_completion().choices[0].message
+    assert (message.role, message.content) == ("assistant", "Paris")
+    assert message.model_extra == {"reasoning_content": "queued position=1\nloading progress=0.50\n"}
 
 
 # --- events
