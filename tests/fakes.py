@@ -20,8 +20,8 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
 from app.domain.fingerprint import Work
+from app.domain.model_spec import ModelSpec
 from app.domain.priority import Priority
-from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST, Placement

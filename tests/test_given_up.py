@@ -19,7 +19,7 @@ from app.judgement.given_up import (
 )
 from app.judgement.pauses import Pauses
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.slots import SLOT_IS_FREE
+from app.llama.slots_endpoint import SLOT_IS_FREE
 from app.models.instance import ModelInstance
 from tests.fakes import FakeRunner, World, failure
 

@@ -12,7 +12,7 @@ from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged, StatusChanged
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure

@@ -17,7 +17,7 @@ import httpx
 from app.core.config import Config
 from app.domain.atomic_files import FileIdentity
 from app.domain.events import MoveResult
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.gguf.header import GgufError

@@ -15,7 +15,7 @@ from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import error_messages
+from app.proxy import timeout_and_crash_errors
 from app.proxy.exchange_interfaces import Entrant
 from app.proxy.request_record import RequestRecord
 
@@ -131,7 +131,9 @@ class Admission:
         except RequestCrashesModel as error:
             return error
         may_go_on = ticket.lost_in_crash or ticket.replays_left
-        return None if may_go_on and not entrant.record.has_begun else error_messages.crashed(instance)
+        return (
+            None if may_go_on and not entrant.record.has_begun else timeout_and_crash_errors.crashed(instance)
+        )
 
     def _start(self, entrant: Entrant, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_guarded(entrant, work))

@@ -13,8 +13,8 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import tagged_names
-from app.proxy.dialects.ollama.durations import keep_alive
-from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
+from app.proxy.dialects.ollama.keep_alive_field import keep_alive
+from app.proxy.dialects.ollama.ollama_errors import OddRequest, not_able, wrong_type
 
 Fields = dict[str, Any]
 
