@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import anthropic.types
-import httpx
-import openai
-import openai.types.chat
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
@@ -176,22 +175,15 @@ def test_a_wait_that_is_shown_is_a_chunk_that_puts_nothing_into_the_answer() -> 
     show = in_chat("id", "m", 5)
     frame = {"id": "x", "object": "chat.completion.chunk", "created": 6, "model": "m"}
     said = [({"role": "assistant", "content": None}, None), ({"content": "Paris"}, None), ({}, "stop")]
-    answer = [
-        event(frame | {"choices": [{"index": 0, "delta": delta, "finish_reason": end}]})
-        for delta, end in said
-    ]
-    stream = b"".join(
-        [show("queued position=1"), show("loading progress=0.50"), *answer, b"data: [DONE]\n\n"]
-    )
+    choices = [{"index": 0, "delta": delta, "finish_reason": end} for delta, end in said]
+    answer = [event(frame | {"choices": [choice]}) for choice in choices]
+    stream = b"".join([show("queued position=1"), show("loading progress=0.50"), *answer])
     chunks = [found.json() for found in EventReader().feed(stream)]
-    check(openai.types.chat.ChatCompletionChunk, chunks[0])
-    told = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=stream)
-    with (
-        httpx.Client(transport=httpx.MockTransport(lambda _: told)) as transport,
-        openai.OpenAI(api_key="x", base_url="http://x/v1", http_client=transport) as client,
-        client.chat.completions.stream(model="m", messages=[{"role": "user", "content": "?"}]) as read,
-    ):
-        message = read.get_final_completion().choices[0].message
+    check(ChatCompletionChunk, chunks[0])
+    whole: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in chunks:
+        whole.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    message = whole.get_final_completion().choices[0].message
     assert (message.role, message.content) == ("assistant", "Paris")
     assert message.model_extra == {"reasoning_content": "queued position=1\nloading progress=0.50\n"}
 
