@@ -11,7 +11,7 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
-from app.domain.atomic_files import FileIdentity
+from app.domain.file_identity import FileIdentity
 from app.domain.model_spec import ModelSpec
 from app.gguf.digest import digest
 from app.gguf.header import GgufError, read_header

@@ -12,6 +12,7 @@ from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.ollama import common_fields, context_field, llama_answers, options, shortening
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
+from app.proxy.dialects.ollama.images import images
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.ollama_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
@@ -141,7 +142,7 @@ class GenerateTranslation(TextTranslation):
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
         prompt, suffix = common_fields.text(fields, "prompt"), common_fields.text(fields, "suffix")
-        pictures = common_fields.images(fields.get("images"), "images")
+        pictures = images(fields.get("images"), "images")
         if not (prompt or suffix or pictures):
             return loaded(incoming, self._frame(incoming).at_once)
         if fields.get("raw") is True:
