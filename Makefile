@@ -118,7 +118,7 @@ clean:
 # An installation of its own for each: what clients need is not what the router needs.
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
-$(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/python/requirements-aider.txt
+$(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/agents/requirements-aider.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."
 	@"$(PYTHON)" -m venv --clear $(CLIENTS)/$*

@@ -1,7 +1,7 @@
 """Agents of the command line: how each is told the router's address, and asked one thing without a terminal.
 
 `make test-clients` installs them, in the versions that stand in `agents/package.json` and in
-`python/requirements-aider.txt`.
+`agents/requirements-aider.txt`.
 """
 
 from __future__ import annotations
