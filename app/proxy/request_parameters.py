@@ -51,13 +51,23 @@ class RequestMeta(NamedTuple):
     """Of its form, where it is an upload."""
     ttl_s: float | None = None
     """How long its model is to stay loaded when nobody uses it any more; None: as configured."""
+    shows_wait: bool = False
+    """Its wait is to be told as part of the answer, where its API has a way to."""
 
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
         ttl_s = model_ttl.in_header(headers)
         is_navigation = _is_navigation(headers, client)
-        return cls(client, _priority(headers), lines, is_gzip(headers), is_navigation, ttl_s=ttl_s)
+        return cls(
+            client,
+            _priority(headers),
+            lines,
+            is_gzip(headers),
+            is_navigation,
+            ttl_s=ttl_s,
+            shows_wait=_shows_wait(headers),
+        )
 
 
 def read_body(
@@ -241,6 +251,13 @@ def _priority(headers: Headers) -> Priority | None:
             param="X-Request-Priority",
         )
     return priority
+
+
+def _shows_wait(headers: Headers) -> bool:
+    text = headers.get("x-progress")
+    if text is not None and text.strip().lower() != "reasoning":
+        raise BadRequest(f"X-Progress must be reasoning, not {text[:40]!r}", param="X-Progress")
+    return text is not None
 
 
 # --- the target
