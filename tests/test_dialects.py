@@ -7,6 +7,8 @@ from typing import Any
 
 import anthropic.types
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelCrashed, ModelError, QueueFull, RouterError
@@ -17,7 +19,8 @@ from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.responses.responses_errors import RESPONSES
-from app.proxy.dialects.sse_format import MOST_BYTES, EventReader
+from app.proxy.dialects.shown_wait import in_chat
+from app.proxy.dialects.sse_format import MOST_BYTES, EventReader, event
 from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
@@ -167,6 +170,24 @@ def test_a_heartbeat_carries_no_event() -> None:
     assert OPENAI.heartbeat(Heartbeats.OFF, "x") == b""
 
 
+def test_a_wait_that_is_shown_is_a_chunk_that_puts_nothing_into_the_answer() -> None:
+    """Through the helper of OpenAI's SDK, which puts all pieces together."""
+    show = in_chat("id", "m", 5)
+    frame = {"id": "x", "object": "chat.completion.chunk", "created": 6, "model": "m"}
+    said = [({"role": "assistant", "content": None}, None), ({"content": "Paris"}, None), ({}, "stop")]
+    choices = [{"index": 0, "delta": delta, "finish_reason": end} for delta, end in said]
+    answer = [event(frame | {"choices": [choice]}) for choice in choices]
+    stream = b"".join([show("queued position=1"), show("loading progress=0.50"), *answer])
+    chunks = [found.json() for found in EventReader().feed(stream)]
+    check(ChatCompletionChunk, chunks[0])
+    whole: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in chunks:
+        whole.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    message = whole.get_final_completion().choices[0].message
+    assert (message.role, message.content) == ("assistant", "Paris")
+    assert message.model_extra == {"reasoning_content": "queued position=1\nloading progress=0.50\n"}
+
+
 # --- events
 
 
@@ -183,9 +204,8 @@ def test_events_are_found_wherever_the_stream_is_cut(size: int) -> None:
 def test_a_large_event_in_small_pieces_is_looked_through_once() -> None:
     """Were it looked through with each piece, this would take hours."""
     data = b"data: " + b"a" * (MOST_BYTES // 2) + b"\n\ndata: 2\n\n"
-    reader, found = EventReader(), []
-    for at in range(0, len(data), 64):
-        found += reader.feed(data[at : at + 64])
+    reader = EventReader()
+    found = [e for at in range(0, len(data), 64) for e in reader.feed(data[at : at + 64])]
     assert [len(event.data) for event in found] == [MOST_BYTES // 2, 1]
     assert [*reader.end()] == []
 

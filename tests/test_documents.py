@@ -67,6 +67,15 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_every_file_of_the_code_that_is_named_exists(document: Path) -> None:
+    """By its path, or by the end of it."""
+    folders = [ROOT / name for name in ("app", "bench", "docs", "monitoring", "packaging", "tests", "tools")]
+    named = re.findall(r"`([\w./-]+\.(?:py|js|c|toml|yml))(?:::\w+)?`", document.read_text(encoding="utf-8"))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert [name for name in missing if not any(any(folder.rglob(name)) for folder in folders)] == []
+
+
 def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
     clients = ROOT / "tests" / "clients"
@@ -76,9 +85,14 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
         for line in file.read_text(encoding="utf-8").splitlines()
         if not line.startswith("#")
     ]
+    aider = (clients / "agents" / "requirements-aider.txt").read_text(encoding="utf-8").splitlines()
+    pinned.append(next(line for line in aider if line.startswith("aider-chat==")).split("=="))
     named = {name for name, _ in pinned if f"`{name}`" in told}
-    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm"}
-    in_node = json.loads((clients / "node" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "aider-chat"}
+    in_node: dict[str, str] = {}
+    for folder in ("node", "agents"):
+        in_node |= json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert all(f"`{name}`" in told for name in ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"))
     tested = [version for name, version in pinned if name in named]
     tested += [version for name, version in in_node.items() if f"`{name}`" in told]
     assert [version for version in tested if version not in told] == []

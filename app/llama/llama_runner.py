@@ -15,12 +15,12 @@ import anyio
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
 from app.judgement.judge import Cause, ProcessLimits, Repeated, Verdict, judge
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.child_process import ChildProcess
 from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog, LoadReader
-from app.llama.load_signs import LoadWatch
+from app.llama.load_signs import LoadSigns
 from app.llama.output.log import ModelLog
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
@@ -63,7 +63,7 @@ class LlamaRunner:
         now = time.monotonic()
         self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
         self._limits = ProcessLimits(load_s=load_timeout_s, closed_s=times.port_closed_s)
-        self._watch = LoadWatch(files, self.load_log, self.evidence)
+        self._signs = LoadSigns(files, self.load_log, self.evidence)
         self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
         self._reader, self._begin = LoadReader(self.load_log), log.position
         self._child = ChildProcess(self, times)
@@ -87,7 +87,7 @@ class LlamaRunner:
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
-            if await self._watch.look(self.pid):
+            if await self._signs.look(self.pid):
                 self._on_change(self)
             now = time.monotonic()
             verdict = judge(self.evidence, self._limits, self._pauses, now)
@@ -131,8 +131,8 @@ class LlamaRunner:
             self._read_lines(data)
         elif not self.evidence.shows_slots:
             self.evidence.said(time.monotonic())
-        elif SLOT_IS_FREE in data:
-            self.evidence.freed_at = time.monotonic()
+        elif any(line in data for line in SLOT_IS_FREE):
+            self.evidence.said_slot_is_free(time.monotonic())
         return self.phase is Status.READY
 
     def process_ended(self, code: int) -> None:

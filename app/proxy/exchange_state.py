@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.domain.fingerprint import Work
+from app.domain.request_fingerprint import Work
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy.exchange_interfaces import Link, Pending, Surroundings

@@ -12,6 +12,7 @@ from app.proxy import answer_writer
 from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
+from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
@@ -30,8 +31,8 @@ ERROR_IN_STREAM = b'data: {"error"'
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_answer", "_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream",
-                 "_length", "_lines", "_memory", "_mode", "_parts", "_record", "_refusal", "_translator",
+    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+                 "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_translator",
                  "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
@@ -44,9 +45,11 @@ class Reply:
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         memory: ClientMemory,
         asked: Asked | None = None,
+        show_wait: ShowWait | None = None,
     ) -> None:
         """`asked`: where the API is translated, without its body; else an answer of llama-server passes as it
-        is. `memory`: in which a translated one takes its place."""
+        is. `memory`: in which a translated one takes its place. `show_wait` writes what the client shows of
+        its wait, in the place of heartbeats."""
         self.started = False
         """A head has been sent."""
         self.progress_at = 0.0
@@ -57,11 +60,10 @@ class Reply:
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
         self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
-        self._memory = memory
+        self._memory, self._show_wait = memory, show_wait
         self._mode = AnswerMode.EMPTY
         self._translator: Translator | None = None
-        self._answer: TranslatedAnswer | None = None
-        self._refusal: RouterError | None = None
+        self._rest: TranslatedAnswer | RouterError | None = None
         self._is_event_stream = False
         self._lines = b""
         self._length: int | None = None
@@ -72,17 +74,21 @@ class Reply:
 
     def heartbeat(self, text: str) -> None:
         """A stream that waits gets its head at once, and a sign of life."""
-        if self._heartbeats is Heartbeats.OFF:
+        if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
             self._is_event_stream, self._lines = True, self._stream_lines()
             self._start(200, None)
-        self._downstream.write(self._dialect.heartbeat(self._heartbeats, text), False)
+        if self._show_wait is not None:
+            sign = self._show_wait(text)
+        else:
+            sign = self._dialect.heartbeat(self._heartbeats, text)
+        self._downstream.write(sign, False)
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
         self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
-        self._answer = self._refusal = None
+        self._rest = None
         self.events = 0
         self._parts.clear()
 
@@ -134,17 +140,19 @@ class Reply:
         elif mode is AnswerMode.HELD:
             self._pass_whole(b"".join(self._parts))
         elif mode is AnswerMode.REFUSED:
-            self._refusal = error = read_error(b"".join(self._parts), self._record.status)
+            error = read_error(b"".join(self._parts), self._record.status)
             if self._asked is None or self._asked.again is None:
                 self._refuse(error)
+            else:
+                self._rest = error
         return True
 
     def _collect(self, data: bytes) -> None:
         if self._mode is AnswerMode.WHOLE:
             assert self._translator is not None
-            if self._answer is None:
-                self._answer = TranslatedAnswer(self._memory, self._translator, self._length)
-            self._answer.add(data)
+            if not isinstance(self._rest, TranslatedAnswer):
+                self._rest = TranslatedAnswer(self._memory, self._translator, self._length)
+            self._rest.add(data)
             return
         if self._mode is AnswerMode.REFUSED:  # of an error nobody reads more
             data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
@@ -216,12 +224,13 @@ class Reply:
 
     def last_work(self, body: RequestBody | None) -> LastWork | None:
         """`body`: as llama-server was asked. None: its client knows all. Raises what it is to be told."""
-        if self._answer is not None:
-            return self._answer.work(0 if body is None else len(body), partial(self._tell, self._answer))
-        if self._refusal is None or body is None or self._asked is None or self._asked.again is None:
+        rest = self._rest
+        if isinstance(rest, TranslatedAnswer):
+            return rest.work(0 if body is None else len(body), partial(self._tell, rest))
+        if rest is None or body is None or self._asked is None or self._asked.again is None:
             return None
-        work = partial(self._asked.again, self._refusal, body.data)
-        return LastWork(len(body), work, self._ask_instead, needs_slot=True)
+        work = partial(self._asked.again, rest, body.data)
+        return LastWork(len(body), work, partial(self._ask_instead, rest), needs_slot=True)
 
     def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
         record = self._record
@@ -231,21 +240,21 @@ class Reply:
 
     def tell_more(self) -> bool:
         """Of a translated answer. False: the client takes no more for now."""
-        if self._answer is None:
+        if not isinstance(self._rest, TranslatedAnswer):
             return True
         self.progress_at = self._clock()
-        piece, is_last = self._answer.next_piece()
-        self._answer = None if is_last else self._answer
+        piece, is_last = self._rest.next_piece()
+        self._rest = None if is_last else self._rest
         return self._downstream.write(piece, is_last)
 
     @property
     def is_told(self) -> bool:
-        return self._answer is None and self.instead is None
+        return self._rest is None and self.instead is None
 
-    def _ask_instead(self, text: bytes | bytearray | None) -> None:
-        self.instead = text
-        if text is None and self._refusal is not None:
-            self._refuse(self._refusal)
+    def _ask_instead(self, refusal: RouterError, text: bytes | bytearray | None) -> None:
+        self.instead, self._rest = text, None
+        if text is None:
+            self._refuse(refusal)
 
     def _refuse(self, error: RouterError) -> None:
         self._record.first_byte_at = self._record.first_byte_at or self._clock()
