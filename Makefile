@@ -70,8 +70,8 @@ soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
-test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed $(CLIENTS_NODE) \
-		$(CLIENTS_BUILT)
+test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed \
+		$(CLIENTS)/ollama/.installed $(CLIENTS_NODE) $(CLIENTS_BUILT)
 	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
@@ -117,6 +117,7 @@ clean:
 # An installation of its own for each: what clients need is not what the router needs.
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
+$(CLIENTS)/ollama/.installed: $(CLIENTS_FILES)/python/requirements-ollama.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."
 	@"$(PYTHON)" -m venv --clear $(CLIENTS)/$*

@@ -78,6 +78,7 @@ def test_every_file_of_the_code_that_is_named_exists(document: Path) -> None:
 
 def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
+    told += (ROOT / "docs" / "ollama.md").read_text(encoding="utf-8").partition("## Tried with")[2]
     clients = ROOT / "tests" / "clients"
     pinned = [
         line.split("==")
@@ -86,7 +87,7 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
         if not line.startswith("#")
     ]
     named = {name for name, _ in pinned if f"`{name}`" in told}
-    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm"}
+    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "llm-ollama"}
     in_node = json.loads((clients / "node" / "package.json").read_text(encoding="utf-8"))["dependencies"]
     tested = [version for name, version in pinned if name in named]
     tested += [version for name, version in in_node.items() if f"`{name}`" in told]
