@@ -62,7 +62,13 @@ PURE = (
     "app.proxy.token_usage",
     "app.scheduling",
 )
-NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus", "app.domain.jobs"}
+NOT_PURE = {
+    "app.configuration.kinds_from_files",
+    "app.domain.alarm",
+    "app.domain.background",
+    "app.domain.event_bus",
+    "app.domain.jobs",
+}
 """What stands among them and waits, or tells others."""
 
 NO_IO = {

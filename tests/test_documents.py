@@ -86,9 +86,14 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
         for line in file.read_text(encoding="utf-8").splitlines()
         if not line.startswith("#")
     ]
+    aider = (clients / "agents" / "requirements-aider.txt").read_text(encoding="utf-8").splitlines()
+    pinned.append(next(line for line in aider if line.startswith("aider-chat==")).split("=="))
     named = {name for name, _ in pinned if f"`{name}`" in told}
-    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "llm-ollama"}
-    in_node = json.loads((clients / "node" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "aider-chat"}
+    in_node: dict[str, str] = {}
+    for folder in ("node", "agents"):
+        in_node |= json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    assert all(f"`{name}`" in told for name in ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"))
     tested = [version for name, version in pinned if name in named]
     tested += [version for name, version in in_node.items() if f"`{name}`" in told]
     assert [version for version in tested if version not in told] == []

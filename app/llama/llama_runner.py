@@ -131,8 +131,8 @@ class LlamaRunner:
             self._read_lines(data)
         elif not self.evidence.shows_slots:
             self.evidence.said(time.monotonic())
-        elif SLOT_IS_FREE in data:
-            self.evidence.freed_at = time.monotonic()
+        elif any(line in data for line in SLOT_IS_FREE):
+            self.evidence.said_slot_is_free(time.monotonic())
         return self.phase is Status.READY
 
     def process_ended(self, code: int) -> None:
