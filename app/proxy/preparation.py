@@ -218,7 +218,9 @@ class Preparation:
         return None if show is None else show(routed.request_id, alias, int(time.time()))
 
     def _record(self, instance: ModelInstance, routed: RoutedRequest) -> RequestRecord:
-        return RequestRecord(routed, instance.alias, self._backend.manager.ticket(routed.priority))
+        ticket = self._backend.manager.ticket(routed.priority)
+        ticket.slots = routed.slots
+        return RequestRecord(routed, instance.alias, ticket)
 
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord) -> None:
         record.close()

@@ -82,7 +82,10 @@ def read_body(
     ttl_s = meta.ttl_s
     if ttl_s is None and model_ttl.FIELD in fields:
         ttl_s = model_ttl.in_field(fields[model_ttl.FIELD])
-    return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s)
+    slots = slots_held(fields)
+    return instance, _routed(
+        meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s, slots=slots
+    )
 
 
 def read_tunnel(
@@ -123,6 +126,7 @@ def _routed(
     keeps_connection: bool = True,
     only_reads: bool = False,
     ttl_s: float | None = None,
+    slots: int = 1,
 ) -> RoutedRequest:
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
@@ -141,6 +145,7 @@ def _routed(
         client.name,
         only_reads,
         ttl_s,
+        slots,
     )
 
 
@@ -174,6 +179,15 @@ def _streams(fields: Mapping[str, Any]) -> bool:
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest("'stream' must be true or false", param="stream")
     return bool(stream)
+
+
+def slots_held(fields: Mapping[str, Any]) -> int:
+    """One for each answer that is asked for, and for each text, as far as the router reads them: a list of
+    numbers is one text."""
+    answers = [n for name in ("n", "n_cmpl") if isinstance(n := fields.get(name), int)]
+    given = [fields.get(name) for name in ("prompt", "input", "documents")]
+    texts = [sum(not isinstance(t, int) for t in texts) for texts in given if isinstance(texts, list)]
+    return max([1, *answers]) * max([1, *texts])
 
 
 def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
