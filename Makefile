@@ -135,11 +135,12 @@ $(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/packag
 		echo "There is no npm: Node's clients are not tested." >&2; \
 	fi
 
-# Two of them are programs for one kind of machine, which their own scripts put into place.
-$(AGENTS): $(CLIENTS_FILES)/agents/package.json $(CLIENTS_FILES)/agents/package-lock.json
+# Each needs nothing but its program for this kind of machine, of its own version: there is nothing to lock. Two
+# have it put into place by scripts of theirs.
+$(AGENTS): $(CLIENTS_FILES)/agents/package.json
 	@if command -v npm >/dev/null 2>&1; then \
 		echo "Installing agents of the command line ..."; \
-		cd $(CLIENTS_FILES)/agents && npm ci --silent --ignore-scripts && \
+		cd $(CLIENTS_FILES)/agents && npm install --silent --ignore-scripts && \
 			node node_modules/@anthropic-ai/claude-code/install.cjs && \
 			(cd node_modules/opencode-ai && node postinstall.mjs) && touch node_modules/.installed; \
 	else \
