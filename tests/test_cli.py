@@ -322,6 +322,18 @@ def test_init_numbers_files_with_the_same_name(models: Path, tmp_path: Path) -> 
     assert list(load(tmp_path / "c.json", env={}).models) == ["model", "model-2", "status-2"]
 
 
+def test_init_keeps_what_the_file_says_besides_its_models(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    api = {"host": "127.0.0.1", "api_keys": ["k"]}
+    system = {"llama_server_path": "/opt/llama-server", "default_model": "old", "base_models_path": "/old"}
+    write(path, {"api": api, "system": system, "models": {"old": {"model_path": "old.gguf"}}})
+    assert run("init", "--models-dir", models, "-c", path, "--force").returncode == 0
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    assert tree["api"] == api
+    assert tree["system"] == {"llama_server_path": "/opt/llama-server", "base_models_path": str(models)}
+    assert "old" not in tree["models"]
+
+
 def test_init_never_overwrites_without_force(models: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text("mine", encoding="utf-8")
