@@ -14,7 +14,7 @@ from typing import Any
 from app.cli.check import counted
 from app.configuration.kinds_from_files import kind_in_params
 from app.core.config import RESERVED_ALIASES
-from app.gguf.header import GgufError, GgufHeader, read_header
+from app.gguf.header import PROJECTOR, GgufError, GgufHeader, read_header
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192
@@ -84,7 +84,7 @@ def _models(folder: Path) -> tuple[dict[str, Any], list[Path]]:
         except (GgufError, OSError) as error:
             print(f"  left out: {error}", file=sys.stderr)
             continue
-        if header.architecture == "clip":
+        if header.architecture == PROJECTOR:
             projectors.append(path)
         else:
             models[_alias(path, models)] = _entry(path.relative_to(folder), header)
