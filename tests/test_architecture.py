@@ -84,7 +84,12 @@ NO_IO = {
     "threading",
     "time",
 }
-READS_FILES = {"app.domain.atomic_files", "app.gguf.digest", "app.gguf.reader", "app.configuration.file"}
+READS_FILES = {
+    "app.domain.atomic_files",
+    "app.gguf.digest",
+    "app.gguf.header_parser",
+    "app.configuration.file",
+}
 """Pure but for the file that they are asked to read, or to write."""
 
 HTTP = {"fastapi", "starlette", "uvicorn", "sse_starlette"}

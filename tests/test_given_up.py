@@ -21,7 +21,7 @@ from app.judgement.given_up import (
     look_for_free_slots_in_s,
     places_free_again,
 )
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.slots_endpoint import SLOT_IS_FREE
 from app.models.instance import ModelInstance

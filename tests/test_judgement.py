@@ -28,7 +28,7 @@ from app.judgement.judge import (
     judge_request,
     look_in_s,
 )
-from app.judgement.pauses import GRACE_S, TICK_S, Pauses
+from app.judgement.router_pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
 LIMITS = ProcessLimits(load_s=30.0, request_s=LIMIT_S)

@@ -31,7 +31,7 @@ from app.judgement.judge import (
     judge_request,
     look_in_s,
 )
-from app.judgement.pauses import TICK_S, Pauses
+from app.judgement.router_pauses import TICK_S, Pauses
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 

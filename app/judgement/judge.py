@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from app.judgement.evidence import Evidence
-from app.judgement.pauses import Pauses
 from app.judgement.progress import slot_of
+from app.judgement.router_pauses import Pauses
 
 PROBE_TIMEOUT_S = 10.0
 """Generous: idle connections and long streams can hold every HTTP thread of llama-server for seconds."""

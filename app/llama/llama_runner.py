@@ -15,7 +15,7 @@ import anyio
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
 from app.judgement.judge import Cause, ProcessLimits, Repeated, Verdict, judge
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.child_process import ChildProcess
 from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
