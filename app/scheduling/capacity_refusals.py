@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from app.domain.errors import NeverFits, NoCapacity, RouterError, VramExhausted
 from app.domain.views import HOST, MemoryNeed
