@@ -72,7 +72,7 @@ soak: $(DEV) $(MODEL)
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
 test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed \
-		$(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
+		$(CLIENTS)/ollama/.installed $(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
 	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
@@ -118,6 +118,7 @@ clean:
 # An installation of its own for each: what clients need is not what the router needs.
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
+$(CLIENTS)/ollama/.installed: $(CLIENTS_FILES)/python/requirements-ollama.txt
 $(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/agents/requirements-aider.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."

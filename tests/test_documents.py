@@ -78,6 +78,7 @@ def test_every_file_of_the_code_that_is_named_exists(document: Path) -> None:
 
 def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
+    told += (ROOT / "docs" / "ollama.md").read_text(encoding="utf-8").partition("## Tried with")[2]
     clients = ROOT / "tests" / "clients"
     pinned = [
         line.split("==")
@@ -88,7 +89,7 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     aider = (clients / "agents" / "requirements-aider.txt").read_text(encoding="utf-8").splitlines()
     pinned.append(next(line for line in aider if line.startswith("aider-chat==")).split("=="))
     named = {name for name, _ in pinned if f"`{name}`" in told}
-    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "aider-chat"}
+    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "aider-chat"}
     in_node: dict[str, str] = {}
     for folder in ("node", "agents"):
         in_node |= json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))["dependencies"]

@@ -156,4 +156,7 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "wrong_key": _was_told("API key"),
     "broken": _was_told("broken", "GGUF"),
     "failing": _was_told("endless"),
+    "show": lambda line: "completion" in line.get("saw", ()),
+    "ps": lambda line: line.get("saw") == ["chat:latest"],
+    "keep_alive": lambda line: line.get("saw") == ["load", "unload"],
 }
