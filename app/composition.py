@@ -38,7 +38,7 @@ from app.llama.output.writer import LogServer
 from app.llama.runner_interface import Launcher
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.load_history import FILE_NAME, LoadHistory
-from app.memory.probes.choice import find_gpus
+from app.memory.probes.choice import START_TIMEOUT_S, find_gpus
 from app.memory.probes.interface import GpuProbe
 from app.models.card_cache import Cards
 from app.models.kv_cache import KvCache
@@ -287,5 +287,5 @@ async def _tracker(
     tracker = DeviceTracker(probe, kept_free=kept_free, clock=time.monotonic, bus=bus)
     configuration.subscribe(DeviceTracker.TAKES, tracker.apply)
     stack.push_async_callback(tracker.close)
-    await tracker.refresh()
+    await tracker.refresh(START_TIMEOUT_S)
     return tracker

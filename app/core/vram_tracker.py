@@ -52,17 +52,17 @@ class DeviceTracker:
         self.ledger.kept_free = KeptFree.parse(config.system.min_free_vram_mb)
         self._bus.publish(ReadingTaken(is_news=True))
 
-    async def refresh(self) -> None:
+    async def refresh(self, timeout_s: float | None = None) -> None:
         """Ask the driver. A driver that fails or hangs is a state that is reported, not a crash."""
-        ledger = self.ledger
+        ledger, timeout_s = self.ledger, timeout_s or self.reading_timeout_s
         waited_for, error_before = bool(ledger.given_back) or self._watching, ledger.error
         error: str | None = None
         asked_at = self._clock()
         try:
-            with anyio.fail_after(self.reading_timeout_s):
+            with anyio.fail_after(timeout_s):
                 asked_at, found = await self._driver.read()
         except TimeoutError:
-            error = f"the GPU driver did not answer within {self.reading_timeout_s:.0f} s"
+            error = f"the GPU driver did not answer within {timeout_s:.0f} s"
         else:
             if isinstance(found, Exception):
                 error = f"the GPU driver failed: {found}"
