@@ -25,6 +25,7 @@ from app.proxy.preparation import Accepted
 from app.proxy.request_body import RequestBody
 from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
+from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
 from app.proxy.upload import UploadBody
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,9 @@ class AsgiAnswer:
         if last:
             self._end()
         return self._waiting_bytes <= MAX_WAITING_BYTES
+
+    def cut(self) -> None:
+        asyncio.get_running_loop().call_later(CUT_AFTER_S, self._end)
 
     def abort(self) -> None:
         """The server closes a connection whose answer was not completed."""

@@ -240,7 +240,7 @@ class Reply:
         cut = self._dialect.cuts_failed_streams
         self._downstream.write(last_event, not cut)
         if cut:
-            self._downstream.abort()
+            self._downstream.cut()
 
     def abort(self) -> None:
         self._downstream.abort()
