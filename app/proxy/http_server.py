@@ -262,7 +262,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def cut(self) -> None:
         self._exchange, self._state = None, ConnectionState.CLOSING
-        self._loop.call_later(CUT_AFTER_S, self.abort)
+        self._loop.call_later(CUT_AFTER_S, self._transport.close)
 
     def abort(self) -> None:
         """A client that does not read would keep the connection from closing."""
