@@ -125,6 +125,10 @@ def _called(line: Told) -> bool:
     return line.get("saw") in (["weather", {"city": "Paris"}], ["weather", {"city": "Rome"}])
 
 
+def _is_a_place(saw: object) -> bool:
+    return saw in ({"city": "Paris"}, {"city": "Rome"})
+
+
 def _was_told(*words: str) -> Callable[[Told], bool]:
     """The error that its user sees has what the router said."""
     return lambda line: all(word in line.get("error", "") for word in words)
@@ -136,6 +140,8 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "stream": _came_in_pieces,
     "responses": _has_texts,
     "two_turns": _has_texts,
+    "parse": lambda line: _is_a_place(line.get("saw")),
+    "objects": lambda line: [_is_a_place(saw) for saw in line.get("saw", ())] == [True, True],
     "count": lambda line: line.get("saw", 0) > 5,
     "tools": _called,
     "swap": _has_texts,
@@ -144,5 +150,6 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "wrong_key": _was_told("API key"),
     "broken": _was_told("broken", "GGUF"),
     "failing": _was_told("endless"),
+    "failing_response": _was_told("endless"),
     "breaking": lambda line: bool(line.get("error")),  # as failing, for a library that overlooks why
 }
