@@ -17,7 +17,7 @@ from app.api.live_stats import LiveStats
 from app.api.metrics_feed import MetricsFeed
 from app.api.router_mode_events import PeerFeed
 from app.api.status_feed import StatusFeed
-from app.api.status_view import StatusView
+from app.api.status_json import StatusView
 from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.core.health_monitor import HealthMonitor

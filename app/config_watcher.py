@@ -12,7 +12,7 @@ from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
-from app.domain.atomic_files import FileIdentity
+from app.domain.file_identity import FileIdentity
 
 logger = logging.getLogger(__name__)
 

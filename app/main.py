@@ -13,9 +13,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import config_watcher
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
-from app.api import documentation, framework_errors, management, monitoring, openai, page, responses
+from app.api import (
+    framework_errors,
+    health,
+    login,
+    management,
+    model_endpoints,
+    monitoring,
+    openapi,
+    page,
+    stored_responses,
+)
+from app.api.cors import CorsGate
 from app.api.dependencies import Services
-from app.api.guard import CorsGate, Guard
+from app.api.guard import Guard
 from app.api.head_as_get import HeadAsGet
 from app.api.ollama import endpoints as ollama
 from app.api.sse_broadcast import HEARTBEAT_S
@@ -139,18 +150,20 @@ def _lifespan(
 def _add_routes(app: RouterApp) -> None:
     """All that are not for a model, and the descriptions of those that are."""
     for router in (
-        openai.router,
-        openai.ollama,
-        responses.router,
+        model_endpoints.router,
+        model_endpoints.ollama,
+        stored_responses.router,
         ollama.router,
         ollama.store,
         management.router,
+        health.router,
         monitoring.router,
         page.router,
+        login.router,
     ):
         app.include_router(router)
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
-    app.openapi = partial(documentation.openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(openapi.openapi, app)  # type: ignore[method-assign]
     framework_errors.install(app)
 
 

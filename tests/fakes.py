@@ -13,15 +13,16 @@ from typing import Any
 import anyio
 
 from app.core.config import Config
+from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
-from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
+from app.domain.file_identity import FileIdentity
 from app.domain.fingerprint import Work
+from app.domain.model_spec import ModelSpec
 from app.domain.priority import Priority
-from app.domain.spec import ModelSpec
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST, Placement
@@ -373,6 +374,12 @@ class World:
                 await asyncio.sleep(0)
             inspections = [t for t in asyncio.all_tasks() if t.get_name().startswith("inspect ")]
             await asyncio.gather(*inspections)
+
+    async def check_health(self, monitor: HealthMonitor) -> None:
+        """One look at each loaded model."""
+        for instance in self.manager.instances.values():
+            if instance.status in (Status.READY, Status.DRAINING) and instance.runner is not None:
+                await monitor.check(instance, instance.runner)
 
 
 class Runs:

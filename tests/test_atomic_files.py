@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.atomic_files import FileIdentity, private, write_whole
+from app.domain.atomic_files import private, write_whole
+from app.domain.file_identity import FileIdentity
 
 
 def test_another_content_is_another_file(tmp_path: Path) -> None:

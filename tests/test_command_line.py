@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.llama.command_line import (
     MAX_INPUT_BATCH,
     BinaryInfo,

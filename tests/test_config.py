@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from app.configuration.file import ConfigError, json_schema, load, parse
 from app.core.config import ApiConfig, ApiKey, Config, ModelConfig, SystemConfig
 from app.domain.config_types import Heartbeats
+from app.domain.model_spec import ModelParams
 from app.domain.priority import Priority
 from app.domain.router_owned_flags import OWNED_FLAGS
-from app.domain.spec import ModelParams
 from app.domain.status import ModelKind
 
 ROOT = Path(__file__).resolve().parent.parent

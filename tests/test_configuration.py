@@ -18,8 +18,8 @@ from app.configuration.reloadable_keys import Configuration
 from app.core.config import ApiConfig, Config, ModelConfig, SystemConfig
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelNotFound
+from app.domain.model_spec import ModelParams, ModelSpec
 from app.domain.priority import Priority
-from app.domain.spec import ModelParams, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.llama.command_line import BinaryInfo

@@ -10,7 +10,7 @@ import pytest
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
-from app.llama.error_answers import read_error
+from app.llama.llama_server_errors import read_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_stream import MessagesTranslator

@@ -20,7 +20,7 @@ from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
-from app.proxy import error_messages
+from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.translation_interface import Asked, Times
@@ -191,7 +191,7 @@ class World:
         """The process that was lost has ended: who has begun, or has no replay left, is told."""
         is_over = self.exchange.record.has_begun or not self.exchange.ticket.replays_left
         model: Any = self
-        self.exchange.process_gone(error_messages.crashed(model) if is_over else None)
+        self.exchange.process_gone(timeout_and_crash_errors.crashed(model) if is_over else None)
 
     def may_forget(self, size: int) -> bool:
         return size > 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.core.config import Config, SystemConfig
-from app.domain.spec import ModelParams, ModelSpec
+from app.domain.model_spec import ModelParams, ModelSpec
 from app.llama.command_line import BinaryInfo, Command, build_command, parse_help, parse_switches
 from app.llama.flags import FLAGS, VARIABLES, Flag
 from tools import flag_reference

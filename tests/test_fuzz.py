@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from app.configuration.file import parse
 from app.main import create_app
-from app.proxy import error_messages
+from app.proxy.catch_bugs import internal_error
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.proxy.routes import ENDPOINTS
 from tests.event_loops import on_the_loop_of_the_way, way
@@ -113,7 +113,7 @@ class Call:
         return self.method == "OPTIONS" and names >= {b"origin", b"access-control-request-method"}
 
 
-OUR_MISTAKE = error_messages.mistake().message
+OUR_MISTAKE = internal_error().message
 NO_HTTP = "Invalid HTTP request received."
 UPSTREAM_ERROR = b'{"error":{"code":400,"message":"no","type":"invalid_request_error"}}'
 

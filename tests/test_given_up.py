@@ -19,7 +19,7 @@ from app.judgement.given_up import (
 )
 from app.judgement.pauses import Pauses
 from app.llama.exit_reason import Failure, FailureKind
-from app.llama.slots import SLOT_IS_FREE
+from app.llama.slots_endpoint import SLOT_IS_FREE
 from app.models.instance import ModelInstance
 from tests.fakes import FakeRunner, World, failure
 
@@ -185,7 +185,7 @@ class Given:
         self.world.clock.now += LOOK_S
         self.pauses._last_tick = self.world.clock.now
         self.runner.sees = lambda runner: runner.evidence.saw_slots(runner.clock(), working)
-        await self.monitor.check_all()
+        await self.world.check_health(self.monitor)
         await self.world.settle()
         return self.next in self.instance.queue.running
 

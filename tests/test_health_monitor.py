@@ -37,7 +37,7 @@ class Ward:
         for _ in range(times):
             self.world.clock.now += 1.5
             self.stay_awake()
-            await self.monitor.check_all()
+            await self.world.check_health(self.monitor)
             await self.world.settle()
 
     def stay_awake(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app.access.api_keys import MAX_HEADER_BYTES
+from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason

@@ -15,7 +15,7 @@ import pytest
 
 from app.core.config import Config
 from app.domain.events import CacheMoved
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Status, StopReason
 from app.llama.command_line import BinaryInfo, build_command
 from app.models.kv_cache import KvCache, validity

@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Status
 from app.gguf.header import Pooling
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary

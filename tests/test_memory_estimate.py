@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.core.config import Config
-from app.domain.atomic_files import FileIdentity
+from app.domain.file_identity import FileIdentity
 from app.gguf.header import GgufHeader, read_header
 from app.gguf.reader import MAX_TENSORS, TensorInfo
 from app.memory.amount_to_reserve import Footprint, need

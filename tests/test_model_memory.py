@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from app.core.config import Config
-from app.domain.atomic_files import FileIdentity
 from app.domain.errors import LoadFailed, NeverFits, VramExhausted
 from app.domain.events import Evicted, LoadFinished
+from app.domain.file_identity import FileIdentity
 from app.domain.status import Status, StopReason
 from app.domain.units import MIB
 from app.domain.views import HOST, Placement

@@ -12,12 +12,12 @@ import pytest
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import BadRequest, RouterError
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.gguf.model_card import ModelCard
-from app.llama.error_answers import read_error
+from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
-from app.proxy.dialects.ollama.durations import keep_alive
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
+from app.proxy.dialects.ollama.keep_alive_field import keep_alive
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.api.examples import EXAMPLES
+from app.api.openapi_examples import EXAMPLES
 from app.core.config import Config
 from app.domain.errors import QueueFull
 from app.main import create_app

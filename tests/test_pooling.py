@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.gguf.header import Pooling, read_header
 from app.llama.pooling import PoolingChoice, choose_pooling
 from tests.ggufs import make_tiny

@@ -72,6 +72,14 @@ async def test_who_is_cancelled_while_it_waits_for_a_look_leaves_it_to_the_other
         await second
 
 
+async def a_look_at_an_open_port(look_in_s: float) -> None:
+    seen = asyncio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        probe = PortProbe(port.getsockname()[1], "key", Evidence(0.0), Pauses(0.0))
+        with probe.waiting(look_in_s, seen.set):
+            await asyncio.wait_for(seen.wait(), 10)
+
+
 async def test_a_port_that_is_bound_is_noticed_and_until_then_nothing_is_asked() -> None:
     evidence = Evidence(time.monotonic())
     opened = asyncio.Event()
@@ -79,7 +87,7 @@ async def test_a_port_that_is_bound_is_noticed_and_until_then_nothing_is_asked()
         port.bind(("127.0.0.1", 0))
         probe = PortProbe(port.getsockname()[1], "key", evidence, Pauses(time.monotonic()))
         with probe.waiting(0.01, opened.set):
-            await asyncio.sleep(0.05)
+            await a_look_at_an_open_port(0.01)  # its time came after that of the port that is bound
             assert not opened.is_set()
             port.listen()
             await asyncio.wait_for(opened.wait(), 10)

@@ -11,7 +11,7 @@ import pytest
 
 from app.core.config import Config
 from app.domain.errors import BadRequest, ModelCrashed, NotFound, RequestTooLarge, RouterError
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.dialects.sse_format import EventReader, event

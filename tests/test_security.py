@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.access.api_keys import MAX_HEADER_BYTES, MAX_HEADERS
 from app.access.failed_logins import MAX_ADDRESSES, MAX_FAILURES, WINDOW_S, FailedLogins
 from app.access.sessions import LIFETIME_S, MAX_OF_ONE_KEY, MAX_SESSIONS, Sessions
+from app.access.size_limits import MAX_HEADER_BYTES, MAX_HEADERS
 from app.config_watcher import reload
 from app.configuration.file import ConfigError, parse
 from app.domain.errors import RouterError, TooManyLogins

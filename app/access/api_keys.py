@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import socket
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from app.access.header_lookup import Headers
-from app.access.hosts import host_name, is_ours, nobody_can_rebind
+from app.access.hosts import Hosts, is_ours
 from app.access.origins import Origins
 from app.access.sessions import Sessions
+from app.access.size_limits import BodyLimit, announced_length, check_headers
 from app.core.config import ApiConfig
-from app.domain.errors import (
-    BadRequest,
-    HeadersTooLarge,
-    HostNotAllowed,
-    InvalidApiKey,
-    OriginNotAllowed,
-    RequestTooLarge,
-)
+from app.domain.errors import InvalidApiKey
 from app.domain.priority import Priority
-from app.domain.units import MIB
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OPEN_PATHS = frozenset({"/", "/health", "/favicon.ico", "/session"})
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 32768
-MAX_HOSTS = 1000
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ class Rules:
     )
 
     def __init__(self, api: ApiConfig, sessions: Sessions) -> None:
-        self.max_body_bytes = int(api.max_body_mb * MIB)
+        self.body_limit = BodyLimit(api.max_body_mb)
         self.sessions = sessions
         self.cookie = f"router_session_{api.port}"  # cookies know no ports: two routers share a machine
         self._api = api
@@ -74,53 +62,17 @@ class Rules:
             for secret in (key.key.get_secret_value().encode(),)
         ]
         self._origins = Origins(api.cors_allow_origins)
-        self._good_hosts: set[str] = set()
-        self._hosts = {host.lower() for host in api.allowed_hosts} | {socket.gethostname().lower()}
+        self._hosts = Hosts(api.allowed_hosts)
 
     def check(self, method: str, path: str, headers: Headers) -> Client:
-        """Who asks. Raises what the client is to be told instead."""
-        _check_size(headers)
+        """Who asks. Raises the `RouterError` that refuses the request."""
+        check_headers(headers)
         client = self._by_key(headers)
-        self._check_host(headers, is_trusted=client is not None)
+        self._hosts.check(headers, is_trusted=client is not None, has_keys=self.has_keys)
         if method not in _SAFE_METHODS or path.startswith("/upstream/"):
-            self._check_origin(headers)  # a GET upstream loads its model, and may stop another
-        self.check_body(announced_length(headers))
+            self._origins.check(headers)  # a GET upstream loads its model, and may stop another
+        self.body_limit.check(announced_length(headers))
         return client or self._without_key(method, path, headers)
-
-    def check_body(self, size: int) -> None:
-        """Of a request to a model, announced or come; bytes. Raises `RequestTooLarge`."""
-        if size > self.max_body_bytes:
-            mb = self._api.max_body_mb
-            raise RequestTooLarge(f"the body is larger than {mb:g} MB; raise api.max_body_mb")
-
-    def _check_host(self, headers: Headers, *, is_trusted: bool) -> None:
-        """Against DNS rebinding: a page's own name must not reach us just because it resolves to us.
-
-        Only old programs send no Host at all; every browser does.
-        """
-        if [name for name, _ in headers.raw].count(b"host") > 1:
-            raise BadRequest("send one Host header")
-        given = headers.get("host")
-        if is_trusted or given is None or given in self._good_hosts or "*" in self._hosts:
-            return
-        name = host_name(given)
-        if name is None or not (name in self._hosts or nobody_can_rebind(name)):
-            or_key = ", or send a valid API key" if self._keys else ""
-            raise HostNotAllowed(
-                f"the host {given[:100]!r} is not known; add it to api.allowed_hosts{or_key}"
-            )
-        if len(self._good_hosts) < MAX_HOSTS:
-            self._good_hosts.add(given)
-
-    def _check_origin(self, headers: Headers) -> None:
-        """A web page of another origin must not change anything, whether it can read our answer or not."""
-        if is_ours(headers):
-            return
-        origin = headers.get("origin")
-        if origin is None:
-            raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
-        if not self._origins.allow(origin):
-            raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
 
     # --- keys
 
@@ -192,18 +144,6 @@ def shown_key(headers: Headers) -> bytes | None:
     if given and not token:
         return given.encode()
     return headers.get("x-api-key", "").strip().encode() if "x-api-key" in headers else None
-
-
-def _check_size(headers: Headers) -> None:
-    size = sum(map(len, chain.from_iterable(headers.raw)))
-    if size > MAX_HEADER_BYTES or len(headers.raw) > MAX_HEADERS:
-        raise HeadersTooLarge(f"send at most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together")
-
-
-def announced_length(headers: Headers) -> int:
-    """Of the body. What is no number is left to the server; the body is counted anyway."""
-    text = headers.get("content-length", "")
-    return int(text[:18]) if text.isascii() and text.isdigit() else 0
 
 
 def _cookie(header: str, name: str) -> str:

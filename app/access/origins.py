@@ -1,9 +1,11 @@
-"""Which origins of web pages `api.cors_allow_origins` names."""
+"""Which web pages of other origins may ask: those that `api.cors_allow_origins` names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from app.access.header_lookup import Headers
+from app.access.hosts import is_ours
 from app.domain.addresses_and_origins import (
     ANY_ORIGIN,
     APP_ORIGINS,
@@ -11,6 +13,7 @@ from app.domain.addresses_and_origins import (
     is_app_origin,
     is_local_origin,
 )
+from app.domain.errors import OriginNotAllowed
 
 
 class Origins:
@@ -29,6 +32,19 @@ class Origins:
         if LOCAL_ORIGINS in self._entries and is_local_origin(origin):
             return True
         return APP_ORIGINS in self._entries and is_app_origin(origin)
+
+    def check(self, headers: Headers) -> None:
+        """A web page of another origin must not change anything, whether it can read our answer or not.
+
+        Raises `OriginNotAllowed`.
+        """
+        if is_ours(headers):
+            return
+        origin = headers.get("origin")
+        if origin is None:
+            raise OriginNotAllowed("a page of another site may not do this; see api.cors_allow_origins")
+        if not self.allow(origin):
+            raise OriginNotAllowed(f"{origin[:100]} may not do this; add it to api.cors_allow_origins")
 
     def __bool__(self) -> bool:
         return bool(self._entries)

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.domain.errors import BadRequest, MethodNotAllowed, NotFound, RouterError
-from app.proxy import error_messages
 from app.proxy.asgi import ERROR_KEY
+from app.proxy.catch_bugs import internal_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.dialect import retry_headers
 from app.proxy.routes import meant_by
@@ -51,7 +51,7 @@ def response(error: RouterError, path: str) -> Response:
 def bug(error: Exception, method: str, path: str) -> Response:
     """The answer to a request that met a mistake of ours, which goes to the log."""
     logger.error("%s %s failed", method, path, exc_info=error)
-    return response(error_messages.mistake(), path)
+    return response(internal_error(), path)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

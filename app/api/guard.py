@@ -8,23 +8,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from starlette.datastructures import Headers as StarletteHeaders
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access.api_keys import Client, Rules
 from app.access.header_lookup import RequestHeaders
-from app.access.hosts import is_ours
-from app.access.origins import Origins
 from app.access.request_id import OURS, own_headers, request_id
+from app.access.size_limits import check_target
 from app.api import framework_errors
-from app.core.config import Config
-from app.domain.addresses_and_origins import ANY_ORIGIN
-from app.domain.errors import OriginNotAllowed, RouterError
+from app.domain.errors import RouterError
 from app.proxy import request_parameters as model_requests
-from app.proxy.gateway import Gateway, check_target
+from app.proxy.gateway import Gateway
 from app.proxy.request_memory_limit import ClientMemory
 
 
@@ -41,13 +35,6 @@ def rules_of(request: Request) -> Rules:
 def memory_of(request: Request) -> ClientMemory:
     gateway: Gateway = request.app.gateway
     return gateway.memory
-
-
-def unknown_origin(origin: str) -> OriginNotAllowed:
-    return OriginNotAllowed(
-        f"pages of {origin[:100] or 'other sites'} may not ask this router; add that origin to "
-        "api.cors_allow_origins"
-    )
 
 
 def require_admin(request: Request) -> None:
@@ -83,63 +70,6 @@ class Guard:
         except RouterError as error:
             return error
         return None
-
-
-class Cors(CORSMiddleware):
-    """Starlette's, but it is told origins in our words, and what it refuses is told in the API's shape."""
-
-    def __init__(self, app: ASGIApp, origins: Origins) -> None:
-        super().__init__(
-            app,
-            allow_origins=[ANY_ORIGIN] if origins.any else [],
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
-        )
-        self.allow_private_network = True  # not every Starlette can be told it above
-        self._origins = origins
-
-    def is_allowed_origin(self, origin: str) -> bool:
-        return self._origins.allow(origin)
-
-    def preflight_response(self, request_headers: StarletteHeaders) -> Response:
-        origin = request_headers["origin"]
-        if not self.is_allowed_origin(origin):
-            return framework_errors.response(unknown_origin(origin), "")
-        answer = super().preflight_response(request_headers)
-        if answer.status_code >= 400:
-            method = request_headers["access-control-request-method"]
-            return framework_errors.response(OriginNotAllowed(f"{method[:40]} may not be used by pages"), "")
-        if "access-control-request-private-network" in request_headers:
-            answer.headers["Access-Control-Allow-Private-Network"] = "true"
-        return answer
-
-
-class CorsGate:
-    """Lets pages of other origins read answers, where the configuration names any."""
-
-    TAKES = ("api.cors_allow_origins",)
-
-    def __init__(self, app: ASGIApp, config: Config) -> None:
-        self._app = app
-        self.apply(config)
-
-    def apply(self, config: Config) -> None:
-        origins = Origins(config.api.cors_allow_origins)
-        self._gate: ASGIApp = Cors(self._app, origins) if origins else self._refuse_preflights
-
-    async def _refuse_preflights(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A browser shows nothing but the answer to its preflight: that has to say what is missing."""
-        if scope["type"] == "http" and scope["method"] == "OPTIONS":
-            headers = RequestHeaders(scope["headers"])
-            if "access-control-request-method" in headers and not is_ours(headers):
-                refused = unknown_origin(headers.get("origin", ""))
-                await framework_errors.response(refused, scope["path"])(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._gate(scope, receive, send)
 
 
 def _with_own_headers(send: Send, request_id: str) -> Send:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from app.api import render
-from app.api.progress_view import progress
+from app.api.memory_json import device, gpu_trouble, host
+from app.api.model_json import by_priority
+from app.api.progress_json import progress
 from app.core.manager import ModelManager
 from app.core.vram_tracker import DeviceTracker
 from app.domain.event_bus import EventBus
@@ -49,9 +50,9 @@ class LiveStats:
         devices = self._tracker.ledger.devices()
         return {
             "timestamp": time.time(),
-            "devices": [{**render.device(d), "utilization": d.utilization} for d in devices if d.is_gpu],
-            "host": render.host(devices),
-            "reason": render.gpu_trouble(self._tracker),
+            "devices": [{**device(d), "utilization": d.utilization} for d in devices if d.is_gpu],
+            "host": host(devices),
+            "reason": gpu_trouble(self._tracker),
             "models": {view.alias: self._model(view) for view in self._manager.views()},
             "queues": self._queues(),
         }
@@ -75,7 +76,7 @@ class LiveStats:
         return {
             **progress(instance),
             "queue_length": view.waiting,
-            "by_priority": render.by_priority(view),
+            "by_priority": by_priority(view),
             "current_processing": view.in_flight,
             "slots": view.slots,
             "oldest_wait_sec": 0.0 if oldest is None else round(now - oldest, 3),

@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from app.api import model_list
 from app.api.dependencies import Services, services_of
-from app.api.documentation import FOR_MANAGEMENT, json_body
 from app.api.guard import client_of, require_admin
-from app.api.openai import json_object
+from app.api.openapi import FOR_MANAGEMENT, json_body
+from app.api.request_json import json_object
 from app.domain.status import Status
 from app.domain.views import HOST
 from app.models.instance import ModelInstance

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from app.api.render import router_mode_status
-from app.domain.spec import ModelSpec
+from app.api.model_json import router_mode_status
+from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.gguf.model_card import ModelCard
 from app.models.instance import ModelInstance

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from app.api.render import router_mode_status
+from app.api.model_json import router_mode_status
 from app.api.sse_broadcast import Broadcast
 from app.domain.event_bus import EventBus
 from app.domain.events import Event, ModelChanged, StatusChanged

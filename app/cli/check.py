@@ -12,7 +12,7 @@ from app.cli.devices import device_lines, device_warnings
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
-from app.domain.spec import ALL_LAYERS, ModelSpec
+from app.domain.model_spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.llama.binary import BinaryNotFound, find_binary, in_path, inspect_binary
 from app.llama.builds.install import BuildUnavailable, is_installed, provide, select
 from app.llama.builds.known_builds import BUILDS, Build

@@ -21,7 +21,7 @@ from app.core.config import (
 )
 from app.domain.config_types import Section
 from app.domain.model_names import MAX_NAME
-from app.domain.spec import QUANTISED, ModelParams
+from app.domain.model_spec import QUANTISED, ModelParams
 
 # These look at the tree as it was read, so that they are reported together with everything else. What has a
 # wrong type is passed over: that is somebody else's message.

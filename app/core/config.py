@@ -28,9 +28,9 @@ from app.domain.config_types import (
     Whole,
     either,
 )
+from app.domain.model_spec import KeepCache, ModelParams, ModelSpec
 from app.domain.priority import Priority
 from app.domain.router_owned_flags import not_owned_flag, not_owned_variable
-from app.domain.spec import KeepCache, ModelParams, ModelSpec
 
 ENV_PREFIX = "ROUTER_"
 

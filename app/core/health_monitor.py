@@ -118,12 +118,6 @@ class HealthMonitor:
                 told = pauses.count
                 logger.warning("the router stood still for %.1f s: all is looked at afresh", pauses.last_s)
 
-    async def check_all(self) -> None:
-        """One look at each, at the same time."""
-        async with anyio.create_task_group() as group:
-            for instance, runner in self._loaded():
-                group.start_soon(self.check, instance, runner)
-
     async def check(self, instance: ModelInstance, runner: Runner) -> bool:
         """Look, judge, and end what is stuck. True if it answered."""
         evidence, begun = runner.evidence, self._clock()

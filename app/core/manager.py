@@ -16,8 +16,8 @@ from app.domain.errors import QueueTimeout, ShuttingDown
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged
 from app.domain.jobs import Jobs
+from app.domain.model_spec import ModelSpec
 from app.domain.priority import Priority
-from app.domain.spec import ModelSpec
 from app.domain.status import Status, StopReason
 from app.domain.views import ModelView
 from app.llama.runner_interface import Launcher

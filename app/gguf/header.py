@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from app.domain.atomic_files import FileIdentity
+from app.domain.file_identity import FileIdentity
 from app.gguf.reader import GgufError, TensorInfo, Value, read_part
 from app.gguf.split_model import split_parts
 

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from app.domain.atomic_files import FileIdentity
+from app.domain.file_identity import FileIdentity
 from app.llama.command_line import BinaryInfo, parse_help, parse_switches, parse_version
 from app.llama.exit_reason import classify
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.domain.spec import ALL_LAYERS, ModelSpec
+from app.domain.model_spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, Layout
 from app.llama import flags
-from app.llama.environment import passed_on
+from app.llama.child_environment import passed_on
 from app.llama.flags import Flag
 
 MAX_INPUT_BATCH = 8192  # an embedding's whole input is one batch, and compute memory grows with it

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.gguf.split_model import split_parts
 from app.judgement.pauses import Pauses

@@ -20,13 +20,13 @@ from app.llama.child_process import ChildProcess
 from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog, LoadReader
-from app.llama.load_watch import LoadWatch
+from app.llama.load_signs import LoadWatch
 from app.llama.output.log import ModelLog
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
 from app.llama.process_timeouts import USUAL, ProcessTimes
 from app.llama.runner_interface import Exit, LoadError, OnChange
-from app.llama.slots import SLOT_IS_FREE
+from app.llama.slots_endpoint import SLOT_IS_FREE
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from app.judgement.judge import PROBE_TIMEOUT_S
 from app.judgement.pauses import Pauses
 from app.llama.http_get import Answer, NoAnswer, http_get, may_listen
 from app.llama.os_calls import out_of_files, processor_use
-from app.llama.slots import working_slots
+from app.llama.slots_endpoint import working_slots
 
 SLOTS = "/slots"
 _NO_ANSWER = (NoAnswer, OSError, TimeoutError)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
 from app.llama.exit_reason import Failure

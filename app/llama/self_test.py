@@ -21,7 +21,7 @@ from typing import IO
 import psutil
 
 from app.core.config import Config
-from app.domain.spec import CPU_ONLY, ModelSpec
+from app.domain.model_spec import CPU_ONLY, ModelSpec
 from app.llama import probe_model
 from app.llama.binary import inspect_binary
 from app.llama.command_line import CHILD_OF_A_ROUTER, BinaryInfo, build_command

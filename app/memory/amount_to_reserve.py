@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.domain.atomic_files import FileIdentity
-from app.domain.spec import ModelSpec
+from app.domain.file_identity import FileIdentity
+from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.domain.views import HOST, MemoryNeed

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.views import HOST, Layout, MemoryNeed, Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import Buffer, LoadLog

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import anyio
 import anyio.to_thread
 
-from app.domain.atomic_files import FileIdentity
-from app.domain.spec import ModelSpec
+from app.domain.file_identity import FileIdentity
+from app.domain.model_spec import ModelSpec
 from app.gguf.digest import digest
 from app.gguf.header import GgufError, read_header
 from app.gguf.model_card import FileFacts, ModelCard, card_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.domain.event_bus import EventBus
 from app.domain.events import CacheMoved, MoveDirection, MoveResult
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.llama.runner_interface import Runner
 from app.models.kv_cache import KvCache, Moved
 

@@ -9,9 +9,9 @@ from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import RequestCrashesModel
 from app.domain.fingerprint import Fingerprint, Work
 from app.llama.exit_reason import Failure
+from app.models.crash_suspects import Suspects, Suspicion
 from app.models.lifecycle_effects import Blame
 from app.models.restarts import Restarts
-from app.models.suspects import Suspects, Suspicion
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from app.domain.errors import MissingModel, ModelNotFound
 from app.domain.model_names import MAX_NAME, folded, nearest_first, possible_names
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import ModelView
 from app.models.instance import ModelInstance

@@ -8,11 +8,11 @@ from functools import partial
 
 from app.core.queue import RequestQueue, Ticket
 from app.core.vram_tracker import DeviceTracker
-from app.domain.atomic_files import FileIdentity
 from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import ModelChanged, StatusChanged
-from app.domain.spec import ModelSpec
+from app.domain.file_identity import FileIdentity
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Health, Status, StopReason
 from app.domain.views import MemoryNeed, ModelView, Placement
 from app.llama.exit_reason import Failure

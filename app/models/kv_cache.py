@@ -15,9 +15,9 @@ import anyio.to_thread
 import httpx
 
 from app.core.config import Config
-from app.domain.atomic_files import FileIdentity
 from app.domain.events import MoveResult
-from app.domain.spec import ModelSpec
+from app.domain.file_identity import FileIdentity
+from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.gguf.header import GgufError

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import anyio.to_thread
 
-from app.domain.atomic_files import FileIdentity
-from app.domain.spec import ModelSpec
+from app.domain.file_identity import FileIdentity
+from app.domain.model_spec import ModelSpec
 from app.domain.views import MemoryNeed
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.runner_interface import Launcher, LoadError

@@ -6,7 +6,7 @@ import math
 from typing import Protocol
 
 from app.core.queue import RequestQueue
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.status import Health
 from app.domain.views import HOST, NEVER_USED, KeptView, MemoryNeed, ModelView, ProcessView
 from app.llama.runner_interface import Runner

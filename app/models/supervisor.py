@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio
 
 from app.core.vram_tracker import DeviceTracker
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.views import Placement
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.load_output import LoadLog

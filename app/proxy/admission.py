@@ -1,26 +1,20 @@
-"""What an exchange needs of the queue in front of its model, and of the health of its process."""
+"""How an exchange gets a slot of its model, and gives it back."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
 
-import anyio
-
 from app.core.health_monitor import HealthMonitor
 from app.core.manager import ModelManager
-from app.domain.errors import RequestCrashesModel, RouterError, ShuttingDown
+from app.domain.errors import RouterError, ShuttingDown
 from app.domain.event_bus import EventBus
-from app.domain.events import Replayed
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import error_messages
 from app.proxy.exchange_interfaces import Entrant
+from app.proxy.replay import EXIT_WAIT_S, Replays
 from app.proxy.request_record import RequestRecord
-
-EXIT_WAIT_S = 3.0
-"""How long a replay waits for the supervisor to notice that the process ended; then the process is probed."""
 
 
 class Admission:
@@ -34,7 +28,8 @@ class Admission:
         *,
         exit_wait_s: float = EXIT_WAIT_S,
     ) -> None:
-        self._manager, self._health, self._bus, self._exit_wait_s = manager, health, bus, exit_wait_s
+        self._manager, self._health, self._bus = manager, health, bus
+        self._replays = Replays(manager, health, bus, exit_wait_s)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def enter(self, entrant: Entrant) -> asyncio.Task[None] | None:
@@ -90,7 +85,7 @@ class Admission:
         if self._manager.closing:
             entrant.process_gone(ShuttingDown())
             return None
-        return self._start(entrant, self._wait_for_exit(entrant, runner))
+        return self._start(entrant, self._replays.after_exit(entrant, runner))
 
     # --- inside
 
@@ -106,32 +101,6 @@ class Admission:
         """A model that has failed gets another try if its file is another one."""
         await self._manager.revive(entrant.instance)
         self._enter(entrant)
-
-    async def _wait_for_exit(self, entrant: Entrant, runner: Runner | None) -> None:
-        """Else the replay could be sent to the process that has just failed, and nobody would know why."""
-        if runner is not None:
-            with anyio.move_on_after(self._exit_wait_s) as wait:
-                await entrant.instance.until_gone(runner)
-            if wait.cancelled_caught:
-                await self._health.suspect(entrant.instance, runner)
-        error = self._instead_of_replay(entrant)
-        if error is None:
-            self._bus.publish(Replayed(entrant.instance.alias))
-        entrant.process_gone(error)
-
-    def _instead_of_replay(self, entrant: Entrant) -> RouterError | None:
-        """A crash uses up no replay: whoever was in one runs alone the next time, and the time after that
-        never. What killed the process from outside may do so for ever."""
-        instance, ticket = entrant.instance, entrant.ticket
-        if self._manager.closing:
-            return ShuttingDown()
-        try:
-            if instance.crash_inquiry.is_open:
-                instance.crash_inquiry.judge(ticket)
-        except RequestCrashesModel as error:
-            return error
-        may_go_on = ticket.lost_in_crash or ticket.replays_left
-        return None if may_go_on and not entrant.record.has_begun else error_messages.crashed(instance)
 
     def _start(self, entrant: Entrant, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(_guarded(entrant, work))

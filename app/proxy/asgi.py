@@ -12,10 +12,11 @@ from urllib.parse import quote
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access.api_keys import announced_length
+from app.access.size_limits import announced_length
 from app.domain.alarm import Alarm
 from app.domain.errors import RouterError
-from app.proxy import answer_writer, error_messages
+from app.proxy import answer_writer
+from app.proxy.catch_bugs import internal_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.forwarded_headers import from_lines
@@ -82,7 +83,7 @@ class AsgiProxy:
         meta = self._gateway.meta(endpoint, headers, client)
         is_upload = endpoint is not None and endpoint.is_upload
         body = (UploadBody if is_upload else RequestBody)(
-            self._gateway.memory, announced_length(headers), check=self._gateway.rules.check_body
+            self._gateway.memory, announced_length(headers), check=self._gateway.rules.body_limit.check
         )
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
@@ -93,7 +94,7 @@ class AsgiProxy:
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
         target = tunnel_target(self._gateway.backend.manager.fleet, info, scope["query_string"])
         length = announced_length(scope["router.headers"])
-        body = RequestBody(self._gateway.memory, length, check=self._gateway.rules.check_body)
+        body = RequestBody(self._gateway.memory, length, check=self._gateway.rules.body_limit.check)
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
 
@@ -162,7 +163,7 @@ class AsgiAnswer:
     def bug(self, bug: Exception) -> None:
         """In what comes before an exchange, which sees to its own."""
         logger.error("%s %s failed", self._scope["method"], self._scope["path"], exc_info=bug)
-        self.refuse(error_messages.mistake())
+        self.refuse(internal_error())
 
     def wake(self, delay_s: float) -> None:
         self._alarm.set(asyncio.get_running_loop().time() + delay_s)

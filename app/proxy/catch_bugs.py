@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
+from app.domain.errors import InternalError
+
 
 class Answering(Protocol):
     def bug(self, bug: Exception) -> None: ...
@@ -26,3 +28,8 @@ def catch_bugs(method: Input) -> Input:
             return None
 
     return calls  # type: ignore[return-value]
+
+
+def internal_error() -> InternalError:
+    """What the client gets; the traceback is for the log."""
+    return InternalError("the router made a mistake; its log says more")

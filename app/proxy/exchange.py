@@ -15,9 +15,9 @@ from app.domain.fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
-from app.proxy import error_messages
+from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.catch_bugs import catch_bugs
+from app.proxy.catch_bugs import catch_bugs, internal_error
 from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
@@ -197,7 +197,7 @@ class Exchange:
                 self._end()
             else:
                 self._give_up()
-                self._fail(error_messages.upstream_timeout(self.instance))
+                self._fail(timeout_and_crash_errors.upstream_timeout(self.instance))
 
     def _patience_s(self, now: float) -> float:
         """Until this is to be asked again; 0: it has stood still for too long, or its client has."""
@@ -208,7 +208,7 @@ class Exchange:
 
     def _due_in_queue(self, now: float) -> None:
         if self._timeouts.has_waited_too_long(now):
-            self._fail(error_messages.queue_timeout(self.instance, self._limits))
+            self._fail(timeout_and_crash_errors.queue_timeout(self.instance, self._limits))
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
@@ -291,7 +291,7 @@ class Exchange:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)
         if self.phase is Phase.ENDED:
             return
-        error = error_messages.mistake()
+        error = internal_error()
         try:
             self.reply.fail(error)
         except Exception:  # a second bug of ours: the connection ends

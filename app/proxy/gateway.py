@@ -9,7 +9,8 @@ from app.access.api_keys import Client, Rules
 from app.access.header_lookup import Headers as ParsedHeaders
 from app.access.header_lookup import RequestHeaders
 from app.access.request_id import request_id
-from app.domain.errors import Refused, RouterError, TargetTooLong
+from app.access.size_limits import check_target
+from app.domain.errors import Refused, RouterError
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.exchange_interfaces import Pending
@@ -21,14 +22,6 @@ from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
 from app.proxy.upload import UploadBody, boundary_of
-
-MAX_TARGET_BYTES = 8192
-
-
-def check_target(size: int) -> None:
-    """Of path and query. Routes are regular expressions, and an alias may stand anywhere in a path."""
-    if size > MAX_TARGET_BYTES:
-        raise TargetTooLong(f"the path and its query may have at most {MAX_TARGET_BYTES} bytes")
 
 
 class Gateway:
@@ -52,19 +45,19 @@ class Gateway:
     # --- letting in
 
     def accept(self, head: RequestHead) -> Accepted | None:
-        """None for what does not go to a model. Raises what the client is to be told instead."""
+        """None for what does not go to a model. Raises the `RouterError` that refuses it."""
         lines = head.lines
         known = self._known.get(lines) or self._examined(head)
         if known is None:
             return None
-        self.rules.check_body(head.length or 0)
+        self.rules.body_limit.check(head.length or 0)
         endpoint, meta = known
         if endpoint is None and head.given_id is not None:
             passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
             meta = meta._replace(passed_on=passed_on)
         is_upload = endpoint is not None and endpoint.is_upload
         body = (UploadBody if is_upload else RequestBody)(
-            self.memory, head.length or 0, check=self.rules.check_body
+            self.memory, head.length or 0, check=self.rules.body_limit.check
         )
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
 
@@ -94,7 +87,7 @@ class Gateway:
 
     @staticmethod
     def meta(endpoint: Endpoint | None, headers: ParsedHeaders, client: Client) -> RequestMeta:
-        """`endpoint` is None for the tunnel. Raises what the client is to be told instead."""
+        """`endpoint` is None for the tunnel. Raises the `RouterError` that refuses it."""
         if endpoint is None:
             return Gateway.admin_meta(headers, client)
         if endpoint.is_upload:
@@ -130,5 +123,5 @@ class Gateway:
     def start(self, accepted: Accepted, entrance: Entrance) -> Pending | None:
         """Calls `begin`, `refuse` or `bug` of the entrance; for what takes long, which is done beside the
         event loop, not before this returns."""
-        most_bytes = self.rules.max_body_bytes
+        most_bytes = self.rules.body_limit.most_bytes
         return Preparation(self.backend, accepted, entrance, most_bytes=most_bytes).begin()

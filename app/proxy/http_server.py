@@ -20,7 +20,8 @@ from uvicorn.server import ServerState
 from app.access.request_id import request_id
 from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
-from app.proxy import answer_writer, error_messages
+from app.proxy import answer_writer
+from app.proxy.catch_bugs import internal_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
@@ -240,7 +241,7 @@ class ProxyProtocol(asyncio.Protocol):
         logger.error("%s %s failed", head and head.method, head and head.path, exc_info=bug)
         if self._handover is None and head is not None and not self._transport.is_closing():
             self._keep_alive = False
-            self.refuse(error_messages.mistake())
+            self.refuse(internal_error())
         else:
             self._transport.abort()
 

@@ -8,7 +8,7 @@ import re
 from app.access.api_keys import Client
 from app.access.header_lookup import Headers
 from app.domain.errors import BadRequest
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 
 HEADER, FIELD = "X-Model-TTL", "keep_alive"
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.llama.error_answers import read_error
+from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from app.core.config import SystemConfig
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.judgement.judge import LOOKS
 
 FIRST_HEAD_S = 75.0

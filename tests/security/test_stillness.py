@@ -19,10 +19,9 @@ from typing import Any
 
 import pytest
 
-from app.access.api_keys import MAX_HEADER_BYTES
+from app.access.size_limits import MAX_HEADER_BYTES, MAX_TARGET_BYTES
 from app.configuration.file import parse
 from app.main import create_app
-from app.proxy.gateway import MAX_TARGET_BYTES
 from app.proxy.request_memory_limit import ClientMemory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until_now

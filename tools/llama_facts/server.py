@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from app.core.config import Config
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.llama.child_process import EXIT_COMMAND
 from app.llama.command_line import BinaryInfo, build_command
 from app.llama.load_output import LoadLog

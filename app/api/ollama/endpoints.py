@@ -13,14 +13,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from app.api.dependencies import Services, services_of
-from app.api.documentation import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
 from app.api.ollama import tags_and_ps
 from app.api.ollama.show import shown
-from app.api.openai import json_object
+from app.api.openapi import FOR_OLLAMA, FOR_SHOW, FOR_STORE, json_body
+from app.api.request_json import json_object
 from app.domain.errors import BadRequest, NotSupported
-from app.domain.spec import ModelSpec
-from app.proxy.dialects.ollama.ollama_errors import OLLAMA
-from app.proxy.dialects.ollama.request_errors import wrong_type
+from app.domain.model_spec import ModelSpec
+from app.proxy.dialects.ollama.ollama_errors import OLLAMA, wrong_type
 from app.proxy.dialects.ollama.tagged_names import asked_for
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.api.model_list import capabilities, context_length
 from app.api.ollama.tags_and_ps import details, modified_at
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, Value, read_header
 from app.gguf.model_card import ModelCard
 from app.gguf.tensor_types import TENSOR_TYPES

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.api.model_list import capabilities, context_length
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.units import MIB
 from app.domain.views import ModelView
 from app.gguf.model_card import ModelCard

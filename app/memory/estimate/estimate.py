@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from app.domain.spec import ALL_LAYERS, QUANTISED
+from app.domain.model_spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
 from app.gguf.reader import BlockLayout, TensorInfo
 from app.memory.estimate.compute_buffer import (

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.llama.error_answers import read_error
+from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.sse_format import Event, EventReader, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times

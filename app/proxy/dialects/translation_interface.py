@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from app.domain.errors import RouterError
-from app.domain.spec import ModelSpec
+from app.domain.model_spec import ModelSpec
 from app.domain.units import MIB
 
 

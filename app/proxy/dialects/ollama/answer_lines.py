@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
-from app.llama.error_answers import read_error
-from app.proxy.dialects.ollama.context import Turn, packed
+from app.llama.llama_server_errors import read_error
+from app.proxy.dialects.ollama.context_field import Turn, packed
 from app.proxy.dialects.ollama.function_calls import Calls
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp

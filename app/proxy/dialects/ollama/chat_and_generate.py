@@ -9,11 +9,12 @@ from typing import Any
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.json_pieces import text_of
-from app.proxy.dialects.ollama import common_fields, context, llama_answers, options, shortening
+from app.proxy.dialects.ollama import common_fields, context_field, llama_answers, options, shortening
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
+from app.proxy.dialects.ollama.images import images
 from app.proxy.dialects.ollama.llama_answers import Piece
-from app.proxy.dialects.ollama.request_errors import no_model, not_able, wrong_type
+from app.proxy.dialects.ollama.ollama_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 
@@ -141,7 +142,7 @@ class GenerateTranslation(TextTranslation):
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
         prompt, suffix = common_fields.text(fields, "prompt"), common_fields.text(fields, "suffix")
-        pictures = common_fields.images(fields.get("images"), "images")
+        pictures = images(fields.get("images"), "images")
         if not (prompt or suffix or pictures):
             return loaded(incoming, self._frame(incoming).at_once)
         if fields.get("raw") is True:
@@ -157,7 +158,7 @@ class GenerateTranslation(TextTranslation):
 
     def _turn(self, incoming: Incoming, prompt: str, pictures: list[str]) -> Asked:
         fields = incoming.fields
-        turns = [*context.unpacked(fields.get("context")), ("user", prompt)]
+        turns = [*context_field.unpacked(fields.get("context")), ("user", prompt)]
         if system := common_fields.text(fields, "system"):
             turns = [("system", system), *(turn for turn in turns if turn[0] != "system")]
         conversation = [said(role, content) for role, content in turns[:-1]]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +10,8 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, RouterError
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.ollama import tagged_names
-from app.proxy.dialects.ollama.durations import keep_alive
-from app.proxy.dialects.ollama.request_errors import OddRequest, not_able, wrong_type
+from app.proxy.dialects.ollama.keep_alive_field import keep_alive
+from app.proxy.dialects.ollama.ollama_errors import OddRequest, not_able, wrong_type
 
 Fields = dict[str, Any]
 
@@ -84,59 +81,6 @@ def logprobs(fields: Mapping[str, Any]) -> int | None:
     if not 0 <= most <= MAX_TOP_LOGPROBS:
         raise BadRequest(f"top_logprobs must be between 0 and {MAX_TOP_LOGPROBS}", param="top_logprobs")
     return most if fields.get("logprobs") is True else None
-
-
-def images(given: object, where: str) -> list[str]:
-    """In base 64. Raises `BadRequest`."""
-    if given is None:
-        return []
-    if not isinstance(given, list) or not all(isinstance(image, str) for image in given):
-        raise wrong_type(where, "a list of texts in base 64")
-    return [_checked(image, _data_in(image)) for image in given]
-
-
-def _data_in(image: str) -> int:
-    """Where it begins, in a text that may be a data URL."""
-    mark = image.find("base64,", 0, _MOST_OF_URL)
-    return 0 if mark < 0 else mark + len("base64,")
-
-
-_MOST_OF_URL = 256
-_PIECE = 65536
-"""Characters, four for three bytes: no other thread runs while one is decoded."""
-
-
-def _checked(image: str, begin: int) -> str:
-    for at in range(begin, len(image), _PIECE):
-        piece = image[at : at + _PIECE]
-        is_last = at + _PIECE >= len(image)
-        try:
-            base64.b64decode(piece, validate=True)
-        except (binascii.Error, ValueError):
-            raise _illegal(at - begin + _first_odd(piece)) from None
-        if "=" in piece and not is_last:
-            raise _illegal(at - begin + piece.index("="))
-    return image[begin:]
-
-
-def _illegal(at: int) -> BadRequest:
-    return BadRequest(f"illegal base64 data at input byte {at}", param="images")
-
-
-_ODD = re.compile(r"[^A-Za-z0-9+/]")
-
-
-def _first_odd(piece: str) -> int:
-    found = _ODD.search(piece)
-    return found.start() if found is not None else len(piece)
-
-
-_MEDIA_TYPES = {"/9j/": "jpeg", "iVBOR": "png", "R0lG": "gif", "UklG": "webp", "Qk": "bmp"}
-
-
-def data_url(image: str) -> str:
-    kind = next((kind for start, kind in _MEDIA_TYPES.items() if image.startswith(start)), "jpeg")
-    return f"data:image/{kind};base64,{image}"
 
 
 def text(fields: Mapping[str, Any], name: str) -> str:

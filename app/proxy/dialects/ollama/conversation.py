@@ -9,7 +9,7 @@ from pydantic_core import to_json
 
 from app.domain.errors import BadRequest
 from app.proxy.dialects.json_pieces import written
-from app.proxy.dialects.ollama.common_fields import data_url, images
+from app.proxy.dialects.ollama.images import data_url, images
 
 Message = dict[str, Any]
 

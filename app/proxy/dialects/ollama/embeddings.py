@@ -12,7 +12,7 @@ from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.ollama import common_fields, options, shortening
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, waited
 from app.proxy.dialects.ollama.chat_and_generate import loaded
-from app.proxy.dialects.ollama.request_errors import no_model, wrong_type
+from app.proxy.dialects.ollama.ollama_errors import no_model, wrong_type
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told
 
 Fields = dict[str, Any]

@@ -1,11 +1,11 @@
-"""Errors in the shape of Ollama's API, and its silence while a request waits. Pure."""
+"""Errors of Ollama's API: their shape, and what is wrong with a request in its words and statuses. Pure."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from app.domain.config_types import Heartbeats
-from app.domain.errors import RouterError
+from app.domain.errors import BadRequest, ModelNotFound, RouterError
 from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.sse_format import line
 
@@ -38,3 +38,21 @@ class _Ollama(Dialect):
 
 
 OLLAMA = _Ollama()
+
+
+class OddRequest(BadRequest):
+    """Told with 500 there."""
+
+    status = 500
+
+
+def no_model(name: str) -> ModelNotFound:
+    return ModelNotFound(f"model {name!r} not found; GET /api/tags lists the models", param="model")
+
+
+def not_able(name: object, ability: str) -> BadRequest:
+    return BadRequest(f'"{name}" does not support {ability}')
+
+
+def wrong_type(field: str, wanted: str) -> BadRequest:
+    return BadRequest(f"'{field}' must be {wanted}", param=field)

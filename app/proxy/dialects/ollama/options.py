@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from app.proxy.dialects.ollama.request_errors import OddRequest, wrong_type
+from app.proxy.dialects.ollama.ollama_errors import OddRequest, wrong_type
 
 Fields = dict[str, Any]
 

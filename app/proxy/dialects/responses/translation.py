@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
-from app.llama.error_answers import read_error
+from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.json_pieces import PIECE, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given

@@ -12,14 +12,8 @@ from starlette.responses import Response
 
 from app.api import model_list
 from app.api.dependencies import services_of
-from app.api.documentation import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
-from app.api.guard import client_of, memory_of, rules_of
-from app.domain.errors import InternalError, RequestTooLarge
-from app.proxy.asgi import pieces_of_body
-from app.proxy.content_encoding import gunzip, is_gzip
-from app.proxy.json_fields import SMALL_BYTES, fields_of
-from app.proxy.request_body import RequestBody, Spool
-from app.proxy.request_parameters import check_media_type
+from app.api.openapi import FOR_MODELS, FOR_OLLAMA_MODELS, MODEL_IN_QUERY, form_body, json_body
+from app.domain.errors import InternalError
 from app.proxy.routes import ENDPOINTS, INFO_PATHS, TUNNEL, TUNNEL_METHODS
 
 router = APIRouter(responses=FOR_MODELS)
@@ -70,26 +64,3 @@ async def list_models(request: Request) -> dict[str, Any]:
     cards = await services.cards.of(specs)
     with_aliases = services.config.api.list_aliases
     return model_list.listed(listed, cards, services.started_unix, with_aliases=with_aliases)
-
-
-MANAGEMENT_BYTES = SMALL_BYTES
-
-
-async def json_object(
-    request: Request, most_bytes: int = MANAGEMENT_BYTES, *, any_type: bool = False
-) -> dict[str, Any]:
-    """The body of a request that is not for a model; a larger one is refused before it has come.
-
-    `any_type`: it changes nothing, so that it need not be one that pages of other sites cannot send.
-    """
-    if not any_type:
-        check_media_type(request.headers, client_of(request))
-    is_packed = is_gzip(request.headers)
-    body = RequestBody(memory_of(request))
-    async for piece in pieces_of_body(request.receive):
-        body.add(piece)
-        rules_of(request).check_body(len(body))
-        if len(body) > most_bytes:
-            raise RequestTooLarge(f"the body of this request may have at most {most_bytes} bytes")
-    assert not isinstance(body.data, Spool)
-    return fields_of(gunzip(body.data, most_bytes) if is_packed else body.data)

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.api.dependencies import services_of
-from app.api.documentation import FOR_RESPONSES
 from app.api.guard import client_of
+from app.api.openapi import FOR_RESPONSES
 from app.domain.errors import BadRequest
 from app.proxy.dialects.json_pieces import PIECE
 from app.proxy.dialects.responses.stored_responses import Items, Stored, listed

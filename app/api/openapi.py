@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 
-from app.api.examples import EXAMPLES
+from app.api.openapi_examples import EXAMPLES
 from app.domain import errors
 from app.domain.errors import RouterError
 from app.proxy.dialects.dialect import OPENAI, Dialect

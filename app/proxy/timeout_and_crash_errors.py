@@ -1,9 +1,9 @@
-"""The words of errors that end an accepted request: time-outs, crashes, mistakes of the router."""
+"""The words of errors that end an accepted request: time-outs, crashes."""
 
 from __future__ import annotations
 
 from app.core.config import SystemConfig
-from app.domain.errors import InternalError, ModelCrashed, QueueTimeout, UpstreamTimeout
+from app.domain.errors import ModelCrashed, QueueTimeout, UpstreamTimeout
 from app.models.instance import ModelInstance
 
 
@@ -24,7 +24,3 @@ def upstream_timeout(instance: ModelInstance) -> UpstreamTimeout:
 
 def crashed(instance: ModelInstance) -> ModelCrashed:
     return ModelCrashed(f"llama-server for {instance.alias} ended while it answered; send the request again")
-
-
-def mistake() -> InternalError:
-    return InternalError("the router made a mistake; its log says more")

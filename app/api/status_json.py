@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from app.api import render
-from app.api.progress_view import progress
+from app.api.model_json import model_status
+from app.api.progress_json import progress
 from app.configuration.reloadable_keys import Configuration
 from app.core.manager import ModelManager
 from app.domain.status import Status
@@ -50,7 +50,7 @@ class StatusView:
 
     def _of(self, view: ModelView) -> dict[str, Any]:
         wait = self._manager.scheduler.waits.get(view.alias)
-        return render.model_status(view, wait) | progress(self._manager.instances[view.alias])
+        return model_status(view, wait) | progress(self._manager.instances[view.alias])
 
     def _to_preload(self) -> Iterable[ModelInstance]:
         instances = self._manager.instances

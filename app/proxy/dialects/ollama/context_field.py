@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from app.proxy.dialects.ollama.request_errors import wrong_type
+from app.proxy.dialects.ollama.ollama_errors import wrong_type
 from app.proxy.dialects.sse_format import object_in
 
 Turn = tuple[str, str]

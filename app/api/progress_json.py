@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.render import unix
+from app.api.model_json import unix
 from app.judgement.evidence import Slot
 from app.judgement.progress import Running, known, of_process
 from app.models.instance import ModelInstance
