@@ -15,6 +15,6 @@ async def pieces_of(answer: httpx.Response) -> AsyncIterator[str]:
             text += piece
             yield piece
     except httpx.RemoteProtocolError:
-        last = text.rstrip("\n").split("\n\n")[-1]
+        last = text.strip("\n").rpartition("\n\n")[2].lstrip("\n")  # heartbeats are empty lines
         if not (text.endswith("\n\n") and last.startswith('data: {"error"')):
             raise
