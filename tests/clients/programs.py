@@ -96,7 +96,7 @@ PROGRAMS = (
     _node("anthropic", lacks="embed", more="count"),
     _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns objects"),
     _node("ai_sdk", "openai", lacks="list", more="two_turns objects"),
-    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns objects"),
+    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns"),
     _node("langchain", lacks="list"),
     _go("openai-go", more="responses count failing_response"),
     _go("go-openai"),
