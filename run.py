@@ -13,7 +13,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and hand over; the exit code."""
     if sys.version_info < (3, 10):  # noqa: UP036, this file still runs there, the rest does not
         return _complain(f"Python 3.10 or newer is needed; this is {sys.version.split()[0]}")
-    options = _parser().parse_args(arguments)
+    try:
+        code = _run(_parser().parse_args(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `run.py check | head`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
     if "config" not in options:
         options.config = Path(os.environ.get("CONFIG_PATH") or "config.json")
     try:
@@ -27,13 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
 
     commands = {"serve": cli.serve, "check": cli.check, "init": cli.init, "demo": cli.demo}
-    try:
-        code = commands[options.command](options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `run.py check | head`: whoever read us has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    return code
+    return commands[options.command](options)
 
 
 def _complain(message: str) -> int:

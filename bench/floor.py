@@ -22,7 +22,8 @@ from app.llama.binary import find_binary
 from bench.overhead import MODEL, Measure, Target, requests, streams
 from bench.stub import stub
 from tests.ggufs import make_tiny
-from tests.router_process import RouterProcess, free_port, until_now
+from tests.ports import free_port
+from tests.router_process import RouterProcess, until_now
 
 SLOTS = 64
 PACE = 50

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.router_process import free_port, until_now
+from tests.ports import free_port
+from tests.router_process import until_now
 
 
 class Peer:

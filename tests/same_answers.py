@@ -17,7 +17,8 @@ from typing import Any
 import httpx
 
 from app.domain.status import ModelKind
-from tests.router_process import MakeRouter, free_port, until_now
+from tests.ports import free_port
+from tests.router_process import MakeRouter, until_now
 
 THREADS = 2
 START_TIMEOUT_S = 60.0

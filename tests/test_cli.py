@@ -24,7 +24,7 @@ from app.listen_check import urls
 from tests import llama_build
 from tests.commands import ROOT, environment
 from tests.ggufs import make_architecture, make_tiny
-from tests.ports import Ports
+from tests.ports import Ports, free_port
 
 
 def run(*arguments: object, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -75,12 +75,6 @@ def config(models: Path, tmp_path: Path) -> Path:
     entry = {"model_path": str(models / "Tiny Chat.Q4_K_M.gguf"), "params": {"n_ctx": 256}}
     tree = {"api": {"host": "127.0.0.1", "port": free_port()}, "models": {"chat": entry}}
     return write(tmp_path / "config.json", tree)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 # --- the command line

@@ -14,6 +14,7 @@ from app.domain.errors import BadRequest
 from app.proxy.request_head import RequestHead
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
+_CLOSE = b"connection: close\r\n"
 
 
 class WrittenAnswer:
@@ -49,7 +50,7 @@ class WrittenAnswer:
             return b""  # no final one: HTTP/1.0 knows no others (RFC 9110, 15.2)
         if is_head:  # uvicorn writes it by itself
             self._in_chunks = _CHUNKED in data
-            return data.replace(_CHUNKED, b"")
+            return data.replace(_CHUNKED, b"" if _CLOSE in data else _CLOSE)  # older uvicorns close unsaid
         body, self._body = self._body, []
         return b"".join(body) if self._in_chunks else data
 

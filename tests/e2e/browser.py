@@ -15,8 +15,9 @@ from typing import Any
 
 import aiohttp
 
+from tests.ports import free_port
 from tests.real_parts import CHROMIUM, need
-from tests.router_process import free_port, until
+from tests.router_process import until
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]

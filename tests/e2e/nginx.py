@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 
 from tests.node import ROOT
+from tests.ports import free_port
 from tests.real_parts import NGINX, need
-from tests.router_process import free_port, until_now
+from tests.router_process import until_now
 
 FOLDERS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 

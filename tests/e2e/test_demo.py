@@ -15,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.router_process import ROOT, free_port, until_now
+from tests.ports import free_port
+from tests.router_process import ROOT, until_now
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

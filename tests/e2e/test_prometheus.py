@@ -17,8 +17,9 @@ import yaml
 from tests.e2e.clients import SYSTEM, Clients, fleet, mixed_traffic
 from tests.monitoring import DASHBOARDS, MONITORING, load_json, load_yaml, queries, rules
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
+from tests.ports import free_port
 from tests.real_parts import PROMETHEUS, need
-from tests.router_process import MakeRouter, RouterProcess, free_port, until, until_now
+from tests.router_process import MakeRouter, RouterProcess, until, until_now
 
 __all__ = ["nvml_library"]
 

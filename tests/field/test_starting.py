@@ -19,8 +19,8 @@ import pytest
 from app.listen_check import places
 from tests.commands import ROOT, environment, run_py
 from tests.field.environment import KEYS
-from tests.ports import Ports
-from tests.router_process import MakeRouter, RouterProcess, free_port, until_now
+from tests.ports import Ports, free_port
+from tests.router_process import MakeRouter, RouterProcess, until_now
 
 
 def has_ipv6() -> bool:

