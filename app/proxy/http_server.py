@@ -263,13 +263,12 @@ class ProxyProtocol(asyncio.Protocol):
 
     def cut(self) -> None:
         self._exchange, self._state = None, ConnectionState.CLOSING
-        self._loop.call_later(CUT_AFTER_S, self._transport.close)
+        self._loop.call_later(CUT_AFTER_S, self.abort)
 
     def abort(self) -> None:
         """A client that does not read would keep the connection from closing."""
         self._exchange, self._state = None, ConnectionState.CLOSING
-        end = self._transport.abort if self._is_write_paused else self._transport.close
-        end()
+        (self._transport.abort if self._is_write_paused else self._transport.close)()
 
     def _answered(self) -> None:
         self._server_state.total_requests += 1
