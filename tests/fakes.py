@@ -20,9 +20,9 @@ from app.domain.errors import RouterError
 from app.domain.event_bus import EventBus
 from app.domain.events import Event
 from app.domain.file_identity import FileIdentity
-from app.domain.fingerprint import Work
 from app.domain.model_spec import ModelSpec
 from app.domain.priority import Priority
+from app.domain.request_fingerprint import Work
 from app.domain.status import Status
 from app.domain.units import MIB
 from app.domain.views import HOST, Placement

@@ -119,6 +119,8 @@ class Row(NamedTuple):
     method: str = "POST"
     type: str = JSON
     headers: Mapping[str, str] = {}
+    gives: Mapping[str, str | None] = {}
+    """Headers of the answer; None: it has none of that name."""
 
     @property
     def id(self) -> str:
@@ -170,6 +172,64 @@ FRAME = [
     get("/api/tags", {"models": [LISTED]}),
     get("/api/ps", {"models": [RUNS]}),
 ]
+PAGES_OF_THIS_MACHINE = (
+    "http://localhost",
+    "https://localhost:3000",
+    "http://127.0.0.1:5173",
+    "https://127.0.0.1",
+    "http://0.0.0.0:8080",
+)
+APPS = ("app://obsidian.md", "file://", "tauri://localhost", "vscode-webview://1a2b", "vscode-file://x")
+STRANGERS = ("null", "chrome-extension://abc", "https://example.com", "http://localhost.example.com")
+PREFLIGHT = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+}
+SHOW_ONE: Body = {"model": "one"}
+
+
+def from_page(origin: str) -> list[Row]:
+    headers, gives = {"Origin": origin}, {"access-control-allow-origin": origin, "vary": "Origin"}
+    preflight = {**gives, "access-control-allow-headers": PREFLIGHT["Access-Control-Request-Headers"]}
+    return [
+        get("/api/tags", {"models": [LISTED]}, f"from {origin}", headers=headers, gives=gives),
+        Row(f"from {origin}", "/api/show", SHOW_ONE, SHOWN, headers=headers, gives=gives),
+        Row(
+            f"before it from {origin}", "/api/chat", None, "OK", 204, 200, "OPTIONS", TEXT,
+            {**headers, **PREFLIGHT}, {name: preflight[name] for name in preflight if name != "vary"},
+        ),
+    ]  # fmt: skip
+
+
+def from_stranger(origin: str) -> list[Row]:
+    """Here what changes nothing is answered, but the browser does not give it to the page."""
+    headers, gives = {"Origin": origin}, {"access-control-allow-origin": None}
+    return [
+        get("/api/tags", {"models": [LISTED]}, f"from {origin}", status=403, here=200,
+            headers=headers, gives=gives),
+        Row(f"from {origin}", "/api/show", SHOW_ONE, ERROR, 403, headers=headers, gives=gives),
+        Row(f"from {origin}", "/api/chat", {"model": "one", **HI, **SHORT}, ERROR, 403, headers=headers,
+            gives=gives),
+        Row(f"before it from {origin}", "/api/chat", None, ERROR, 403, method="OPTIONS",
+            headers={**headers, **PREFLIGHT}, gives=gives),
+    ]  # fmt: skip
+
+
+HOSTS = ("localhost", "localhost:99", "a.localhost", "a.local:80", "a.internal", "127.0.0.1", "10.0.0.3:80",
+         "192.168.1.5", "0.0.0.0", "[::1]:1")  # fmt: skip
+WHO_ASKS = [
+    *(row for origin in (*PAGES_OF_THIS_MACHINE, *APPS) for row in from_page(origin)),
+    *(row for origin in STRANGERS for row in from_stranger(origin)),
+    *(
+        get("/api/version", Least(version=str), f"as {host}", headers={"Host": host})
+        for host in HOSTS
+    ),
+    *(
+        get("/api/version", ERROR, f"as {host}", status=403, headers={"Host": host})
+        for host in ("example.com", "localhost.example.com:80")
+    ),
+    get("/api/version", Least(version=str), "as 8.8.8.8", status=403, here=200, headers={"Host": "8.8.8.8"}),
+]  # fmt: skip
 PATHS = ("generate", "chat", "embed", "embeddings", "show")
 BODIES = [
     *(
@@ -256,6 +316,8 @@ GENERATES = [
     generate("a model for vectors", ERROR, 400, model="embed"),
     generate("think, no ability", ERROR, 400, think=True),
     generate("think, a level, no ability", ERROR, 400, think="low"),
+    generate("think, no ability, raw", ERROR, 400, think=True, raw=True),
+    generate("an image, no ability, raw", ERROR, 400, images=["aGVsbG8="], raw=True),
     generate("think false", WITH_CONTEXT, think=False, stream=False),
     *(generate(f"think {think!r}", ERROR, 400, think=think) for think in each("huge", 5, [], {})),
     *(
@@ -386,6 +448,8 @@ OPTIONS = [
             {"stop": ["a"]},
             {"mirostat": 1, "tfs_z": "x", "numa": 5, "low_vram": True},
             {"num_gpu": None},
+            {"repeat_last_n": -1},
+            {"top_k": 2**40, "seed": 2**40},
             {"top_p": None},
             {"num_ctx": 256},
             {"num_keep": 1.5},
@@ -462,7 +526,95 @@ SHOWS = [
         for name in ("system", "template", "options", "verbose")
     ),
 ]
+TOLD = Least(error=Least(message=str, type=str))
+CHAT = "/v1/chat/completions"
+
+
+def of_openai(
+    about: str, path: str, answer: Shape, status: int = 200, here: int | None = None, **fields: Any
+) -> Row:
+    model = "embed" if path.endswith("embeddings") else "one"
+    return Row(about, path, {"model": model, **fields}, answer, status, here)
+
+
 OF_OPENAI = [
+    get("/health", Least(status=str), status=404, here=200, type="application/json"),
+    get("/v1", TOLD, status=404),
+    Row("an empty body", CHAT, b"", TOLD, 400),
+    Row("half a body", CHAT, b"{", TOLD, 400),
+    of_openai("an empty conversation", CHAT, Least(choices=[dict]), 400, 200, messages=[], max_tokens=2),
+    *(
+        of_openai(
+            f"the content {content!r:.60}", CHAT, TOLD, 400, messages=[{"role": "user", "content": content}]
+        )
+        for content in each(5, {}, [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}])
+    ),
+    *(
+        of_openai(
+            f"{name}",
+            CHAT,
+            Least(choices=[Least(message=Least(content=str))]),
+            **HI,
+            max_tokens=2,
+            **{name: value},
+        )
+        for name, value in each(
+            ("temperature", 0.5),
+            ("top_p", 0.5),
+            ("seed", 7),
+            ("stop", ["a"]),
+            ("frequency_penalty", 0.1),
+            ("presence_penalty", 0.1),
+            ("response_format", {"type": "json_object"}),
+            ("tools", TOOLS["tools"]),
+            ("reasoning_effort", "none"),
+            ("max_completion_tokens", 2),
+            ("n", 1),
+            ("logit_bias", {}),
+            ("ignore_eos", False),
+            ("options", {"num_predict": 1}),
+            ("keep_alive", 600),
+        )
+    ),
+    of_openai(
+        "probabilities",
+        CHAT,
+        Least(choices=[Least(logprobs=Least(content=[Least(PROBABLE)]))]),
+        **HI,
+        max_tokens=2,
+        logprobs=True,
+    ),
+    of_openai(
+        "several texts",
+        "/v1/completions",
+        Least(choices=[Least(text=str)]),
+        400,
+        200,
+        prompt=["a", "b"],
+        max_tokens=2,
+    ),
+    of_openai(
+        "in base 64",
+        "/v1/embeddings",
+        Least(data=[Least(embedding=str)]),
+        input="the",
+        encoding_format="base64",
+    ),
+    of_openai("in another format", "/v1/embeddings", TOLD, 400, input="the", encoding_format="x"),
+    of_openai("of tokens", "/v1/embeddings", Least(data=[Least(embedding=[number])]), 400, 200, input=[1, 2]),
+    get("/v1/responses", TOLD, status=404, here=405),
+    get("/v1/responses/resp_1", TOLD, status=404),
+    of_openai("after another", "/v1/responses", TOLD, 200, 404, input="Hi", previous_response_id="resp_1"),
+    of_openai(
+        "without a limit",
+        "/v1/messages",
+        Least(type="message"),
+        400,
+        200,
+        **HI,
+        stop_sequences=["a", "e", "o", "t"],
+    ),
+    of_openai("counted", "/v1/messages/count_tokens", {"input_tokens": positive}, 404, 200, **HI),
     get("/v1/models", Least(object="list", data=[Least(id=str, object="model", created=int, owned_by=str)])),
     get("/v1/models/one", Least(id="one", object="model", created=int, owned_by=str)),
     get("/v1/models/nope", Least(error=Least(message=str, type=str)), status=404),
@@ -524,6 +676,7 @@ OF_OPENAI = [
 
 ROWS = [
     *FRAME,
+    *WHO_ASKS,
     *BODIES,
     *NAMES,
     *GENERATES,

@@ -11,8 +11,8 @@ import pytest
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.events import RequestFinished
-from app.domain.fingerprint import Work
 from app.domain.priority import Priority
+from app.domain.request_fingerprint import Work
 from app.llama.exit_reason import Failure, FailureKind
 from app.models.instance import ModelInstance
 from app.proxy.admission import Admission

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.domain.fingerprint import Fingerprint, Work
+from app.domain.request_fingerprint import Fingerprint, Work
 from app.models.crash_suspects import MAX_REFUSED, Suspects, Suspicion
 
 A, B, C = (Fingerprint.of(Work("/v1/chat/completions", text)) for text in (b"a", b"bb", b"ccc"))

@@ -67,6 +67,15 @@ def test_every_link_to_a_file_leads_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_every_file_of_the_code_that_is_named_exists(document: Path) -> None:
+    """By its path, or by the end of it."""
+    folders = [ROOT / name for name in ("app", "bench", "docs", "monitoring", "packaging", "tests", "tools")]
+    named = re.findall(r"`([\w./-]+\.(?:py|js|c|toml|yml))(?:::\w+)?`", document.read_text(encoding="utf-8"))
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert [name for name in missing if not any(any(folder.rglob(name)) for folder in folders)] == []
+
+
 def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
     named = [(name, version) for name, version in _clients() if f"`{name}`" in told]

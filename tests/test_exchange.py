@@ -14,8 +14,8 @@ from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
-from app.domain.fingerprint import Work
 from app.domain.priority import Priority
+from app.domain.request_fingerprint import Work
 from app.domain.status import Status
 from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle

@@ -98,7 +98,7 @@ class Call:
             return
         assert error.keys() >= {"message", "type", "param", "code"}, self
         assert len(error["message"]) < 4000, self
-        if not self._is_preflight() and error["message"] != NO_HTTP:
+        if error["message"] != NO_HTTP:
             assert (body.get("type") == "error") == bool(MESSAGES.match(path)), self
             assert not OLLAMA.match(self.path), self
 

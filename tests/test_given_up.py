@@ -6,8 +6,8 @@ import pytest
 
 from app.core.health_monitor import HealthMonitor
 from app.core.queue import RequestQueue, Ticket
-from app.domain.fingerprint import Fingerprint, Work
 from app.domain.priority import Priority
+from app.domain.request_fingerprint import Fingerprint, Work
 from app.domain.status import Status
 from app.judgement.evidence import Evidence, Slot
 from app.judgement.given_up import (

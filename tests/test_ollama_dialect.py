@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -122,6 +123,22 @@ def test_options_have_llama_servers_names() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"repeat_last_n": -1}, {"repeat_last_n": SPEC.params.n_ctx}),
+        ({"repeat_last_n": 0}, {"repeat_last_n": 0}),
+        ({"top_k": 2**40, "num_keep": -(10**400)}, {"top_k": 2**31 - 1, "n_keep": 1 - 2**31}),
+        ({"num_predict": 1e300}, {"n_predict": 2**31 - 1}),
+        ({"seed": 2**32 + 7}, {"seed": 7}),
+        ({"seed": -7}, {}),
+    ],
+)
+def test_numbers_that_llama_server_would_refuse_are_told_as_it_has_them(given: Body, asked: Body) -> None:
+    body = CHAT.asked(HI | {"options": given})
+    assert {name: body[name] for name in body.keys() - {"model", "messages", "stream"}} == asked
+
+
 @pytest.mark.parametrize("nothing", [0, -1, -2])
 def test_a_limit_of_nothing_is_none(nothing: int) -> None:
     assert "n_predict" not in CHAT.asked(HI | {"options": {"num_predict": nothing, "seed": -1}})
@@ -177,7 +194,8 @@ def test_tools_and_what_they_answered_are_told() -> None:
     assert said["tool_calls"][1]["id"] == "x"
     assert answer == {"role": "tool", "content": "22", "tool_call_id": "x", "name": "f"}
     assert other["tool_call_id"] == "y"
-    assert asked["tools"][0]["function"]["name"] == "f"
+    assert asked["tools"] == [{"type": "function", "function": {"name": "f"}}]
+    assert CHAT.asked(HI | {"tools": [{"function": {"name": "f"}}]})["tools"] == asked["tools"]
     assert "tools" not in CHAT.asked(HI | {"tools": []})
 
 
@@ -439,6 +457,8 @@ def test_nothing_to_embed_loads_the_model() -> None:
         (CHAT, HI | {"options": {"num_ctx": True}}, 500, 'option "num_ctx" must be of type integer'),
         (CHAT, HI | {"options": {"stop": "x"}}, 500, 'option "stop" must be of type array'),
         (CHAT, HI | {"options": {"use_mmap": 1}}, 500, "boolean"),
+        (CHAT, HI | {"options": {"top_p": math.inf}}, 500, 'option "top_p" must be of type float32'),
+        (CHAT, HI | {"options": {"num_ctx": -math.inf}}, 500, 'option "num_ctx" must be of type integer'),
         (CHAT, HI | {"format": "xml"}, 500, 'invalid format: "xml"'),
         (CHAT, HI | {"format": []}, 500, "invalid format"),
         (CHAT, HI | {"format": True}, 500, "invalid format: true"),
@@ -454,6 +474,9 @@ def test_nothing_to_embed_loads_the_model() -> None:
         (GENERATE, PROMPT | {"template": "{{ x }}"}, 400, "template"),
         (GENERATE, PROMPT | {"raw": True, "system": "x"}, 400, "raw mode does not support"),
         (GENERATE, PROMPT | {"images": ["AA*A"]}, 400, "illegal base64 data at input byte 2"),
+        (GENERATE, PROMPT | {"images": [PNG], "raw": True}, 400, "images"),
+        (GENERATE, PROMPT | {"images": [PNG], "suffix": "x"}, 400, "images"),
+        (GENERATE, PROMPT | {"think": "huge", "raw": True}, 400, "invalid think value"),
         (GENERATE, PROMPT | {"context": ["a"]}, 400, "context"),
         (EMBED, {"input": 5}, 400, "invalid input type"),
         (EMBED, {"input": "a", "dimensions": "x"}, 400, "dimensions"),
@@ -474,6 +497,9 @@ def test_what_a_model_cannot_do_is_refused_before_it_is_loaded() -> None:
     chat.ask(HI | {"think": False, "tools": []})
     with pytest.raises(BadRequest, match="does not support insert"):
         Api(GenerateTranslation, infill=False).ask(PROMPT | {"suffix": "x"})
+    for more in ({"raw": True}, {"suffix": "x"}):
+        with pytest.raises(BadRequest, match="does not support thinking"):
+            Api(GenerateTranslation, thinking=False).ask(PROMPT | {"think": True} | more)
 
 
 # --- prompts that are too long

@@ -8,8 +8,8 @@ import pytest
 
 from app.core.queue import RequestQueue, Ticket, TicketState
 from app.domain.errors import QueueFull, RouterError, ShuttingDown
-from app.domain.fingerprint import Work
 from app.domain.priority import Priority
+from app.domain.request_fingerprint import Work
 from app.domain.views import QueueHead
 
 HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW

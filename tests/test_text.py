@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.text import one_line
+from app.domain.printable_text import one_line
 from app.llama.output.lines import harmless, text
 from app.llama.output.writer import LogServer
 

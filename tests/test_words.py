@@ -35,7 +35,7 @@ STANDARD = {
 """The standard word, and the pattern of those that it replaced."""
 
 ALLOWED = {
-    ("app/api/monitoring.py", "unkillable"): "/health tells both names for one release",
+    ("app/api/health.py", "unkillable"): "/health tells both names for one release",
     ("docs/upgrading.md", "unkillable"): "which is written there",
     ("tests/test_unkillable.py", "unkillable"): "and tested",
 }

@@ -13,7 +13,7 @@ from app.access.origins import Origins
 from app.api import framework_errors
 from app.core.config import Config
 from app.domain.addresses_and_origins import ANY_ORIGIN
-from app.domain.errors import OriginNotAllowed
+from app.domain.errors import OriginNotAllowed, RouterError
 
 
 def unknown_origin(origin: str) -> OriginNotAllowed:
@@ -43,14 +43,25 @@ class Cors(CORSMiddleware):
     def preflight_response(self, request_headers: StarletteHeaders) -> Response:
         origin = request_headers["origin"]
         if not self.is_allowed_origin(origin):
-            return framework_errors.response(unknown_origin(origin), "")
+            return _RefusedPreflight(unknown_origin(origin))
         answer = super().preflight_response(request_headers)
         if answer.status_code >= 400:
             method = request_headers["access-control-request-method"]
-            return framework_errors.response(OriginNotAllowed(f"{method[:40]} may not be used by pages"), "")
+            return _RefusedPreflight(OriginNotAllowed(f"{method[:40]} may not be used by pages"))
         if "access-control-request-private-network" in request_headers:
             answer.headers["Access-Control-Allow-Private-Network"] = "true"
         return answer
+
+
+class _RefusedPreflight(Response):
+    """Only when it is sent is there a path, which says whose shape the error has."""
+
+    def __init__(self, error: RouterError) -> None:
+        super().__init__(status_code=error.status)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await framework_errors.response(self._error, scope["path"])(scope, receive, send)
 
 
 class CorsGate:

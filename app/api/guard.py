@@ -61,7 +61,7 @@ class Guard:
             await self._app(scope, receive, send)
 
     def _look(self, scope: Scope) -> RouterError | None:
-        """Who asks, and under which id. What the client is to be told instead."""
+        """Put into the scope who asks, and under which id. The error that refuses the request, or None."""
         headers = RequestHeaders(scope["headers"])
         scope["router.headers"], scope["router.request_id"] = headers, request_id(headers.get("x-request-id"))
         try:

@@ -18,7 +18,7 @@ from app.core.config import Config
 from app.core.queue import Ticket
 from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, Outcome, RequestFinished
-from app.domain.fingerprint import Fingerprint, Work
+from app.domain.request_fingerprint import Fingerprint, Work
 from app.domain.status import Health, Status
 from app.judgement.given_up import POLL_S, look_for_free_slots_in_s, places_free_again
 from app.judgement.judge import (

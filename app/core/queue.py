@@ -11,8 +11,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from app.domain.errors import QueueFull, RouterError
-from app.domain.fingerprint import Fingerprint, Work
 from app.domain.priority import Priority, waiting_handicap_s
+from app.domain.request_fingerprint import Fingerprint, Work
 from app.domain.ticket_owner import TicketOwner
 from app.domain.views import QueueHead
 

@@ -107,7 +107,9 @@ def is_local_origin(origin: str) -> bool:
     """A page, or an app, that this machine itself serves."""
     parts = _split(origin)
     name = parts.hostname if parts is not None and parts.scheme else None
-    return name is not None and (is_loopback(name) or name.endswith(".localhost"))
+    if name is None:
+        return False
+    return is_loopback(name) or is_every_address(name) or name.endswith(".localhost")
 
 
 def is_app_origin(origin: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from app.domain.errors import RouterError
-from app.domain.fingerprint import Work
+from app.domain.request_fingerprint import Work
 
 
 class TicketOwner(Protocol):

@@ -20,7 +20,7 @@ from app.llama.child_process import ChildProcess
 from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
 from app.llama.load_output import LoadLog, LoadReader
-from app.llama.load_signs import LoadWatch
+from app.llama.load_signs import LoadSigns
 from app.llama.output.log import ModelLog
 from app.llama.port_probe import PortAnswer, PortProbe
 from app.llama.ports import can_bind
@@ -63,7 +63,7 @@ class LlamaRunner:
         now = time.monotonic()
         self.evidence, self._pauses = Evidence(now), pauses or Pauses(now)
         self._limits = ProcessLimits(load_s=load_timeout_s, closed_s=times.port_closed_s)
-        self._watch = LoadWatch(files, self.load_log, self.evidence)
+        self._signs = LoadSigns(files, self.load_log, self.evidence)
         self._probe = PortProbe(port, api_key, self.evidence, self._pauses)
         self._reader, self._begin = LoadReader(self.load_log), log.position
         self._child = ChildProcess(self, times)
@@ -87,7 +87,7 @@ class LlamaRunner:
         while not await self._serves():
             if self._exit.done():
                 raise LoadError(self._exit.result().failure)
-            if await self._watch.look(self.pid):
+            if await self._signs.look(self.pid):
                 self._on_change(self)
             now = time.monotonic()
             verdict = judge(self.evidence, self._limits, self._pauses, now)

@@ -19,7 +19,7 @@ SPEAKS_S = 1.0  # since it told its progress: it need not be looked at
 RSS_STEP = MIB
 
 
-class LoadWatch:
+class LoadSigns:
     """Sees that a load goes on, also where its log says nothing."""
 
     def __init__(

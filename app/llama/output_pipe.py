@@ -128,7 +128,7 @@ class Output(asyncio.Protocol):
         self._listener.output_ended()
 
     def process_exited(self) -> None:
-        """Its last words wait for nobody."""
+        """What it wrote last is read at once."""
         self._has_exited = True
         if self._read_pause.at is not None:
             self._read_pause.cancel()

@@ -39,7 +39,7 @@ class LoadRecord:
 
 
 class LoadHistory:
-    """Read once, kept in memory, written after a change. Without a path it only lasts as long as we do."""
+    """Read once, kept in memory, written after a change. Without a path it is kept in memory only."""
 
     def __init__(self, path: Path | None = None, build: str = "") -> None:
         self.build = build

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from app.core.queue import RequestQueue, Ticket
 from app.domain.errors import RequestCrashesModel
-from app.domain.fingerprint import Fingerprint, Work
+from app.domain.request_fingerprint import Fingerprint, Work
 from app.llama.exit_reason import Failure
 from app.models.crash_suspects import Suspects, Suspicion
 from app.models.lifecycle_effects import Blame

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from app.domain.fingerprint import Fingerprint
+from app.domain.request_fingerprint import Fingerprint
 
 MAX_REFUSED = 1000
 """Of one model; the one that was found first is forgotten first."""

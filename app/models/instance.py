@@ -239,7 +239,7 @@ class ModelInstance:
         self.grant()
 
     def slot_bytes_to_keep(self, process: Supervisor) -> int | None:
-        """Something was said, and somebody will ask for it."""
+        """None unless its process served and is stopped in order, and the model will be asked for again."""
         wanted = not self.removed and self._next_spec.keep_cache == self.spec.keep_cache
         if self.status is not Status.STOPPING or process.cause is not None:
             return None

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from app.core.config import Config
-from app.domain.text import one_line
+from app.domain.printable_text import one_line
 
 TAKES = ("system.log_format", "system.log_level")
 

@@ -23,11 +23,9 @@ from app.proxy.forwarded_headers import from_lines
 from app.proxy.gateway import Gateway
 from app.proxy.llama_server_info import info_path_of, tunnel_target
 from app.proxy.preparation import Accepted
-from app.proxy.request_body import RequestBody
 from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
-from app.proxy.upload import UploadBody
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +79,7 @@ class AsgiProxy:
         headers, client, id_ = scope["router.headers"], scope["router.client"], scope["router.request_id"]
         endpoint = BY_PATH.get(scope["path"])
         meta = self._gateway.meta(endpoint, headers, client)
-        is_upload = endpoint is not None and endpoint.is_upload
-        body = (UploadBody if is_upload else RequestBody)(
-            self._gateway.memory, announced_length(headers), check=self._gateway.rules.body_limit.check
-        )
+        body = self._gateway.body_for(endpoint, announced_length(headers))
         return Accepted(endpoint, scope["method"], _target(scope), id_, meta, body)
 
     def _accepted_info(self, scope: Scope, info: InfoPath) -> Accepted:
@@ -93,8 +88,7 @@ class AsgiProxy:
             require_admin(client)
         meta = self._gateway.tunnel_meta(scope["router.headers"], client)._replace(is_navigation=False)
         target = tunnel_target(self._gateway.backend.manager.fleet, info, scope["query_string"])
-        length = announced_length(scope["router.headers"])
-        body = RequestBody(self._gateway.memory, length, check=self._gateway.rules.body_limit.check)
+        body = self._gateway.body_for(None, announced_length(scope["router.headers"]))
         return Accepted(None, scope["method"], target, scope["router.request_id"], meta, body)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from app.core.config import SystemConfig
 from app.domain.errors import RouterError
-from app.domain.fingerprint import Work
+from app.domain.request_fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance

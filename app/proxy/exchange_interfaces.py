@@ -82,7 +82,7 @@ class LinkUser(Protocol):
         """`is_fresh`: opened for this user."""
 
     def broken(self, error: UpstreamGone) -> None:
-        """There is nobody at that port."""
+        """Nothing listens on that port."""
 
     def refused(self, error: RouterError) -> None:
         """The router itself cannot open one."""

@@ -55,11 +55,13 @@ class Gateway:
         if endpoint is None and head.given_id is not None:
             passed_on = b"%bx-request-id: %b\r\n" % (meta.passed_on, head.given_id.encode())
             meta = meta._replace(passed_on=passed_on)
-        is_upload = endpoint is not None and endpoint.is_upload
-        body = (UploadBody if is_upload else RequestBody)(
-            self.memory, head.length or 0, check=self.rules.body_limit.check
-        )
+        body = self.body_for(endpoint, head.length or 0)
         return Accepted(endpoint, lines.method, lines.target, request_id(head.given_id), meta, body)
+
+    def body_for(self, endpoint: Endpoint | None, announced: int) -> RequestBody:
+        """An empty one, with a place for as many bytes. Raises `RequestTooLarge` or `Overloaded`."""
+        kind = UploadBody if endpoint is not None and endpoint.is_upload else RequestBody
+        return kind(self.memory, announced, check=self.rules.body_limit.check)
 
     def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
         lines = head.lines

@@ -44,8 +44,8 @@ class RequestBody:
     def __init__(
         self, memory: ClientMemory, announced: int = 0, *, check: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Takes a place for what was announced, the rest as it comes. Raises what a client without a place is
-        to be told, as `add` does.
+        """Takes a place for what was announced, the rest as it comes. Raises `RequestTooLarge` or
+        `Overloaded` where there is none, as `add` does.
 
         `check` raises for a size that is too large; what was announced has been checked.
         """

@@ -60,7 +60,7 @@ class ClientMemory:
     # --- bodies, and what is made of them
 
     def take(self, size: int) -> None:
-        """Raises what the client is to be told, and then has taken nothing."""
+        """Raises `RequestTooLarge` or `Overloaded`, and then has taken nothing."""
         surplus = self.held + size - self.limit
         if surplus > 0:
             if size <= self.limit:
@@ -78,7 +78,7 @@ class ClientMemory:
                 self._free_soon()
 
     def spool(self, size: int) -> None:
-        """As much again as in memory. Raises what the client is to be told, and then has taken nothing."""
+        """In files: as much again as in memory. Raises `Overloaded`, and then has taken nothing."""
         if self.spooled + size > self.limit:
             raise self.full()
         self.spooled += size
@@ -92,7 +92,7 @@ class ClientMemory:
         return self.full()
 
     def full(self) -> Overloaded:
-        """What a client is told for whose bytes there is no place."""
+        """For a client whose bytes there is no place for."""
         return Overloaded(
             f"the {self.limit // MIB} MB that requests may take together are taken; try again soon, or raise "
             "api.max_memory_mb",

@@ -64,7 +64,10 @@ class UploadBody(RequestBody):
 
 
 def boundary_of(headers: Headers) -> bytes:
-    """What its parts are told apart by. Raises what a client is told that sends no such form."""
+    """What its parts are told apart by.
+
+    Raises `UnsupportedMediaType`, `UnsupportedEncoding` or `BadRequest` where it is no such form.
+    """
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if media_type != b"multipart/form-data":
         raise UnsupportedMediaType("send a form with 'Content-Type: multipart/form-data'")

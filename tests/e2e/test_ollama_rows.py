@@ -60,6 +60,7 @@ def test_a_request_is_answered_as_by_a_real_ollama(router: RouterProcess, row: R
         assert answer.headers["content-type"].startswith("application/json")
     else:
         assert answer.headers["content-type"] == row.type
+    assert {name: answer.headers.get(name) for name in row.gives} == row.gives
     assert not told_wrong(row, answer)
 
 

@@ -52,7 +52,13 @@ def code_of(answer: httpx.Response) -> str:
 
 async def test_localhost_as_an_origin_lets_in_pages_of_this_machine(start: Start) -> None:
     client = await start(cors_allow_origins=["localhost"], api_keys=["k"])
-    local = ("http://localhost:3000", "http://127.0.0.1:5173", "http://[::1]", "https://app.localhost:8443")
+    local = (
+        "http://localhost:3000",
+        "http://127.0.0.1:5173",
+        "http://[::1]",
+        "http://0.0.0.0:8080",
+        "https://app.localhost:8443",
+    )
     for origin in local:
         preflight = await client.options(CHAT, headers={"Origin": origin, **PREFLIGHT})
         assert preflight.status_code == 200, origin
@@ -275,6 +281,15 @@ async def test_a_preflight_that_is_refused_says_what_to_configure(
     message = answer.json()["error"]["message"]
     assert "api.cors_allow_origins" in message
     assert "https://chat.example" in message
+
+
+async def test_a_refused_preflight_has_the_shape_of_the_api_that_was_asked(start: Start) -> None:
+    client = await start(cors_allow_origins=["https://other.example"])
+    page, odd = {"Origin": "https://chat.example"}, {"Access-Control-Request-Method": "BREW"}
+    for headers in (page | PREFLIGHT, page | odd, {"Origin": "https://other.example"} | odd):
+        told = {path: (await client.options(path, headers=headers)).json() for path in (CHAT, "/api/chat")}
+        assert told[CHAT]["error"]["code"] == "origin_not_allowed"
+        assert told["/api/chat"] == {"error": told[CHAT]["error"]["message"]}
 
 
 async def test_asking_for_options_is_no_preflight(start: Start) -> None:

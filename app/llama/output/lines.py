@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.domain.text import one_line
+from app.domain.printable_text import one_line
 
 
 def last_lines(data: bytes, n: int, *, cut: bool) -> list[str]:

@@ -59,7 +59,7 @@ class NvmlProbe:
         if not self._started:
             return
         self._started = False
-        with suppress(self._nvml.NVMLError):  # a dead driver cannot even say good-bye
+        with suppress(self._nvml.NVMLError):  # where the driver has failed, this fails too
             self._nvml.nvmlShutdown()
 
     def _start(self) -> None:

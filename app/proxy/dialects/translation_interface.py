@@ -108,5 +108,5 @@ class Translation(Protocol):
         ...
 
     def ask(self, incoming: Incoming) -> Asked | Told:
-        """Raises what the client is to be told instead."""
+        """Raises a `RouterError` that is the answer instead."""
         ...

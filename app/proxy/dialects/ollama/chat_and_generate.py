@@ -32,6 +32,9 @@ _OWN_TEMPLATE = (
 )
 
 
+_NO_IMAGES = "images are taken with a prompt or messages only, not with raw or suffix"
+
+
 _SWITCHES = ("truncate", "shift", "logprobs", "_debug_render_only")
 """Fields that are true or false."""
 
@@ -129,8 +132,13 @@ class ChatTranslation(TextTranslation):
             card = self._card_of(incoming.spec.alias)
             if card is not None and not card.tools:
                 raise not_able(fields["asked_model"], "tools")
-            body["tools"] = tools
+            body["tools"] = [_tool(tool) for tool in tools]
         return self._conversation(incoming, body)
+
+
+def _tool(given: Any) -> Any:
+    """Of the only kind that there is, where it does not say so."""
+    return {"type": "function", **given} if isinstance(given, dict) and "function" in given else given
 
 
 class GenerateTranslation(TextTranslation):
@@ -168,6 +176,9 @@ class GenerateTranslation(TextTranslation):
     def _text(self, incoming: Incoming, path: str, body: Fields) -> Asked:
         """llama-server is asked to go on with a text as it is."""
         fields = incoming.fields
+        if fields.get("images"):
+            raise BadRequest(_NO_IMAGES, param="images")
+        common_fields.thinking(fields, self._card_of(incoming.spec.alias))  # is checked, no more
         wanted = options.read(fields.get("options"), self._context(incoming))
         body |= wanted.fields
         if (schema := common_fields.schema(fields)) is not None:

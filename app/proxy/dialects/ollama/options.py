@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,10 +19,15 @@ _NUMBERS = {
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
 }
-_INTEGERS = {"top_k": "top_k", "repeat_last_n": "repeat_last_n", "num_keep": "n_keep"}
+_INTEGERS = {"top_k": "top_k", "num_keep": "n_keep"}
 _OF_ITS_OWN = ("seed", "num_predict", "num_ctx")
 _OF_THE_PROCESS = ("num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict")
 """The configuration says these; what is no number is a mistake all the same."""
+
+_LARGEST = 2**31 - 1
+"""llama-server refuses whole numbers beyond it."""
+
+_SEEDS = 2**32
 
 
 class Options(NamedTuple):
@@ -46,8 +52,10 @@ def read(given: object, context: int) -> Options:
         raise _wrong_type("use_mmap", "boolean")
     if "stop" in options:
         fields["stop"] = _texts(options["stop"])
-    if (seed := _integer(options, "seed")) is not None and seed >= 0:
-        fields["seed"] = seed
+    if (tokens := _integer(options, "repeat_last_n")) is not None:
+        fields["repeat_last_n"] = tokens if tokens >= 0 else context
+    if (seed := _integer(options, "seed", 2**63)) is not None and seed >= 0:
+        fields["seed"] = seed % _SEEDS
     return _limited(options, fields, context)
 
 
@@ -74,14 +82,14 @@ def _number(options: Mapping[str, Any], name: str) -> float:
     return number
 
 
-def _integer(options: Mapping[str, Any], name: str) -> int | None:
-    """Fractions are cut."""
+def _integer(options: Mapping[str, Any], name: str, largest: int = _LARGEST) -> int | None:
+    """Fractions are cut, and what is too large."""
     value = options.get(name)
     if value is None:
         return None
     if not _is_number(value):
         raise _wrong_type(name, "integer")
-    return int(value)
+    return int(max(-largest, min(largest, value)))
 
 
 def _texts(value: object) -> list[str]:
@@ -91,7 +99,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _wrong_type(name: str, kind: str) -> OddRequest:
