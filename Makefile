@@ -23,6 +23,7 @@ PAGE    := node_modules/.installed
 CLIENTS        := .venv-clients
 CLIENTS_FILES  := tests/clients
 CLIENTS_NODE   := $(CLIENTS_FILES)/node/node_modules/.installed
+AGENTS         := $(CLIENTS_FILES)/agents/node_modules/.installed
 CLIENTS_BUILT  := $(CLIENTS)/go/clients $(CLIENTS)/java/.installed $(CLIENTS)/rust/debug/clients
 
 .PHONY: help demo run test test-oldest test-clients fuzz fuzz-sockets lint lint-page format clean chaos soak slow \
@@ -34,7 +35,7 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
-	@echo "make test-clients   client libraries of Python, Node, Go, Java and Rust, as their users run them"
+	@echo "make test-clients   client libraries of Python, Node, Go, Java and Rust, and agents, as their users run them"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make fuzz-sockets   an hour of raw bytes, up to the largest sizes (FUZZ_MINUTES=60)"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
@@ -70,8 +71,8 @@ soak: $(DEV) $(MODEL)
 	@$(BIN)/python -m tests.chaos.soak
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
-test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed $(CLIENTS_NODE) \
-		$(CLIENTS_BUILT)
+test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed \
+		$(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
 	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
@@ -112,7 +113,7 @@ format: $(DEV) $(PAGE)
 	@if [ -e $(PAGE) ]; then npm run --silent format; fi
 
 clean:
-	rm -rf $(VENV) node_modules $(CLIENTS) $(CLIENTS_FILES)/node/node_modules
+	rm -rf $(VENV) node_modules $(CLIENTS) $(CLIENTS_FILES)/*/node_modules
 
 # An installation of its own for each: what clients need is not what the router needs. A registry that is out of
 # sorts for a moment is asked again; go has no option for that.
@@ -120,6 +121,7 @@ MAVEN_RETRIES := -Dmaven.wagon.http.retryHandler.count=10 -Daether.connector.htt
 
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
+$(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/agents/requirements-aider.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."
 	@"$(PYTHON)" -m venv --clear $(CLIENTS)/$*
@@ -133,6 +135,17 @@ $(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/packag
 		cd $(CLIENTS_FILES)/node && npm ci --silent --ignore-scripts --fetch-retries 5 && touch node_modules/.installed; \
 	else \
 		echo "There is no npm: Node's clients are not tested." >&2; \
+	fi
+
+# Two of them are programs for one kind of machine, which their own scripts put into place.
+$(AGENTS): $(CLIENTS_FILES)/agents/package.json $(CLIENTS_FILES)/agents/package-lock.json
+	@if command -v npm >/dev/null 2>&1; then \
+		echo "Installing agents of the command line ..."; \
+		cd $(CLIENTS_FILES)/agents && npm ci --silent --ignore-scripts && \
+			node node_modules/@anthropic-ai/claude-code/install.cjs && \
+			(cd node_modules/opencode-ai && node postinstall.mjs) && touch node_modules/.installed; \
+	else \
+		echo "There is no npm: the agents of the command line are not tested." >&2; \
 	fi
 
 $(CLIENTS)/go/clients: $(wildcard $(CLIENTS_FILES)/go/*)

@@ -28,7 +28,7 @@ from app.core.warmup import Preload, warm_up
 from app.domain.background import Background
 from app.domain.event_bus import EventBus
 from app.domain.units import MIB
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.binary import find_binary, inspect_binary
 from app.llama.command_line import BinaryInfo
 from app.llama.control_client import open_client

@@ -62,7 +62,13 @@ PURE = (
     "app.proxy.token_usage",
     "app.scheduling",
 )
-NOT_PURE = {"app.domain.alarm", "app.domain.background", "app.domain.event_bus", "app.domain.jobs"}
+NOT_PURE = {
+    "app.configuration.kinds_from_files",
+    "app.domain.alarm",
+    "app.domain.background",
+    "app.domain.event_bus",
+    "app.domain.jobs",
+}
 """What stands among them and waits, or tells others."""
 
 NO_IO = {
@@ -78,7 +84,12 @@ NO_IO = {
     "threading",
     "time",
 }
-READS_FILES = {"app.domain.atomic_files", "app.gguf.digest", "app.gguf.reader", "app.configuration.file"}
+READS_FILES = {
+    "app.domain.atomic_files",
+    "app.gguf.digest",
+    "app.gguf.header_parser",
+    "app.configuration.file",
+}
 """Pure but for the file that they are asked to read, or to write."""
 
 HTTP = {"fastapi", "starlette", "uvicorn", "sse_starlette"}

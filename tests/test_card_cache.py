@@ -48,6 +48,24 @@ def test_sizes_come_from_the_header() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("llama", 1),
+        ("gpt2", 2),
+        ("gemma4", 2),
+        ("bert", 3),
+        ("t5", 4),
+        ("rwkv", 5),
+        ("none", 0),
+        ("new", None),
+    ],
+)
+def test_a_vocabulary_has_llama_cpps_number(name: str, number: int | None) -> None:
+    """By its name in published files: Gemma 4's is no `gpt2` any more, but of the same type."""
+    assert card_of(header({"tokenizer.ggml.model": name}), None, None).vocab_type == number
+
+
+@pytest.mark.parametrize(
     ("template", "able"),
     [
         (PLAIN, set()),

@@ -173,7 +173,7 @@ def test_check_tells_how_embedding_models_pool_and_who_says_so(models: Path, tmp
         "silent: pooling mean (the router's default: the file says nothing)",
         "says: pooling mean (the file says so)",
         "told: pooling cls (params.pooling)",
-        "ranks: pooling rank (params.rerank)",
+        "ranks: pooling rank (a reranking model)",
     ]
 
 

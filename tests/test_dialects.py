@@ -7,6 +7,8 @@ from typing import Any
 
 import anthropic.types
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import ModelError, QueueFull, RouterError
@@ -17,7 +19,8 @@ from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.responses.responses_errors import RESPONSES
-from app.proxy.dialects.sse_format import EventReader
+from app.proxy.dialects.shown_wait import in_chat
+from app.proxy.dialects.sse_format import EventReader, event
 from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
@@ -165,6 +168,24 @@ def test_a_heartbeat_carries_no_event() -> None:
     assert comments == b": queued position=1\n\n"
     assert OPENAI.heartbeat(Heartbeats.BLANK, "x") == b"\n"
     assert OPENAI.heartbeat(Heartbeats.OFF, "x") == b""
+
+
+def test_a_wait_that_is_shown_is_a_chunk_that_puts_nothing_into_the_answer() -> None:
+    """Through the helper of OpenAI's SDK, which puts all pieces together."""
+    show = in_chat("id", "m", 5)
+    frame = {"id": "x", "object": "chat.completion.chunk", "created": 6, "model": "m"}
+    said = [({"role": "assistant", "content": None}, None), ({"content": "Paris"}, None), ({}, "stop")]
+    choices = [{"index": 0, "delta": delta, "finish_reason": end} for delta, end in said]
+    answer = [event(frame | {"choices": [choice]}) for choice in choices]
+    stream = b"".join([show("queued position=1"), show("loading progress=0.50"), *answer])
+    chunks = [found.json() for found in EventReader().feed(stream)]
+    check(ChatCompletionChunk, chunks[0])
+    whole: ChatCompletionStreamState[None] = ChatCompletionStreamState()
+    for chunk in chunks:
+        whole.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+    message = whole.get_final_completion().choices[0].message
+    assert (message.role, message.content) == ("assistant", "Paris")
+    assert message.model_extra == {"reasoning_content": "queued position=1\nloading progress=0.50\n"}
 
 
 # --- events

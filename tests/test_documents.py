@@ -81,6 +81,12 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     named = [(name, version) for name, version in _clients() if f"`{name}`" in told]
     assert {name for name, _ in named} >= {"openai", "anthropic", "langchain-openai", "litellm", "llm"}
     assert {name for name, _ in named} >= {"openai-java", "langchain4j-open-ai", "async-openai", "rig-core"}
+    assert {name for name, _ in named} >= {
+        "aider-chat",
+        "@anthropic-ai/claude-code",
+        "@openai/codex",
+        "opencode-ai",
+    }
     assert len([name for name, _ in named if name.startswith("github.com/")]) == 4
     assert [(name, version) for name, version in named if version not in told] == []
 
@@ -88,10 +94,12 @@ def test_the_versions_of_clients_are_those_that_are_tested() -> None:
 def _clients() -> Iterator[tuple[str, str]]:
     """The packages of all languages, each with its version."""
     clients = ROOT / "tests" / "clients"
-    node = json.loads((clients / "node" / "package.json").read_text(encoding="utf-8"))
-    yield from node["dependencies"].items()
+    for folder in ("node", "agents"):
+        node = json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))
+        yield from node["dependencies"].items()
     for files, package in (
         ("python/*.txt", r"^([\w.-]+)==(.+)$"),
+        ("agents/requirements-aider.txt", r"^(aider-chat)==(.+)$"),
         ("go/go.mod", r"^\s+(\S+) v(\S+)$"),
         ("java/pom.xml", r"<artifactId>(.+)</artifactId>\s*<version>(.+)</version>"),
         ("rust/Cargo.toml", r'^([\w-]+) = .*"=([\d.]+)"'),

@@ -23,6 +23,7 @@ from app.models.restarts import RestartLimits
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import UpstreamGone
@@ -81,6 +82,7 @@ class World:
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         translator: Any = None,
         again: Any = None,
+        show_wait: ShowWait | None = None,
     ) -> None:
         self.now = 1000.0
         self.wakes_at = 0.0
@@ -130,6 +132,7 @@ class World:
                 dialect_of(endpoint),
                 heartbeats=heartbeats,
                 asked=Asked(b"", stream, translator, again=again),
+                show_wait=show_wait,
             ),
             slots=everything,
             links=Links(self),
@@ -623,6 +626,28 @@ def test_blank_heartbeats_are_empty_lines_and_llama_servers_own_too() -> None:
     world.exchange.body(b":\n\n", False)
     world.exchange.body(EVENT, True)
     assert world.sent == b"\n\n" + EVENT
+
+
+@pytest.mark.parametrize("heartbeats", Heartbeats)
+def test_a_wait_that_is_shown_is_no_part_of_the_answer(heartbeats: Heartbeats) -> None:
+    """Whatever else is configured. The process fails behind it, and the answer is begun anew."""
+    world = World(stream=True, heartbeats=heartbeats, show_wait=lambda text: f"<{text}>".encode())
+    world.is_full = True
+    world.exchange.begin()
+    world.pass_time(HEARTBEAT_S)
+    assert (len(world.heads), world.sent) == (1, b"<queued position=1>")
+    world.entered[0].grant(world.now)
+    world.exchange.head(AnswerHead(200, EVENTS), None)
+    assert not world.exchange.record.has_begun
+    world.exchange.broken(UpstreamGone("it died"))
+    world.exchange.process_gone(None)
+    world.pass_time(HEARTBEAT_S)
+    world.entered[-1].grant(world.now)
+    world.exchange.head(AnswerHead(200, EVENTS), None)
+    world.exchange.body(EVENT, True)
+    assert world.sent == b"<queued position=1>" * 2 + EVENT
+    assert world.exchange.record.ticket is not world.entered[-1]
+    assert world.ended_with[0].ttft_s == pytest.approx(2 * HEARTBEAT_S)
 
 
 def test_without_heartbeats_not_even_the_head_comes_before_the_answer() -> None:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.gguf import header, reader
+from app.gguf import header, header_parser
 from app.gguf.header import GgufError, read_header
 from app.uvicorn_server import SWITCH_INTERVAL_S
 from tests.ggufs import make_architecture, make_tiny, make_vocab_header
@@ -78,7 +78,7 @@ def test_tensor_sizes_agree_with_the_gguf_package(name: str, tmp_path: Path) -> 
 
 def test_the_layouts_of_all_types_agree_with_the_gguf_package() -> None:
     theirs = {int(number): layout for number, layout in gguf.GGML_QUANT_SIZES.items()}
-    ours = {number: tuple(layout) for number, layout in reader.TENSOR_LAYOUTS.items()}
+    ours = {number: tuple(layout) for number, layout in header_parser.TENSOR_LAYOUTS.items()}
     assert {number: ours[number] for number in ours if number in theirs} == theirs
 
 
@@ -92,7 +92,7 @@ def test_short_arrays_are_kept_and_long_ones_only_counted(tmp_path: Path) -> Non
 def test_a_mark_of_infill_is_found_in_short_and_long_vocabularies(tiny: Path, tmp_path: Path) -> None:
     assert not read_header(tiny).has_infill_mark
     assert read_header(make_fill_in(tmp_path / "fill.gguf")).has_infill_mark
-    words = [f"token{index}" for index in range(reader.MAX_KEPT_ARRAY + 1)]
+    words = [f"token{index}" for index in range(header_parser.MAX_KEPT_ARRAY + 1)]
     for number, (last, found) in enumerate(
         [("<\uff5cfim\u2581begin\uff5c>", True), ("a <|fim_prefix|>", False)]
     ):
@@ -271,7 +271,7 @@ def test_a_truncated_download_is_called_that(tiny: Path, tmp_path: Path) -> None
 
 
 def test_a_header_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 2 * MIB)
+    monkeypatch.setattr(header_parser, "MAX_HEADER_BYTES", 2 * MIB)
     path = tmp_path / "endless.gguf"
     path.write_bytes(preamble(keys=1) + text("k") + struct.pack("<IIQ", 9, 8, 2**40))
     os.truncate(path, 1 << 40)  # sparse: empty words without end

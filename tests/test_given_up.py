@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.core.health_monitor import HealthMonitor
@@ -11,19 +13,23 @@ from app.domain.request_fingerprint import Fingerprint, Work
 from app.domain.status import Status
 from app.judgement.evidence import Evidence, Slot
 from app.judgement.given_up import (
-    FIRST_LOOK_S,
     LONGEST_S,
     LOOK_S,
+    QUIET_LOOK_S,
+    GivenUpAt,
+    Running,
     look_for_free_slots_in_s,
     places_free_again,
 )
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.slots_endpoint import SLOT_IS_FREE
 from app.models.instance import ModelInstance
+from app.proxy.request_parameters import slots_held
 from tests.fakes import FakeRunner, World, failure
 
 GIVEN_UP = 100.0
+ONE = GivenUpAt(granted_at=98.0, since=GIVEN_UP)
 
 
 def looked(*readings: tuple[float, int]) -> Evidence:
@@ -36,8 +42,8 @@ def looked(*readings: tuple[float, int]) -> Evidence:
     return evidence
 
 
-def freed(evidence: Evidence, *running: tuple[float, bool], given_up: int = 1, now: float = 102.0) -> int:
-    return places_free_again(evidence, [GIVEN_UP] * given_up, running, now)
+def freed(evidence: Evidence, *running: Running, given_up: int = 1, now: float = 102.0) -> int:
+    return places_free_again(evidence, [ONE] * given_up, running, now)
 
 
 # --- what the slots say
@@ -60,10 +66,35 @@ def test_a_look_that_is_not_answered_says_nothing() -> None:
 
 def test_slots_of_others_are_told_apart() -> None:
     """One whose answer has begun sits in a slot, and one that was there at the look before."""
-    begun, old, new = (101.0, True), (90.0, False), (101.0, False)
+    begun, old, new = Running(101.0, True), Running(90.0, False), Running(101.0, False)
     evidence = looked((95, 2), (101.5, 1))
     assert [freed(evidence, other) for other in (begun, old, new)] == [1, 1, 0]
     assert freed(looked((95, 2), (101.5, 2)), old) == 0
+
+
+def test_a_neighbour_that_asked_for_several_answers_holds_nobody_elses_place() -> None:
+    evidence = looked((95, 4), (101.5, 3))
+    assert freed(evidence, Running(90.0, has_begun=False, slots=3)) == 1
+    assert freed(looked((95, 4), (101.5, 4)), Running(90.0, has_begun=False, slots=3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "slots"),
+    [
+        ({}, 1),
+        ({"n": 3}, 3),
+        ({"n_cmpl": 2, "prompt": ["a", "b"]}, 4),
+        ({"n": None, "prompt": "a text"}, 1),
+        ({"n": -5, "input": []}, 1),
+        ({"input": [1, 2, 3]}, 1),
+        ({"input": [[1, 2], [3]]}, 2),
+        ({"query": "q", "documents": ["a", "b", "c"]}, 3),
+    ],
+)
+def test_a_request_holds_as_many_slots_as_answers_and_texts_are_asked_for(
+    fields: dict[str, Any], slots: int
+) -> None:
+    assert slots_held(fields) == slots
 
 
 def test_of_several_the_first_is_free_first() -> None:
@@ -86,20 +117,35 @@ def test_no_place_is_kept_for_ever() -> None:
 
 
 def test_looks_are_further_apart_than_what_keeps_a_cancelled_request_alive() -> None:
-    assert look_for_free_slots_in_s(Evidence(0.0), [GIVEN_UP], GIVEN_UP) == pytest.approx(FIRST_LOOK_S)
-    assert look_for_free_slots_in_s(looked((101, 1)), [GIVEN_UP], 101.0) == pytest.approx(LOOK_S)
+    assert look_for_free_slots_in_s(Evidence(0.0), [ONE], GIVEN_UP) == pytest.approx(QUIET_LOOK_S)
+    assert look_for_free_slots_in_s(looked((101, 1)), [ONE], 101.0) == pytest.approx(LOOK_S)
     assert LOOK_S > 1.0
 
 
 def test_the_log_says_when_to_look() -> None:
     evidence = looked((101, 1))
-    evidence.freed_at = 101.1
-    assert look_for_free_slots_in_s(evidence, [GIVEN_UP], 101.1) == 0.0
+    evidence.said_slot_is_free(101.1)
+    assert look_for_free_slots_in_s(evidence, [ONE], 101.1) == 0.0
 
 
-def test_both_builds_log_it_like_this() -> None:
-    line = b"0.06.699.092 I slot      release: id  0 | task 706 | stop processing: n_tokens = 8188\n"
-    assert SLOT_IS_FREE in line
+def test_a_log_that_tells_of_slots_is_waited_for() -> None:
+    """A look would tell llama-server that somebody is there, for another second."""
+    evidence = Evidence(0.0)
+    evidence.said_slot_is_free(ONE.granted_at - 0.1)  # of the one before
+    assert look_for_free_slots_in_s(evidence, [ONE], GIVEN_UP) == pytest.approx(LOOK_S)
+    evidence.said_slot_is_free(ONE.granted_at + 0.1)  # it may have been its own
+    assert look_for_free_slots_in_s(evidence, [ONE], GIVEN_UP) == 0.0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"0.06.699.092 I slot      release: id  0 | task 706 | stop processing: n_tokens = 8188\n",
+        b"0.04.493.864 W srv          stop: cancel task, id_task = 12\n",
+    ],
+)
+def test_both_builds_log_it_like_this(line: bytes) -> None:
+    assert any(mark in line for mark in SLOT_IS_FREE)
 
 
 # --- the queue
@@ -203,6 +249,15 @@ async def test_who_waits_is_served_when_the_slot_is_seen_to_be_free(world: World
     given = Given(world)
     assert not await given.look([Slot(1)])
     assert await given.look([])
+    given.world.manager.leave(given.instance, given.next)
+    await world.close()
+
+
+async def test_a_log_that_tells_of_a_free_slot_is_news_for_who_watches(world: World) -> None:
+    given = Given(world)
+    given.monitor._round_is_due.clear()
+    given.runner.evidence.said_slot_is_free(world.clock())
+    assert given.monitor._round_is_due.is_set()
     given.world.manager.leave(given.instance, given.next)
     await world.close()
 

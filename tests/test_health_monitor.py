@@ -14,7 +14,7 @@ from app.domain.events import Outcome, RequestFinished, Usage
 from app.domain.priority import Priority
 from app.domain.status import Status
 from app.judgement.evidence import Slot
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.exit_reason import FailureKind
 from tests.fakes import FakeRunner, Runs, World
 

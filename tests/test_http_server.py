@@ -183,6 +183,8 @@ KINDS = [
     (request({"model": "m"}, target="/v1/embeddings"), 400),
     (request(None, "Content-Type: text/plain"), 415),
     (request(None, "X-Request-Priority: highest"), 400),
+    (request(None, "X-Progress: comments"), 400),
+    (request(None, "X-Progress: Reasoning"), 200),
     (request(None, "Host: localhost"), 400),
     (request(None, *(f"X-{i}: y" for i in range(100))), 431),
     (request(PADDED), 200),

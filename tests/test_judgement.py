@@ -17,6 +17,7 @@ from app.judgement import judge as rules
 from app.judgement.evidence import Evidence, Slot
 from app.judgement.judge import (
     AGAIN_S,
+    PROBE_TIMEOUT_S,
     Cause,
     ProcessLimits,
     ProcessState,
@@ -27,7 +28,7 @@ from app.judgement.judge import (
     judge_request,
     look_in_s,
 )
-from app.judgement.pauses import GRACE_S, TICK_S, Pauses
+from app.judgement.router_pauses import GRACE_S, TICK_S, Pauses
 
 LIMIT_S = 20.0
 LIMITS = ProcessLimits(load_s=30.0, request_s=LIMIT_S)
@@ -260,6 +261,69 @@ def test_a_stopped_process_does_not_compute() -> None:
     assert "stopped by a signal" in case.verdict.why
 
 
+SHORT = replace(LIMITS, request_s=5.0)
+"""Shorter than a look that gets no answer."""
+
+
+def test_what_was_stopped_only_now_may_have_moved_until_then() -> None:
+    """A step, a short stop and the limit of a request must not add up to a hang."""
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(0.7 * LIMIT_S)
+    case.look(Slot(1, 5, 5, 1))  # it moves a moment after that
+    begun = max(begun, case.now)
+    case.wait(0.9 * LIMIT_S)
+    case.seen.used_processor(case.now, 0.0, is_stopped=True)
+    case.wait(0.2 * LIMIT_S)
+    case.seen.used_processor(case.now, 0.0, is_stopped=True)
+    case.seen.asked(begun)
+    assert case.state is not ProcessState.STUCK
+    assert case.left_s(begun) > 0
+    case.wait(0.9 * LIMIT_S)
+    assert case.state is ProcessState.STUCK
+    assert case.left_s(begun) == 0
+
+
+def test_what_has_missed_a_look_is_not_waited_for_again() -> None:
+    """A look takes long where it gets no answer: the next one need not end before anything is judged."""
+    case = Case().serving()
+    begun = case.ask()
+    case.wait(LIMIT_S / 4)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S, at_slots=True)
+    case.wait(1)
+    case.seen.probe_begun(case.now, at_slots=True)
+    assert case.state is ProcessState.SLOW
+    case.wait(begun + LIMIT_S + 0.1 - case.now)
+    assert case.state is ProcessState.STUCK
+    assert case.left_s(begun) == 0
+    case.seen.probe_answered(case.now)
+    case.seen.saw_slots(case.now, [Slot(1, 5, 5, 1)])
+    assert case.state is ProcessState.SERVING
+
+
+@pytest.mark.parametrize("slots", [[], None, [Slot(1, 5, 5, 1)]], ids=["idle", "cannot tell", "at work"])
+def test_a_look_at_the_slots_is_owed_an_answer_where_nobody_else_waits(slots: list[Slot] | None) -> None:
+    """As after a request that was given up: its place is kept until the slots have been seen."""
+    case = Case().serving()
+    case.wait(100)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S, at_slots=True)
+    verdict = judge(case.seen, SHORT, case.pauses, case.now)
+    assert (verdict.state, verdict.cause) == (ProcessState.STUCK, Cause.NO_PROGRESS)
+    assert is_quiet(case.seen, SHORT, case.pauses, case.now), "the next look is at the slots, too"
+    case.wait(1)
+    case.probe(ok=True, at_slots=True)
+    case.seen.saw_slots(case.now, slots)
+    case.wait(100)
+    assert judge(case.seen, SHORT, case.pauses, case.now).state is ProcessState.SERVING
+
+
+def test_a_look_at_the_health_that_gets_no_answer_is_a_miss_and_no_more() -> None:
+    case = Case().serving()
+    case.wait(100)
+    case.probe(ok=False, takes_s=PROBE_TIMEOUT_S)
+    assert judge(case.seen, SHORT, case.pauses, case.now).state is ProcessState.SLOW
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_where_slots_cannot_be_seen_what_moves_is_what_it_says_by_itself(works: bool) -> None:
     case = Case().serving()
@@ -452,9 +516,10 @@ def test_any_history_in_any_order(history: list[str]) -> None:
 
 
 def live(seed: int, *, hangs: bool) -> float | None:
-    """A process with slow phases, none of which reaches its limit, and a program that is paused now and then;
-    watched as the monitor does. How long after its hang it was ended. Raises if a healthy one is."""
-    chance = random.Random(seed)
+    """A process with slow phases, none of which reaches its limit, where it does not hang with short stops in
+    between; and a program that is paused now and then. Watched as the monitor does. How long after its hang
+    it was ended. Raises if a healthy one is."""
+    chance, stops = random.Random(seed), random.Random(f"stops {seed}")
     case, repeated = Case().serving(), Repeated()
     case.ask()
     tokens, task, cpu_s = 0, 1, 0.0
@@ -469,6 +534,8 @@ def live(seed: int, *, hangs: bool) -> float | None:
                 case.sleep(chance.choice([5, 20, 130]))
                 hang_at = max(hang_at, case.now)
             takes_s = chance.choice([0.0] * 8 + [6.0, 8.0])
+            if not hangs and stops.random() < 0.2:
+                moves_at += stop_for_a_moment(case, repeated, cpu_s, stops.uniform(0.1, 0.3) * LIMIT_S)
         case.seen.used_processor(case.now, cpu_s, is_stopped=False)
         case.probe(ok=takes_s < 10, takes_s=takes_s, at_slots=True)
         while case.now >= moves_at and moves_at < hang_at:
@@ -487,6 +554,17 @@ def live(seed: int, *, hangs: bool) -> float | None:
         cpu_s += max(in_s, 0.05) if computes else 0.0
         case.wait(max(in_s, 0.05))
     return None
+
+
+def stop_for_a_moment(case: Case, repeated: Repeated, cpu_s: float, seconds: float) -> float:
+    """By a signal; looked at every second, as what is asked and does not answer. How long it took."""
+    begun = case.now
+    while case.now < begun + seconds:
+        case.seen.used_processor(case.now, cpu_s, is_stopped=True)
+        case.seen.asked(1000.0)
+        assert not repeated.stuck(case.verdict, case.seen, case.now), f"stopped for a moment: {case.verdict}"
+        case.wait(1.0)
+    return case.now - begun
 
 
 @pytest.mark.parametrize("seed", range(40))

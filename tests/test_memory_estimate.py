@@ -21,7 +21,7 @@ import pytest
 from app.core.config import Config
 from app.domain.file_identity import FileIdentity
 from app.gguf.header import GgufHeader, read_header
-from app.gguf.reader import MAX_TENSORS, TensorInfo
+from app.gguf.header_parser import MAX_TENSORS, TensorInfo
 from app.memory.amount_to_reserve import Footprint, need
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
 from tests.ggufs import make_architecture, make_tiny

@@ -8,7 +8,7 @@ import socket
 import time
 
 from app.judgement.evidence import Evidence
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.port_probe import PortProbe
 from tests.router_process import until
 

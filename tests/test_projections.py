@@ -18,7 +18,7 @@ import pytest
 
 from app.domain.units import MIB
 from app.gguf.header import GgufHeader
-from app.gguf.reader import TensorInfo
+from app.gguf.header_parser import TensorInfo
 from app.memory.estimate.estimate import MemoryParams, estimate
 from app.memory.estimate.shape import shape_of
 

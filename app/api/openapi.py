@@ -200,4 +200,10 @@ _HEADERS = [
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
         "example": "my-request-1",
     },
+    {
+        "name": "X-Progress",
+        "in": "header",
+        "schema": {"type": "string", "enum": ["reasoning"]},
+        "example": "reasoning",
+    },
 ]

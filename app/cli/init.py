@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.check import counted
+from app.configuration.kinds_from_files import kind_in_params
 from app.core.config import RESERVED_ALIASES
-from app.gguf.header import GgufError, GgufHeader, Pooling, read_header
+from app.gguf.header import GgufError, GgufHeader, read_header
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192
@@ -89,10 +90,7 @@ def _entry(path: Path, header: GgufHeader) -> dict[str, Any]:
     params: dict[str, Any] = {"n_ctx": min(trained, DEFAULT_CONTEXT)}
     if trained > DEFAULT_CONTEXT:
         params["_n_ctx"] = f"the model was trained with {trained}; more context takes more memory"
-    if header.pooling_type == Pooling.RANK.value:
-        params["rerank"] = True
-    elif header.is_embedding:
-        params["embedding"] = True
+    params.update(kind_in_params(header))
     return {"model_path": path.as_posix(), "params": params}
 
 

@@ -20,7 +20,7 @@ from app.domain.event_bus import BATCH_S, EventBus
 from app.domain.events import Event, Outcome, RequestFinished
 from app.domain.request_fingerprint import Fingerprint, Work
 from app.domain.status import Health, Status
-from app.judgement.given_up import POLL_S, look_for_free_slots_in_s, places_free_again
+from app.judgement.given_up import GivenUpAt, Running, look_for_free_slots_in_s, places_free_again
 from app.judgement.judge import (
     ProcessLimits,
     ProcessState,
@@ -31,7 +31,7 @@ from app.judgement.judge import (
     judge_request,
     look_in_s,
 )
-from app.judgement.pauses import TICK_S, Pauses
+from app.judgement.router_pauses import TICK_S, Pauses
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 
@@ -163,6 +163,7 @@ class HealthMonitor:
         if (runner := instance.runner) is not None and runner.evidence.shows_slots:
             known = None if work is None else Fingerprint.of(work)
             instance.queue.give_up(ticket, self._clock(), known)
+            runner.evidence.on_freed = self._round_is_due.set
             self._round_is_due.set()
 
     # --- what is shown
@@ -187,19 +188,16 @@ class HealthMonitor:
         is_suspect = self._watch(instance, runner).repeated.is_suspect
         limits, now, evidence = _limits(instance), self._clock(), runner.evidence
         in_s = look_in_s(evidence, limits, self.pauses, now, self._interval_s, is_suspect=is_suspect)
-        if given_up := [entry.since for entry in instance.queue.given_up]:
+        if given_up := _given_up(instance):
             return min(in_s, look_for_free_slots_in_s(evidence, given_up, now))
         return in_s
 
     def _pause_s(self) -> float:
         """Until the next look, or the next judgement over one that gets no answer."""
-        loaded = self._loaded()
         waits = [
             self.suspect_every_s if runner in self._checking else self._look_in_s(instance, runner)
-            for instance, runner in loaded
+            for instance, runner in self._loaded()
         ]
-        if any(instance.queue.given_up for instance, _ in loaded):
-            waits.append(POLL_S)  # a log that says that a slot is free wakes nobody
         return max(min(waits, default=self._interval_s), 0.05)
 
     def _free_places(self, instance: ModelInstance, runner: Runner) -> None:
@@ -207,9 +205,12 @@ class HealthMonitor:
         queue = instance.queue
         if not queue.given_up or instance.runner is not runner:
             return
-        running = [(t.granted_at, t.owner is not None and bool(t.owner.generated)) for t in queue.running]
-        since = [entry.since for entry in queue.given_up]
-        if count := places_free_again(runner.evidence, since, running, self._clock()):
+        running = [
+            Running(ticket.granted_at, bool(ticket.owner.generated), ticket.slots)
+            for ticket in queue.running
+            if ticket.owner is not None
+        ]
+        if count := places_free_again(runner.evidence, _given_up(instance), running, self._clock()):
             instance.free_places(count)
 
     def _note_work(self, instance: ModelInstance, runner: Runner) -> None:
@@ -260,6 +261,10 @@ class HealthMonitor:
         if is_cut_short and (event.ttft_s is None or event.quiet_s > QUIET_S):
             evidence.asked(quiet_since)
             self._round_is_due.set()
+
+
+def _given_up(instance: ModelInstance) -> list[GivenUpAt]:
+    return [GivenUpAt(entry.ticket.granted_at, entry.since) for entry in instance.queue.given_up]
 
 
 def _limits(instance: ModelInstance) -> ProcessLimits:

@@ -32,7 +32,7 @@ class Ticket:
     """A request's place: first in a heap, then in a slot, then nowhere. Its key never changes."""
 
     __slots__ = ("_error", "_handicap_s", "arrived", "granted_at", "is_replay", "key", "lost_in_crash",
-                 "order", "owner", "priority", "replays_left", "runs_alone", "state")  # fmt: skip
+                 "order", "owner", "priority", "replays_left", "runs_alone", "slots", "state")  # fmt: skip
 
     def __init__(self, priority: Priority, arrived: float, aging_s: float) -> None:
         self.priority = priority
@@ -46,6 +46,7 @@ class Ticket:
         self.runs_alone = False  # nothing else may run beside it
         self.lost_in_crash = False  # its process ended by itself
         self.granted_at = 0.0
+        self.slots = 1  # of llama-server's, the most that its request holds at the same time
         self.owner: TicketOwner | None = None
         self._error: RouterError | None = None
 
@@ -68,7 +69,7 @@ class Ticket:
         """A fresh ticket at the old place."""
         fresh = Ticket(self.priority, self.arrived, 0.0)
         fresh.key, fresh.order, fresh.is_replay = self.key, self.order, True
-        fresh._handicap_s = self._handicap_s
+        fresh._handicap_s, fresh.slots = self._handicap_s, self.slots
         fresh.replays_left = self.replays_left - (not self.lost_in_crash)
         return fresh
 

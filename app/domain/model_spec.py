@@ -22,7 +22,9 @@ CPU_ONLY = -1
 class ModelParams(Section):
     n_gpu_layers: Whole = Field(ALL_LAYERS, ge=-1, description="99 or more: all layers; -1: CPU only")
     n_ctx: Whole = Field(4096, ge=1, le=2**27, description="tokens that one request may use")
-    embedding: bool = Field(False, description="an embedding model")
+    embedding: bool = Field(
+        False, description="an embedding model; where neither this nor `rerank` is set, the file decides"
+    )
     type_k: CacheType = Field("f16", description="KV cache type of K")
     type_v: CacheType = Field("f16", description="KV cache type of V")
     pooling: Literal["none", "mean", "cls", "last", "rank"] | None = Field(
@@ -32,7 +34,7 @@ class ModelParams(Section):
     n_ubatch: Count | None = Field(None, description="llama-server's `-ub`")
     mmproj: PathText | None = Field(None, description="multimodal projector file")
     chat_template: Text | None = Field(None, description="llama-server's `--chat-template`")
-    rerank: bool = Field(False, description="a reranking model")
+    rerank: bool = Field(False, description="a reranking model; see `embedding`")
 
     @property
     def kind(self) -> ModelKind:

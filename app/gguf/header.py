@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from app.domain.file_identity import FileIdentity
-from app.gguf.reader import GgufError, TensorInfo, Value, read_part
+from app.gguf.header_parser import GgufError, TensorInfo, Value, read_part
 from app.gguf.split_model import split_parts
 
 __all__ = [

@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from app.gguf.header import GgufHeader
 
-_VOCABULARIES = {"no_vocab": 0, "llama": 1, "gpt2": 2, "bert": 3, "t5": 4, "rwkv": 5, "plamo2": 6}
-"""llama.cpp's numbers."""
+_VOCABULARIES = {
+    "no_vocab": 0, "none": 0, "llama": 1, "gpt2": 2, "gemma4": 2, "hybriddna": 2, "whitespace": 2, "bert": 3,
+    "t5": 4, "rwkv": 5, "plamo2": 6,
+}  # fmt: skip
+"""llama.cpp's numbers, by `tokenizer.ggml.model`."""
 
 _FILE_TYPES: Mapping[int, str] = {
     0: "all F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K - Medium",
@@ -21,7 +24,7 @@ _FILE_TYPES: Mapping[int, str] = {
     24: "IQ1_S - 1.5625 bpw", 25: "IQ4_NL - 4.5 bpw", 26: "IQ3_S - 3.4375 bpw", 27: "IQ3_S mix - 3.66 bpw",
     28: "IQ2_S - 2.5 bpw", 29: "IQ2_M - 2.7 bpw", 30: "IQ4_XS - 4.25 bpw", 31: "IQ1_M - 1.75 bpw",
     32: "BF16", 36: "TQ1_0 - 1.69 bpw ternary", 37: "TQ2_0 - 2.06 bpw ternary", 38: "MXFP4 MoE",
-    39: "NVFP4", 40: "Q1_0",
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 """As llama-server names them, by `general.file_type`."""
 

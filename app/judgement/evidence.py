@@ -5,7 +5,7 @@ Times are those of one monotonic clock, in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 BUSY_SHARE = 0.2
@@ -59,6 +59,9 @@ class Evidence:
     """When the last one ended."""
     work_looked_at: float = 0.0
     """When the last one ended that asked for the slots, answered or not."""
+    _slots_owed_since: float | None = None
+    """One that asked for the slots was begun then, and none has been answered since: whatever tells of the
+    work is work of the same main loop."""
     answered_at: float | None = None
     missed: list[float] = field(default_factory=list)
     """When probes were begun that got no answer, since the last sign of life."""
@@ -73,13 +76,15 @@ class Evidence:
     """When the last look at them was begun, answered or not."""
     freed_at: float = 0.0
     """When its log said last that a slot is free."""
+    on_freed: Callable[[], object] = int
+    """Called then."""
     shows_slots: bool = True
     """It has not answered yet that it cannot tell. Where it cannot, what it logs is taken for progress."""
     slot_moved_at: dict[int, float] = field(default_factory=dict)
     """By task."""
 
-    is_stopped: bool = False
-    """By a signal or a debugger, at the last look."""
+    stopped_since: float | None = None
+    """By a signal or a debugger, as far as it was looked at; None: it was not at the last look."""
     busy_since: float | None = None
     """Since then it has computed, as far as it was looked at; None: it was waiting at the last look."""
     exited_at: float | None = None
@@ -116,7 +121,7 @@ class Evidence:
         self.port_accepted(now)
         self.observed += 1
         if self.asks_slots:
-            self.work_looked_at = now
+            self.work_looked_at, self._slots_owed_since = now, None
         self.asking_since, self.looked_at, self.answered_at = None, now, now
         self.missed.clear()
 
@@ -128,21 +133,37 @@ class Evidence:
             return
         if self.asks_slots:
             self.work_looked_at = now
-        if begun is not None and begun >= self.moved_at:
-            self.missed = [*self.missed, begun][-KEPT:]
+        if begun is None or begun < self.moved_at:
+            return
+        self.missed = [*self.missed, begun][-KEPT:]
+        if self.asks_slots and self._slots_owed_since is None:
+            self._slots_owed_since = begun
 
     # --- its work
 
     @property
+    def is_stopped(self) -> bool:
+        return self.stopped_since is not None
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """Since when nothing has moved although something is owed, to a request or to a look at the slots."""
+        owed = [since for since in (self.owed_since, self._slots_owed_since) if since is not None]
+        return min(owed, default=None)
+
+    @property
     def is_doubted(self) -> bool:
         """It matters whether it has moved."""
-        return bool(self.owed_since is not None or self._owed_when_idle is not None or self.missed)
+        is_owed = self.unanswered_since is not None or self._owed_when_idle is not None
+        return is_owed or bool(self.missed)
 
     def moved(self, now: float) -> None:
         """What it was asked for goes on. May be told late."""
         self.moved_at = max(self.moved_at, now)
         if self.owed_since is not None and self.owed_since <= now:
             self.owed_since = None
+        if self._slots_owed_since is not None and self._slots_owed_since <= now:
+            self._slots_owed_since = None
         self.missed = [begun for begun in self.missed if begun > now]
 
     def said(self, now: float) -> None:
@@ -177,10 +198,18 @@ class Evidence:
         if not working:
             self.owed_since = None
 
+    def said_slot_is_free(self, now: float) -> None:
+        self.freed_at = now
+        self.on_freed()
+
     def used_processor(self, now: float, cpu_s: float, *, is_stopped: bool) -> None:
         """The processor time of all its threads so far."""
         self.observed += 1
-        before, self._cpu, self.is_stopped = self._cpu, (now, cpu_s), is_stopped
+        before, self._cpu = self._cpu, (now, cpu_s)
+        if not is_stopped:
+            self.stopped_since = None
+        elif self.stopped_since is None:
+            self.stopped_since = now
         if before is None or now <= before[0]:
             return
         if cpu_s - before[1] < BUSY_SHARE * (now - before[0]):
@@ -193,7 +222,7 @@ class Evidence:
     def ready(self, now: float) -> None:
         self.is_loading, self.looked_at = False, now
         self.moved(now)
-        self.owed_since = self._owed_when_idle = None
+        self.owed_since = self._owed_when_idle = self._slots_owed_since = None
 
     def exited(self, now: float) -> None:
         self.exited_at = now

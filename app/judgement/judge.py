@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from app.judgement.evidence import Evidence
-from app.judgement.pauses import Pauses
 from app.judgement.progress import slot_of
+from app.judgement.router_pauses import Pauses
 
 PROBE_TIMEOUT_S = 10.0
 """Generous: idle connections and long streams can hold every HTTP thread of llama-server for seconds."""
@@ -140,12 +140,12 @@ def _service(evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: flo
     if missed >= MISSES:
         why = f"it missed {missed} probes in a row"
         return Verdict(ProcessState.STUCK, evidence.missed[0], why, Cause.NO_ANSWER)
-    owed = evidence.owed_since
+    owed = evidence.unanswered_since
     if owed is None:
         if missed:
             return Verdict(ProcessState.SLOW, evidence.missed[0], f"it missed {missed} of its probes")
         return Verdict(ProcessState.SERVING)
-    still_s = pauses.awake_s(owed, now)
+    still_s = pauses.awake_s(_unless_stopped_later(evidence, owed), now)
     overdue_s = still_s - allowed_s(evidence, limits)
     if limits.request_s and overdue_s >= 0 and _is_seen(evidence, pauses, overdue_s, now):
         return _stuck(owed, f"nothing has moved for {still_s:.0f} s{_while(evidence)}")
@@ -166,10 +166,17 @@ def allowed_s(evidence: Evidence, limits: ProcessLimits) -> float:
     return max(BUSY_SHARE * limits.request_s, unread / READS_PER_S)
 
 
+def _unless_stopped_later(evidence: Evidence, moved_at: float) -> float:
+    """What is stopped may have moved until then, and cannot say so."""
+    return moved_at if evidence.stopped_since is None else max(moved_at, evidence.stopped_since)
+
+
 def _is_seen(evidence: Evidence, pauses: Pauses, overdue_s: float, now: float) -> bool:
-    """The last look at its work ended after its time was over; what is stopped needs none."""
+    """The last look at its work ended after its time was over. What is stopped needs none, nor what has given
+    no sign of life since it left a question without an answer: it would be waited for once more."""
     unseen_s = pauses.awake_s(evidence.work_looked_at, now)
-    return not pauses.waking_s(now) and (evidence.is_stopped or unseen_s <= overdue_s)
+    needs_none = evidence.is_stopped or bool(evidence.missed)
+    return not pauses.waking_s(now) and (needs_none or unseen_s <= overdue_s)
 
 
 def look_in_s(
@@ -187,10 +194,10 @@ def look_in_s(
     in_s = interval_s - rested_s
     if is_suspect or evidence.missed:
         return min(AGAIN_S - rested_s, in_s)
-    if evidence.owed_since is None or not limits.request_s:
+    if (owed := evidence.unanswered_since) is None or not limits.request_s:
         return in_s
     part_s, unseen_s = limits.request_s / LOOKS, now - evidence.work_looked_at
-    quiet_s = pauses.awake_s(evidence.owed_since, now)
+    quiet_s = pauses.awake_s(owed, now)
     left_s = allowed_s(evidence, limits) - quiet_s
     in_its_turn_s = max(part_s - quiet_s, part_s - unseen_s)
     return min(in_its_turn_s, max(left_s, AGAIN_S - rested_s, AGAIN_S - unseen_s), in_s)
@@ -200,8 +207,8 @@ def is_quiet(
     evidence: Evidence, limits: ProcessLimits, pauses: Pauses, now: float, requests: Iterable[float] = ()
 ) -> bool:
     """Its slots are worth a look. `requests`: since when each of those that run has got nothing."""
-    part_s = limits.request_s / LOOKS
-    quiet = requests if evidence.owed_since is None else (evidence.owed_since, *requests)
+    part_s, owed = limits.request_s / LOOKS, evidence.unanswered_since
+    quiet = requests if owed is None else (owed, *requests)
     return limits.request_s > 0 and any(pauses.awake_s(since, now) >= part_s - SOON_S for since in quiet)
 
 
@@ -234,7 +241,7 @@ def judge_request(
     if quiet_s < part_s:
         return RequestVerdict(part_s - quiet_s)
     unseen_s = pauses.awake_s(max(evidence.work_looked_at, quiet_since), now)
-    moved_at = _request_moved_at(evidence, place, in_flight, quiet_since)
+    moved_at = _unless_stopped_later(evidence, _request_moved_at(evidence, place, in_flight, quiet_since))
     left_s = allowed_s(evidence, limits) - pauses.awake_s(moved_at, now)
     if left_s > 0:
         return RequestVerdict(min(left_s, part_s), wants_look=unseen_s >= part_s)

@@ -49,8 +49,10 @@ OFFLINE = Flag(
 )
 MODEL = Flag(("-m", "--model"), "the file", "model_path", "the user's choice")
 PROJECTOR = Flag(("--mmproj",), "the file", "params.mmproj", "the user's choice")
-EMBEDDINGS = Flag(("--embeddings", "--embedding"), "", "params.embedding", "the user's choice")
-RERANK = Flag(("--rerank", "--reranking"), "", "params.rerank", "the user's choice")
+EMBEDDINGS = Flag(
+    ("--embeddings", "--embedding"), "", "params.embedding", "the user's choice, else what the file says"
+)
+RERANK = Flag(("--rerank", "--reranking"), "", "params.rerank", "the user's choice, else what the file says")
 POOLING = Flag(
     ("--pooling",),
     "`mean` for an embedding model whose file names none",

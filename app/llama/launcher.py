@@ -14,7 +14,7 @@ from app.core.config import Config
 from app.domain.model_spec import ModelSpec
 from app.gguf.header import GgufError, GgufHeader, read_header
 from app.gguf.split_model import split_parts
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.command_line import BinaryInfo, Command, CommandError, build_command, unknown_flags
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.llama_runner import LlamaRunner

@@ -15,7 +15,7 @@ import anyio
 from app.domain.status import Status
 from app.judgement.evidence import Evidence
 from app.judgement.judge import Cause, ProcessLimits, Repeated, Verdict, judge
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.child_process import ChildProcess
 from app.llama.command_line import Command
 from app.llama.exit_reason import LOOK_BACK, TAIL_LINES, Failure, FailureKind, classify, of_exit_alone
@@ -131,8 +131,8 @@ class LlamaRunner:
             self._read_lines(data)
         elif not self.evidence.shows_slots:
             self.evidence.said(time.monotonic())
-        elif SLOT_IS_FREE in data:
-            self.evidence.freed_at = time.monotonic()
+        elif any(line in data for line in SLOT_IS_FREE):
+            self.evidence.said_slot_is_free(time.monotonic())
         return self.phase is Status.READY
 
     def process_ended(self, code: int) -> None:

@@ -54,7 +54,7 @@ def _by_file(spec: ModelSpec, header: GgufHeader | None) -> PoolingChoice:
     if spec.kind is ModelKind.CHAT:
         return PoolingChoice(None, "a chat model")
     if spec.kind is ModelKind.RERANK:
-        return PoolingChoice(Pooling.RANK.flag, "params.rerank")
+        return PoolingChoice(Pooling.RANK.flag, "a reranking model")
     if header is None:
         return PoolingChoice(None, "the file's header cannot be read")
     said = header.pooling_type

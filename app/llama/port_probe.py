@@ -16,7 +16,7 @@ import anyio.to_thread
 from app.domain.alarm import Alarm
 from app.judgement.evidence import Evidence
 from app.judgement.judge import PROBE_TIMEOUT_S
-from app.judgement.pauses import Pauses
+from app.judgement.router_pauses import Pauses
 from app.llama.http_get import Answer, NoAnswer, http_get, may_listen
 from app.llama.os_calls import out_of_files, processor_use
 from app.llama.slots_endpoint import working_slots

@@ -7,8 +7,9 @@ from typing import Any
 
 from app.judgement.evidence import Slot
 
-SLOT_IS_FREE = b" release: id "
-"""In its log, where that is not too quiet. Only a reason to look: a client's text could say so, too."""
+SLOT_IS_FREE = (b" release: id ", b"cancel task, id_task = ")
+"""In its log, where that is not too quiet; the second for what got no slot, too. Only a reason to look: a
+client's text could say so, too."""
 
 
 def working_slots(body: bytes) -> list[Slot] | None:

@@ -13,7 +13,7 @@ from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.domain.views import HOST, MemoryNeed
-from app.gguf.header import GgufError, GgufHeader, read_header
+from app.gguf.header import ENCODERS, GgufError, GgufHeader, read_header
 from app.llama.command_line import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import NO_FILES_LEFT, out_of_files
@@ -24,6 +24,10 @@ from app.memory.probes.fixed_cost import CUDA_COST, UNLISTED_MB, FixedCost
 
 NO_RECORD = LoadRecord()
 DECLARED = "declared by vram_mb"
+_NO_CHAT = (
+    "its file is an encoder ({}), which makes embeddings and no text: set params.embedding to true, or "
+    "remove it; where it is not set, the file was another one when the configuration was read: reload it."
+)
 PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
 GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory
 
@@ -61,6 +65,8 @@ def inspect(spec: ModelSpec) -> Footprint:
         ) from error
     except GgufError as error:
         raise LoadError(_failure(FailureKind.BAD_MODEL, str(error))) from error
+    if header.architecture in ENCODERS and spec.kind is ModelKind.CHAT:
+        raise LoadError(_failure(FailureKind.BAD_FLAG, _NO_CHAT.format(header.architecture)))
     layers = 0 if spec.cpu_only else spec.params.n_gpu_layers
     return Footprint(
         file_mb=header.file_size // MIB,

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import struct
 from http import HTTPStatus
 
 from app.domain.errors import RouterError
 from app.proxy.dialects.dialect import Dialect, retry_headers
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.forwarded_headers import Headers, as_lines, own_lines
-from app.proxy.request_head import HeadLines
+from app.proxy.request_head import NO_HTTP_2, PREFACE_OF_HTTP_2, HeadLines
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
+
+HTTP_1_1_REQUIRED = 13
+"""HTTP/2's number for it."""
+
+
+def _frame(kind: int, payload: bytes) -> bytes:
+    """Of HTTP/2, about the connection."""
+    return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, 0, 0) + payload
+
+
+NO_MORE_HTTP_2 = _frame(4, b"") + _frame(7, struct.pack(">II", 0, HTTP_1_1_REQUIRED) + NO_HTTP_2.encode())
+"""No settings, and the end of a connection of which no request was looked at."""
 
 
 def _status_line(status: int) -> bytes:
@@ -50,6 +63,9 @@ class AnswerWriter:
 
         `length`: of the body, where it is known. False: the connection has to end with the answer.
         """
+        if (asked.method, asked.version) == PREFACE_OF_HTTP_2:
+            self._head, self._has_body = NO_MORE_HTTP_2, False
+            return False
         self._has_body = has_body = asked.method != "HEAD" and status not in (204, 304)
         self._is_chunked = has_body and length is None and asked.version == "1.1"
         if length is not None:

@@ -18,6 +18,7 @@ from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.content_encoding import unpacked_size
 from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.shown_wait import SHOWN_WAITS, ShowWait
 from app.proxy.dialects.translation_interface import Asked, Incoming, Told, Translation
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Downstream, Pending
@@ -203,6 +204,7 @@ class Preparation:
                 dialect_of(routed.endpoint),
                 heartbeats=configuration.current.api.stream_heartbeats,
                 asked=asked,
+                show_wait=self._show_wait(routed, instance.alias),
             ),
             slots=slots,
             links=links,
@@ -211,8 +213,14 @@ class Preparation:
             wake=entrance.wake,
         )
 
+    def _show_wait(self, routed: RoutedRequest, alias: str) -> ShowWait | None:
+        show = SHOWN_WAITS.get(routed.endpoint) if self._accepted.meta.shows_wait else None
+        return None if show is None else show(routed.request_id, alias, int(time.time()))
+
     def _record(self, instance: ModelInstance, routed: RoutedRequest) -> RequestRecord:
-        return RequestRecord(routed, instance.alias, self._backend.manager.ticket(routed.priority))
+        ticket = self._backend.manager.ticket(routed.priority)
+        ticket.slots = routed.slots
+        return RequestRecord(routed, instance.alias, ticket)
 
     def _tell(self, told: Told, instance: ModelInstance, record: RequestRecord) -> None:
         record.close()

@@ -12,6 +12,7 @@ from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
+from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
@@ -41,7 +42,7 @@ class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
     __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
-                 "_lines", "_mode", "_parts", "_record", "_translator", "_usage", "events",
+                 "_lines", "_mode", "_parts", "_record", "_show_wait", "_translator", "_usage", "events",
                  "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
@@ -53,8 +54,10 @@ class Reply:
         *,
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         asked: Asked | None = None,
+        show_wait: ShowWait | None = None,
     ) -> None:
-        """`asked`: where the API is translated; else an answer of llama-server passes as it is."""
+        """`asked`: where the API is translated; else an answer of llama-server passes as it is. `show_wait`
+        writes what the client shows of its wait, in the place of heartbeats."""
         self.started = False
         """A head has been sent."""
         self.progress_at = 0.0
@@ -65,6 +68,7 @@ class Reply:
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
         self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
+        self._show_wait = show_wait
         self._translator: Translator | None = None
         self._mode = _Mode.EMPTY
         self._is_event_stream = False
@@ -77,12 +81,16 @@ class Reply:
 
     def heartbeat(self, text: str) -> None:
         """A stream that waits gets its head at once, and a sign of life."""
-        if self._heartbeats is Heartbeats.OFF:
+        if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
             self._is_event_stream, self._lines = True, self._stream_lines()
             self._start(200, None)
-        self._downstream.write(self._dialect.heartbeat(self._heartbeats, text), False)
+        if self._show_wait is not None:
+            sign = self._show_wait(text)
+        else:
+            sign = self._dialect.heartbeat(self._heartbeats, text)
+        self._downstream.write(sign, False)
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""

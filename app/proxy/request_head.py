@@ -17,6 +17,12 @@ _ID = re.compile(rb"\r\n[Xx]-[Rr]equest-[Ii][Dd]: (%b)(?=\r\n)" % USABLE_ID.enco
 _USABLE_ID = re.compile(rb"%b\Z" % USABLE_ID.encode())
 
 
+PREFACE_OF_HTTP_2 = ("PRI", "2.0")
+"""Method and version of what only looks like a request: such a client reads nothing but frames."""
+
+NO_HTTP_2 = "HTTP/2 is not spoken here, HTTP/1.1 is."
+
+
 class HeadLines:
     """What a head says but for the length of the body and the id of the request. Never changed."""
 

@@ -51,13 +51,23 @@ class RequestMeta(NamedTuple):
     """Of its form, where it is an upload."""
     ttl_s: float | None = None
     """How long its model is to stay loaded when nobody uses it any more; None: as configured."""
+    shows_wait: bool = False
+    """Its wait is to be told as part of the answer, where its API has a way to."""
 
     @classmethod
     def of(cls, headers: Headers, client: Client, passed_on: Raw) -> RequestMeta:
         lines = as_lines(passed_on)
         ttl_s = model_ttl.in_header(headers)
         is_navigation = _is_navigation(headers, client)
-        return cls(client, _priority(headers), lines, is_gzip(headers), is_navigation, ttl_s=ttl_s)
+        return cls(
+            client,
+            _priority(headers),
+            lines,
+            is_gzip(headers),
+            is_navigation,
+            ttl_s=ttl_s,
+            shows_wait=_shows_wait(headers),
+        )
 
 
 def read_body(
@@ -72,7 +82,10 @@ def read_body(
     ttl_s = meta.ttl_s
     if ttl_s is None and model_ttl.FIELD in fields:
         ttl_s = model_ttl.in_field(fields[model_ttl.FIELD])
-    return instance, _routed(meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s)
+    slots = slots_held(fields)
+    return instance, _routed(
+        meta, instance, path, "POST", path, request_id, stream=stream, ttl_s=ttl_s, slots=slots
+    )
 
 
 def read_tunnel(
@@ -113,6 +126,7 @@ def _routed(
     keeps_connection: bool = True,
     only_reads: bool = False,
     ttl_s: float | None = None,
+    slots: int = 1,
 ) -> RoutedRequest:
     client, wish, passed_on = meta[:3]
     wish = instance.spec.priority if wish is None else wish
@@ -131,6 +145,7 @@ def _routed(
         client.name,
         only_reads,
         ttl_s,
+        slots,
     )
 
 
@@ -164,6 +179,15 @@ def _streams(fields: Mapping[str, Any]) -> bool:
     if stream is not None and not isinstance(stream, bool):
         raise BadRequest("'stream' must be true or false", param="stream")
     return bool(stream)
+
+
+def slots_held(fields: Mapping[str, Any]) -> int:
+    """One for each answer that is asked for, and for each text, as far as the router reads them: a list of
+    numbers is one text."""
+    answers = [n for name in ("n", "n_cmpl") if isinstance(n := fields.get(name), int)]
+    given = [fields.get(name) for name in ("prompt", "input", "documents")]
+    texts = [sum(not isinstance(t, int) for t in texts) for texts in given if isinstance(texts, list)]
+    return max([1, *answers]) * max([1, *texts])
 
 
 def _wrong_kind(instance: ModelInstance, endpoint: Endpoint) -> WrongModelKind:
@@ -227,6 +251,13 @@ def _priority(headers: Headers) -> Priority | None:
             param="X-Request-Priority",
         )
     return priority
+
+
+def _shows_wait(headers: Headers) -> bool:
+    text = headers.get("x-progress")
+    if text is not None and text.strip().lower() != "reasoning":
+        raise BadRequest(f"X-Progress must be reasoning, not {text[:40]!r}", param="X-Progress")
+    return text is not None
 
 
 # --- the target

@@ -14,7 +14,14 @@ import httptools
 
 from app.domain.errors import BadRequest
 from app.proxy.forwarded_headers import Headers
-from app.proxy.request_head import HeadLines, KnownHeads, RequestHead, split_headers
+from app.proxy.request_head import (
+    NO_HTTP_2,
+    PREFACE_OF_HTTP_2,
+    HeadLines,
+    KnownHeads,
+    RequestHead,
+    split_headers,
+)
 
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
@@ -56,7 +63,10 @@ class RequestReader:
         """What is known of a request that is not HTTP."""
         headers, _, given_id = split_headers(self._collected.headers)
         target = self._collected.target or _target_in(self._raw)
-        return RequestHead(HeadLines("POST", target, "1.1", headers), 0, given_id, b"")
+        method, version = (
+            PREFACE_OF_HTTP_2 if self._raw.startswith(b"PRI * HTTP/2.0\r\n") else ("POST", "1.1")
+        )
+        return RequestHead(HeadLines(method, target, version, headers), 0, given_id, b"")
 
     @property
     def waiting(self) -> int:
@@ -125,7 +135,7 @@ class RequestReader:
         parser = httptools.HttpRequestParser(collected)
         _feed(parser, raw)
         if parser.get_http_version() == "2.0":  # of its preface uvicorn would wait for the rest, for ever
-            raise BadRequest("HTTP/2 is not spoken here, HTTP/1.1 is.")
+            raise BadRequest(NO_HTTP_2)
         collected.in_body = True
         method = parser.get_method().decode("ascii")
         headers, length, given_id = split_headers(collected.headers)

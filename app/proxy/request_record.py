@@ -36,6 +36,8 @@ class RoutedRequest(NamedTuple):
     """It takes no slot, and counts as no use of its model."""
     ttl_s: float | None = None
     """How long its model stays loaded after it; None: as configured."""
+    slots: int = 1
+    """The most of llama-server's slots that it holds at the same time."""
     keeps_ttl: bool = False
     """Without `ttl_s` it is as it was before."""
 

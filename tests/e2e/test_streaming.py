@@ -251,17 +251,22 @@ async def anext_of(pieces: AsyncIterator[bytes]) -> bytes:
 # --- streams that wait -------------------------------------------------------------------------------
 
 
+SHOWN = {"X-Progress": "reasoning"}
+
+
 class Reader:
     """Reads a stream in the background."""
 
-    def __init__(self, http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> None:
+    def __init__(self, http: httpx.AsyncClient, path: str, body: dict[str, Any], **headers: str) -> None:
         self.text = ""
         self.answer: httpx.Response | None = None
-        self._http, self._path, self._body = http, path, body
+        self._http, self._path, self._headers = http, path, headers
+        self._body = {**body, "stream": True}
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
-        async with self._http.stream("POST", self._path, json={**self._body, "stream": True}) as self.answer:
+        asked = self._http.stream("POST", self._path, json=self._body, headers=self._headers)
+        async with asked as self.answer:
             async for piece in pieces_of(self.answer):
                 self.text += piece
 
@@ -284,15 +289,17 @@ async def test_a_stream_that_waits_is_told_where_it_stands(
         loading = Reader(http, ASK, chat("late"))
         failing = Reader(http, ASK, chat("misfit"))
         failing_messages = Reader(http, "/v1/messages", chat("misfit"))
-        everyone = (queued, too_long, loading, failing, failing_messages)
+        comments = [queued, too_long, loading, failing, failing_messages]
+        shown, shown_failing = (Reader(http, ASK, chat(name), **SHOWN) for name in ("late", "misfit"))
+        everyone = [*comments, shown, shown_failing]
         await until(lambda: all(reader.text for reader in everyone))
-        comments = [reader.text for reader in everyone]
+        waits = [reader.text for reader in comments]
     for gate in ("late", "misfit"):
         (gates / gate).touch()
     await asyncio.gather(first, *(reader.task for reader in everyone))
 
-    assert comments[:2] == [": queued position=1\n\n", ": queued position=2\n\n"]
-    assert all(re.fullmatch(r": loading( progress=[\d.]+)?\n\n", comment) for comment in comments[2:])
+    assert waits[:2] == [": queued position=1\n\n", ": queued position=2\n\n"]
+    assert all(re.fullmatch(r": loading( progress=[\d.]+)?\n\n", wait) for wait in waits[2:])
     for reader in everyone:
         assert reader.answer is not None
         assert reader.answer.status_code == 200
@@ -301,7 +308,7 @@ async def test_a_stream_that_waits_is_told_where_it_stands(
         assert reader.answer.headers["x-request-id"]
         assert "x-queue-wait-ms" not in reader.answer.headers
         assert reader.text.endswith("\n\n")
-    for reader in (queued, loading):
+    for reader in (queued, loading, shown):
         assert reader.events[-1] == "data: [DONE]"
         assert '"delta":{"content"' in reader.text
     assert "exceed_context_size_error" in single_error(too_long)["type"]
@@ -309,6 +316,15 @@ async def test_a_stream_that_waits_is_told_where_it_stands(
     (event,) = failing_messages.events
     assert event.startswith("event: error\ndata: ")
     assert json.loads(event.partition("data: ")[2])["type"] == "error"
+    for reader in (shown, shown_failing):
+        assert thoughts(reader).startswith("loading")
+    assert json.loads(shown_failing.events[-1][6:])["error"]["code"] == "load_failed"
+
+
+def thoughts(reader: Reader) -> str:
+    """What a chat page shows of them."""
+    chunks = [json.loads(event[6:]) for event in reader.events if event.startswith('data: {"id"')]
+    return "".join(chunk["choices"][0]["delta"].get("reasoning_content", "") for chunk in chunks)
 
 
 def single_error(reader: Reader) -> dict[str, Any]:

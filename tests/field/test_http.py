@@ -114,11 +114,22 @@ async def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(start: Any
 
 
 async def test_a_client_that_begins_with_http_2_is_refused_and_does_not_wait(start: Any) -> None:
+    """In frames: such a client reads nothing else, and tells its user the reason that they hold."""
     client = await Client.connect(await start())
     client.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
     answer = await client.rest()
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"HTTP/2 is not spoken here" in answer
+    settings, goaway = answer[:9], answer[9:]
+    assert settings == b"\0\0\0\4\0\0\0\0\0"
+    assert (int.from_bytes(goaway[:3], "big"), goaway[3]) == (len(goaway) - 9, 7)
+    assert int.from_bytes(goaway[13:17], "big") == 13  # HTTP_1_1_REQUIRED
+    assert goaway[17:] == b"HTTP/2 is not spoken here, HTTP/1.1 is."
+
+
+@pytest.mark.parametrize("version", ["2.0", "3.0", "9.9"])
+async def test_a_request_of_another_version_is_told_which_one_is_spoken(start: Any, version: str) -> None:
+    client = await Client.connect(await start())
+    client.say(said("GET", "/health", version=version))
+    assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
 
 
 # --- H2

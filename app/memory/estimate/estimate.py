@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from app.domain.model_spec import ALL_LAYERS, QUANTISED
 from app.gguf.header import GgufHeader
-from app.gguf.reader import BlockLayout, TensorInfo
+from app.gguf.header_parser import BlockLayout, TensorInfo
 from app.memory.estimate.compute_buffer import (
     F32_BYTES,
     Batch,

@@ -155,16 +155,3 @@ def _list_pieces(values: Sequence[object], dump: Dump) -> Iterator[bytes]:
             yield from _pieces(value, dump)
             between = b","
     yield b"]" if values else b"[]"
-
-
-def is_longer(value: object, most: int) -> bool:
-    """Whether it has more characters and parts together."""
-    left, waiting = most, [value]
-    while waiting and left >= 0:
-        part = waiting.pop()
-        left -= len(part) if isinstance(part, str) else 1
-        if isinstance(part, dict):
-            waiting += [*part, *part.values()]
-        elif isinstance(part, (list, tuple)):
-            waiting += part
-    return left < 0
