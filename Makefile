@@ -72,7 +72,7 @@ soak: $(DEV) $(MODEL)
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
 test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed \
-		$(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
+		$(CLIENTS)/ollama/.installed $(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
 	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
 
 slow: $(DEV)
@@ -121,6 +121,7 @@ MAVEN_RETRIES := -Dmaven.wagon.http.retryHandler.count=10 -Daether.connector.htt
 
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
+$(CLIENTS)/ollama/.installed: $(CLIENTS_FILES)/python/requirements-ollama.txt
 $(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/agents/requirements-aider.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."
@@ -137,11 +138,12 @@ $(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/packag
 		echo "There is no npm: Node's clients are not tested." >&2; \
 	fi
 
-# Two of them are programs for one kind of machine, which their own scripts put into place.
-$(AGENTS): $(CLIENTS_FILES)/agents/package.json $(CLIENTS_FILES)/agents/package-lock.json
+# Each needs nothing but its program for this kind of machine, of its own version: there is nothing to lock. Two
+# have it put into place by scripts of theirs.
+$(AGENTS): $(CLIENTS_FILES)/agents/package.json
 	@if command -v npm >/dev/null 2>&1; then \
 		echo "Installing agents of the command line ..."; \
-		cd $(CLIENTS_FILES)/agents && npm ci --silent --ignore-scripts && \
+		cd $(CLIENTS_FILES)/agents && npm install --silent --ignore-scripts && \
 			node node_modules/@anthropic-ai/claude-code/install.cjs && \
 			(cd node_modules/opencode-ai && node postinstall.mjs) && touch node_modules/.installed; \
 	else \

@@ -31,6 +31,7 @@ async def client(way: str, tiny_gguf: Path, tmp_path: Path) -> AsyncIterator[Bro
         "models": {
             "Chat": {"model_path": str(tiny_gguf), "aliases": ["gpt-4:mini"], "params": {"n_ctx": 512}},
             "me/embed": {"model_path": str(tiny_gguf), "params": {"embedding": True}},
+            "twin": {"model_path": str(tiny_gguf), "params": {"n_ctx": 512}},
             "gone": {"model_path": str(tmp_path / "gone.gguf")},
         },
     }
@@ -125,8 +126,9 @@ async def test_the_version_is_one_that_programs_can_compare(client: Browser) -> 
 
 async def test_the_configured_models_are_listed(client: Browser) -> None:
     answer = await client.get("/api/tags")
-    chat, other, embed, gone = models = answer.json()["models"]
-    assert [m["name"] for m in models] == ["Chat:latest", "gpt-4:mini", "me/embed:latest", "gone:latest"]
+    chat, other, embed, twin, gone = models = answer.json()["models"]
+    names = ["Chat:latest", "gpt-4:mini", "me/embed:latest", "twin:latest", "gone:latest"]
+    assert [model["name"] for model in models] == names
     for model in models:
         assert model["model"] == model["name"]
         assert re.fullmatch("[0-9a-f]{64}", model["digest"])
@@ -146,6 +148,7 @@ async def test_the_configured_models_are_listed(client: Browser) -> None:
     }
     assert embed["capabilities"] == ["embedding"]
     assert embed["digest"] != chat["digest"]
+    assert twin["digest"] != chat["digest"], "names of one digest are one model to programs"
     assert (gone["size"], gone["details"]["families"]) == (0, [])
 
 

@@ -152,4 +152,7 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "failing": _was_told("endless"),
     "failing_response": _was_told("endless"),
     "breaking": lambda line: bool(line.get("error")),  # as failing, for a library that overlooks why
+    "show": lambda line: "completion" in line.get("saw", ()),
+    "ps": lambda line: line.get("saw") == ["chat:latest"],
+    "keep_alive": lambda line: line.get("saw") == ["load", "unload"],
 }

@@ -86,9 +86,12 @@ def _file(spec: ModelSpec, card: ModelCard | None) -> Body:
 
 
 def _digest(spec: ModelSpec, card: ModelCard | None) -> str:
-    """Of the file, and of how it is run. A file that cannot be read is told by its path."""
+    """Of the file, of how it is run, and of the entry: programs take names of one digest for one model.
+
+    A file that cannot be read is told by its path.
+    """
     of_file = card.file.digest if card is not None else str(spec.path)
-    return hashlib.sha256(f"{of_file} {spec.params!r} {spec.extra_args}".encode()).hexdigest()
+    return hashlib.sha256(f"{spec.alias} {of_file} {spec.params!r} {spec.extra_args}".encode()).hexdigest()
 
 
 def _memory(view: ModelView) -> Body:

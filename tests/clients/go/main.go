@@ -94,6 +94,7 @@ func main() {
 		"go-openai":        withGoOpenAI,
 		"anthropic-sdk-go": withAnthropic,
 		"langchaingo":      withLangChain,
+		"ollama":           withOllama,
 	}
 	libraries[os.Args[2]]()
 }
