@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "init", parents=[common], help="write a configuration for a folder of GGUF files"
     )
     init.add_argument("--models-dir", type=Path, required=True, metavar="DIR", help="searched for *.gguf")
-    init.add_argument("--force", action="store_true", help="overwrite an existing configuration")
+    init.add_argument("--force", action="store_true", help="overwrite a configuration; api and system stay")
     commands.add_parser("demo", help="serve the demo models that `make demo` installed")
     return parser
 

@@ -245,6 +245,23 @@ def test_check_tells_every_model_file_that_cannot_be_used(models: Path, tmp_path
     assert "good" not in told
 
 
+def test_check_tells_a_projector_from_a_model(models: Path, tmp_path: Path) -> None:
+    chat, eyes = str(models / "Tiny Chat.Q4_K_M.gguf"), str(models / "mmproj.gguf")
+    entries = {
+        "sees": {"model_path": chat, "params": {"mmproj": eyes}},
+        "swapped": {"model_path": eyes},
+        "no-eyes": {"model_path": chat, "params": {"mmproj": chat}},
+        "broken": {"model_path": chat, "params": {"mmproj": str(models / "broken.gguf")}},
+    }
+    tree = {"api": {"host": "127.0.0.1"}, "models": entries}
+    done = run("check", "-c", write(tmp_path / "c.json", tree))
+    assert done.returncode == 1
+    assert "  swapped: its file is a projector: set params.mmproj" in done.stdout
+    assert "  no-eyes: params.mmproj: Tiny Chat.Q4_K_M.gguf is a model and no projector" in done.stdout
+    assert "  broken: broken.gguf" in done.stdout
+    assert "  sees: " not in done.stdout
+
+
 def test_check_tells_a_flag_that_the_binary_does_not_know(config: Path) -> None:
     tree = json.loads(config.read_text())
     tree["models"]["chat"]["extra_args"] = ["--no-such-flag", "-1", "--no_warmup", "--swa-full"]
@@ -320,6 +337,18 @@ def test_init_numbers_files_with_the_same_name(models: Path, tmp_path: Path) -> 
         target.write_bytes((models / "Tiny Chat.Q4_K_M.gguf").read_bytes())
     run("init", "--models-dir", tmp_path / "gguf", "-c", tmp_path / "c.json")
     assert list(load(tmp_path / "c.json", env={}).models) == ["model", "model-2", "status-2"]
+
+
+def test_init_keeps_what_the_file_says_besides_its_models(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    api = {"host": "127.0.0.1", "api_keys": ["k"]}
+    system = {"llama_server_path": "/opt/llama-server", "default_model": "old", "base_models_path": "/old"}
+    write(path, {"api": api, "system": system, "models": {"old": {"model_path": "old.gguf"}}})
+    assert run("init", "--models-dir", models, "-c", path, "--force").returncode == 0
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    assert tree["api"] == api
+    assert tree["system"] == {"llama_server_path": "/opt/llama-server", "base_models_path": str(models)}
+    assert "old" not in tree["models"]
 
 
 def test_init_never_overwrites_without_force(models: Path, tmp_path: Path) -> None:

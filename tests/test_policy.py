@@ -11,6 +11,7 @@ from app.domain.status import Status, StopReason
 from app.domain.views import NEVER_USED, MemoryNeed, ModelView, QueueHead
 from app.models.restarts import backoff_s
 from app.scheduling.actions import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
+from app.scheduling.capacity_refusals import RETRY_WHEN_FULL_S, refusal_error
 from app.scheduling.placement import fit
 from app.scheduling.policy import plan, preview
 from app.scheduling.turns import Newcomer, may_be_taken_at
@@ -296,6 +297,15 @@ def test_a_model_that_loads_counts_as_a_place() -> None:
 def test_what_can_never_fit_is_refused_with_the_numbers_and_evicts_nobody() -> None:
     actions = decide(model("a", READY), model("huge", mb=20_000, waits=head(HIGH)))
     assert actions == [Refuse("huge", by_count=False, need_mb=20_000, available_mb=10_000, ever=False)]
+
+
+def test_before_any_device_was_read_nothing_is_said_to_never_fit() -> None:
+    """A driver may take long when it is asked first, as NVIDIA's does without its persistence mode."""
+    (refusal,) = plan([model("a", waits=head())], [], LIMITS, NOW).actions
+    assert isinstance(refusal, Refuse)
+    error = refusal_error(refusal, LIMITS.max_models, [])
+    assert (error.status, error.retry_after_s) == (503, RETRY_WHEN_FULL_S)
+    assert "no device's memory has been read yet" in str(error)
 
 
 def test_memory_on_its_way_back_is_no_reason_to_evict_for_what_can_never_fit() -> None:

@@ -14,18 +14,21 @@ from typing import Any
 from app.cli.check import counted
 from app.configuration.kinds_from_files import kind_in_params
 from app.core.config import RESERVED_ALIASES
-from app.gguf.header import GgufError, GgufHeader, read_header
+from app.gguf.header import PROJECTOR, GgufError, GgufHeader, read_header
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192
 """The trained context can be a million tokens; its KV cache would fill any card."""
+
+NAMES_OF_MODELS = {"default_model", "preload_models"}
+"""Keys of `system` that another set of models makes wrong."""
 
 _LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _FIRST_PART = re.compile(r"-00001-of-\d{5}$")
 
 
 def run(target: Path, models_dir: Path, *, force: bool) -> int:
-    """Write `target`; nothing is overwritten without `force`."""
+    """Write `target`; nothing is overwritten without `force`, and then the models only."""
     if target.exists() and not force:
         return _complain(f"{target} exists already; use --force to overwrite it, or -c to write another file")
     if not models_dir.is_dir():
@@ -33,9 +36,11 @@ def run(target: Path, models_dir: Path, *, force: bool) -> int:
     models, projectors = _models(models_dir)
     if not models:
         return _complain(f"there is no usable GGUF file in {models_dir}")
+    kept = _settings(target)
     tree = {
         "$schema": _schema_from(target),
-        "system": {"base_models_path": str(models_dir.resolve())},
+        **kept,
+        "system": {**kept.get("system", {}), "base_models_path": str(models_dir.resolve())},
         "models": models,
     }
     try:
@@ -47,6 +52,19 @@ def run(target: Path, models_dir: Path, *, force: bool) -> int:
         print(f"  {projector.name} is a projector: set params.mmproj of the model that it belongs to")
     print(f"Next: python run.py check -c {target}")
     return 0
+
+
+def _settings(target: Path) -> dict[str, dict[str, Any]]:
+    """What the old file says besides its models: keys, addresses, the path of llama-server."""
+    try:
+        tree = json.loads(target.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found = {name: tree.get(name) for name in ("api", "system")} if isinstance(tree, dict) else {}
+    kept = {name: section for name, section in found.items() if isinstance(section, dict)}
+    for key in NAMES_OF_MODELS & kept.get("system", {}).keys():
+        del kept["system"][key]
+    return kept
 
 
 def _schema_from(target: Path) -> str:
@@ -66,7 +84,7 @@ def _models(folder: Path) -> tuple[dict[str, Any], list[Path]]:
         except (GgufError, OSError) as error:
             print(f"  left out: {error}", file=sys.stderr)
             continue
-        if header.architecture == "clip":
+        if header.architecture == PROJECTOR:
             projectors.append(path)
         else:
             models[_alias(path, models)] = _entry(path.relative_to(folder), header)

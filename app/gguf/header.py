@@ -21,6 +21,7 @@ from app.gguf.split_model import split_parts
 
 __all__ = [
     "ENCODERS",
+    "PROJECTOR",
     "GgufError",
     "GgufHeader",
     "Pooling",
@@ -34,6 +35,9 @@ ENCODERS = frozenset({
     "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3",
     "eurobert", "gemma-embedding", "t5encoder",
 })  # fmt: skip
+PROJECTOR = "clip"
+"""The architecture of files that give a model eyes or ears."""
+
 CACHED_HEADERS = 64
 
 

@@ -13,7 +13,7 @@ from app.domain.model_spec import ModelSpec
 from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.domain.views import HOST, MemoryNeed
-from app.gguf.header import ENCODERS, GgufError, GgufHeader, read_header
+from app.gguf.header import ENCODERS, PROJECTOR, GgufError, GgufHeader, read_header
 from app.llama.command_line import batch_sizes
 from app.llama.exit_reason import Failure, FailureKind
 from app.llama.os_calls import NO_FILES_LEFT, out_of_files
@@ -28,6 +28,7 @@ _NO_CHAT = (
     "its file is an encoder ({}), which makes embeddings and no text: set params.embedding to true, or "
     "remove it; where it is not set, the file was another one when the configuration was read: reload it."
 )
+_NO_MODEL = "its file is a projector: set params.mmproj of the model that it belongs to."
 PROCESS_MB = 64  # of a llama-server beside its buffers: 17 MiB of its own, and its libraries
 GPU_PROCESS_MB = 384  # the same with a GPU's libraries and pinned memory
 
@@ -54,7 +55,7 @@ def inspect(spec: ModelSpec) -> Footprint:
     try:
         found = FileIdentity.at(spec.path)
         header = read_header(spec.path)
-        projector = Path(spec.params.mmproj).stat().st_size if spec.params.mmproj else 0
+        projector = _projector_bytes(spec)
     except FileNotFoundError as error:
         raise LoadError(_failure(FailureKind.MISSING_FILE, f"there is no file {error.filename}.")) from error
     except OSError as error:
@@ -65,6 +66,8 @@ def inspect(spec: ModelSpec) -> Footprint:
         ) from error
     except GgufError as error:
         raise LoadError(_failure(FailureKind.BAD_MODEL, str(error))) from error
+    if header.architecture == PROJECTOR:
+        raise LoadError(_failure(FailureKind.BAD_MODEL, _NO_MODEL))
     if header.architecture in ENCODERS and spec.kind is ModelKind.CHAT:
         raise LoadError(_failure(FailureKind.BAD_FLAG, _NO_CHAT.format(header.architecture)))
     layers = 0 if spec.cpu_only else spec.params.n_gpu_layers
@@ -76,6 +79,15 @@ def inspect(spec: ModelSpec) -> Footprint:
         on_host=estimate(header, _params(spec, 0, projector)),
         projector_bytes=projector,
     )
+
+
+def _projector_bytes(spec: ModelSpec) -> int:
+    if not spec.params.mmproj:
+        return 0
+    header = read_header(Path(spec.params.mmproj))
+    if header.architecture != PROJECTOR:
+        raise GgufError(f"params.mmproj: {header.parts[0].name} is a model and no projector; name its own")
+    return header.file_size
 
 
 def need(

@@ -63,7 +63,8 @@ class Refuse:
 
     `by_others`: it would fit if other programs let go of their memory. `on_host`: it is the machine's own
     memory that is short. `layers_help`: the GPU has memory of its own, so that it matters how many layers go
-    there. Whoever arrived after `arrived_by` has not waited long enough yet.
+    there. `is_blind`: no device has been read so far, not even the machine's own memory. Whoever arrived
+    after `arrived_by` has not waited long enough yet.
     """
 
     alias: str
@@ -74,6 +75,7 @@ class Refuse:
     by_others: bool = False
     on_host: bool = False
     layers_help: bool = True
+    is_blind: bool = False
     arrived_by: float = NEVER
 
 

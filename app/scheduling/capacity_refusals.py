@@ -19,7 +19,9 @@ def refuse(alias: str, need: MemoryNeed, best: Capacity, *, ever: bool) -> Refus
         short = need.mb, best.most(need)
     else:
         on_host, short = True, (need.host_mb, max(best.free[HOST], 0))
-    return Refuse(alias, False, *short, ever, on_host=on_host, layers_help=layers_help)
+    return Refuse(
+        alias, False, *short, ever, on_host=on_host, layers_help=layers_help, is_blind=not best.free
+    )
 
 
 def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> RouterError:
@@ -29,6 +31,11 @@ def refusal_error(refusal: Refuse, max_models: int, loaded: Sequence[str]) -> Ro
             "system.max_concurrent_models or unpin one",
             retry_after_s=RETRY_WHEN_FULL_S,
             details={"loaded_models": list(loaded)},
+        )
+    if refusal.is_blind:
+        return VramExhausted(
+            f"{refusal.alias} cannot be placed: no device's memory has been read yet; GET /vram says why",
+            retry_after_s=RETRY_WHEN_FULL_S,
         )
     where = " of the machine's own memory" if refusal.on_host else ""
     message = (

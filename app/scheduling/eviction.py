@@ -125,7 +125,7 @@ class Claims:
             {d.id: d.total_mb - d.others_mb - d.min_free_mb for d in self._devices}
         )
         if fit(need, best) is None:
-            ever = fit(need, self._empty) is not None
+            ever = not self._devices or fit(need, self._empty) is not None
             without_others = self._room_beside_pinned(self._empty.free)
             refusal = refuse(model.alias, need, best, ever=ever)
             return replace(refusal, by_others=ever and fit(need, without_others) is not None)
