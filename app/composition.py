@@ -162,7 +162,7 @@ def _stored_bytes(config: Config) -> int:
     return config.api.stored_responses_mb * MIB
 
 
-def backend(services: Services) -> Backend:
+def backend(services: Services, memory: ClientMemory) -> Backend:
     """What requests to models are served with."""
     slots = Admission(services.manager, services.health, services.bus)
     return Backend(
@@ -171,6 +171,7 @@ def backend(services: Services) -> Backend:
         services.upstream,
         services.configuration,
         services.bodies,
+        memory,
         {
             "/v1/messages": MessagesTranslation(),
             "/v1/responses": ResponsesTranslation(services.stored),

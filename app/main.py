@@ -137,7 +137,7 @@ def _lifespan(
         async with AsyncExitStack() as stack:
             services = await build(configuration, stack, given, app.gateway.memory)
             app.state.services = services
-            app.gateway.backend = backend(services)
+            app.gateway.backend = backend(services, app.gateway.memory)
             if config_path is not None:
                 configuration.subscribe(config_watcher.TAKES)
                 watch = partial(config_watcher.watch, configuration, config_path)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.configuration.file import parse
 from app.main import RouterApp, create_app
@@ -26,6 +26,10 @@ class StandIn:
         self.requests: deque[bytes] = deque(maxlen=KEPT)
         """The last ones, byte for byte."""
         self.port = 0
+        self.says(body, status)
+
+    def says(self, body: bytes, status: bytes = b"200 OK") -> None:
+        """From now on."""
         self._body = body
         self._head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (
             status,
@@ -41,15 +45,28 @@ class StandIn:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"content-length: (\d+)", head, re.I)
-                self.requests.append(head + await reader.readexactly(int(length[1]) if length else 0))
-                writer.write(self._head + (b"" if head.startswith(b"HEAD") else self._body))
+                request = head + await reader.readexactly(int(length[1]) if length else 0)
+                self.requests.append(request)
+                writer.write(self.answer(request))
         writer.close()
+
+    def answer(self, request: bytes) -> bytes:
+        """Head and body."""
+        return self._head + (b"" if request.startswith(b"HEAD") else self._body)
 
 
 @asynccontextmanager
 async def llama_server_stand_in(body: bytes = b"{}", status: bytes = b"200 OK") -> AsyncIterator[StandIn]:
     """One that listens."""
-    made = StandIn(body, status)
+    async with listening(StandIn(body, status)) as made:
+        yield made
+
+
+StandInT = TypeVar("StandInT", bound=StandIn)
+
+
+@asynccontextmanager
+async def listening(made: StandInT) -> AsyncIterator[StandInT]:
     async with await asyncio.start_server(made.serve, "127.0.0.1", 0) as server:
         made.port = server.sockets[0].getsockname()[1]
         yield made

@@ -11,7 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
-from app.domain.errors import ModelError, QueueFull, RouterError
+from app.domain.errors import ModelCrashed, ModelError, QueueFull, RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
@@ -20,7 +20,7 @@ from app.proxy.dialects.dialect import NATIVE, OPENAI, Dialect
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
 from app.proxy.dialects.responses.responses_errors import RESPONSES
 from app.proxy.dialects.shown_wait import in_chat
-from app.proxy.dialects.sse_format import EventReader, event
+from app.proxy.dialects.sse_format import MOST_BYTES, EventReader, event
 from app.proxy.dialects.translation_interface import Times
 from tests.typed_models import check
 
@@ -199,6 +199,23 @@ def test_events_are_found_wherever_the_stream_is_cut(size: int) -> None:
     found += reader.end()
     assert [(e.name, e.json()) for e in found] == [("a", {"x": 1}), ("", None), ("", None), ("b", {})]
     assert b"".join(e.raw for e in found) == text + b"\n\n"
+
+
+def test_a_large_event_in_small_pieces_is_looked_through_once() -> None:
+    """Were it looked through with each piece, this would take hours."""
+    data = b"data: " + b"a" * (MOST_BYTES // 2) + b"\n\ndata: 2\n\n"
+    reader = EventReader()
+    found = [e for at in range(0, len(data), 64) for e in reader.feed(data[at : at + 64])]
+    assert [len(event.data) for event in found] == [MOST_BYTES // 2, 1]
+    assert [*reader.end()] == []
+
+
+@pytest.mark.parametrize("size", [1000, MOST_BYTES + 1000])
+def test_an_event_that_does_not_end_is_given_up(size: int) -> None:
+    reader = EventReader()
+    with pytest.raises(ModelCrashed):
+        for _ in range(MOST_BYTES // size + 1):
+            reader.feed(b"a" * size)
 
 
 # --- Messages

@@ -21,15 +21,16 @@ from app.domain.views import ModelView, ProcessView
 from app.models.lifecycle import Lifecycle
 from app.models.restarts import RestartLimits
 from app.proxy import timeout_and_crash_errors
+from app.proxy.answer_mode import HELD_BYTES
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
-from app.proxy.exchange_interfaces import UpstreamGone
+from app.proxy.exchange_interfaces import Surroundings, UpstreamGone
 from app.proxy.forwarded_headers import Headers, from_lines
 from app.proxy.phase import Phase
-from app.proxy.reply import HELD_BYTES, Reply
+from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord, RoutedRequest
@@ -131,14 +132,11 @@ class World:
                 lambda: self.now,
                 dialect_of(endpoint),
                 heartbeats=heartbeats,
+                memory=self.memory,
                 asked=Asked(b"", stream, translator, again=again),
                 show_wait=show_wait,
             ),
-            slots=everything,
-            links=Links(self),
-            limits=SYSTEM,
-            clock=lambda: self.now,
-            wake=self._wake,
+            Surroundings(everything, Links(self), everything, SYSTEM, lambda: self.now, self._wake),
         )
 
     def _wake(self, delay_s: float) -> None:
@@ -155,6 +153,17 @@ class World:
             self.now, self.wakes_at = max(self.now, self.wakes_at), 0.0
             self.exchange.due(self.now)
         self.now = until
+
+    # --- what takes long
+
+    def do(self, work: Callable[[], Any], tell: Callable[[Any], None], *, next_: bool) -> Pending:
+        self.beside = (work, tell)
+        self.working = Pending()
+        return self.working
+
+    def work(self) -> None:
+        work, tell = self.beside
+        tell(work())
 
     # --- slots
 
@@ -435,6 +444,76 @@ def test_a_plain_answer_is_translated_whole() -> None:
     assert (world.sent, world.heads[0][2]) == (b"SOMETHING!", 10)
 
 
+LARGE = b"a" * 600_000
+
+
+def test_a_large_answer_is_translated_beside_the_loop_and_passed_on_in_pieces() -> None:
+    """Slot and connection are free meanwhile, and it has its place in memory."""
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), len(LARGE))
+    exchange.body(LARGE[:400_000], False)
+    assert world.memory.held >= len(LARGE)
+    exchange.body(LARGE[400_000:], True)
+    assert (exchange.phase, world.heads) == (Phase.TRANSLATING, [])
+    assert (world.left, world.link.released) == ([exchange.ticket], 1)
+    assert world.memory.held >= 2 * len(LARGE)
+    world.work()
+    assert 0 < len(world.sent) < len(LARGE)
+    world.pass_time(0)
+    assert (world.sent, world.is_complete) == (LARGE.upper() + b"!", True)
+    world.check_over(error=None, status=200)
+
+
+def test_a_slow_client_gets_a_large_answer_as_it_takes_it() -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, True)
+    world.is_slow = True
+    world.work()
+    had = len(world.sent)
+    world.pass_time(10)
+    assert len(world.sent) == had
+    exchange.writable()
+    assert had < len(world.sent) < len(LARGE)
+    world.pass_time(21)
+    assert world.is_aborted
+    world.check_over(error=None, status=499)
+
+
+def test_a_client_that_leaves_while_its_answer_is_translated_leaves_nothing() -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, True)
+    world.pass_time(100)  # that is not its fault
+    assert not world.is_aborted
+    exchange.client_left()
+    assert world.working.is_cancelled
+    world.check_over(error=None, status=499)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    world.memory.take(world.memory.limit - world.memory.held - len(LARGE) // 2)
+    exchange.head(AnswerHead(200, JSON), len(LARGE) if announced else None)
+    exchange.body(LARGE[:1] if announced else LARGE, False)
+    assert (world.heads[0][0], world.code) == (503, "overloaded")
+    world.check_over(error="overloaded", status=503)
+
+
+def test_a_bug_in_a_translation_is_told() -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, True)
+    exchange.translated(lambda _: None, ValueError("of ours"))
+    assert (world.heads[0][0], world.code) == (500, "internal_error")
+
+
 def test_a_stream_is_translated_as_it_comes() -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
@@ -499,7 +578,7 @@ def refused(world: World) -> Exchange:
 
 
 def test_a_request_that_is_refused_is_asked_otherwise_in_the_same_slot() -> None:
-    world = World(again=lambda error: error.message.encode())
+    world = World(again=lambda error, asked: error.message.encode())
     exchange = refused(world)
     assert (exchange.phase, world.heads) == (Phase.ASKED, [])
     assert world.link.asked[-1][2] == b"too long"
@@ -510,13 +589,13 @@ def test_a_request_that_is_refused_is_asked_otherwise_in_the_same_slot() -> None
 
 
 def test_an_error_that_nothing_can_be_done_about_is_told() -> None:
-    world = World(again=lambda error: None)
+    world = World(again=lambda error, asked: None)
     refused(world)
     assert (world.heads[0][0], world.code) == (400, "invalid_request")
 
 
 def test_a_client_that_leaves_while_it_is_asked_again_leaves_nothing() -> None:
-    world = World(again=lambda error: b"shorter")
+    world = World(again=lambda error, asked: b"shorter")
     refused(world).client_left()
     world.check_over(error=None, status=499)
 

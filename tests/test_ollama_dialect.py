@@ -516,7 +516,7 @@ def shortened(api: Api, body: Body, tokens: int, context: int) -> Body | None:
     asked = api.ask(body)
     assert isinstance(asked, Asked)
     assert asked.again is not None
-    again = asked.again(too_long(tokens, context))
+    again = asked.again(too_long(tokens, context), asked.body)
     return None if again is None else json.loads(again)
 
 
@@ -558,13 +558,13 @@ def test_it_is_not_tried_for_ever_and_not_for_other_errors() -> None:
     assert isinstance(asked, Asked)
     assert asked.again is not None
     tries = 0
-    while asked.again(too_long(10_000, 9_999)) is not None:
+    while asked.again(too_long(10_000, 9_999), asked.body) is not None:
         tries += 1
     assert tries == 8
     other = CHAT.ask(HI)
     assert isinstance(other, Asked)
     assert other.again is not None
-    assert other.again(BadRequest("no")) is None
+    assert other.again(BadRequest("no"), other.body) is None
     unwanted = CHAT.ask(HI | {"truncate": False})
     assert isinstance(unwanted, Asked)
     assert unwanted.again is None

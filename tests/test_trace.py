@@ -64,8 +64,9 @@ DOWN = [
     "request_parameters",
     "request_record",
     "reply",
-    "exchange",
+    "exchange_state",
     "timeouts_and_heartbeats",
+    "exchange",
     "admission",
     "upstream_pool",
     "upstream_connection",
@@ -76,7 +77,7 @@ BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_serve
 
 TOLD = {
     "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
-    "request_body", "request_memory_limit",
+    "request_body", "request_memory_limit", "exchange_state",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 

@@ -8,73 +8,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from app.core.config import SystemConfig
 from app.domain.errors import RouterError
-from app.domain.request_fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
-from app.models.instance import ModelInstance
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.catch_bugs import catch_bugs, internal_error
-from app.proxy.exchange_interfaces import Link, Links, Pending, Slots, UpstreamGone
+from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE
+from app.proxy.exchange_interfaces import Link, UpstreamGone
+from app.proxy.exchange_state import ExchangeState
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
-from app.proxy.reply import Reply
-from app.proxy.request_body import RequestBody
-from app.proxy.request_record import RequestRecord, RoutedRequest
-from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S, RequestTimeouts
+from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S
 
 logger = logging.getLogger(__name__)
 
 
-class Exchange:
-    """From the complete request to the end of its answer. `phase` says where it is."""
+class Exchange(ExchangeState):
+    """From the complete request to the end of its answer."""
 
-    __slots__ = ("_body", "_clock", "_is_paused", "_limits", "_link", "_links", "_pending", "_runner",
-                 "_slots", "_timeouts", "_wake", "instance", "phase", "record",
-                 "reply", "ticket")  # fmt: skip
-
-    def __init__(
-        self,
-        instance: ModelInstance,
-        record: RequestRecord,
-        body: RequestBody,
-        reply: Reply,
-        *,
-        slots: Slots,
-        links: Links,
-        limits: SystemConfig,
-        clock: Callable[[], float],
-        wake: Callable[[float], None],
-    ) -> None:
-        """`wake(delay_s)` asks for one call of `due`, instead of the one asked for before."""
-        self.instance, self.record, self.reply = instance, record, reply
-        self.ticket = record.ticket
-        self.phase = Phase.QUEUED
-        self._body: RequestBody | None = body
-        self._slots, self._links, self._limits = slots, links, limits
-        self._clock, self._wake = clock, wake
-        self._runner: Runner | None = None
-        self._link: Link | None = None
-        self._pending: Pending | None = None
-        self._is_paused = False
-        self._timeouts = RequestTimeouts(limits, slots, is_stream=record.request.stream)
-
-    @property
-    def request(self) -> RoutedRequest:
-        return self.record.request
-
-    @property
-    def quiet_since(self) -> float | None:
-        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
-        return self.reply.progress_at if self.phase in AT_LLAMA_SERVER and not self._is_paused else None
-
-    @property
-    def generated(self) -> int | None:
-        """Tokens of a stream that have come, about: its events."""
-        return self.reply.events if self.request.stream else None
+    __slots__ = ()
 
     # --- the queue
 
@@ -112,10 +68,6 @@ class Exchange:
         self.reply.restart()
         self._enter(since=self._clock())
 
-    def asks_for(self) -> Work | None:
-        data = None if self._body is None else self._body.data
-        return Work(self.request.path, data) if isinstance(data, (bytes, bytearray)) else None
-
     # --- the connection to llama-server
 
     @catch_bugs
@@ -134,15 +86,55 @@ class Exchange:
 
     @catch_bugs
     def body(self, data: bytes, last: bool) -> bool:
-        go_on = self.reply.body(data, last)
-        if last:
-            if self.reply.instead is None:
-                self._end()
-            else:
-                self._ask_again(self.reply.instead)
+        try:
+            go_on = self.reply.body(data, last)
+            if last:
+                self._complete()
+                return True
+        except RouterError as error:  # there is no place for it
+            self._fail(error)
             return True
         self._is_paused = not go_on
         return go_on
+
+    def _complete(self) -> None:
+        """llama-server has said all."""
+        work = self.reply.last_work(self._body)
+        if work is None:
+            self._end()
+            return
+        self._let_go()
+        if work.size <= TRANSLATED_AT_ONCE:
+            self.translated(work.tell, work.work())
+        else:
+            if not work.needs_slot:
+                self._slots.leave(self)
+            self.phase, self._is_paused = Phase.TRANSLATING, False
+            self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
+
+    @catch_bugs
+    def translated(self, tell: Callable[[Any], None], found: Any) -> None:
+        """Of what took long."""
+        self._pending = None
+        if isinstance(found, RouterError):
+            self._fail(found)
+            return
+        if isinstance(found, Exception):
+            raise found
+        tell(found)
+        if self.reply.instead is not None:
+            self._ask_again(self.reply.instead)
+        else:
+            self._tell_more()
+
+    def _tell_more(self) -> None:
+        """A piece in each turn of the event loop."""
+        self._is_paused = not self.reply.tell_more()
+        if self.reply.is_told:
+            self._end()
+        else:
+            self.phase = Phase.TRANSLATING
+            self._wake(self._timeouts.first_look_s(self.instance.spec) if self._is_paused else 0)
 
     @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
@@ -165,7 +157,9 @@ class Exchange:
     @catch_bugs
     def writable(self) -> None:
         """The client takes more. That says something of its slot only where the slot waited for it."""
-        if self._is_paused and self._link is not None:
+        if self._is_paused and self.phase is Phase.TRANSLATING:
+            self._tell_more()
+        elif self._is_paused and self._link is not None:
             self.reply.progress_at = self._clock()
             self._is_paused = False
             self._link.resume()
@@ -184,7 +178,10 @@ class Exchange:
         """Every time-out of a request, and its heartbeat. Asks to be called again."""
         if self.phase is Phase.QUEUED:
             self._due_in_queue(now)
-        elif self.phase in AT_LLAMA_SERVER:
+        elif self.phase is Phase.TRANSLATING and not self._is_paused:
+            if self._pending is None:
+                self._tell_more()
+        elif self.phase in AT_LLAMA_SERVER or self.phase is Phase.TRANSLATING:
             self.reply.flush_head()
             if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
                 self._body = None  # it cannot be sent once more
@@ -238,7 +235,7 @@ class Exchange:
         self.phase, self._link = Phase.ASKED, link
         link.ask(self.request, runner.api_key, self._body.data, self, is_fresh=is_fresh)
 
-    def _ask_again(self, instead: bytes) -> None:
+    def _ask_again(self, instead: bytes | bytearray) -> None:
         """In its slot: llama-server has refused what it was asked."""
         self._let_go()
         if self._body is None or self._runner is None:

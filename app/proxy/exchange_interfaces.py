@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+from app.core.config import SystemConfig
 from app.core.queue import Ticket
 from app.domain.errors import RouterError
 from app.domain.ticket_owner import TicketOwner
@@ -146,3 +148,23 @@ class Slots(Protocol):
 
     def ended(self, entrant: Entrant) -> None:
         """As `leave`, and the record is complete."""
+
+
+class Beside(Protocol):
+    """Where that is done which takes long."""
+
+    def do(self, work: Callable[[], Any], tell: Callable[[Any], None], *, next_: bool) -> Pending:
+        """`tell` gets what `work` returns, or the error that it raises. `next_`: before all that waits."""
+        ...
+
+
+class Surroundings(NamedTuple):
+    """All of these, for one exchange."""
+
+    slots: Slots
+    links: Links
+    beside: Beside
+    limits: SystemConfig
+    clock: Callable[[], float]
+    wake: Callable[[float], None]
+    """Asks for one call of `due` after so many seconds, instead of the one asked for before."""

@@ -19,22 +19,26 @@ from app.proxy.body_thread import BodyThread, Parse, Read
 from app.proxy.content_encoding import unpacked_size
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.shown_wait import SHOWN_WAITS, ShowWait
-from app.proxy.dialects.translation_interface import Asked, Incoming, Told, Translation
+from app.proxy.dialects.translation_interface import (
+    TRANSLATED_AT_ONCE,
+    Asked,
+    Incoming,
+    Told,
+    Translation,
+)
 from app.proxy.exchange import Exchange
-from app.proxy.exchange_interfaces import Downstream, Pending
+from app.proxy.exchange_interfaces import Downstream, Pending, Surroundings
 from app.proxy.forwarded_headers import as_lines, own_lines
 from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 from app.proxy.llama_server_info import forbids_load
 from app.proxy.reply import Reply
 from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from app.proxy.routes import Endpoint
 from app.proxy.upload import form_fields
 from app.proxy.upstream_pool import UpstreamPool
-
-TRANSLATED_AT_ONCE = 16384
-"""Bytes: an item of a conversation may be short, and takes some microseconds."""
 
 
 class Accepted(NamedTuple):
@@ -57,6 +61,7 @@ class Backend(NamedTuple):
     links: UpstreamPool
     configuration: Configuration
     bodies: BodyThread
+    memory: ClientMemory
     translations: Mapping[str, Translation]
     """By the path of their endpoint, for those that have one."""
 
@@ -181,7 +186,7 @@ class Preparation:
     def _asked(self, instance: ModelInstance, routed: RoutedRequest, asked: Asked | Told) -> Exchange | None:
         if isinstance(asked, Asked):
             self._accepted.body.replace(asked.body)
-            return self._exchange(instance, routed.as_asked(asked), asked)
+            return self._exchange(instance, routed.as_asked(asked), asked._replace(body=b""))
         self._tell(asked, instance, self._record(instance, routed))
         return None
 
@@ -189,7 +194,7 @@ class Preparation:
 
     def _exchange(self, instance: ModelInstance, routed: RoutedRequest, asked: Asked | None) -> Exchange:
         target, entrance = self._accepted.target, self._entrance
-        _, slots, links, configuration, _, _ = self._backend
+        _, slots, links, configuration, bodies, memory, _ = self._backend
         record = self._record(instance, routed)
         if b"autoload=" in target and not instance.serves and forbids_load(target):
             raise model_not_loaded(instance.alias)
@@ -203,14 +208,11 @@ class Preparation:
                 time.monotonic,
                 dialect_of(routed.endpoint),
                 heartbeats=configuration.current.api.stream_heartbeats,
+                memory=memory,
                 asked=asked,
                 show_wait=self._show_wait(routed, instance.alias),
             ),
-            slots=slots,
-            links=links,
-            limits=configuration.current.system,
-            clock=time.monotonic,
-            wake=entrance.wake,
+            Surroundings(slots, links, bodies, configuration.current.system, time.monotonic, entrance.wake),
         )
 
     def _show_wait(self, routed: RoutedRequest, alias: str) -> ShowWait | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
+from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.shown_wait import ShowWait
@@ -17,33 +17,23 @@ from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.request_body import RequestBody
+from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord
 from app.proxy.token_usage import UsageScanner, usage_of
+from app.proxy.translated_answer import LastWork, TranslatedAnswer
 
-HELD_BYTES = 65536
-"""A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
-
-MAX_ERROR_BYTES = 65536
 EVENT = b"data: {"
 ERROR_IN_STREAM = b'data: {"error"'
 """No answer holds it: inside a text its quotation mark would be escaped."""
-
-
-class _Mode(Enum):
-    EMPTY = "no head has come from llama-server"
-    HELD = "a plain answer, held back until it is whole"
-    PASSED = "bytes pass as they come"
-    EVENT_STREAM = "events pass as they come"
-    TRANSLATED = "events pass through the translator"
-    REFUSED = "llama-server's error, collected: it is told in the shape of this API"
 
 
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
     __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
-                 "_lines", "_mode", "_parts", "_record", "_show_wait", "_translator", "_usage", "events",
-                 "instead", "progress_at", "started")  # fmt: skip
+                 "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_translator",
+                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -53,24 +43,27 @@ class Reply:
         dialect: Dialect,
         *,
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
+        memory: ClientMemory,
         asked: Asked | None = None,
         show_wait: ShowWait | None = None,
     ) -> None:
-        """`asked`: where the API is translated; else an answer of llama-server passes as it is. `show_wait`
-        writes what the client shows of its wait, in the place of heartbeats."""
+        """`asked`: where the API is translated, without its body; else an answer of llama-server passes as it
+        is. `memory`: in which a translated one takes its place. `show_wait` writes what the client shows of
+        its wait, in the place of heartbeats."""
         self.started = False
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
-        self.instead: bytes | None = None
+        self.instead: bytes | bytearray | None = None
         """What llama-server is to be asked, because it has refused what it was asked."""
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
         self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
-        self._show_wait = show_wait
+        self._memory, self._show_wait = memory, show_wait
+        self._mode = AnswerMode.EMPTY
         self._translator: Translator | None = None
-        self._mode = _Mode.EMPTY
+        self._rest: TranslatedAnswer | RouterError | None = None
         self._is_event_stream = False
         self._lines = b""
         self._length: int | None = None
@@ -94,7 +87,8 @@ class Reply:
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._translator, self.instead = _Mode.EMPTY, None, None, None
+        self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
+        self._rest = None
         self.events = 0
         self._parts.clear()
 
@@ -106,60 +100,61 @@ class Reply:
         self._mode = mode = self._mode_for(head.status, length, head.is_event_stream)
         if self.started:
             return False
-        self._is_event_stream = head.is_event_stream and mode is not _Mode.REFUSED
+        self._is_event_stream = head.is_event_stream and mode is not AnswerMode.REFUSED
         self._lines, self._length = head.lines, length
         return self._is_event_stream
 
-    def _mode_for(self, status: int, length: int | None, streamed: bool) -> _Mode:
+    def _mode_for(self, status: int, length: int | None, streamed: bool) -> AnswerMode:
         if self.started:
             if not streamed or status != 200:
-                return _Mode.REFUSED
+                return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
-            return _Mode.REFUSED
+            return AnswerMode.REFUSED
         if self._asked is not None and self._asked.translator is not None and status == 200:
             self._translator = self._asked.translator(self._record.times(self._clock))
-            return _Mode.TRANSLATED if streamed else _Mode.HELD
+            return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         if streamed:
-            return _Mode.EVENT_STREAM
+            return AnswerMode.EVENT_STREAM
         has_body = self._record.request.method != "HEAD" and status not in (204, 304)
         is_short = has_body and length is not None and length <= HELD_BYTES
-        return _Mode.HELD if is_short else _Mode.PASSED
+        return AnswerMode.HELD if is_short else AnswerMode.PASSED
 
     def flush_head(self) -> None:
         """Of an event stream whose first event does not come."""
-        if self._is_event_stream and self._mode is not _Mode.EMPTY and not self.started:
+        if self._is_event_stream and self._mode is not AnswerMode.EMPTY and not self.started:
             self._start(self._record.status, None)
             self._downstream.write(b"", False)
 
     def body(self, data: bytes, last: bool) -> bool:
         """False: the client takes no more for now."""
         mode = self._mode
-        if mode is _Mode.EVENT_STREAM:
+        if mode is AnswerMode.EVENT_STREAM:
             return self._pass_event(data, last)
-        if mode is _Mode.PASSED:
+        if mode is AnswerMode.PASSED:
             return self._pass(data, data, last)
-        if mode is _Mode.TRANSLATED:
+        if mode is AnswerMode.TRANSLATED:
             return self._pass_translated(data, last)
         self._collect(data)
         if not last:
             self.progress_at = self._clock()
-            return True
-        whole = b"".join(self._parts)
-        if mode is _Mode.HELD:
-            self._pass_whole(whole)
-        else:
-            error = read_error(whole[:MAX_ERROR_BYTES], self._record.status)
-            if self._asked is not None and self._asked.again is not None:
-                self.instead = self._asked.again(error)
-            if self.instead is not None:
-                return True
-            self._record.first_byte_at = self._record.first_byte_at or self._clock()
-            self._record.status = error.status
-            self.fail(error)
+        elif mode is AnswerMode.HELD:
+            self._pass_whole(b"".join(self._parts))
+        elif mode is AnswerMode.REFUSED:
+            error = read_error(b"".join(self._parts), self._record.status)
+            if self._asked is None or self._asked.again is None:
+                self._refuse(error)
+            else:
+                self._rest = error
         return True
 
     def _collect(self, data: bytes) -> None:
-        if self._mode is _Mode.REFUSED:  # of an error nobody reads more
+        if self._mode is AnswerMode.WHOLE:
+            assert self._translator is not None
+            if not isinstance(self._rest, TranslatedAnswer):
+                self._rest = TranslatedAnswer(self._memory, self._translator, self._length)
+            self._rest.add(data)
+            return
+        if self._mode is AnswerMode.REFUSED:  # of an error nobody reads more
             data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
         if data or not self._parts:
             self._parts.append(data)
@@ -175,7 +170,7 @@ class Reply:
         """The error is the last that llama-server says."""
         begin = data.index(ERROR_IN_STREAM)
         go_on = self._pass(data[:begin], data[:begin], False) if begin else True
-        self._mode = _Mode.REFUSED
+        self._mode = AnswerMode.REFUSED
         return self.body(data[begin + len(b"data: ") :], last) and go_on
 
     def _pass_comment(self, last: bool) -> bool:
@@ -222,11 +217,49 @@ class Reply:
         if data:
             record.first_byte_at = self._clock()
             record.usage = partial(usage_of, data)
-        if self._translator is not None:
-            data = self._translator.whole(data)
-            self._translator.done()
         self._start(record.status, len(data))
         self._downstream.write(data, True)
+
+    # --- what is to be done when all has come
+
+    def last_work(self, body: RequestBody | None) -> LastWork | None:
+        """`body`: as llama-server was asked. None: its client knows all. Raises what it is to be told."""
+        rest = self._rest
+        if isinstance(rest, TranslatedAnswer):
+            return rest.work(0 if body is None else len(body), partial(self._tell, rest))
+        if rest is None or body is None or self._asked is None or self._asked.again is None:
+            return None
+        work = partial(self._asked.again, rest, body.data)
+        return LastWork(len(body), work, partial(self._ask_instead, rest), needs_slot=True)
+
+    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
+        record = self._record
+        record.first_byte_at, record.usage = self._clock(), answer.usage()
+        answer.replace(translated)
+        self._start(record.status, len(translated))
+
+    def tell_more(self) -> bool:
+        """Of a translated answer. False: the client takes no more for now."""
+        if not isinstance(self._rest, TranslatedAnswer):
+            return True
+        self.progress_at = self._clock()
+        piece, is_last = self._rest.next_piece()
+        self._rest = None if is_last else self._rest
+        return self._downstream.write(piece, is_last)
+
+    @property
+    def is_told(self) -> bool:
+        return self._rest is None and self.instead is None
+
+    def _ask_instead(self, refusal: RouterError, text: bytes | bytearray | None) -> None:
+        self.instead, self._rest = text, None
+        if text is None:
+            self._refuse(refusal)
+
+    def _refuse(self, error: RouterError) -> None:
+        self._record.first_byte_at = self._record.first_byte_at or self._clock()
+        self._record.status = error.status
+        self.fail(error)
 
     # --- its end
 
@@ -239,16 +272,12 @@ class Reply:
             self._downstream.write(body, True)
         elif not self._is_event_stream:
             self._downstream.abort()
-        elif self._translator is not None:
-            self._end_failed(self._translator.fail(error))
         else:
-            self._end_failed(self._dialect.last_event(error))
-
-    def _end_failed(self, last_event: bytes) -> None:
-        cut = self._dialect.cuts_failed_streams
-        self._downstream.write(last_event, not cut)
-        if cut:
-            self._downstream.cut()
+            cut, translator = self._dialect.cuts_failed_streams, self._translator
+            last = self._dialect.last_event(error) if translator is None else translator.fail(error)
+            self._downstream.write(last, not cut)
+            if cut:
+                self._downstream.cut()
 
     def abort(self) -> None:
         self._downstream.abort()

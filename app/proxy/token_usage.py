@@ -23,13 +23,13 @@ class UsageScanner:
         self.feed = self._last.append  # called for every chunk: nothing is looked at here
 
     def start(self, chunk: bytes) -> None:
-        self._first = chunk[:2048]
+        self._first = chunk[:FIRST_BYTES]
 
     def usage(self) -> Usage:
         return usage_in(self._first, b"".join(self._last))
 
 
-LAST_BYTES = 32768
+FIRST_BYTES, LAST_BYTES = 2048, 32768
 
 
 def usage_of(answer: bytes) -> Usage:
@@ -51,7 +51,7 @@ def usage_in(first: bytes, text: bytes) -> Usage:
         return Usage(prompt, generated, cached, tps)
     usage = _last_object(b'"usage":', text)
     if first:
-        usage = {**_last_object(b'"usage":', first[:2048]), **usage}
+        usage = {**_last_object(b'"usage":', first[:FIRST_BYTES]), **usage}
     read = _count(usage, "cache_read_input_tokens")  # Anthropic's, which counts cached tokens apart
     return Usage(
         prompt or read + (_count(usage, "prompt_tokens") or _count(usage, "input_tokens")),

@@ -26,7 +26,8 @@ import psutil
 
 from app.uvicorn_server import SWITCH_INTERVAL_S, freeze_garbage_collection, give_memory_back
 from tests.ggufs import make_tiny
-from tests.security.test_stillness import AROUND, UNITS, Loop
+from tests.security.test_stillness import AROUND, TRANSLATED, UNITS, Loop
+from tests.stand_in import StandIn
 
 BODY_MB, MEMORY_MB = 64, 192
 STILL_S = 0.1
@@ -35,8 +36,12 @@ CLIENTS = 6
 PATIENCE_S = 60.0
 
 TARGETS = ["/v1/chat/completions", "/v1/embeddings", "/v1/messages", "/upstream/m/tokenize"]
+TARGETS += [*TRANSLATED, "/v1/messages/count_tokens", "/api/embed", "/api/show", "/v1/responses/resp_1"]
 TARGETS += ["/session", "/v1/models/load", "/health", "/v1/models", "/upstream/m/", "/", "/nowhere"]
 NAMES = ("Host", "Cookie", "Origin", "X-Request-ID", "X-Anything", "Range", "Content-Type", "Accept")
+TEXTS = [b"a", "\u00e9".encode(), b'\\"', b"\\u00e9", b"\\ud83d\\ude00", b"\\ud800", b"\\n", b" "]
+"""In JSON."""
+
 PIECES = [*UNITS.values(), b"\r\n\r\n", b"0\r\n\r\n", b'{"model":"m"},', bytes(range(256))]
 
 
@@ -54,8 +59,10 @@ class Case:
 
     def _request(self) -> Iterator[bytes]:
         rng = self._rng
-        body = self._body()
-        lines = [f"{rng.choice(['POST'] * 6 + ['GET', 'PUT', 'HEAD', 'OPTIONS'])} {self._target()} HTTP/1.1"]
+        target = rng.choice(TARGETS)
+        body = self._body(target)
+        method = rng.choice(["POST"] * 6 + ["GET", "PUT", "HEAD", "OPTIONS"])
+        lines = [f"{method} {target}{self._end_of_target()} HTTP/1.1"]
         lines += ["Host: localhost"] if rng.random() < 0.95 else []
         lines += ["X-Api-Key: secret"] if rng.random() < 0.8 else []
         lines += [self._header() for _ in range(rng.choice([0, 0, 1, 3, 120]))]
@@ -67,19 +74,23 @@ class Case:
         yield "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
         yield from self._chunks(body) if framing == "chunks" else [body]
 
-    def _target(self) -> str:
+    def _end_of_target(self) -> str:
         rng = self._rng
-        more = rng.choice(["", "", "", "?", "/", "%2f"]) * rng.choice([1, 1, 50, 9000])
-        return rng.choice(TARGETS) + more
+        return rng.choice(["", "", "", "?", "/", "%2f"]) * rng.choice([1, 1, 50, 9000])
 
     def _header(self) -> str:
         rng = self._rng
         unit = rng.choice(["a", "a=b; ", "9", "/", ":", "\u00e9", "http://", ","])
         return f"{rng.choice(NAMES)}: {(unit * 40_000)[: rng.choice([0, 10, 500, 33_000])]}"
 
-    def _body(self) -> bytes:
+    def _body(self, target: str) -> bytes:
+        """Half of those that are translated can be read: so they are, and their answers, too."""
         rng = self._rng
         size = int(2 ** rng.uniform(0, 26.2)) if rng.random() < 0.5 else rng.randrange(200)
+        if target in TRANSLATED and rng.random() < 0.5:
+            unit = rng.choice(TEXTS)
+            body = TRANSLATED[target].replace(b"%b", unit * (size // len(unit)))
+            return body.replace(b"{", b'{"stream":%b,' % rng.choice([b"true", b"false"]), 1)
         unit = rng.choice(PIECES)
         around = rng.choice(list(AROUND.values()))
         return around.replace(b"%b", unit * (size // len(unit)))
@@ -89,6 +100,68 @@ class Case:
         body = body[: 300_000 * size]
         made = [b"%x\r\n%b\r\n" % (len(p), p) for i in range(0, len(body), size) if (p := body[i : i + size])]
         yield b"".join(made) + self._rng.choice([b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n", b"", b"x\r\n"])
+
+
+class Answers(StandIn):
+    """Of all sizes and kinds, whatever is asked."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(b"{}", b"200 OK")
+        self._rng = rng
+
+    def answer(self, request: bytes) -> bytes:
+        rng = self._rng
+        if request.startswith(b"HEAD") or rng.random() < 0.2:
+            return super().answer(request)
+        size, unit = int(2 ** rng.uniform(0, MOST_ANSWERED)), rng.choice(TEXTS)
+        text = unit * (size // len(unit))
+        if b'"stream":true' in request[:20_000].replace(b" ", b""):
+            return self._stream(rng.choice(EVENTS), text)
+        body = rng.choice(WHOLE).replace(b"%b", text)
+        status = rng.choice([b"200 OK"] * 5 + [b"400 Bad Request"])
+        return _head(status, b"application/json", b"Content-Length: %d" % len(body)) + body
+
+    def _stream(self, events: list[bytes], text: bytes) -> bytes:
+        """It may end early, and one event may hold all of the text."""
+        rng = self._rng
+        size = rng.choice([10, 1000, len(text) + 1])
+        texts = [text[at : at + size] for at in range(0, min(len(text), 2000 * size), size)]
+        begin, middle, end = events
+        told = b"".join(
+            [begin, *(middle.replace(b"%b", part) for part in texts), rng.choice([end, b"", b"\n"])]
+        )
+        head = _head(b"200 OK", b"text/event-stream", b"Transfer-Encoding: chunked")
+        return head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(told), told)
+
+
+MOST_ANSWERED = 18
+"""Bytes of text in an answer, as a power of two."""
+
+WHOLE = [
+    b'{"id":"x","choices":[{"message":{"content":"%b"},"finish_reason":"stop"}]}',
+    b'{"id":"x","content":"%b","stop":true,"output":[{"type":"message","content":[{"type":"output_text","text":"%b"}]}]}',
+    b'{"error":{"code":400,"message":"%b","type":"invalid_request_error"}}',
+    b"%b",
+]
+EVENTS = [
+    [b"", b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n', b"data: [DONE]\n\n"],
+    [
+        b'event: response.created\ndata: {"type":"response.created","response":{"id":"x"}}\n\n',
+        b'data: {"type":"response.output_text.delta","item_id":"i","delta":"%b"}\n\n',
+        b'data: {"type":"response.completed","response":{"id":"x","output":[]}}\n\n',
+    ],
+    [b"", b"data: %b\n", b"\n"],
+    [
+        b"",
+        b'event: content_block_delta\ndata: {"delta":{"text":"%b"}}\n\n',
+        b"event: message_stop\ndata: {}\n\n",
+    ],
+]
+"""The beginning, what comes again and again, and the end."""
+
+
+def _head(status: bytes, type_: bytes, framing: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\n%b\r\n\r\n" % (status, type_, framing)
 
 
 class Fuzzer:
@@ -174,11 +247,14 @@ class Fuzzer:
         self.faults.append(f"{what}: client {number}, {sum(map(len, case.pieces))} bytes: {beginning!r}")
 
 
-def serve(folder: Path, pipe: Connection) -> None:
+def serve(folder: Path, pipe: Connection, seed: int) -> None:
     """In a process of its own: what the clients' objects cost is not the router's."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     give_memory_back()
-    loop = Loop(make_tiny(folder / "tiny.gguf"), folder, max_body_mb=BODY_MB, max_memory_mb=MEMORY_MB)
+    answers = Answers(random.Random(seed))
+    loop = Loop(
+        make_tiny(folder / "tiny.gguf"), folder, answers, max_body_mb=BODY_MB, max_memory_mb=MEMORY_MB
+    )
     loop.start()
     freeze_garbage_collection()
     pipe.send(loop.port)
@@ -200,10 +276,10 @@ class State(NamedTuple):
 class Router:
     """A process that is asked for its state."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(folder, other), daemon=True)
+        self._process = context.Process(target=serve, args=(folder, other, seed), daemon=True)
         self._process.start()
         self.port: int = self._pipe.recv()
 
@@ -219,7 +295,7 @@ class Router:
 
 def fuzz(seconds: float, seed: int, folder: Path) -> None:
     """Raises `AssertionError` for what the router must not do."""
-    router = Router(folder)
+    router = Router(folder, seed)
     try:
         asyncio.run(Fuzzer(router, seed, min(seconds / 4, 60)).run())  # what is made once
         before = router.state()

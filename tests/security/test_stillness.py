@@ -26,7 +26,7 @@ from app.proxy.request_memory_limit import ClientMemory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until_now
 from tests.serving import Client, serving
-from tests.stand_in import llama_server_stand_in
+from tests.stand_in import StandIn, listening
 
 BODY_MB = 8
 CHAT = "/v1/chat/completions"
@@ -58,8 +58,12 @@ class Served:
 class Upstream(Served):
     """The stand-in for llama-server, on a loop of its own: what it does with 64 MB is not the router's."""
 
+    def __init__(self, stand_in: StandIn) -> None:
+        super().__init__()
+        self._stand_in = stand_in
+
     async def _run(self) -> None:
-        async with llama_server_stand_in() as upstream:
+        async with listening(self._stand_in) as upstream:
             upstream.requests = deque(maxlen=0)
             self.port = upstream.port
             self._ready.set()
@@ -71,19 +75,25 @@ class Loop(Served):
 
     memory: ClientMemory
 
-    def __init__(self, model: Path, folder: Path, **api: Any) -> None:
-        """`api`: that section of the configuration, beside what is always in it."""
+    def __init__(self, model: Path, folder: Path, stand_in: StandIn | None = None, **api: Any) -> None:
+        """`stand_in`: for llama-server. `api`: its section, beside what is always in it."""
         super().__init__()
         self._model, self._folder, self._api = model, folder, api
         self.longest_s = 0.0
-        self._upstream = Upstream()
+        self.answer = b""
+        """What was read last."""
+        self._upstream = Upstream(stand_in or StandIn(b"{}", b"200 OK"))
 
     async def _run(self) -> None:
         names = {f"model-{number}-{'ab' * 50}": {"model_path": str(self._model)} for number in range(300)}
         tree = {
             "api": {"api_keys": ["secret"], "allowed_hosts": ["router.example.com"], **self._api},
             "system": {"log_dir": str(self._folder / "logs")},
-            "models": {"m": {"model_path": str(self._model)}, **names},
+            "models": {
+                "m": {"model_path": str(self._model)},
+                "e": {"model_path": str(self._model), "params": {"embedding": True}},
+                **names,
+            },
         }
         config = parse(json.dumps(tree), self._folder, {})
         app = create_app(config, launcher=FakeLauncher(self._upstream.port), probe=FakeProbe(10_000))
@@ -109,17 +119,20 @@ class Loop(Served):
         super().stop()
         self._upstream.stop()
 
-    def longest_of(self, request: bytes) -> float:
-        """The longest turn while this request is answered, or cut off; seconds."""
+    def longest_of(self, request: bytes, *, whole: bool = False) -> float:
+        """The longest turn while this request is answered, or cut off; seconds. `whole`: and read."""
         self.longest_s = 0.0
-        asyncio.run(self._ask(request))
+        asyncio.run(self._ask(request, whole=whole))
         return self.longest_s
 
-    async def _ask(self, request: bytes) -> None:
+    async def _ask(self, request: bytes, *, whole: bool) -> None:
         client = await Client.connect(self.port)
         client.say(request)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            await asyncio.wait_for(client._head(), 60)
+            if whole:
+                self.answer = (await asyncio.wait_for(client.reply(), 60)).body
+            else:
+                await asyncio.wait_for(client._head(), 60)
         client.leave()
         other = await Client.connect(self.port)
         health = await other.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", method="GET")
@@ -155,12 +168,12 @@ def unit_s() -> float:
     return min(once() for _ in range(5))
 
 
-def assert_still(loop: Loop, request: bytes) -> None:
+def assert_still(loop: Loop, request: bytes, *, whole: bool = False) -> None:
     """A turn that was long by chance is not long three times."""
     bound_s = max(LONGEST_S, 10 * unit_s())
     turns = []
     for _ in range(3):
-        turns.append(loop.longest_of(request))
+        turns.append(loop.longest_of(request, whole=whole))
         if turns[-1] < bound_s:
             return
     raise AssertionError(f"the loop stood still for {min(turns):.3f} s, {bound_s:.3f} are allowed")
@@ -271,6 +284,62 @@ def test_no_number_of_messages_that_are_translated_does(large: Loop, target: str
     name = "input" if target == "/v1/responses" else "messages"
     messages = [{"role": "user", "content": "hi"}] * count
     assert_still(large, post(target, json.dumps({"model": "m", "stream": False, name: messages}).encode()))
+
+
+@pytest.fixture(scope="module")
+def answers() -> StandIn:
+    """What stands for llama-server behind `answering`."""
+    return StandIn(b"{}", b"200 OK")
+
+
+@pytest.fixture(scope="module")
+def answering(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, answers: StandIn) -> Iterator[Loop]:
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("answering"), answers)
+    made.start()
+    made.longest_of(post(CHAT, b'{"model": "m"}'))
+    yield made
+    made.stop()
+
+
+ANSWER_BYTES = 24 * 2**20
+A_TEXT = b"a" * ANSWER_BYTES
+CHAT_ANSWER = b'{"choices":[{"message":{"content":"%b"},"finish_reason":"stop"}]}' % A_TEXT
+ANSWERS = {
+    "/v1/responses": (
+        "output",
+        b'{"id":"resp_1","output":[{"type":"message","id":"msg_1","content":[{"type":"output_text","text":"%b"}]}]}'
+        % A_TEXT,
+    ),
+    "/v1/messages": ("content", b'{"content":[{"type":"text","text":"%b"}]}' % A_TEXT),
+    "/api/chat": ("message", CHAT_ANSWER),
+    "/api/generate": ("response", CHAT_ANSWER),
+    "/api/embed": (
+        "embeddings",
+        b'{"data":[%b{"index":9,"embedding":[1]}]}'
+        % (b'{"index":1,"embedding":[0%b]},' % (b",0.0123456789" * 4096) * (ANSWER_BYTES // 2 // 53_300)),
+    ),
+}
+"""A field of the answer in the words of its API, and what llama-server says."""
+
+
+@pytest.mark.parametrize("target", ANSWERS)
+def test_no_answer_that_is_translated_does(answering: Loop, answers: StandIn, target: str) -> None:
+    """As a whole. It is passed on in pieces, too."""
+    field, body = ANSWERS[target]
+    answers.says(body)
+    asked = TRANSLATED.get(target, b'{"model":"e","input":"%b"}').replace(b"%b", b"hi")
+    assert_still(answering, post(target, asked), whole=True)
+    assert len(json.dumps(json.loads(answering.answer)[field])) >= ANSWER_BYTES // 3
+    until_now(lambda: answering.memory.held < ANSWER_BYTES * 2)  # but for what is stored
+
+
+def test_no_prompt_that_is_shortened_does(answering: Loop, answers: StandIn) -> None:
+    """llama-server refuses it as too long, again and again."""
+    error = {"code": 400, "message": "too long", "type": "exceed_context_size_error"}
+    told = {"error": {**error, "n_prompt_tokens": 5_000_000, "n_ctx": 4_999_999}}
+    answers.says(json.dumps(told).encode(), b"400 Bad Request")
+    text = b"a" * (LARGEST - 1000)
+    assert_still(answering, post("/api/chat", TRANSLATED["/api/chat"].replace(b"%b", text)))
 
 
 def in_chunks(target: str, data: bytes) -> bytes:

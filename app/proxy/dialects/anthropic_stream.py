@@ -29,7 +29,9 @@ class MessagesTranslation:
         return 0
 
     def ask(self, incoming: Incoming) -> Asked:
-        return Asked(incoming.body, incoming.stream, partial(MessagesTranslator, incoming.spec.alias))
+        if not incoming.stream:
+            return Asked(incoming.body, stream=False)
+        return Asked(incoming.body, True, partial(MessagesTranslator, incoming.spec.alias))
 
 
 class MessagesTranslator:
@@ -40,7 +42,7 @@ class MessagesTranslator:
         self._model, self._has_begun = model, False
         self._reader = EventReader()
 
-    def whole(self, body: bytes) -> bytes:
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         return body
 
     def done(self) -> None:

@@ -38,7 +38,7 @@ def fields_in_pieces(text: bytes | bytearray, most_parts: int) -> dict[str, Any]
     return fields
 
 
-def object_of(text: bytes) -> dict[str, Any]:
+def object_of(text: bytes | bytearray) -> dict[str, Any]:
     """Of an object that was written here, or by llama-server. Raises `RouterError` for anything else."""
     if len(text) > PIECE:
         return fields_in_pieces(text, sys.maxsize)

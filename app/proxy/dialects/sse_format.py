@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from app.domain.errors import ModelCrashed, RouterError
+from app.domain.units import MIB
+from app.proxy.dialects.json_pieces import PIECE, object_of, written
+
 DATA = b"data:"
 NAME = b"event:"
 
@@ -22,11 +26,11 @@ def line(body: dict[str, Any]) -> bytes:
     return as_json(body) + b"\n"
 
 
-def object_in(text: bytes) -> dict[str, Any] | None:
+def object_in(text: bytes | bytearray) -> dict[str, Any] | None:
     """None where it is no JSON, or no object."""
     try:
-        found = from_json(text)
-    except ValueError:
+        found = from_json(text) if len(text) <= PIECE else object_of(text)
+    except (ValueError, RouterError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -34,6 +38,11 @@ def object_in(text: bytes) -> dict[str, Any] | None:
 def as_json(body: object) -> bytes:
     """In ASCII: a client's text may hold half a surrogate pair."""
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def in_pieces(body: object, size: int) -> bytes | bytearray:
+    """As `as_json` writes it. `size`: bytes that it has, about."""
+    return as_json(body) if size <= PIECE else written(body, as_json)
 
 
 def comment(text: str) -> bytes:
@@ -58,19 +67,43 @@ class Event(NamedTuple):
         return object_in(self.data)
 
 
+MOST_BYTES = 8 * MIB
+"""Of an event. One that tells a whole answer once more has a few hundred thousand at most."""
+
+
 class EventReader:
     """Finds the events in the pieces of a stream, wherever these were cut. Lines end with LF."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        *whole, self._rest = (self._rest + data).split(b"\n\n")
+        """Raises `ModelCrashed` for an event that does not end."""
+        if not self._rest:
+            *whole, rest = data.split(b"\n\n")
+            self._rest += rest
+        elif (end := self._end_of_rest(data)) < 0:
+            whole = []
+        else:  # what came before is looked through once, however many pieces it came in
+            first, behind = self._rest[:end], bytes(self._rest[end:])
+            self._rest.clear()
+            *whole, rest = behind.split(b"\n\n")
+            whole[0] = bytes(first) + whole[0]
+            self._rest += rest
+        if len(self._rest) > MOST_BYTES:
+            raise ModelCrashed(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
         return (_read(text) for text in whole if text)
+
+    def _end_of_rest(self, data: bytes) -> int:
+        """Where the event ends of which these are the next bytes; -1: not in them."""
+        begin = len(self._rest) - 1
+        self._rest += data
+        return self._rest.find(b"\n\n", begin)
 
     def end(self) -> Iterator[Event]:
         """What came without the empty line behind it."""
-        rest, self._rest = self._rest.strip(b"\n"), b""
+        rest = bytes(self._rest).strip(b"\n")
+        self._rest.clear()
         return iter([_read(rest)] if rest else [])
 
 

@@ -12,11 +12,14 @@ from app.domain.errors import RouterError
 from app.domain.model_spec import ModelSpec
 from app.domain.units import MIB
 
+TRANSLATED_AT_ONCE = 16384
+"""Bytes, on the event loop: an item of a conversation may be short, and takes some microseconds."""
+
 
 class Translator(Protocol):
     """One answer of status 200 on its way to the client. A request that is sent once more gets another."""
 
-    def whole(self, body: bytes) -> bytes:
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """The answer to a request that asked for no stream. A large one comes in another thread."""
         ...
 
@@ -50,6 +53,11 @@ class Times(NamedTuple):
     """There was a process, and a place on it."""
 
 
+Again = Callable[[RouterError, Any], bytes | bytearray | None]
+"""What to ask in the place of a body, in the same slot, where llama-server refuses it so; None: it stands. Of
+a large one it is called in another thread."""
+
+
 class Asked(NamedTuple):
     """What llama-server is asked in the place of what the client asked."""
 
@@ -58,8 +66,7 @@ class Asked(NamedTuple):
     translator: Callable[[Times], Translator] | None = None
     path: str | None = None
     """llama-server's, where it is another one."""
-    again: Callable[[RouterError], bytes | None] | None = None
-    """What to ask in its place, in the same slot, where llama-server refuses it so; None: it stands."""
+    again: Again | None = None
     keeps_ttl: bool = False
     """A request that says nothing of it leaves it as it is how long its model stays loaded."""
 

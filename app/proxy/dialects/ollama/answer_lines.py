@@ -11,7 +11,7 @@ from app.proxy.dialects.ollama.context_field import Turn, packed
 from app.proxy.dialects.ollama.function_calls import Calls
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
-from app.proxy.dialects.sse_format import Event, EventReader, as_json, line, object_in
+from app.proxy.dialects.sse_format import Event, EventReader, in_pieces, line, object_in
 from app.proxy.dialects.translation_interface import Times
 
 Body = dict[str, Any]
@@ -57,7 +57,7 @@ class LinesTranslator:
         self._said: list[str] = []
         self._is_over = False
 
-    def whole(self, body: bytes) -> bytes:
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no answer passes as it is: nothing is known of it."""
         told = object_in(body)
         if told is None:
@@ -65,7 +65,8 @@ class LinesTranslator:
         piece = self._read(told)
         calls = self._calls.take(piece.calls) + self._calls.rest()
         self._said.append(piece.text)
-        return as_json(self._created() | self._frame.content(piece, calls) | self._end_of(piece))
+        answer = self._created() | self._frame.content(piece, calls) | self._end_of(piece)
+        return in_pieces(answer, len(body))
 
     def done(self) -> None:
         """Nothing is left."""
@@ -151,8 +152,8 @@ class ConstantTranslator:
     def __init__(self, made: Callable[[Body, Times], Body], times: Times) -> None:
         self._made, self._times = made, times
 
-    def whole(self, body: bytes) -> bytes:
-        return as_json(self._made(object_in(body) or {}, self._times))
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
+        return in_pieces(self._made(object_in(body) or {}, self._times), len(body))
 
     def done(self) -> None:
         """Nothing is left."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from app.domain.errors import BadRequest, RouterError
+from app.domain.errors import BadRequest
 from app.gguf.model_card import ModelCard
 from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.ollama import common_fields, context_field, llama_answers, options, shortening
@@ -16,7 +16,7 @@ from app.proxy.dialects.ollama.images import images
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.ollama_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
-from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
+from app.proxy.dialects.translation_interface import Again, Asked, Incoming, Times, Told, Translator
 
 Fields = dict[str, Any]
 CardOf = Callable[[str], ModelCard | None]
@@ -82,7 +82,7 @@ class TextTranslation:
             body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
         if (most := common_fields.logprobs(fields)) is not None:
             body |= {"logprobs": True, "top_logprobs": max(most, 1)}
-        again = None if fields.get("truncate") is False else shortening.of_messages(body)
+        again = None if fields.get("truncate") is False else shortening.of_messages()
         frame = self._frame(incoming, note=wanted.note, **more)
         return self._asked(incoming, body, CHAT, frame, partial(llama_answers.of_chat, most or 0), again)
 
@@ -93,7 +93,7 @@ class TextTranslation:
         path: str,
         frame: LineFrame,
         read: Callable[[Mapping[str, Any]], Piece],
-        again: Callable[[RouterError], bytes | None] | None,
+        again: Again | None,
     ) -> Asked:
         renders_only = incoming.fields.get("_debug_render_only") is True and path == CHAT
         body |= {"model": incoming.spec.alias, "stream": incoming.stream and not renders_only}
@@ -186,6 +186,6 @@ class GenerateTranslation(TextTranslation):
         if (most := common_fields.logprobs(fields)) is not None:
             body["n_probs"] = max(most, 1)
         may_cut = path == TEXT and fields.get("truncate") is not False
-        again = shortening.of_text(body, "prompt") if may_cut else None
+        again = shortening.of_text("prompt") if may_cut else None
         frame = self._frame(incoming, note=wanted.note)
         return self._asked(incoming, body, path, frame, partial(llama_answers.of_text, most or 0), again)

@@ -66,7 +66,7 @@ def _inputs(given: object) -> list[str]:
 
 def _asked(incoming: Incoming, texts: list[str], made: Any) -> Asked:
     body: Fields = {"model": incoming.spec.alias, "input": texts, "encoding_format": "float"}
-    again = None if incoming.fields.get("truncate") is False else shortening.of_inputs(body)
+    again = None if incoming.fields.get("truncate") is False else shortening.of_inputs()
     translator = partial(ConstantTranslator, made)
     return Asked(text_of(body, len(incoming.body)), False, translator, EMBEDDINGS, again, keeps_ttl=True)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from app.domain.errors import RouterError
-from app.proxy.dialects.json_pieces import written
+from app.proxy.dialects.json_pieces import object_of, written
 
 Message = dict[str, Any]
 
@@ -38,58 +38,63 @@ def _excess(error: RouterError) -> _Excess | None:
     return _Excess(tokens, context)
 
 
-class Shortener:
-    """Of one request; asked each time that llama-server refuses it."""
+Shorten = Callable[[Message, _Excess], bool]
+"""Changes a body; false where there is nothing more to be left out."""
 
-    def __init__(self, shorten: Callable[[_Excess], bytes | None]) -> None:
+
+class Shortener:
+    """Of one request; asked each time that llama-server refuses it. It keeps nothing of it meanwhile."""
+
+    def __init__(self, shorten: Shorten) -> None:
         self._shorten, self._tries_left = shorten, MOST_TRIES
 
-    def __call__(self, error: RouterError) -> bytes | None:
+    def __call__(self, error: RouterError, asked: bytes | bytearray) -> bytes | bytearray | None:
         excess = _excess(error)
         if excess is None or not self._tries_left:
             return None
         self._tries_left -= 1
-        return self._shorten(excess)
+        body = object_of(asked)
+        return written(body, to_json) if self._shorten(body, excess) else None
 
 
-def of_messages(body: Message) -> Shortener:
+def of_messages() -> Shortener:
     """The oldest go first; system messages and the last one stay. That one is cut where it alone is too
     long."""
-
-    def shorten(excess: _Excess) -> bytes | None:
-        kept = _without_oldest(body["messages"], excess)
-        if kept is None:
-            kept = _with_last_cut(body["messages"], excess)
-        if kept is None:
-            return None
-        body["messages"] = kept
-        return bytes(written(body, to_json))
-
-    return Shortener(shorten)
+    return Shortener(_shorten_messages)
 
 
-def of_text(body: Message, field: str) -> Shortener:
+def of_text(field: str) -> Shortener:
     """Of a prompt the beginning goes."""
 
-    def shorten(excess: _Excess) -> bytes | None:
+    def shorten(body: Message, excess: _Excess) -> bool:
         body[field] = _end_of(body[field], excess)
-        return bytes(written(body, to_json))
+        return True
 
     return Shortener(shorten)
 
 
-def of_inputs(body: Message) -> Shortener:
+def of_inputs() -> Shortener:
     """Of texts to embed the end goes, of all that are as long as the longest may be."""
+    return Shortener(_shorten_inputs)
 
-    def shorten(excess: _Excess) -> bytes | None:
-        longest = max(map(len, body["input"]))
-        most = min(longest - 1, int(longest * 0.95 * (excess.context - 1) / excess.tokens))
-        if most < 1:
-            return None
-        body["input"] = [text[:most] for text in body["input"]]
-        return bytes(written(body, to_json))
 
-    return Shortener(shorten)
+def _shorten_messages(body: Message, excess: _Excess) -> bool:
+    kept = _without_oldest(body["messages"], excess)
+    if kept is None:
+        kept = _with_last_cut(body["messages"], excess)
+    if kept is None:
+        return False
+    body["messages"] = kept
+    return True
+
+
+def _shorten_inputs(body: Message, excess: _Excess) -> bool:
+    longest = max(map(len, body["input"]))
+    most = min(longest - 1, int(longest * 0.95 * (excess.context - 1) / excess.tokens))
+    if most < 1:
+        return False
+    body["input"] = [text[:most] for text in body["input"]]
+    return True
 
 
 def _without_oldest(messages: Sequence[Message], excess: _Excess) -> list[Message] | None:

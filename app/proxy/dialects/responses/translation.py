@@ -114,14 +114,14 @@ class ResponsesTranslator:
         self._to_store: Stored | None = None
         self._reader, self._writer = EventReader(), EventWriter(frame)
 
-    def whole(self, body: bytes) -> bytes:
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no response passes as it is: nothing is known of it."""
         told = object_in(body)
         if told is None or not isinstance(told.get("id"), str):
             return body
         response = self._frame.finished(told, [whole_item(item) for item in told.get("output", ())])
         self._packs(response)
-        return bytes(written(response, as_json))
+        return written(response, as_json)
 
     def done(self) -> None:
         entry, self._to_store = self._to_store, None

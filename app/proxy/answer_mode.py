@@ -1,0 +1,21 @@
+"""What becomes of an answer of llama-server on its way to the client."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+HELD_BYTES = 65536
+"""A plain answer of up to this announced length is held until it is whole, so that it can be replayed."""
+
+MAX_ERROR_BYTES = 65536
+"""Of an error, nobody reads more."""
+
+
+class AnswerMode(Enum):
+    EMPTY = "no head has come from llama-server"
+    HELD = "a plain answer, held back until it is whole"
+    WHOLE = "a plain answer, held back until it is whole and translated"
+    PASSED = "bytes pass as they come"
+    EVENT_STREAM = "events pass as they come"
+    TRANSLATED = "events pass through the translator"
+    REFUSED = "llama-server's error, collected: it is told in the shape of this API"

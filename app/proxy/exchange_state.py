@@ -1,0 +1,58 @@
+"""One proxied request: all that is known of it while it is under way. What happens to it is in `exchange`."""
+
+from __future__ import annotations
+
+from app.domain.request_fingerprint import Work
+from app.llama.runner_interface import Runner
+from app.models.instance import ModelInstance
+from app.proxy.exchange_interfaces import Link, Pending, Surroundings
+from app.proxy.phase import AT_LLAMA_SERVER, Phase
+from app.proxy.reply import Reply
+from app.proxy.request_body import RequestBody
+from app.proxy.request_record import RequestRecord, RoutedRequest
+from app.proxy.timeouts_and_heartbeats import RequestTimeouts
+
+
+class ExchangeState:
+    """`phase` says where it is."""
+
+    __slots__ = ("_beside", "_body", "_clock", "_is_paused", "_limits", "_link", "_links", "_pending",
+                 "_runner", "_slots", "_timeouts", "_wake", "instance", "phase", "record",
+                 "reply", "ticket")  # fmt: skip
+
+    def __init__(
+        self,
+        instance: ModelInstance,
+        record: RequestRecord,
+        body: RequestBody,
+        reply: Reply,
+        around: Surroundings,
+    ) -> None:
+        self.instance, self.record, self.reply = instance, record, reply
+        self.ticket = record.ticket
+        self.phase = Phase.QUEUED
+        self._body: RequestBody | None = body
+        self._slots, self._links, self._beside, self._limits, self._clock, self._wake = around
+        self._runner: Runner | None = None
+        self._link: Link | None = None
+        self._pending: Pending | None = None
+        self._is_paused = False
+        self._timeouts = RequestTimeouts(around.limits, around.slots, is_stream=record.request.stream)
+
+    @property
+    def request(self) -> RoutedRequest:
+        return self.record.request
+
+    @property
+    def quiet_since(self) -> float | None:
+        """When llama-server gave it something last, or was asked; None where nothing is expected of it."""
+        return self.reply.progress_at if self.phase in AT_LLAMA_SERVER and not self._is_paused else None
+
+    @property
+    def generated(self) -> int | None:
+        """Tokens of a stream that have come, about: its events."""
+        return self.reply.events if self.request.stream else None
+
+    def asks_for(self) -> Work | None:
+        data = None if self._body is None else self._body.data
+        return Work(self.request.path, data) if isinstance(data, (bytes, bytearray)) else None

@@ -1,0 +1,71 @@
+"""A plain answer that is translated as a whole: it takes its place in memory, and is passed on in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from app.domain.events import Usage
+from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Translator
+from app.proxy.request_body import RequestBody, Spool
+from app.proxy.request_memory_limit import ClientMemory
+from app.proxy.token_usage import FIRST_BYTES, LAST_BYTES, usage_in
+
+PIECE_BYTES = 262144
+
+
+class LastWork(NamedTuple):
+    """What is to be done when llama-server has said all."""
+
+    size: int
+    """Bytes that it goes through, about. Many are not for the event loop."""
+    work: Callable[[], Any]
+    tell: Callable[[Any], None]
+    """On the event loop, what `work` has returned."""
+    needs_slot: bool
+    """llama-server may be asked once more."""
+
+
+class TranslatedAnswer:
+    """Counted as long as it lives."""
+
+    __slots__ = ("_body", "_sent", "translator")
+
+    def __init__(self, memory: ClientMemory, translator: Translator, length: int | None) -> None:
+        """`length`: where it was announced. Raises what the client is told where there is no place, as `add`
+        and `work` do."""
+        self.translator = translator
+        self._body, self._sent = RequestBody(memory, length or 0), 0
+
+    @property
+    def _data(self) -> bytes | bytearray:
+        data = self._body.data
+        assert not isinstance(data, Spool)
+        return data
+
+    def add(self, data: bytes) -> None:
+        self._body.add(data)
+
+    def work(self, asked_bytes: int, tell: Callable[[Any], None]) -> LastWork:
+        """`asked_bytes`: of the request, of which the answer may repeat much."""
+        size = len(self._body) + asked_bytes
+        if size > TRANSLATED_AT_ONCE:
+            self._body.expect(size)
+        return LastWork(size, partial(self.translator.whole, self._data), tell, needs_slot=False)
+
+    def usage(self) -> Callable[[], Usage]:
+        """Of llama-server's words; the rest of them is not kept for it."""
+        data = self._data
+        return partial(usage_in, bytes(data[:FIRST_BYTES]), bytes(data[-LAST_BYTES:]))
+
+    def replace(self, data: bytes | bytearray) -> None:
+        """By what the client gets."""
+        self.translator.done()
+        self._body.replace(data)
+
+    def next_piece(self) -> tuple[bytes, bool]:
+        """And whether it is the last."""
+        data, begin = self._data, self._sent
+        self._sent += PIECE_BYTES
+        return bytes(data[begin : self._sent]), self._sent >= len(data)
