@@ -365,6 +365,13 @@ def test_a_reference_stands_for_the_item(router: Router) -> None:
         assert router.asked({"input": [reference]})["input"] == [message()]
 
 
+def test_an_item_of_an_answer_without_a_name_is_stored_under_a_new_one(router: Router) -> None:
+    nameless = {name: value for name, value in message().items() if name != "id"}
+    first = router.answer({"input": "a"}, {**PLAIN, "output": [nameless]})
+    asked = router.asked({"input": "b", "previous_response_id": first["id"]})
+    assert [item["content"] for item in asked["input"]] == ["a", message()["content"], "b"]
+
+
 def test_a_stream_is_stored_too(router: Router) -> None:
     translator = router.translator({"input": "x", "stream": True})
     sent = read(translator.feed(STREAMED))

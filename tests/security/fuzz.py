@@ -260,7 +260,13 @@ def serve(folder: Path, pipe: Connection, seed: int) -> None:
     pipe.send(loop.port)
     while pipe.recv() == "state":
         longest_s, loop.longest_s = loop.longest_s, 0.0
-        pipe.send(State(longest_s, loop.memory.held, psutil.Process().memory_info().rss / 2**20))
+        pipe.send(
+            State(
+                longest_s,
+                loop.memory.held - loop.stored.used_bytes,
+                psutil.Process().memory_info().rss / 2**20,
+            )
+        )
     loop.stop()
 
 
@@ -270,6 +276,7 @@ class State(NamedTuple):
     longest_s: float
     """The longest turn of its event loop since this was asked last."""
     held: int
+    """Bytes, but for the answers that are stored."""
     rss_mb: float
 
 

@@ -22,6 +22,7 @@ import pytest
 from app.access.size_limits import MAX_HEADER_BYTES, MAX_TARGET_BYTES
 from app.configuration.file import parse
 from app.main import create_app
+from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.request_memory_limit import ClientMemory
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until_now
@@ -74,6 +75,7 @@ class Loop(Served):
     """A router, and the longest turn of its loop."""
 
     memory: ClientMemory
+    stored: StoredResponses
 
     def __init__(self, model: Path, folder: Path, stand_in: StandIn | None = None, **api: Any) -> None:
         """`stand_in`: for llama-server. `api`: its section, beside what is always in it."""
@@ -99,6 +101,7 @@ class Loop(Served):
         app = create_app(config, launcher=FakeLauncher(self._upstream.port), probe=FakeProbe(10_000))
         self.memory = app.gateway.memory
         async with serving(app) as self.port:
+            self.stored = app.state.services.stored
             ticking = asyncio.create_task(self._tick())
             self._ready.set()
             await self._stop.wait()

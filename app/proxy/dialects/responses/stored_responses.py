@@ -79,7 +79,7 @@ def listed(texts: Iterable[bytes]) -> Iterator[bytes]:
 def to_store(response: Mapping[str, Any], items: Items) -> Stored:
     """`items`: all of its input, `packed`."""
     frame = {name: value for name, value in response.items() if name != "output"}
-    output = tuple((item["id"], bytes(written(item, as_json))) for item in response["output"])
+    output = packed(response["output"])
     size = sum(len(text) for _, text in (*output, *items))
     return Stored(response["id"], bytes(written(frame, as_json)), output, items, size)
 
