@@ -115,7 +115,10 @@ format: $(DEV) $(PAGE)
 clean:
 	rm -rf $(VENV) node_modules $(CLIENTS) $(CLIENTS_FILES)/*/node_modules
 
-# An installation of its own for each: what clients need is not what the router needs.
+# An installation of its own for each: what clients need is not what the router needs. A registry that is out of
+# sorts for a moment is asked again; go has no option for that.
+MAVEN_RETRIES := -Dmaven.wagon.http.retryHandler.count=10 -Daether.connector.http.retryHandler.count=10
+
 $(CLIENTS)/python/.installed: $(CLIENTS_FILES)/python/requirements.txt
 $(CLIENTS)/llama-index/.installed: $(CLIENTS_FILES)/python/requirements-llama-index.txt
 $(CLIENTS)/ollama/.installed: $(CLIENTS_FILES)/python/requirements-ollama.txt
@@ -123,14 +126,14 @@ $(CLIENTS)/aider/.installed: $(CLIENTS_FILES)/agents/requirements-aider.txt
 $(CLIENTS)/%/.installed: $(VENV)/.python
 	@echo "Installing clients of Python ($*) ..."
 	@"$(PYTHON)" -m venv --clear $(CLIENTS)/$*
-	@$(CLIENTS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	@$(CLIENTS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --retries 10 --no-deps \
 		-r $(filter %.txt,$^)
 	@touch $@
 
 $(CLIENTS_NODE): $(CLIENTS_FILES)/node/package.json $(CLIENTS_FILES)/node/package-lock.json
 	@if command -v npm >/dev/null 2>&1; then \
 		echo "Installing clients of Node ..."; \
-		cd $(CLIENTS_FILES)/node && npm ci --silent --ignore-scripts && touch node_modules/.installed; \
+		cd $(CLIENTS_FILES)/node && npm ci --silent --ignore-scripts --fetch-retries 5 && touch node_modules/.installed; \
 	else \
 		echo "There is no npm: Node's clients are not tested." >&2; \
 	fi
@@ -150,7 +153,9 @@ $(AGENTS): $(CLIENTS_FILES)/agents/package.json
 $(CLIENTS)/go/clients: $(wildcard $(CLIENTS_FILES)/go/*)
 	@if command -v go >/dev/null 2>&1; then \
 		echo "Building clients of Go ..."; \
-		cd $(CLIENTS_FILES)/go && go build -mod=readonly -o "$(CURDIR)/$@" .; \
+		cd $(CLIENTS_FILES)/go && \
+		for try in 1 2 3; do go mod download && break; sleep 5; done && \
+		go build -mod=readonly -o "$(CURDIR)/$@" .; \
 	else \
 		echo "There is no go: Go's clients are not tested." >&2; \
 	fi
@@ -158,7 +163,7 @@ $(CLIENTS)/go/clients: $(wildcard $(CLIENTS_FILES)/go/*)
 $(CLIENTS)/java/.installed: $(CLIENTS_FILES)/java/pom.xml $(wildcard $(CLIENTS_FILES)/java/src/*)
 	@if command -v mvn >/dev/null 2>&1; then \
 		echo "Building clients of Java ..."; \
-		mvn --quiet --batch-mode --file $< process-classes && touch $@; \
+		mvn --quiet --batch-mode $(MAVEN_RETRIES) --file $< process-classes && touch $@; \
 	else \
 		echo "There is no mvn: Java's clients are not tested." >&2; \
 	fi
@@ -166,7 +171,7 @@ $(CLIENTS)/java/.installed: $(CLIENTS_FILES)/java/pom.xml $(wildcard $(CLIENTS_F
 $(CLIENTS)/rust/debug/clients: $(wildcard $(CLIENTS_FILES)/rust/Cargo.* $(CLIENTS_FILES)/rust/src/*)
 	@if command -v cargo >/dev/null 2>&1; then \
 		echo "Building clients of Rust ..."; \
-		cargo build --quiet --locked --manifest-path $(CLIENTS_FILES)/rust/Cargo.toml \
+		CARGO_NET_RETRY=10 cargo build --quiet --locked --manifest-path $(CLIENTS_FILES)/rust/Cargo.toml \
 			--target-dir $(CLIENTS)/rust && touch $@; \
 	else \
 		echo "There is no cargo: Rust's clients are not tested." >&2; \

@@ -79,24 +79,31 @@ def test_every_file_of_the_code_that_is_named_exists(document: Path) -> None:
 def test_the_versions_of_clients_are_those_that_are_tested() -> None:
     told = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8").partition("## What was tried")[2]
     told += (ROOT / "docs" / "ollama.md").read_text(encoding="utf-8").partition("## Tried with")[2]
+    named = [(name, version) for name, version in _clients() if f"`{name}`" in told]
+    assert {name for name, _ in named} >= {
+        *("openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "aider-chat"),
+        *("openai-java", "langchain4j-open-ai", "async-openai", "genai", "rig-core"),
+        *("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"),
+    }
+    assert len([name for name, _ in named if name.startswith("github.com/")]) >= 4
+    assert [(name, version) for name, version in named if version not in told] == []
+
+
+def _clients() -> Iterator[tuple[str, str]]:
+    """The packages of all languages, each with its version."""
     clients = ROOT / "tests" / "clients"
-    pinned = [
-        line.split("==")
-        for file in sorted(clients.glob("python/*.txt"))
-        for line in file.read_text(encoding="utf-8").splitlines()
-        if not line.startswith("#")
-    ]
-    aider = (clients / "agents" / "requirements-aider.txt").read_text(encoding="utf-8").splitlines()
-    pinned.append(next(line for line in aider if line.startswith("aider-chat==")).split("=="))
-    named = {name for name, _ in pinned if f"`{name}`" in told}
-    assert named >= {"openai", "anthropic", "langchain-openai", "litellm", "llm", "ollama", "aider-chat"}
-    in_node: dict[str, str] = {}
     for folder in ("node", "agents"):
-        in_node |= json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
-    assert all(f"`{name}`" in told for name in ("@anthropic-ai/claude-code", "@openai/codex", "opencode-ai"))
-    tested = [version for name, version in pinned if name in named]
-    tested += [version for name, version in in_node.items() if f"`{name}`" in told]
-    assert [version for version in tested if version not in told] == []
+        node = json.loads((clients / folder / "package.json").read_text(encoding="utf-8"))
+        yield from node["dependencies"].items()
+    for files, package in (
+        ("python/*.txt", r"^([\w.-]+)==(.+)$"),
+        ("agents/requirements-aider.txt", r"^(aider-chat)==(.+)$"),
+        ("go/go.mod", r"^\s+(\S+) v(\S+)$"),
+        ("java/pom.xml", r"<artifactId>(.+)</artifactId>\s*<version>(.+)</version>"),
+        ("rust/Cargo.toml", r'^([\w-]+) = .*"=([\d.]+)"'),
+    ):
+        for file in sorted(clients.glob(files)):
+            yield from re.findall(package, file.read_text(encoding="utf-8"), re.M)
 
 
 def test_the_readme_is_short() -> None:

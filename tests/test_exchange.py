@@ -113,7 +113,7 @@ class World:
         # downstream
         self.heads: list[tuple[int, dict[bytes, bytes], int | None]] = []
         self.sent = b""
-        self.is_complete = self.is_aborted = self.is_slow = False
+        self.is_complete = self.is_cut = self.is_aborted = self.is_slow = False
         request = RoutedRequest(
             endpoint, method, endpoint, b"accept: x\r\n", stream, not stream, Priority.NORMAL, False, "id", ""
         )
@@ -219,10 +219,13 @@ class World:
 
     def write(self, data: bytes, last: bool) -> bool:
         assert self.heads, "a body without a head"
-        assert not (self.is_complete or self.is_aborted)
+        assert not (self.is_complete or self.is_cut or self.is_aborted)
         self.sent += data
         self.is_complete = last
         return not self.is_slow
+
+    def cut(self) -> None:
+        self.is_cut = True
 
     def abort(self) -> None:
         self.is_aborted = True
@@ -880,7 +883,7 @@ def test_what_a_router_that_stops_says_is_told_at_once() -> None:
     world = World(stream=True)
     world.streaming().cut()
     world.exchange.process_gone(ShuttingDown("the router is shutting down"))
-    assert (world.code, world.is_complete) == ("shutting_down", True)
+    assert (world.code, world.is_cut) == ("shutting_down", True)
     world.check_over(error="shutting_down", status=503)
 
 
@@ -895,8 +898,16 @@ def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:
     world = World(stream=True)
     world.streaming().broken(LOST)
     world.gone()
-    assert (world.code, world.is_complete) == ("model_crashed", True)
+    assert (world.code, world.is_complete, world.is_cut) == ("model_crashed", False, True)
     world.check_over(error="model_crashed", status=502)
+
+
+@pytest.mark.parametrize("endpoint", ["/v1/messages", "/v1/responses"])
+def test_a_stream_ends_well_behind_an_error_that_no_client_overlooks(endpoint: str) -> None:
+    world = World(stream=True, endpoint=endpoint)
+    world.streaming().broken(LOST)
+    world.gone()
+    assert (world.is_complete, world.is_cut) == (True, False)
 
 
 def test_a_plain_answer_that_has_begun_is_cut_off() -> None:

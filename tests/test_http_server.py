@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import struct
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from app.proxy.http_server import ConnectionState
 from app.proxy.preparation import Accepted
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
+from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
 from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
@@ -564,6 +566,19 @@ async def test_a_whole_stream_at_once_is_a_stream_too(router: Router) -> None:
     await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n")
     reply = await client.reply()
     assert (reply[b"cache-control"], reply.body) == (b"no-cache", b"data: 1\n\n")
+
+
+async def test_the_connection_of_a_failed_stream_ends_a_while_after_its_error(router: Router) -> None:
+    client, line = await router.warm()
+    client.say(request())
+    await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n")
+    await soon(client._reader.readuntil(b"data: 1\n\n\r\n"))
+    failed_at = time.monotonic()
+    line.reset()
+    router.launcher.newest("m").die()
+    rest = await soon(client._reader.read())
+    assert time.monotonic() - failed_at >= CUT_AFTER_S
+    assert b'data: {"error":' in rest and rest.endswith(b"\n\n\r\n")  # and not by the end of the body
 
 
 async def test_a_long_answer_waits_for_a_slow_client(router: Router) -> None:

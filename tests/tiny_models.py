@@ -1,4 +1,7 @@
-"""Makes tiny models of the kinds that `make_tiny` does not: encoders, rerankers, adapters."""
+"""Makes tiny models of the kinds that `make_tiny` does not: encoders, rerankers, adapters.
+
+And what it takes for one of random weights to think, or to call a tool.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,24 @@ import numpy as np
 from gguf import TokenType
 
 from app.gguf.header import Pooling
-from tests.ggufs import SPACE, WORDS, make_tiny
+from tests.ggufs import SPACE, WORDS, make_tiny, pieces
 
 Tensor = np.ndarray[Any, Any]
 
 FIM_MARKS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>")
 """By these names llama.cpp knows that a model can fill in the middle."""
+
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>{% endif %}"""
+"""A chat template whose answers begin with thoughts."""
+
+_CALLS_AT_ONCE = {"<tool_call>\n{": 100, "<|im_end|>": 200}
+"""What a model of random weights prefers, where the grammar of a call leaves it the choice: a call before
+anything else, and the end before a second one."""
+
+_BLANKS = ("<0x09>", "<0x0A>", "<0x20>", "\n", SPACE)
 
 _WORD_PIECE_MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WIDTH, _LAYERS, _HEADS, _INNER = 64, 2, 4, 128
@@ -40,6 +55,13 @@ def make_encoder(path: Path, pooling: Pooling | None, *, context: int = 2048, se
     _add_word_pieces(writer, vocabulary)
     tensors = _Weights(seed).encoder(len(vocabulary), context, ranks=pooling is Pooling.RANK)
     return _write(writer, tensors)
+
+
+def calling() -> list[str]:
+    """Arguments of llama-server by which a tiny model calls the tool that it must call."""
+    words = [piece for piece, _ in pieces()]
+    wanted = {**_CALLS_AT_ONCE, **dict.fromkeys(_BLANKS, -100)}
+    return [arg for word, bias in wanted.items() for arg in ("--logit-bias", f"{words.index(word)}{bias:+d}")]
 
 
 def make_fill_in(path: Path) -> Path:

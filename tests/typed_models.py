@@ -12,7 +12,7 @@ from typing import Any
 
 import anthropic.types
 import pydantic
-from openai.types import responses
+from openai.types import responses, shared
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 Body = dict[str, Any]
@@ -58,21 +58,32 @@ _REQUIRED = frozenset({
 def check_events(events: Iterable[Body]) -> Body:
     """A whole stream of a response: each event by its model, all in their order. The last response."""
     events = list(events)
-    for body in events:
-        check(responses.ResponseStreamEvent, body)
-    assert [body["sequence_number"] for body in events] == list(range(len(events)))
-    types = [body["type"] for body in events]
-    assert types[:2] == ["response.created", "response.in_progress"]
-    assert types[-1] in ("response.completed", "response.incomplete", "response.failed")
-    items = _items(events[2:-1])
-    last: Body = events[-1]["response"]
+    type_, last = events[-1]["type"], events[-1]["response"]
+    assert type_ in ("response.completed", "response.incomplete", "response.failed")
+    items = check_first_events(events[:-1], is_whole=type_ != "response.failed")
+    _check_event(events[-1], len(events) - 1)
     check_response(last)
-    if types[-1] != "response.failed":
+    if type_ != "response.failed":
         assert [item["id"] for item in last["output"]] == [item["id"] for item in items]
-    return last
+    found: Body = last
+    return found
 
 
-def _items(events: list[Body]) -> list[Body]:
+def check_first_events(events: list[Body], *, is_whole: bool = False) -> list[Body]:
+    """What a client has read that leaves a stream, or whose stream fails. The items that were done."""
+    for number, body in enumerate(events):
+        _check_event(body, number)
+    types = [body["type"] for body in events[:2]]
+    assert types == ["response.created", "response.in_progress"][: len(types)]
+    return _items(events[2:], is_whole)
+
+
+def _check_event(body: Body, number: int) -> None:
+    check(responses.ResponseStreamEvent, body)
+    assert body["sequence_number"] == number
+
+
+def _items(events: list[Body], is_whole: bool) -> list[Body]:
     """One after the other, each from `added` to `done`, its parts inside."""
     done: list[Body] = []
     current: Body | None = None
@@ -98,7 +109,7 @@ def _items(events: list[Body]) -> list[Body]:
             assert _text(body["item"]) == text
             done.append(body["item"])
             current = None
-    assert current is None
+    assert current is None or not is_whole
     return done
 
 
@@ -107,6 +118,15 @@ def _text(item: Body) -> str:
         arguments: str = item["arguments"]
         return arguments
     return "".join(part["text"] for part in item["content"])
+
+
+def check_error(body: Body) -> None:
+    """Of OpenAI's APIs: the answer, or the event of a stream of chat completions."""
+    assert {"message", "type", "param", "code"} <= body["error"].keys()
+    check(shared.ErrorObject, body["error"])
+
+
+# --- chat completions
 
 
 def check_chat(body: Body) -> None:
@@ -124,12 +144,25 @@ def check_message(body: Body) -> None:
     check(anthropic.types.Message, body)
 
 
+def check_message_error(body: Body) -> None:
+    """The answer, or the event."""
+    check(anthropic.types.ErrorResponse, body)
+
+
 def check_message_events(events: Iterable[Body]) -> None:
     """A whole stream of a message, its blocks one after the other."""
     events = list(events)
+    check_first_message_events(events)
+    types = [body["type"] for body in events]
+    assert types[-2:] == ["message_delta", "message_stop"]
+    assert types.count("content_block_stop") == types.count("content_block_start")
+
+
+def check_first_message_events(events: list[Body]) -> None:
+    """What a client has read that leaves a stream, or whose stream fails."""
     for body in events:
         check(anthropic.types.RawMessageStreamEvent, body)
     types = [body["type"] for body in events]
-    assert (types[0], types[-2:]) == ("message_start", ["message_delta", "message_stop"])
-    indexes = [body["index"] for body in events if body["type"] == "content_block_start"]
-    assert indexes == list(range(len(indexes))) and types.count("content_block_stop") == len(indexes)
+    assert types[:1] == ["message_start"][: len(types)] and types.count("message_start") <= 1
+    begun = [body["index"] for body in events if body["type"] == "content_block_start"]
+    assert begun == list(range(len(begun)))

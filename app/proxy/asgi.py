@@ -25,6 +25,7 @@ from app.proxy.llama_server_info import info_path_of, tunnel_target
 from app.proxy.preparation import Accepted
 from app.proxy.request_parameters import require_admin
 from app.proxy.routes import BY_PATH, TUNNEL, InfoPath, is_tunnel
+from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,9 @@ class AsgiAnswer:
         if last:
             self._end()
         return self._waiting_bytes <= MAX_WAITING_BYTES
+
+    def cut(self) -> None:
+        asyncio.get_running_loop().call_later(CUT_AFTER_S, self._end)
 
     def abort(self) -> None:
         """The server closes a connection whose answer was not completed."""

@@ -44,8 +44,11 @@ class Downstream(Protocol):
         """Some of the body; after the last piece the answer is complete. False: `writable` will be called."""
         ...
 
+    def cut(self) -> None:
+        """End the connection in `CUT_AFTER_S` without completing the answer: its client is reading it."""
+
     def abort(self) -> None:
-        """End the connection without completing the answer, which its client notices."""
+        """As `cut`, but at once: its client has no use for what it has not read."""
 
 
 class Listener(Protocol):

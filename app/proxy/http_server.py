@@ -31,7 +31,7 @@ from app.proxy.preparation import Accepted
 from app.proxy.receive_buffer import ReceiveBuffer
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import BodyPart
-from app.proxy.timeouts_and_heartbeats import FIRST_HEAD_S
+from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S, FIRST_HEAD_S
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,8 @@ class ProxyProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._state = ConnectionState.IDLE
         self._received: ReceiveBuffer
-        self._waits_turn = False
+        self._waits_turn = self._is_write_paused = False
         self._alarm = Alarm(self._ring, self._loop)
-        self._is_write_paused = False
         self._writer = answer_writer.AnswerWriter()
         self._head: RequestHead | None = None
         self._arriving: Accepted | None = None
@@ -262,13 +261,14 @@ class ProxyProtocol(asyncio.Protocol):
             self._answered()
         return not self._is_write_paused
 
+    def cut(self) -> None:
+        self._exchange, self._state = None, ConnectionState.CLOSING
+        self._loop.call_later(CUT_AFTER_S, self.abort)
+
     def abort(self) -> None:
         """A client that does not read would keep the connection from closing."""
         self._exchange, self._state = None, ConnectionState.CLOSING
-        if self._is_write_paused:
-            self._transport.abort()
-        else:
-            self._transport.close()
+        (self._transport.abort if self._is_write_paused else self._transport.close)()
 
     def _answered(self) -> None:
         self._server_state.total_requests += 1

@@ -277,7 +277,7 @@ class Reply:
             last = self._dialect.last_event(error) if translator is None else translator.fail(error)
             self._downstream.write(last, not cut)
             if cut:
-                self._downstream.abort()
+                self._downstream.cut()
 
     def abort(self) -> None:
         self._downstream.abort()

@@ -14,6 +14,10 @@ from app.judgement.judge import LOOKS
 FIRST_HEAD_S = 75.0
 """From a connection's beginning to that of its first request."""
 
+CUT_AFTER_S = 1.0
+"""From the error that ends a stream to the end of its connection. Many HTTP clients drop what they hold and
+nobody has read yet when their connection breaks."""
+
 HEARTBEAT_S = 5.0
 """A stream that waits gets its head after this time, and a comment each time it passes again."""
 

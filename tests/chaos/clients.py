@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from tests.router_process import RouterProcess, chat
+from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
 END_TIMEOUT_S = 120.0
@@ -157,7 +158,7 @@ class Clients:
         text = ""
         headers = {"X-Request-Priority": wish.priority}
         async with http.stream("POST", ASK, json=body, headers=headers) as answer:
-            async for piece in answer.aiter_text():
+            async for piece in pieces_of(answer):
                 text += piece
                 if wish.behaviour is Behaviour.SLOW:
                     await asyncio.sleep(wish.patience_s / 10)

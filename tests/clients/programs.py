@@ -19,6 +19,9 @@ NODE = "node"
 STEPS = ("list", "chat", "stream", "tools", "swap", "embed", "unknown", "wrong_key", "broken", "failing")
 """Of every client, but for what it lacks."""
 
+RESPONSES = "responses parse count failing_response"
+"""Of clients that have all of OpenAI's Responses API."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -83,7 +86,7 @@ OF_OLLAMA = "show ps keep_alive"
 """Steps of its own libraries. They cannot demand a call."""
 
 PROGRAMS = (
-    _python("openai", more="responses"),
+    _python("openai", more=RESPONSES),
     _python("anthropic", lacks="embed", more="count"),
     _python("langchain", lacks="list"),
     _python("litellm", lacks="list"),
@@ -91,25 +94,28 @@ PROGRAMS = (
     _python("pydantic_ai", lacks="list embed"),
     _python("llm", lacks="list embed tools"),
     _python("llama_index", lacks="list", folder="llama-index"),
-    _python("openai", more="responses", folder="llama-index"),
+    _python("openai", more=RESPONSES, folder="llama-index"),
     _python("ollama", lacks="tools", more=OF_OLLAMA, folder="ollama"),
     _python("langchain_ollama", lacks="list tools", folder="ollama"),
     _python("llama_index_ollama", lacks="list tools embed", folder="ollama"),
     _python("llm_ollama", lacks="tools unknown wrong_key broken", folder="ollama"),
-    _node("openai", more="responses"),
+    _node("openai", more=RESPONSES),
     _node("anthropic", lacks="embed", more="count"),
-    _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns"),
-    _node("ai_sdk", "openai", lacks="list", more="two_turns"),
+    _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns objects"),
+    _node("ai_sdk", "openai", lacks="list", more="two_turns objects"),
     _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns"),
     _node("langchain", lacks="list"),
     _node("ollama", lacks="tools", more=OF_OLLAMA),
-    _go("openai-go", more="responses count"),
+    _go("openai-go", more="responses count failing_response"),
     _go("go-openai"),
     _go("anthropic-sdk-go", lacks="embed", more="count"),
-    _go("langchaingo", lacks="list failing"),
+    _go("langchaingo", lacks="list failing", more="breaking"),
     _go("ollama", lacks="tools wrong_key", more=OF_OLLAMA),
-    _java("openai-java", more="responses count"),
-    _java("langchain4j", lacks="failing"),
-    _rust("async-openai", more="responses"),
+    _java("openai-java", more=RESPONSES),
+    _java("langchain4j", lacks="failing", more="breaking"),
+    _rust("async-openai", more="responses failing_response"),
     _rust("genai", lacks="list"),
+    _rust("genai-responses", lacks="list embed"),
+    _rust("rig"),
+    _rust("rig-responses"),
 )

@@ -14,6 +14,7 @@ import httpx
 
 from app.domain.events import Outcome
 from tests.router_process import RouterProcess, chat, until
+from tests.streams import pieces_of
 
 CHAT = "/v1/chat/completions"
 ENDLESS = 100_000
@@ -64,7 +65,7 @@ class Clients:
         """A stream read to its end; its status."""
         fields = chat(model, stream=True, stream_options={"include_usage": True}, **body)
         async with self._http.stream("POST", CHAT, json=fields) as answer:
-            lines = [line async for line in answer.aiter_lines()]
+            lines = "".join([piece async for piece in pieces_of(answer)]).split("\n")
         for line in lines:
             if line.startswith("data: {"):
                 self._count_tokens(model, json.loads(line[6:]).get("usage"))

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, until, until_now
+from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
 SLOTS = 16
@@ -53,10 +54,12 @@ class Asked:
         self.task = asyncio.create_task(self._ask(http, body))
 
     async def _ask(self, http: httpx.AsyncClient, body: dict[str, Any]) -> Seen:
+        told_at = time.monotonic()
         async with http.stream("POST", ASK, json=body) as answer:
-            async for piece in answer.aiter_text():
+            async for piece in pieces_of(answer):
                 self.text += piece
-        return Seen(answer.status_code, self.text, time.monotonic())
+                told_at = time.monotonic()
+        return Seen(answer.status_code, self.text, told_at)
 
 
 NOTHING_MORE = 3

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.router_process import MakeRouter, RouterProcess, chat, until
+from tests.streams import pieces_of
 
 ERROR_FIELDS = {"message", "type", "param", "code"}
 QUEUE_TIMEOUT_S = 2
@@ -745,14 +746,14 @@ async def test_a_llama_server_that_falls_silent_ends_in_upstream_timeout(tight: 
         for path in (ASK, "/v1/messages"):
             body = chat("slow", max_tokens=100_000, stream=True)
             async with http.stream("POST", path, json=body) as stream:
-                text = b""
-                pieces = stream.aiter_bytes()
-                while b"data:" not in text:
+                text = ""
+                pieces = pieces_of(stream)
+                while "data:" not in text:
                     text += await anext_of(pieces)
                 with tight.frozen("slow"):
                     async for piece in pieces:
                         text += piece
-            last = text.decode().rstrip("\n").split("\n\n")[-1]
+            last = text.rstrip("\n").split("\n\n")[-1]
             if path == ASK:
                 name, _, data = last.partition("data: ")
                 assert name == ""
@@ -762,14 +763,13 @@ async def test_a_llama_server_that_falls_silent_ends_in_upstream_timeout(tight: 
                 assert name == "event: error"
                 assert json.loads(data)["type"] == "error"
             assert json.loads(data)["error"]["code"] == "upstream_timeout"
-            assert text.endswith(b"\n\n")
-            assert b"[DONE]" not in text
+            assert text.endswith("\n\n")
+            assert "[DONE]" not in text
         await until(lambda: tight.is_quiet("slow"))
 
 
-async def anext_of(pieces: Any) -> bytes:
-    piece: bytes = await pieces.__anext__()
-    return piece
+async def anext_of(pieces: Any) -> Any:
+    return await pieces.__anext__()
 
 
 def test_what_a_model_that_is_off_tells_is_what_llama_server_says_when_it_is_loaded(

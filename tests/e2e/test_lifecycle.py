@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.router_process import MakeRouter, RouterProcess, chat, until, until_now
+from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
 ENDLESS = 100_000
@@ -46,7 +47,7 @@ class Stream:
     async def _read(self, http: httpx.AsyncClient, body: dict[str, Any]) -> None:
         async with http.stream("POST", ASK, json=body) as answer:
             assert answer.status_code == 200, await answer.aread()
-            async for piece in answer.aiter_text():
+            async for piece in pieces_of(answer):
                 self.text += piece
 
     async def begun(self) -> Stream:

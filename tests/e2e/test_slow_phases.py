@@ -12,6 +12,7 @@ import pytest
 
 from tests.router_process import MakeRouter, RouterProcess, chat
 from tests.slowness.server import Plan, stand_in
+from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
 STREAMS = 4
@@ -66,7 +67,7 @@ async def stream(http: httpx.AsyncClient, begun: asyncio.Event) -> str:
     text = ""
     body = chat("slow", max_tokens=10_000, stream=True)
     async with http.stream("POST", ASK, json=body) as answer:
-        async for piece in answer.aiter_text():
+        async for piece in pieces_of(answer):
             text += piece
             if "data: " in text:
                 begun.set()

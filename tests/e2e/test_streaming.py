@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.router_process import MakeRouter, RouterProcess, chat, until
+from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
 ENDLESS = 100_000
@@ -266,7 +267,7 @@ class Reader:
     async def _read(self) -> None:
         asked = self._http.stream("POST", self._path, json=self._body, headers=self._headers)
         async with asked as self.answer:
-            async for piece in self.answer.aiter_text():
+            async for piece in pieces_of(self.answer):
                 self.text += piece
 
     @property

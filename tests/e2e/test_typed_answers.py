@@ -15,6 +15,7 @@ import pytest
 
 from app.proxy.dialects.sse_format import EventReader
 from tests.router_process import MakeRouter, RouterProcess
+from tests.tiny_models import THINKS
 from tests.typed_models import (
     check_chat,
     check_chunk,
@@ -25,10 +26,6 @@ from tests.typed_models import (
 )
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
-THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-<think>{% endif %}"""
 THOUGHT = {"grammar": 'root ::= "Must think" "</think>" "Hello there"'}
 SCHEMA = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}

@@ -10,7 +10,7 @@ from app.proxy.dialects.sse_format import comment, event
 
 
 class Dialect:
-    """OpenAI's chat completions, and most of what others speak. An API of its own overrides what differs."""
+    """What most APIs have of OpenAI's chat completions. Each overrides what differs."""
 
     stream_type = b"text/event-stream"
     """Of a stream whose head is sent before llama-server's."""
@@ -22,7 +22,7 @@ class Dialect:
     """llama-server's own errors pass as they are."""
 
     cuts_failed_streams = False
-    """After the event that tells an error the connection is ended without the stream's own end."""
+    """After the event that tells an error the connection is ended without the end of the body."""
 
     def status(self, error: RouterError) -> int:
         """Of the answer that is an error."""
@@ -43,6 +43,13 @@ class Dialect:
         return b"\n" if kind is Heartbeats.BLANK else b""
 
 
+class _OpenAi(Dialect):
+    """Some clients overlook an event that is an error, and take what ends well for a whole answer. The others
+    still tell the error. Nobody overlooks an event that has a name of its own, as in other APIs."""
+
+    cuts_failed_streams = True
+
+
 class _Native(Dialect):
     """llama-server's own paths."""
 
@@ -59,4 +66,4 @@ def retry_headers(error: RouterError) -> dict[str, str]:
     return headers
 
 
-OPENAI, NATIVE = Dialect(), _Native()
+OPENAI, NATIVE = _OpenAi(), _Native()

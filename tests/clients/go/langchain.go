@@ -84,4 +84,5 @@ func withLangChain() {
 	step("unknown", saying(here.say, nobody))
 	step("wrong_key", saying(newLangChain(wrongKey).say, chat))
 	step("broken", saying(here.say, broken))
+	step("breaking", func() (any, error) { return here.stream(endless, plenty) })
 }

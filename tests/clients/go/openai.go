@@ -127,6 +127,22 @@ func (o openAI) converse() (any, error) {
 	return []string{first.OutputText(), second}, events.Err()
 }
 
+func (o openAI) failInAResponse() (any, error) {
+	asked := o.inResponses(ask)
+	asked.Model, asked.MaxOutputTokens = endless, param.Opt[int64]{}
+	events := o.client.Responses.NewStreaming(context.Background(), asked)
+	told := pieces{model: endless}
+	for events.Next() {
+		switch event := events.Current().AsAny().(type) {
+		case responses.ResponseTextDeltaEvent:
+			told.add(event.Delta)
+		case responses.ResponseFailedEvent:
+			return nil, errors.New(event.Response.Error.Message)
+		}
+	}
+	return told.found, events.Err()
+}
+
 func (o openAI) count() (any, error) {
 	input := responses.InputTokenCountParamsInputUnion{OfString: openai.String(ask)}
 	counted, err := o.client.Responses.InputTokens.Count(
@@ -152,4 +168,5 @@ func withOpenAI() {
 	step("wrong_key", func() (any, error) { return inWords(newOpenAI(wrongKey).say(chat)) })
 	step("broken", func() (any, error) { return inWords(here.say(broken)) })
 	step("failing", func() (any, error) { return here.stream(endless, plenty) })
+	step("failing_response", here.failInAResponse)
 }

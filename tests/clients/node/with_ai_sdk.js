@@ -3,16 +3,19 @@
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { embedMany, generateText, jsonSchema, streamText, tool } from "ai";
+import { embedMany, generateObject, generateText, jsonSchema, streamText, tool } from "ai";
 import * as told from "./telling.js";
 
 const { ASK, BASE, KEY, MOST_TOKENS, MOST_IN_A_CALL, step } = told;
 const PROVIDERS = { anthropic: createAnthropic, openai: createOpenAI, "openai-compatible": createOpenAICompatible };
 const name = process.argv[3];
-const provider = (apiKey) => PROVIDERS[name]({ name: "here", baseURL: `${BASE}/v1`, apiKey });
+const common = { name: "here", baseURL: `${BASE}/v1`, supportsStructuredOutputs: true };
+const provider = (apiKey) => PROVIDERS[name]({ ...common, apiKey });
 const here = provider(KEY);
 const stranger = provider(told.WRONG_KEY);
 const tools = { weather: tool({ description: "The weather.", inputSchema: jsonSchema(told.WEATHER) }) };
+
+const user = (content) => ({ role: "user", content });
 
 async function chat(model, client = here) {
   const { text } = await generateText({ model: client(model), prompt: ASK, maxOutputTokens: MOST_TOKENS });
@@ -20,8 +23,8 @@ async function chat(model, client = here) {
 }
 
 // Its text stream leaves errors out; they are told by its parts.
-async function stream(model, maxOutputTokens, prompt = ASK) {
-  const { fullStream } = streamText({ model: here(model), prompt, maxOutputTokens, onError: () => undefined });
+async function stream(model, maxOutputTokens, messages = [user(ASK)]) {
+  const { fullStream } = streamText({ model: here(model), messages, maxOutputTokens, onError: () => undefined });
   return told.pieces(model, fullStream, (part) => {
     if (part.type === "error") throw part.error;
     return part.type === "text-delta" ? part.text : "";
@@ -36,12 +39,21 @@ async function call() {
 
 // The second turn refers to what the first one gave.
 async function converse() {
-  const asked = { model: here(told.CHAT), maxOutputTokens: MOST_TOKENS };
-  const messages = [{ role: "user", content: ASK }];
-  const first = await generateText({ ...asked, messages });
-  const turn = { role: "user", content: "Again." };
-  const second = await generateText({ ...asked, messages: [...messages, ...first.response.messages, turn] });
-  return [first.text, second.text];
+  const messages = [user(ASK)];
+  const first = await generateText({ model: here(told.CHAT), maxOutputTokens: MOST_TOKENS, messages });
+  const again = [...messages, ...first.response.messages, user("Again.")];
+  return [first.text, (await stream(told.CHAT, MOST_TOKENS, again)).join("")];
+}
+
+async function place(messages) {
+  const asked = { model: here(told.CHAT), messages, maxOutputTokens: MOST_IN_A_CALL };
+  return (await generateObject({ ...asked, schema: jsonSchema(told.WEATHER) })).object;
+}
+
+async function places() {
+  const first = await place([user(ASK)]);
+  const said = { role: "assistant", content: JSON.stringify(first) };
+  return [first, await place([user(ASK), said, user("Again.")])];
 }
 
 async function embed() {
@@ -53,6 +65,7 @@ async function embed() {
 await step("chat", () => chat(told.CHAT));
 await step("stream", () => stream(told.CHAT, MOST_TOKENS));
 await step("two_turns", converse);
+if (name !== "anthropic") await step("objects", places); // llama-server's messages know no schema of an answer
 await step("tools", call);
 await step("swap", () => told.swap(chat));
 if (name !== "anthropic") await step("embed", embed);

@@ -1,6 +1,8 @@
 // OpenAI's SDK: chat completions, embeddings and responses.
 
 import OpenAI from "openai";
+import { zodTextFormat } from "openai/helpers/zod";
+import { z } from "zod";
 import * as told from "./telling.js";
 
 const { ASK, BASE, KEY, MOST_TOKENS, MOST_IN_A_CALL, step } = told;
@@ -41,10 +43,30 @@ async function converse() {
   return [first.output_text, second];
 }
 
+const Place = z.object({ city: z.enum(["Paris", "Rome"]) });
+
+async function parse() {
+  const asked = { model: told.CHAT, input: ASK, max_output_tokens: MOST_IN_A_CALL };
+  const found = await here.responses.parse({ ...asked, text: { format: zodTextFormat(Place, "place") } });
+  return found.output_parsed;
+}
+
+async function failInAResponse() {
+  const events = await here.responses.create({ model: told.ENDLESS, input: ASK, stream: true });
+  return told.pieces(told.ENDLESS, events, (event) => {
+    if (event.type === "response.failed") throw new Error(event.response.error.message);
+    return event.type === "response.output_text.delta" ? event.delta : "";
+  });
+}
+
 await step("list", async () => (await here.models.list()).data.map((model) => model.id));
 await step("chat", () => chat(told.CHAT));
 await step("stream", () => stream(told.CHAT, { max_tokens: MOST_TOKENS }));
 await step("responses", converse);
+await step("parse", parse);
+await step("count", async () => {
+  return (await here.responses.inputTokens.count({ model: told.CHAT, input: ASK })).input_tokens;
+});
 await step("tools", call);
 await step("swap", () => told.swap(chat));
 await step("embed", embed);
@@ -52,3 +74,4 @@ await step("unknown", () => chat(told.NOBODY));
 await step("wrong_key", () => chat(told.CHAT, stranger));
 await step("broken", () => chat(told.BROKEN));
 await step("failing", () => stream(told.ENDLESS));
+await step("failing_response", failInAResponse);

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from openai import OpenAI
+from pydantic import BaseModel
 from telling import (
     ASK,
     BASE,
@@ -72,10 +75,33 @@ def converse() -> list[str]:
     return [first.output_text, last.response.output_text]
 
 
+class Place(BaseModel):
+    city: Literal["Paris", "Rome"]
+
+
+def parse() -> dict[str, str]:
+    found = client.responses.parse(model=CHAT, input=ASK, text_format=Place, max_output_tokens=MOST_IN_A_CALL)
+    return found.output_parsed.model_dump()
+
+
+def deltas(events: Iterable[object]) -> Iterator[str]:
+    for event in events:
+        if event.type == "response.failed":
+            raise RuntimeError(event.response.error.message)
+        if event.type == "response.output_text.delta":
+            yield event.delta
+
+
+def fail_in_a_response() -> list[str]:
+    return text(until_it_fails(deltas(client.responses.create(model=ENDLESS, input=ASK, stream=True))))
+
+
 step("list", lambda: [model.id for model in client.models.list()])
 step("chat", lambda: chat(CHAT))
 step("stream", lambda: stream(CHAT, max_tokens=MOST_TOKENS))
 step("responses", converse)
+step("parse", parse)
+step("count", lambda: client.responses.input_tokens.count(model=CHAT, input=ASK).input_tokens)
 step("tools", call)
 step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step(
@@ -85,3 +111,4 @@ step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, client.with_options(api_key=WRONG_KEY)))
 step("broken", lambda: chat(BROKEN))
 step("failing", lambda: stream(ENDLESS))
+step("failing_response", fail_in_a_response)

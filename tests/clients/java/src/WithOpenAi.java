@@ -9,6 +9,7 @@ import com.openai.models.chat.completions.ChatCompletionToolChoiceOption;
 import com.openai.models.embeddings.EmbeddingCreateParams;
 import com.openai.models.responses.Response;
 import com.openai.models.responses.ResponseCreateParams;
+import com.openai.models.responses.ResponseFailedEvent;
 import com.openai.models.responses.inputtokens.InputTokenCountParams;
 import java.util.List;
 import java.util.Map;
@@ -108,6 +109,41 @@ final class WithOpenAi {
                 .collect(Collectors.joining());
     }
 
+    enum City {
+        Paris,
+        Rome
+    }
+
+    static final class Place {
+        public City city;
+    }
+
+    private Object parse() {
+        var asked = responding(Told.ASK).maxOutputTokens(Told.MOST_IN_A_CALL).text(Place.class);
+        return client.responses().create(asked.build()).output().stream()
+                .flatMap(item -> item.message().stream())
+                .flatMap(message -> message.content().stream())
+                .flatMap(content -> content.outputText().stream())
+                .findFirst()
+                .orElseThrow();
+    }
+
+    private List<String> failInAResponse() {
+        var asked = ResponseCreateParams.builder().model(Told.ENDLESS).input(Told.ASK).build();
+        var told = new Told.Pieces(Told.ENDLESS);
+        try (var events = client.responses().createStreaming(asked)) {
+            events.stream().forEach(event -> {
+                event.outputTextDelta().ifPresent(delta -> told.add(delta.delta()));
+                event.failed().ifPresent(WithOpenAi::raise);
+            });
+        }
+        return told.found;
+    }
+
+    private static void raise(ResponseFailedEvent event) {
+        throw new IllegalStateException(event.response().error().orElseThrow().message());
+    }
+
     private long count() {
         var asked = InputTokenCountParams.builder().model(Told.CHAT).input(Told.ASK).build();
         return client.responses().inputTokens().count(asked).inputTokens();
@@ -119,6 +155,7 @@ final class WithOpenAi {
         Told.step("chat", () -> here.say(Told.CHAT));
         Told.step("stream", () -> here.stream(Told.CHAT, Told.MOST_TOKENS));
         Told.step("responses", here::converse);
+        Told.step("parse", here::parse);
         Told.step("count", here::count);
         Told.step("tools", here::call);
         Told.step("swap", () -> Told.swap(here::say));
@@ -127,5 +164,6 @@ final class WithOpenAi {
         Told.step("wrong_key", () -> new WithOpenAi(base, Told.WRONG_KEY).say(Told.CHAT));
         Told.step("broken", () -> here.say(Told.BROKEN));
         Told.step("failing", () -> here.stream(Told.ENDLESS, Told.PLENTY));
+        Told.step("failing_response", here::failInAResponse);
     }
 }

@@ -104,6 +104,26 @@ impl Here {
             .collect())
     }
 
+    async fn fail_in_a_response(&self) -> Seen<Vec<String>> {
+        let asked = CreateResponseArgs::default()
+            .model(told::ENDLESS)
+            .input(told::ASK)
+            .build()?;
+        let mut events = self.0.responses().create_stream(asked).await?;
+        let mut pieces = Pieces::new(told::ENDLESS);
+        while let Some(event) = events.next().await {
+            match event? {
+                ResponseStreamEvent::ResponseOutputTextDelta(delta) => pieces.add(delta.delta),
+                ResponseStreamEvent::ResponseFailed(last) => {
+                    let error = last.response.error.ok_or("no error")?;
+                    return Err(error.message.into());
+                }
+                _ => {}
+            }
+        }
+        Ok(pieces.found)
+    }
+
     /// Two turns: an answer, and a stream that goes on from it.
     async fn converse(&self) -> Seen<Vec<String>> {
         let mut asked = CreateResponseArgs::default();
@@ -158,4 +178,5 @@ pub async fn run(base: &str) {
     step("wrong_key", stranger.say(told::CHAT)).await;
     step("broken", here.say(told::BROKEN)).await;
     step("failing", here.stream(told::ENDLESS, told::PLENTY)).await;
+    step("failing_response", here.fail_in_a_response()).await;
 }

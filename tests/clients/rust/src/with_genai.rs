@@ -1,4 +1,4 @@
-//! genai, with its adapter of OpenAI's API.
+//! genai, with its adapters of OpenAI's chat completions and responses.
 
 use crate::told::{self, step, Pieces, Seen};
 use futures::StreamExt;
@@ -21,14 +21,14 @@ fn talk() -> ChatRequest {
 }
 
 impl Here {
-    fn new(base: &str, key: &str) -> Self {
+    fn new(base: &str, key: &str, kind: AdapterKind) -> Self {
         let (base, key) = (format!("{base}/v1/"), key.to_owned());
         let here = ServiceTargetResolver::from_resolver_fn(
             move |asked: ServiceTarget| -> Result<ServiceTarget, genai::resolver::Error> {
                 Ok(ServiceTarget {
                     endpoint: Endpoint::from_owned(base.clone()),
                     auth: AuthData::from_single(key.clone()),
-                    model: ModelIden::new(AdapterKind::OpenAI, asked.model.model_name),
+                    model: ModelIden::new(kind, asked.model.model_name),
                 })
             },
         );
@@ -91,8 +91,9 @@ impl Here {
     }
 }
 
-pub async fn run(base: &str) {
-    let (here, stranger) = (Here::new(base, told::KEY), Here::new(base, told::WRONG_KEY));
+pub async fn run(base: &str, kind: AdapterKind) {
+    let here = Here::new(base, told::KEY, kind);
+    let stranger = Here::new(base, told::WRONG_KEY, kind);
     step("chat", here.say(told::CHAT)).await;
     step("stream", here.stream(told::CHAT, told::MOST_TOKENS)).await;
     step("tools", here.call()).await;
@@ -103,7 +104,9 @@ pub async fn run(base: &str) {
         ])
     })
     .await;
-    step("embed", here.embed()).await;
+    if kind == AdapterKind::OpenAI {
+        step("embed", here.embed()).await;
+    }
     step("unknown", here.say(told::NOBODY)).await;
     step("wrong_key", stranger.say(told::CHAT)).await;
     step("broken", here.say(told::BROKEN)).await;
