@@ -25,10 +25,11 @@ COMMANDS = [block for name in DOCUMENTS for block in blocks(name, "sh") if block
 
 @pytest.fixture(scope="module")
 def demo(make_shared_router: MakeRouter, smollm2: Path) -> RouterProcess:
+    short = ["--predict", "64"]  # a sampled answer has no end of its own
     params = {"n_ctx": 2048}
     return make_shared_router(
         {
-            "smollm2": {"model_path": smollm2, "params": params},
+            "smollm2": {"model_path": smollm2, "params": params, "extra_args": short},
             "smollm2-embed": {"model_path": smollm2, "params": {**params, "embedding": True}},
         }
     )
