@@ -13,7 +13,7 @@ import pytest
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.config_types import Heartbeats
-from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.errors import AnswerTooLarge, ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
 from app.domain.request_fingerprint import Work
 from app.domain.status import Status
@@ -410,9 +410,14 @@ class Shouting:
     """Waits for whole lines."""
 
     failure: RouterError | None = None
+    held = 0
 
     def __init__(self, _times: Times) -> None:
         self.rest = b""
+
+    @property
+    def waiting(self) -> int:
+        return len(self.rest)
 
     def whole(self, body: bytes) -> bytes:
         return body.upper() + b"!"
@@ -505,6 +510,18 @@ def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None
     world.check_over(error="overloaded", status=503)
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_an_answer_that_never_has_a_place_is_no_mistake_of_its_client(announced: bool) -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    world.memory.limit = len(LARGE) - 1
+    exchange.head(AnswerHead(200, JSON), len(LARGE) if announced else None)
+    exchange.body(LARGE[:1] if announced else LARGE, False)
+    assert (world.heads[0][0], world.code) == (502, "answer_too_large")
+    assert world.heads[0][1][b"x-should-retry"] == b"false"
+    world.check_over(error="answer_too_large", status=502)
+
+
 def test_a_bug_in_a_translation_is_told() -> None:
     world = World(translator=Shouting)
     exchange = world.asked()
@@ -512,6 +529,139 @@ def test_a_bug_in_a_translation_is_told() -> None:
     exchange.body(LARGE, True)
     exchange.translated(lambda _: None, ValueError("of ours"))
     assert (world.heads[0][0], world.code) == (500, "internal_error")
+
+
+def streaming_large(world: World) -> Exchange:
+    """An event of it is translated beside the event loop."""
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    assert exchange.body(LARGE + b"\nb", False) is False, "no more until that is told"
+    assert exchange.phase is Phase.TRANSLATING
+    return exchange
+
+
+def test_a_large_event_is_translated_beside_the_loop_and_passed_on_in_pieces() -> None:
+    """llama-server waits meanwhile, in its slot."""
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.writable()
+    world.pass_time(100)  # its client has no part in that
+    assert (world.heads, world.left, world.link.released, world.link.resumed) == ([], [], 0, 0)
+    world.work()
+    assert (0 < len(world.sent) < len(LARGE), world.link.resumed) == (True, 0)
+    assert world.memory.held > len(LARGE)
+    world.pass_time(0)
+    assert (world.sent, world.link.resumed, exchange.phase) == (LARGE.upper() + b"\n", 1, Phase.ANSWERING)
+    exchange.body(b"c\n", True)
+    assert world.sent[len(LARGE) :] == b"\nBC\nbye"
+    world.check_over(error=None, status=200)
+
+
+def test_a_few_bytes_that_complete_a_large_event_are_translated_beside_the_loop_too() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    for at in range(0, 40_000, 1000):
+        if not exchange.body(LARGE[at : at + 1000], False):
+            world.work()
+    assert exchange.body(b"\n", False) is False
+    assert world.sent == b""
+    world.work()
+    assert world.sent == LARGE[:40_000].upper() + b"\n"
+
+
+def test_a_slow_client_gets_a_large_event_as_it_takes_it() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    world.is_slow = True
+    world.work()
+    had = len(world.sent)
+    world.pass_time(10)
+    assert (len(world.sent), world.link.resumed) == (had, 0)
+    while len(world.sent) < len(LARGE):
+        exchange.writable()
+    assert world.link.resumed == 0
+    world.is_slow = False
+    exchange.writable()
+    assert world.link.resumed == 1
+
+
+def test_a_large_end_of_a_stream_gives_its_slot_back_first() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(LARGE + b"\n", True)
+    assert (world.left, world.link.released) == ([exchange.ticket], 1)
+    world.work()
+    world.pass_time(0)
+    assert (world.sent, world.is_complete) == (LARGE.upper() + b"\nbye", True)
+    world.check_over(error=None, status=200)
+
+
+def test_an_error_in_a_large_end_of_a_stream_is_told() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\nbroken\n", True)
+    world.work()
+    world.pass_time(0)
+    assert world.sent == b"ONE\nalas: server"
+    assert exchange.record.status == 500
+
+
+def test_an_event_that_is_too_large_is_told() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.translated(lambda _: None, AnswerTooLarge("an event of more than 8 MB"))
+    assert (world.heads[0][0], world.code) == (502, "answer_too_large")
+    world.check_over(error="answer_too_large", status=502)
+
+
+def test_a_process_that_fails_while_a_first_event_is_translated_is_asked_again() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.cut()
+    assert world.working.is_cancelled
+    world.gone()
+    assert exchange.phase is Phase.ASKED
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", True)
+    assert world.sent == b"ONE\nbye"
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_nothing_follows_half_an_event(is_told: bool) -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\n", False)
+    if is_told:
+        world.work()
+    had = world.sent
+    exchange.cut()
+    world.gone()
+    assert (world.sent, world.is_aborted) == (had, True)
+
+
+def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:
+    class Keeping(Shouting):
+        def feed(self, data: bytes) -> bytes:
+            self.held += 100_000
+            return super().feed(data)
+
+    world = World(stream=True, translator=Keeping)
+    before = world.memory.held
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(b"two\n", False)
+    assert before + 200_000 <= world.memory.held < before + 400_000
+    world.memory.take(world.memory.limit - world.memory.held)
+    exchange.body(b"three\n", False)
+    assert world.sent == b"ONE\nTWO\nalas: overloaded"
+    world.check_over(error="overloaded", status=503)
 
 
 def test_a_stream_is_translated_as_it_comes() -> None:

@@ -20,7 +20,7 @@ from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
-from app.proxy import gateway, reply, upstream_connection
+from app.proxy import gateway, reply_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.http_server import ConnectionState
 from app.proxy.preparation import Accepted
@@ -839,7 +839,12 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(gateway, "request_id"), (proxied, "find_model"), (upstream_connection, "_head"), (reply, "own_lines")],
+    [
+        (gateway, "request_id"),
+        (proxied, "find_model"),
+        (upstream_connection, "_head"),
+        (reply_head, "own_lines"),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
@@ -858,7 +863,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
         assert "RuntimeError: a bug" in caplog.text
-        if where in (upstream_connection, reply):
+        if where in (upstream_connection, reply_head):
             assert (await router.account()).outcome is Outcome.ERROR
     assert router.instance().queue.in_flight == 0
     other = await router.client()

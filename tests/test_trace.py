@@ -63,7 +63,7 @@ DOWN = [
     "json_fields",
     "request_parameters",
     "request_record",
-    "reply",
+    "reply_head",
     "exchange_state",
     "timeouts_and_heartbeats",
     "exchange",
@@ -72,12 +72,19 @@ DOWN = [
     "upstream_connection",
     "answer_reader",
 ]
-BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "answer_writer"]
+BACK = [
+    "upstream_connection",
+    "answer_reader",
+    "exchange",
+    "reply",
+    "http_server",
+    "answer_writer",
+]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {
     "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
-    "request_body", "request_memory_limit", "exchange_state",
+    "request_body", "request_memory_limit", "exchange_state", "reply_head",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 

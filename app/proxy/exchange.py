@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
@@ -23,6 +22,7 @@ from app.proxy.exchange_state import ExchangeState
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S
+from app.proxy.translated_answer import LastWork
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +95,13 @@ class Exchange(ExchangeState):
             self._fail(error)
             return True
         self._is_paused = not go_on
+        if not go_on and (work := self.reply.work(self._body)) is not None:
+            self._do_beside(work)
         return go_on
 
     def _complete(self) -> None:
         """llama-server has said all."""
-        work = self.reply.last_work(self._body)
+        work = self.reply.work(self._body)
         if work is None:
             self._end()
             return
@@ -109,19 +111,27 @@ class Exchange(ExchangeState):
         else:
             if not work.needs_slot:
                 self._slots.leave(self)
-            self.phase, self._is_paused = Phase.TRANSLATING, False
-            self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
+            self._do_beside(work)
+
+    def _do_beside(self, work: LastWork) -> None:
+        self.phase, self._is_paused = Phase.TRANSLATING, False
+        self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
 
     @catch_bugs
     def translated(self, tell: Callable[[Any], None], found: Any) -> None:
         """Of what took long."""
         self._pending = None
+        self.reply.work_is_done()
         if isinstance(found, RouterError):
             self._fail(found)
             return
         if isinstance(found, Exception):
             raise found
-        tell(found)
+        try:
+            tell(found)
+        except RouterError as error:  # there is no place for it
+            self._fail(error)
+            return
         if self.reply.instead is not None:
             self._ask_again(self.reply.instead)
         else:
@@ -130,14 +140,21 @@ class Exchange(ExchangeState):
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
         self._is_paused = not self.reply.tell_more()
-        if self.reply.is_told:
-            self._end()
-        else:
+        if not self.reply.is_told:
             self.phase = Phase.TRANSLATING
             self._wake(self._timeouts.first_look_s(self.instance.spec) if self._is_paused else 0)
+        elif self._link is None:
+            self._end()
+        else:  # of a stream more comes
+            self.phase = Phase.ANSWERING
+            self._wake(self._timeouts.first_look_s(self.instance.spec))
+            if not self._is_paused:
+                self._link.resume()
 
     @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
+        if self.phase is Phase.TRANSLATING and self._pending is not None:
+            self._pending.cancel()
         self._link = self._pending = None
         if error.stale and self._runner is not None:
             self.phase = Phase.CONNECTING
@@ -246,13 +263,6 @@ class Exchange(ExchangeState):
         self.phase = Phase.CONNECTING
         self._connect(self._runner)
 
-    def _open_ahead(self, runner: Runner | None) -> None:
-        """A stream takes its connection along, so the next one needs another."""
-        if self.request.keep_alive or runner is None or runner.phase is not Status.READY:
-            return
-        if waiting := self.instance.queue.waiting:
-            self._links.open_ahead(runner.port, waiting)
-
     def _lost(self) -> None:
         """The process failed under it."""
         self._let_go()
@@ -276,13 +286,6 @@ class Exchange(ExchangeState):
         """llama-server notices at once that nobody reads the events of a stream, and nothing else."""
         if self._link is not None and not (self.request.stream and self.record.has_begun):
             self._slots.given_up(self)
-
-    def _let_go(self) -> None:
-        link, pending, self._link, self._pending = self._link, self._pending, None, None
-        if pending is not None:
-            pending.cancel()
-        if link is not None:
-            link.release()
 
     def bug(self, bug: Exception) -> None:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)

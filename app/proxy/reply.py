@@ -1,94 +1,35 @@
-"""The answer to one request as its client gets it: whose head it is, what is held back, how it ends."""
+"""The answer to one request as its client gets it: what is held back of its body, and how it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
 from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
 from app.proxy.answer_reader import AnswerHead
-from app.proxy.dialects.dialect import Dialect
-from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
-from app.proxy.dialects.translation_interface import Asked, Translator
-from app.proxy.exchange_interfaces import Downstream
-from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.reply_head import ReplyHead
 from app.proxy.request_body import RequestBody
-from app.proxy.request_memory_limit import ClientMemory
-from app.proxy.request_record import RequestRecord
-from app.proxy.token_usage import UsageScanner, usage_of
-from app.proxy.translated_answer import LastWork, TranslatedAnswer
+from app.proxy.token_usage import LAST_BYTES, UsageScanner, usage_of
+from app.proxy.translated_answer import InPieces, LastWork, TranslatedAnswer
+from app.proxy.translated_stream import TranslatedStream
 
 EVENT = b"data: {"
 ERROR_IN_STREAM = b'data: {"error"'
 """No answer holds it: inside a text its quotation mark would be escaped."""
 
 
-class Reply:
-    """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
+class Reply(ReplyHead):
+    """Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
-                 "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_translator",
-                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
-
-    def __init__(
-        self,
-        downstream: Downstream,
-        record: RequestRecord,
-        clock: Callable[[], float],
-        dialect: Dialect,
-        *,
-        heartbeats: Heartbeats = Heartbeats.COMMENTS,
-        memory: ClientMemory,
-        asked: Asked | None = None,
-        show_wait: ShowWait | None = None,
-    ) -> None:
-        """`asked`: where the API is translated, without its body; else an answer of llama-server passes as it
-        is. `memory`: in which a translated one takes its place. `show_wait` writes what the client shows of
-        its wait, in the place of heartbeats."""
-        self.started = False
-        """A head has been sent."""
-        self.progress_at = 0.0
-        """When something last moved; comments in a stream do not count."""
-        self.instead: bytes | bytearray | None = None
-        """What llama-server is to be asked, because it has refused what it was asked."""
-        self.events = 0
-        """Of a stream, that have come from llama-server: about one a token."""
-        self._downstream, self._record, self._clock = downstream, record, clock
-        self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
-        self._memory, self._show_wait = memory, show_wait
-        self._mode = AnswerMode.EMPTY
-        self._translator: Translator | None = None
-        self._rest: TranslatedAnswer | RouterError | None = None
-        self._is_event_stream = False
-        self._lines = b""
-        self._length: int | None = None
-        self._parts: list[bytes] = []
-        self._usage: UsageScanner | None = None
-
-    # --- before the answer
-
-    def heartbeat(self, text: str) -> None:
-        """A stream that waits gets its head at once, and a sign of life."""
-        if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
-            return
-        if not self.started:
-            self._is_event_stream, self._lines = True, self._stream_lines()
-            self._start(200, None)
-        if self._show_wait is not None:
-            sign = self._show_wait(text)
-        else:
-            sign = self._dialect.heartbeat(self._heartbeats, text)
-        self._downstream.write(sign, False)
+    __slots__ = ()
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
         self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
-        self._rest = None
+        self._rest = self._stream = None
         self.events = 0
         self._parts.clear()
 
@@ -112,18 +53,14 @@ class Reply:
             return AnswerMode.REFUSED
         if self._asked is not None and self._asked.translator is not None and status == 200:
             self._translator = self._asked.translator(self._record.times(self._clock))
+            if streamed:
+                self._stream = TranslatedStream(self._memory, self._translator)
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         if streamed:
             return AnswerMode.EVENT_STREAM
         has_body = self._record.request.method != "HEAD" and status not in (204, 304)
         is_short = has_body and length is not None and length <= HELD_BYTES
         return AnswerMode.HELD if is_short else AnswerMode.PASSED
-
-    def flush_head(self) -> None:
-        """Of an event stream whose first event does not come."""
-        if self._is_event_stream and self._mode is not AnswerMode.EMPTY and not self.started:
-            self._start(self._record.status, None)
-            self._downstream.write(b"", False)
 
     def body(self, data: bytes, last: bool) -> bool:
         """False: the client takes no more for now."""
@@ -182,12 +119,16 @@ class Reply:
     def _pass_translated(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and not last and is_only_comments(data):
             return self._pass_comment(last)
-        assert self._translator is not None
-        translated = self._translator.feed(data)
+        stream = self._stream
+        assert stream is not None
+        if stream.takes_long(data):
+            stream.work = stream.work_on(data, last, partial(self._tell_events, data, last))
+            return False
+        translated = stream.feed(data, last)
+        stream.settle()
         if not last:
             return self._pass(data, translated, False)
-        translated += self._translator.end()
-        if (failure := self._translator.failure) is None:
+        if (failure := stream.translator.failure) is None:
             return self._pass(data, translated, True)
         self._record.status = failure.status
         self._pass(data, translated, False)
@@ -200,7 +141,7 @@ class Reply:
         if data:
             if self._usage is None:
                 self._begin(data, now)
-            self._usage.feed(data)  # type: ignore[union-attr]
+            self._usage.feed(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])  # type: ignore[union-attr]
             self.events += data.count(EVENT)
         if not self.started:
             self._start(self._record.status, self._length)
@@ -220,17 +161,26 @@ class Reply:
         self._start(record.status, len(data))
         self._downstream.write(data, True)
 
-    # --- what is to be done when all has come
+    # --- what takes long
 
-    def last_work(self, body: RequestBody | None) -> LastWork | None:
-        """`body`: as llama-server was asked. None: its client knows all. Raises what it is to be told."""
+    def work(self, body: RequestBody | None) -> LastWork | None:
+        """`body`: as llama-server was asked. None: its client knows all that has come. Raises what it is to
+        be told."""
+        if self._stream is not None and (work := self._stream.work) is not None:
+            self._stream.work = None
+            return work
         rest = self._rest
         if isinstance(rest, TranslatedAnswer):
             return rest.work(0 if body is None else len(body), partial(self._tell, rest))
-        if rest is None or body is None or self._asked is None or self._asked.again is None:
+        if (
+            not isinstance(rest, RouterError)
+            or body is None
+            or self._asked is None
+            or self._asked.again is None
+        ):
             return None
-        work = partial(self._asked.again, rest, body.data)
-        return LastWork(len(body), work, partial(self._ask_instead, rest), needs_slot=True)
+        again = partial(self._asked.again, rest, body.data)
+        return LastWork(len(body), again, partial(self._ask_instead, rest), needs_slot=True)
 
     def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
         record = self._record
@@ -238,14 +188,33 @@ class Reply:
         answer.replace(translated)
         self._start(record.status, len(translated))
 
+    def work_is_done(self) -> None:
+        """Whatever it has found."""
+        if self._stream is not None:
+            self._stream.is_beside = False
+
+    def _tell_events(self, data: bytes, last: bool, translated: bytes) -> None:
+        assert self._stream is not None
+        self._rest, self._stream.is_last = self._stream.told(translated), last
+        if last and (failure := self._stream.translator.failure) is not None:
+            self._record.status = failure.status
+        self._pass(data, b"", False)
+
     def tell_more(self) -> bool:
-        """Of a translated answer. False: the client takes no more for now."""
-        if not isinstance(self._rest, TranslatedAnswer):
+        """Of what took long. False: the client takes no more for now."""
+        if not isinstance(self._rest, InPieces):
             return True
         self.progress_at = self._clock()
-        piece, is_last = self._rest.next_piece()
-        self._rest = None if is_last else self._rest
-        return self._downstream.write(piece, is_last)
+        piece, is_told = self._rest.next_piece()
+        self._rest = None if is_told else self._rest
+        if self._stream is None:
+            return self._downstream.write(piece, is_told)
+        is_end = is_told and self._stream.is_last
+        failure = self._stream.translator.failure if is_end else None
+        go_on = self._downstream.write(piece, is_end and failure is None)
+        if failure is not None:
+            self.fail(failure)
+        return go_on
 
     @property
     def is_told(self) -> bool:
@@ -270,7 +239,7 @@ class Reply:
             status, lines, body = answer_writer.error_answer(error, self._dialect, id_)
             self._downstream.start(status, lines + self._record.lines(), len(body))
             self._downstream.write(body, True)
-        elif not self._is_event_stream:
+        elif not self._is_event_stream or self._is_within_event:
             self._downstream.abort()
         else:
             cut, translator = self._dialect.cuts_failed_streams, self._translator
@@ -279,19 +248,10 @@ class Reply:
             if cut:
                 self._downstream.cut()
 
+    @property
+    def _is_within_event(self) -> bool:
+        """Of a translated stream: no other one may follow."""
+        return self._stream is not None and (self._stream.is_beside or self._rest is not None)
+
     def abort(self) -> None:
         self._downstream.abort()
-
-    # --- the head
-
-    def _stream_lines(self) -> bytes:
-        """Of a stream whose head is not llama-server's."""
-        return as_lines(passed_back([(b"content-type", self._dialect.stream_type)], event_stream=True))
-
-    def _start(self, status: int, length: int | None) -> None:
-        record, lines = self._record, self._lines
-        if self._translator is not None and self._is_event_stream:
-            lines = self._stream_lines()
-        own = own_lines(record.request.request_id)
-        self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
-        self.started = True

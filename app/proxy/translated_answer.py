@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from app.domain.errors import AnswerTooLarge, RequestTooLarge
 from app.domain.events import Usage
+from app.domain.units import MIB
 from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Translator
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_memory_limit import ClientMemory
@@ -14,29 +17,32 @@ from app.proxy.token_usage import FIRST_BYTES, LAST_BYTES, usage_in
 
 PIECE_BYTES = 262144
 
+Tell = Callable[[Any], None]
+
 
 class LastWork(NamedTuple):
-    """What is to be done when llama-server has said all."""
+    """What is to be done with what llama-server has said."""
 
     size: int
     """Bytes that it goes through, about. Many are not for the event loop."""
     work: Callable[[], Any]
-    tell: Callable[[Any], None]
+    tell: Tell
     """On the event loop, what `work` has returned."""
     needs_slot: bool
     """llama-server may be asked once more."""
 
 
-class TranslatedAnswer:
-    """Counted as long as it lives."""
+class InPieces:
+    """Something for a client that is passed on as it is taken. Counted as long as it lives."""
 
-    __slots__ = ("_body", "_sent", "translator")
+    __slots__ = ("_body", "_memory", "_sent")
 
-    def __init__(self, memory: ClientMemory, translator: Translator, length: int | None) -> None:
-        """`length`: where it was announced. Raises what the client is told where there is no place, as `add`
-        and `work` do."""
-        self.translator = translator
-        self._body, self._sent = RequestBody(memory, length or 0), 0
+    def __init__(self, memory: ClientMemory, data: bytes | bytearray = b"", *, announced: int = 0) -> None:
+        """Raises what the client is told where there is no place, as all that makes it larger does."""
+        self._memory, self._sent = memory, 0
+        with self._place():
+            self._body = RequestBody(memory, announced)
+            self._body.replace(data)
 
     @property
     def _data(self) -> bytes | bytearray:
@@ -44,14 +50,44 @@ class TranslatedAnswer:
         assert not isinstance(data, Spool)
         return data
 
-    def add(self, data: bytes) -> None:
-        self._body.add(data)
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """What is too large is no mistake of its client's."""
+        try:
+            yield
+        except RequestTooLarge:
+            raise AnswerTooLarge(
+                f"llama-server's answer takes more than the {self._memory.limit // MIB} MB that there are "
+                "for all clients: ask for less of it, or raise api.max_memory_mb"
+            ) from None
 
-    def work(self, asked_bytes: int, tell: Callable[[Any], None]) -> LastWork:
+    def next_piece(self) -> tuple[bytes, bool]:
+        """And whether it is the last."""
+        data, begin = self._data, self._sent
+        self._sent += PIECE_BYTES
+        return bytes(data[begin : self._sent]), self._sent >= len(data)
+
+
+class TranslatedAnswer(InPieces):
+    """First what llama-server says, then what becomes of it."""
+
+    __slots__ = ("translator",)
+
+    def __init__(self, memory: ClientMemory, translator: Translator, length: int | None) -> None:
+        """`length`: where it was announced."""
+        super().__init__(memory, announced=length or 0)
+        self.translator = translator
+
+    def add(self, data: bytes) -> None:
+        with self._place():
+            self._body.add(data)
+
+    def work(self, asked_bytes: int, tell: Tell) -> LastWork:
         """`asked_bytes`: of the request, of which the answer may repeat much."""
         size = len(self._body) + asked_bytes
         if size > TRANSLATED_AT_ONCE:
-            self._body.expect(size)
+            with self._place():
+                self._body.expect(size)
         return LastWork(size, partial(self.translator.whole, self._data), tell, needs_slot=False)
 
     def usage(self) -> Callable[[], Usage]:
@@ -62,10 +98,5 @@ class TranslatedAnswer:
     def replace(self, data: bytes | bytearray) -> None:
         """By what the client gets."""
         self.translator.done()
-        self._body.replace(data)
-
-    def next_piece(self) -> tuple[bytes, bool]:
-        """And whether it is the last."""
-        data, begin = self._data, self._sent
-        self._sent += PIECE_BYTES
-        return bytes(data[begin : self._sent]), self._sent >= len(data)
+        with self._place():
+            self._body.replace(data)

@@ -48,6 +48,12 @@ class MessagesTranslator:
     def done(self) -> None:
         """Nothing is left."""
 
+    @property
+    def waiting(self) -> int:
+        return self._reader.waiting
+
+    held = waiting
+
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])
 
@@ -93,4 +99,5 @@ def _whole_block(found: Event) -> bytes:
     missing = _BLOCK_FIELDS.get(block.get("type", "")) if isinstance(block, dict) else None
     if missing is None or not missing.keys() - block.keys():  # type: ignore[union-attr]
         return found.raw
-    return event({**body, "content_block": {**missing, **block}}, found.name)  # type: ignore[dict-item]
+    whole = {**body, "content_block": {**missing, **block}}  # type: ignore[dict-item]
+    return event(whole, found.name, len(found.data))

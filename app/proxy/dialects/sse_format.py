@@ -8,28 +8,33 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from app.domain.errors import ModelCrashed, RouterError
+from app.domain.errors import AnswerTooLarge, RouterError, TooManyParts
 from app.domain.units import MIB
-from app.proxy.dialects.json_pieces import PIECE, object_of, written
+from app.proxy.dialects.json_pieces import MOST_PARTS, PIECE, object_of, written
 
 DATA = b"data:"
 NAME = b"event:"
 
 
-def event(body: dict[str, Any], name: str = "") -> bytes:
+def event(body: dict[str, Any], name: str = "", size: int = 0) -> bytes:
+    """`size`: bytes that it has, about, where they may be many."""
     named = b"event: %b\n" % name.encode() if name else b""
-    return named + b"data: " + as_json(body) + b"\n\n"
+    return b"".join([named, b"data: ", in_pieces(body, size), b"\n\n"])
 
 
-def line(body: dict[str, Any]) -> bytes:
-    """Of a stream that is one object a line."""
-    return as_json(body) + b"\n"
+def line(body: dict[str, Any], size: int = 0) -> bytes:
+    """Of a stream that is one object a line. `size` as in `event`."""
+    return b"".join([in_pieces(body, size), b"\n"])
 
 
 def object_in(text: bytes | bytearray) -> dict[str, Any] | None:
-    """None where it is no JSON, or no object."""
+    """None where it is no JSON, or no object. Raises `AnswerTooLarge`."""
     try:
         found = from_json(text) if len(text) <= PIECE else object_of(text)
+    except TooManyParts:
+        raise AnswerTooLarge(
+            f"llama-server's answer has more than {MOST_PARTS} values: ask for less of it"
+        ) from None
     except (ValueError, RouterError):
         return None
     return found if isinstance(found, dict) else None
@@ -77,8 +82,13 @@ class EventReader:
     def __init__(self) -> None:
         self._rest = bytearray()
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of an event that is not complete yet."""
+        return len(self._rest)
+
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Raises `ModelCrashed` for an event that does not end."""
+        """Raises `AnswerTooLarge` for an event that does not end."""
         if not self._rest:
             *whole, rest = data.split(b"\n\n")
             self._rest += rest
@@ -91,7 +101,7 @@ class EventReader:
             whole[0] = bytes(first) + whole[0]
             self._rest += rest
         if len(self._rest) > MOST_BYTES:
-            raise ModelCrashed(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
+            raise AnswerTooLarge(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
         return (_read(text) for text in whole if text)
 
     def _end_of_rest(self, data: bytes) -> int:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.llama_server_errors import read_error
-from app.proxy.dialects.ollama.context_field import Turn, packed
+from app.proxy.dialects.json_pieces import let_go
+from app.proxy.dialects.ollama.context_field import MOST_BYTES, Turn, packed
 from app.proxy.dialects.ollama.function_calls import Calls
 from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
 from app.proxy.dialects.sse_format import Event, EventReader, in_pieces, line, object_in
-from app.proxy.dialects.translation_interface import Times
+from app.proxy.dialects.translation_interface import OBJECT_BYTES, Times
 
 Body = dict[str, Any]
 
@@ -28,6 +29,8 @@ class LineFrame(NamedTuple):
     note: str = ""
     turns: Sequence[Turn] | None = None
     """What was said before it, for `context`; None: it has none."""
+    is_too_long: bool = False
+    """All that was said."""
 
     def content(self, piece: Piece, calls: Sequence[Body] = ()) -> Body:
         """The fields that carry it."""
@@ -55,6 +58,7 @@ class LinesTranslator:
         self._frame, self._read, self._times = frame, read, times
         self._reader, self._calls = EventReader(), Calls()
         self._said: list[str] = []
+        self._said_bytes = 0
         self._is_over = False
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
@@ -64,12 +68,22 @@ class LinesTranslator:
             return body
         piece = self._read(told)
         calls = self._calls.take(piece.calls) + self._calls.rest()
-        self._said.append(piece.text)
+        self._say(piece.text)
         answer = self._created() | self._frame.content(piece, calls) | self._end_of(piece)
-        return in_pieces(answer, len(body))
+        text = in_pieces(answer, len(body))
+        let_go(told, answer)
+        return text
 
     def done(self) -> None:
         """Nothing is left."""
+
+    @property
+    def waiting(self) -> int:
+        return self._reader.waiting
+
+    @property
+    def held(self) -> int:
+        return self._reader.waiting + self._said_bytes
 
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])
@@ -90,13 +104,14 @@ class LinesTranslator:
         if "error" in told:
             self.failure = read_error(found.data, 200)
             return b""
-        return b"".join([line(self._created() | body) for body in self._lines(self._read(told))])
+        size = len(found.data)
+        return b"".join([line(self._created() | body, size) for body in self._lines(self._read(told))])
 
     def _lines(self, piece: Piece) -> list[Body]:
         content = self._frame.content
         lines = []
         if piece.says_something:
-            self._said.append(piece.text)
+            self._say(piece.text)
             lines.append(content(piece) | {"done": False})
         calls = self._calls.take(piece.calls)
         if piece.reason is not None:
@@ -107,6 +122,13 @@ class LinesTranslator:
             lines.append(content(Piece()) | self._end_of(piece))
         return lines
 
+    def _say(self, text: str) -> None:
+        """For `context`."""
+        frame = self._frame
+        if frame.turns is not None and not frame.is_too_long and self._said_bytes <= MOST_BYTES:
+            self._said.append(text)
+            self._said_bytes += len(text) + OBJECT_BYTES
+
     def _created(self) -> Body:
         times, frame = self._times, self._frame
         return frame.named(frame.now + times.now() - times.arrived)
@@ -114,8 +136,9 @@ class LinesTranslator:
     def _end_of(self, piece: Piece) -> Body:
         """What the last line says beside its content."""
         end: Body = {"done": True, "done_reason": piece.reason or "stop"}
-        if self._frame.turns is not None:
-            end["context"] = packed([*self._frame.turns, ("assistant", "".join(self._said))])
+        if (turns := self._frame.turns) is not None:
+            said = ("assistant", "".join(self._said))
+            end["context"] = [] if self._frame.is_too_long else packed([*turns, said])
         if self._frame.note:
             end["note"] = self._frame.note
         return end | waited(self._times) | _counts(piece.timings)
@@ -148,12 +171,16 @@ class ConstantTranslator:
     """Of an answer in which nothing is of interest but that there is one."""
 
     failure = None
+    waiting = held = 0
 
     def __init__(self, made: Callable[[Body, Times], Body], times: Times) -> None:
         self._made, self._times = made, times
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
-        return in_pieces(self._made(object_in(body) or {}, self._times), len(body))
+        told = object_in(body) or {}
+        text = in_pieces(self._made(told, self._times), len(body))
+        let_go(told)
+        return text
 
     def done(self) -> None:
         """Nothing is left."""

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
 from app.llama.llama_server_errors import read_error
-from app.proxy.dialects.json_pieces import PIECE, text_of, written
+from app.proxy.dialects.json_pieces import PIECE, let_go, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
-from app.proxy.dialects.responses.response_object import Frame, whole_item
+from app.proxy.dialects.responses.response_object import MOST_ECHOED, Frame, echoed, whole_item
 from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
@@ -89,10 +89,12 @@ class ResponsesTranslation(TokensTranslation):
         items = self._items(incoming, fields)
         is_stored = self._stored.is_on and fields.get("store") is not False
         context = incoming.spec.params.n_ctx
-        frame = Frame(fields, incoming.spec.alias, context, incoming.now, stored=is_stored)
+        echo = echoed(fields) if len(incoming.body) > MOST_ECHOED else fields
+        frame = Frame(echo, incoming.spec.alias, context, incoming.now, stored=is_stored)
         keep = self._keep(incoming.owner, fields, items) if is_stored else None
         body = self._body(incoming, fields, items)
-        return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep))
+        kept = min(len(incoming.body), MOST_ECHOED) + (keep.size if keep is not None else 0)
+        return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep), kept_bytes=kept)
 
     def _keep(self, owner: str, fields: dict[str, Any], items: list[Item] | None) -> Keep:
         """Text until it is stored, too: as objects the items would take several times as much meanwhile."""
@@ -105,6 +107,10 @@ class Keep(NamedTuple):
 
     entry: Callable[[Stored], None]
     items: Items
+
+    @property
+    def size(self) -> int:
+        return sum(len(text) for _, text in self.items)
 
 
 class ResponsesTranslator:
@@ -121,7 +127,9 @@ class ResponsesTranslator:
             return body
         response = self._frame.finished(told, [whole_item(item) for item in told.get("output", ())])
         self._packs(response)
-        return written(response, as_json)
+        text = written(response, as_json)
+        let_go(told)
+        return text
 
     def done(self) -> None:
         entry, self._to_store = self._to_store, None
@@ -131,6 +139,14 @@ class ResponsesTranslator:
     def _packs(self, response: dict[str, Any]) -> None:
         if self._keep is not None:
             self._to_store = to_store(response, self._keep.items)
+
+    @property
+    def waiting(self) -> int:
+        return self._reader.waiting
+
+    @property
+    def held(self) -> int:
+        return self._reader.waiting + self._writer.held_bytes
 
     def feed(self, data: bytes) -> bytes:
         return b"".join([self._translated(found) for found in self._reader.feed(data)])
@@ -158,9 +174,9 @@ class ResponsesTranslator:
         events = self._writer.take(told)
         if self._writer.is_over:
             self._packs(self._writer.response)
-            self.done()
-        return _written(events)
+        return _written(events, len(found.data))
 
 
-def _written(events: list[dict[str, Any]]) -> bytes:
-    return b"".join([event(body, body["type"]) for body in events])
+def _written(events: list[dict[str, Any]], size: int = 0) -> bytes:
+    """`size`: of the largest, about."""
+    return b"".join([event(body, body["type"], size) for body in events])
