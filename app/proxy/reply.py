@@ -9,7 +9,7 @@ from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
-from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
+from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.shown_wait import ShowWait
@@ -113,11 +113,7 @@ class Reply:
         if self._asked is not None and self._asked.translator is not None and status == 200:
             self._translator = self._asked.translator(self._record.times(self._clock))
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
-        if streamed:
-            return AnswerMode.EVENT_STREAM
-        has_body = self._record.request.method != "HEAD" and status not in (204, 304)
-        is_short = has_body and length is not None and length <= HELD_BYTES
-        return AnswerMode.HELD if is_short else AnswerMode.PASSED
+        return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
     def flush_head(self) -> None:
         """Of an event stream whose first event does not come."""
@@ -262,6 +258,13 @@ class Reply:
         self.fail(error)
 
     # --- its end
+
+    @property
+    def has_last_event(self) -> bool:
+        """All of a stream has been sent but that its connection ends: some clients do not wait for that."""
+        if self._translator is not None:
+            return self._translator.is_over
+        return self._usage is not None and self._usage.has_last_event()
 
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
