@@ -77,7 +77,7 @@ class Reply:
         if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
-            self._is_event_stream, self._lines = True, self._stream_lines()
+            self._is_event_stream, self._lines = True, _stream_lines(self._dialect)
             self._start(200, None)
         if self._show_wait is not None:
             sign = self._show_wait(text)
@@ -262,9 +262,8 @@ class Reply:
     @property
     def has_last_event(self) -> bool:
         """All of a stream has been sent but that its connection ends: some clients do not wait for that."""
-        if self._translator is not None:
-            return self._translator.is_over
-        return self._usage is not None and self._usage.has_last_event()
+        told = self._translator or self._usage
+        return told is not None and told.is_over
 
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
@@ -287,14 +286,15 @@ class Reply:
 
     # --- the head
 
-    def _stream_lines(self) -> bytes:
-        """Of a stream whose head is not llama-server's."""
-        return as_lines(passed_back([(b"content-type", self._dialect.stream_type)], event_stream=True))
-
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            lines = self._stream_lines()
+            lines = _stream_lines(self._dialect)
         own = own_lines(record.request.request_id)
         self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True
+
+
+def _stream_lines(dialect: Dialect) -> bytes:
+    """Of a stream whose head is not llama-server's."""
+    return as_lines(passed_back([(b"content-type", dialect.stream_type)], event_stream=True))

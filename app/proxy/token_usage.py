@@ -29,7 +29,8 @@ class UsageScanner:
     def usage(self) -> Usage:
         return usage_in(self._first, b"".join(self._last))
 
-    def has_last_event(self) -> bool:
+    @property
+    def is_over(self) -> bool:
         """Of a stream: what follows, if anything does, is not of the answer."""
         text = b"".join(self._last)
         return text.endswith(b"\n\n") and _LAST_EVENT.search(text) is not None
