@@ -37,8 +37,8 @@ END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
 _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
 """How a head can begin: other bytes would be waited for, as its end never comes."""
-_BARE_LF = re.compile(rb"(?<!\r)\n")
-"""The parser takes no such end of a line; whoever writes them writes no other end of a head."""
+_HALF_LINE_END = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+"""The parser takes none; whoever writes them writes no other end of a head."""
 
 
 class BodyPart(NamedTuple):
@@ -123,8 +123,8 @@ class RequestReader:
         self._check_size(data)
         if data and not _MAY_BE_HTTP.match(data):
             raise BadRequest(NO_HTTP)
-        if _BARE_LF.search(data, self._seen):
-            raise BadRequest(f"{NO_HTTP} Its lines have to end in CR LF, not in LF alone.")
+        if _HALF_LINE_END.search(data, self._seen):
+            raise BadRequest(f"{NO_HTTP} Its lines have to end in CR LF, not in one of them alone.")
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > MAX_HEAD_BYTES:
