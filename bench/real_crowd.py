@@ -89,7 +89,7 @@ async def _person(
 ) -> None:
     await asyncio.sleep(chance.uniform(0, options.think))
     while (asked := time.monotonic()) < deadline:
-        tokens = chance.randint(50, 400)
+        tokens = chance.randint(options.tokens // 8, options.tokens)
         body = chat(alias, max_tokens=tokens, content="word " * chance.randint(10, 400), stream=True)
         headers = {"X-Request-Priority": level.label}
         first_word_s = await _ask(session, f"{url}/v1/chat/completions", body, headers)
@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("--users", default="6,4,2", help="of each model")
     parser.add_argument("--think", type=float, default=4.0, help="mean seconds between two questions")
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--tokens", type=int, default=400, help="of the longest answers")
     parser.add_argument("--rounds", type=int, default=1, help="0: only show what --results holds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--high", type=float, default=0.0, help="share of users with high priority")
