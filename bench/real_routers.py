@@ -21,6 +21,7 @@ from tests.shared_library import compile_library
 
 N_CTX, SLOTS, ROOM = 32768, 2, 2
 STARTS = Path(__file__).with_name("slow_start.c")
+COPIES = '#!/bin/sh\nwhile [ $# -gt 3 ]; do shift; done\nexec cp "$1" "$2"\n'  # its file, a new one, the type
 CHAT_TEMPLATE = "{{ range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}assistant: "
 
 
@@ -122,9 +123,11 @@ def ollama(program: str) -> Router:
 
     @contextmanager
     def run(stage: Stage, folder: Path) -> Iterator[str]:
-        address, found = f"127.0.0.1:{free_port()}", folder / "build" / "lib" / "ollama" / "llama-server"
-        found.parent.mkdir(parents=True)
-        found.symlink_to(stage.llama_server)
+        address, programs = f"127.0.0.1:{free_port()}", folder / "build" / "lib" / "ollama"
+        programs.mkdir(parents=True)
+        (programs / "llama-server").symlink_to(stage.llama_server)
+        (programs / "llama-quantize").write_text(COPIES)  # asked whether a file is whole
+        (programs / "llama-quantize").chmod(0o755)
         options = {
             "HOME": str(folder),
             "OLLAMA_HOST": address,
