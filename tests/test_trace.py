@@ -77,6 +77,7 @@ BACK = [
     "answer_reader",
     "exchange",
     "reply",
+    "answer_mode",
     "http_server",
     "answer_writer",
 ]

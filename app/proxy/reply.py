@@ -7,7 +7,7 @@ from functools import partial
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
-from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
+from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.reply_head import ReplyHead
@@ -56,11 +56,7 @@ class Reply(ReplyHead):
             if streamed:
                 self._stream = TranslatedStream(self._memory, self._translator)
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
-        if streamed:
-            return AnswerMode.EVENT_STREAM
-        has_body = self._record.request.method != "HEAD" and status not in (204, 304)
-        is_short = has_body and length is not None and length <= HELD_BYTES
-        return AnswerMode.HELD if is_short else AnswerMode.PASSED
+        return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
     def body(self, data: bytes, last: bool) -> bool:
         """False: the client takes no more for now."""
@@ -231,6 +227,12 @@ class Reply(ReplyHead):
         self.fail(error)
 
     # --- its end
+
+    @property
+    def has_last_event(self) -> bool:
+        """All of a stream has been sent but that its connection ends: some clients do not wait for that."""
+        told = self._translator or self._usage
+        return told is not None and told.is_over and not self._is_within_event
 
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""

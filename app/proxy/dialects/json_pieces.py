@@ -21,6 +21,10 @@ from app.proxy.dialects.json_scan import LONG_TEXT, WINDOW, Scan, parsed
 PIECE = 65536
 """Characters, or bytes."""
 
+MAX_PARTS_READ = 200_000
+"""Of a client's body that is read whole, numbers and the like included: making an object of one holds the
+interpreter for half a microsecond."""
+
 PIECE_OF_LIST = 1000
 MOST_PARTS = 3_000_000
 """Of what is no request: an object takes some hundred bytes."""
