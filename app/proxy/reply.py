@@ -28,7 +28,7 @@ class Reply(ReplyHead):
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
+        self._mode, self._usage, self.instead = AnswerMode.EMPTY, None, None
         self._rest = self._stream = None
         self.events = 0
         self._parts.clear()
@@ -52,9 +52,8 @@ class Reply(ReplyHead):
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
         if self._asked is not None and self._asked.translator is not None and status == 200:
-            self._translator = self._asked.translator(self._record.times(self._clock))
-            if streamed:
-                self._stream = TranslatedStream(self._memory, self._translator)
+            translator = self._asked.translator(self._record.times(self._clock))
+            self._stream = TranslatedStream(self._memory, translator)
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
@@ -203,8 +202,9 @@ class Reply(ReplyHead):
         self.progress_at = self._clock()
         piece, is_told = self._rest.next_piece()
         self._rest = None if is_told else self._rest
-        if self._stream is None:
+        if self._mode is AnswerMode.WHOLE:
             return self._downstream.write(piece, is_told)
+        assert self._stream is not None
         is_end = is_told and self._stream.is_last
         failure = self._stream.translator.failure if is_end else None
         go_on = self._downstream.write(piece, is_end and failure is None)

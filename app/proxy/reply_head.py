@@ -24,7 +24,7 @@ class ReplyHead:
 
     __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
                  "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_stream",
-                 "_translator", "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
+                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -53,7 +53,6 @@ class ReplyHead:
         self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
         self._memory, self._show_wait = memory, show_wait
         self._mode = AnswerMode.EMPTY
-        self._translator: Translator | None = None
         self._stream: TranslatedStream | None = None
         self._rest: InPieces | RouterError | None = None
         self._is_event_stream = False
@@ -61,6 +60,10 @@ class ReplyHead:
         self._length: int | None = None
         self._parts: list[bytes] = []
         self._usage: UsageScanner | None = None
+
+    @property
+    def _translator(self) -> Translator | None:
+        return None if self._stream is None else self._stream.translator
 
     # --- before the answer
 
