@@ -498,6 +498,28 @@ VECTORS = [
     embed("dimensions of another type", ERROR, 400, dimensions="x"),
     embed("too long", EMBEDDED, input="of " * 500),
     embed("too long, as it is", TOO_LONG, 400, input="of " * 500, truncate=False),
+    embed(
+        "a smaller context", {**EMBEDDED, "prompt_eval_count": 10}, options={"num_ctx": 10}, input="of " * 20
+    ),
+    embed(
+        "a smaller context, several",
+        {**EMBEDDED, "prompt_eval_count": 23},
+        options={"num_ctx": 10},
+        input=["of", "of " * 20, "the " * 20],
+    ),
+    embed(
+        "a smaller context, as it is",
+        TOO_LONG,
+        400,
+        options={"num_ctx": 10},
+        input="of " * 20,
+        truncate=False,
+    ),
+    embed("a smaller context with room", EMBEDDED, options={"num_ctx": 10}, input="of the", truncate=False),
+    *(
+        embed(f"a context of {most}", ERROR, 400, options={"num_ctx": most}, input="of the of the of the")
+        for most in (0, 1, 2)
+    ),
     embed("another kind", ERROR, 501, model="one"),
     embed("an option of another type", ERROR, 500, options={"seed": "x"}),
     embeddings("of one", {"embedding": [number]}),

@@ -182,7 +182,13 @@ EMBEDDINGS: Mapping[str, Seen] = {
         "embed of one", "embed of several", "embed dimensions 4", "embed input ''", "embed input 5"
     ),
     "too long": Seen(
-        rows=("embed too long", "embed too long, as it is"), differs=("a smaller `num_ctx` cuts",)
+        rows=(
+            "embed too long",
+            "embed too long, as it is",
+            "embed a smaller context",
+            "embed a smaller context, as it is",
+        ),
+        tests=("test_what_is_too_long_to_embed_is_cut_at_its_tokens",),
     ),
     "embeddings": compared("embeddings of one", "embeddings prompt ''"),
     "other models": Seen(

@@ -7,7 +7,7 @@ from functools import partial
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.llama.llama_server_errors import read_error
+from app.llama.llama_server_errors import ERROR_IN_STREAM, read_error
 from app.proxy import answer_writer
 from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
 from app.proxy.answer_reader import AnswerHead
@@ -17,6 +17,7 @@ from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.questions import Found, Questions
 from app.proxy.request_body import RequestBody
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord
@@ -24,16 +25,14 @@ from app.proxy.token_usage import UsageScanner, usage_of
 from app.proxy.translated_answer import LastWork, TranslatedAnswer
 
 EVENT = b"data: {"
-ERROR_IN_STREAM = b'data: {"error"'
-"""No answer holds it: inside a text its quotation mark would be escaped."""
 
 
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+    __slots__ = ("_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
                  "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_translator",
-                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
+                 "_usage", "events", "progress_at", "questions", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -54,12 +53,11 @@ class Reply:
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
-        self.instead: bytes | bytearray | None = None
-        """What llama-server is to be asked, because it has refused what it was asked."""
+        self.questions = Questions(asked)
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
-        self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
+        self._dialect, self._heartbeats = dialect, heartbeats
         self._memory, self._show_wait = memory, show_wait
         self._mode = AnswerMode.EMPTY
         self._translator: Translator | None = None
@@ -87,9 +85,8 @@ class Reply:
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
-        self._rest = None
-        self.events = 0
+        self._mode, self._usage, self._translator, self._rest = AnswerMode.EMPTY, None, None, None
+        self.events, self.questions.next = 0, None
         self._parts.clear()
 
     # --- the answer
@@ -110,8 +107,9 @@ class Reply:
                 return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
-        if self._asked is not None and self._asked.translator is not None and status == 200:
-            self._translator = self._asked.translator(self._record.times(self._clock))
+        if status == 200:
+            self._translator = self.questions.translator(self._record.times(self._clock))
+        if self._translator is not None:
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         if streamed:
             return AnswerMode.EVENT_STREAM
@@ -141,10 +139,10 @@ class Reply:
             self._pass_whole(b"".join(self._parts))
         elif mode is AnswerMode.REFUSED:
             error = read_error(b"".join(self._parts), self._record.status)
-            if self._asked is None or self._asked.again is None:
-                self._refuse(error)
-            else:
+            if self.questions.may_be_changed:
                 self._rest = error
+            else:
+                self._refuse(error)
         return True
 
     def _collect(self, data: bytes) -> None:
@@ -226,13 +224,16 @@ class Reply:
         """`body`: as llama-server was asked. None: its client knows all. Raises what it is to be told."""
         rest = self._rest
         if isinstance(rest, TranslatedAnswer):
-            return rest.work(0 if body is None else len(body), partial(self._tell, rest))
-        if rest is None or body is None or self._asked is None or self._asked.again is None:
+            return rest.work(body, partial(self._tell, rest), is_step=self.questions.is_step)
+        if rest is None or body is None:
             return None
-        work = partial(self._asked.again, rest, body.data)
-        return LastWork(len(body), work, partial(self._ask_instead, rest), needs_slot=True)
+        return self.questions.changed(rest, body, partial(self._ask_again, rest))
 
-    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
+    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray | Asked) -> None:
+        if isinstance(translated, Asked):
+            self._rest = None
+            self.questions.ask(translated)
+            return
         record = self._record
         record.first_byte_at, record.usage = self._clock(), answer.usage()
         answer.replace(translated)
@@ -249,12 +250,14 @@ class Reply:
 
     @property
     def is_told(self) -> bool:
-        return self._rest is None and self.instead is None
+        return self._rest is None and self.questions.next is None
 
-    def _ask_instead(self, refusal: RouterError, text: bytes | bytearray | None) -> None:
-        self.instead, self._rest = text, None
-        if text is None:
+    def _ask_again(self, refusal: RouterError, found: Found) -> None:
+        self._rest = None
+        if found is None:
             self._refuse(refusal)
+        else:
+            self.questions.ask(found)
 
     def _refuse(self, error: RouterError) -> None:
         self._record.first_byte_at = self._record.first_byte_at or self._clock()
