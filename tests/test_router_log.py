@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
+from uvicorn.protocols.http import httptools_impl
 
 from app.observability import router_log
 
@@ -101,3 +103,14 @@ def test_libraries_do_not_chatter(root: logging.Logger) -> None:
     router_log.configure("info", "text")
     assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
     assert logging.getLogger("app.core.manager").isEnabledFor(logging.INFO)
+
+
+def test_an_answer_that_is_cut_on_purpose_is_no_error_of_the_server(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router_log.configure("info", "text")
+    assert f'"{router_log.CUT_ON_PURPOSE}"' in inspect.getsource(httptools_impl)  # said as it is looked for
+    logging.getLogger("uvicorn.error").error(router_log.CUT_ON_PURPOSE)
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application\n")
+    assert "ASGI callable" not in (said := capsys.readouterr().err)
+    assert "ERROR   Exception in ASGI application" in said

@@ -13,6 +13,10 @@ from app.domain.printable_text import one_line
 
 TAKES = ("system.log_format", "system.log_level")
 
+CUT_ON_PURPOSE = "ASGI callable returned without completing response."
+"""uvicorn's word, as an error, for an answer that is ended in its middle, which is ASGI's only way to let its
+client know that it isn't whole. The line of its request says why."""
+
 Lines = Sequence[Mapping[str, object]]
 """A record of the access log brings several, each the fields of a request."""
 
@@ -67,6 +71,7 @@ def apply(config: Config) -> None:
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.msg != CUT_ON_PURPOSE)
     handler.setFormatter(TextFormatter() if style == "text" else JsonFormatter())
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # shown nowhere
     logging._srcfile = None  # where the caller stands: logging's HOWTO says so
