@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from app.domain.errors import RouterError
-from app.proxy.dialects.translation_interface import Asked, Times, Translator
+from app.proxy.dialects.translation_interface import Asked
 from app.proxy.request_body import RequestBody
 from app.proxy.translated_answer import LastWork
 
@@ -17,13 +17,14 @@ Found = bytes | bytearray | Asked | None
 class Questions:
     """One is asked at a time. It keeps no bodies but that of the next."""
 
-    __slots__ = ("_asked", "next")
+    __slots__ = ("_asked", "next", "translator")
 
     def __init__(self, asked: Asked | None) -> None:
-        """None: it is asked what the client has asked, and its answer is passed on as it is."""
         self._asked = asked
+        self.translator = None if asked is None else asked.translator
+        """Makes that of the answer; None: it is passed on as it is."""
         self.next: Asked | None = None
-        """It has refused what it was asked, or that was a step."""
+        """llama-server has refused what it was asked, or that was a step."""
 
     @property
     def is_step(self) -> bool:
@@ -34,10 +35,6 @@ class Questions:
         """If llama-server refuses it."""
         return self._asked is not None and self._asked.again is not None
 
-    def translator(self, times: Times) -> Translator | None:
-        made = None if self._asked is None else self._asked.translator
-        return None if made is None else made(times)
-
     def changed(self, refusal: RouterError, body: RequestBody, tell: Callable[[Found], None]) -> LastWork:
         """To find what to ask instead of what was refused. `body`: what was asked."""
         assert self._asked is not None and self._asked.again is not None
@@ -46,4 +43,8 @@ class Questions:
     def ask(self, found: bytes | bytearray | Asked) -> None:
         assert self._asked is not None
         self.next = found if isinstance(found, Asked) else self._asked._replace(body=found)
-        self._asked = self.next._replace(body=b"")
+        self._asked, self.translator = self.next._replace(body=b""), self.next.translator
+
+
+AS_IT_CAME = Questions(None)
+"""Of requests that are not translated: there is nothing else to be asked."""

@@ -17,7 +17,7 @@ from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
 from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
-from app.proxy.questions import Found, Questions
+from app.proxy.questions import AS_IT_CAME, Found, Questions
 from app.proxy.request_body import RequestBody
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord
@@ -53,7 +53,7 @@ class Reply:
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
-        self.questions = Questions(asked)
+        self.questions = AS_IT_CAME if asked is None else Questions(asked)
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
@@ -107,9 +107,8 @@ class Reply:
                 return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
-        if status == 200:
-            self._translator = self.questions.translator(self._record.times(self._clock))
-        if self._translator is not None:
+        if status == 200 and (made := self.questions.translator) is not None:
+            self._translator = made(self._record.times(self._clock))
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         if streamed:
             return AnswerMode.EVENT_STREAM

@@ -45,6 +45,12 @@ class EmbedTranslation:
 class EmbeddingsTranslation(EmbedTranslation):
     """`/api/embeddings`: of one text, and nothing but its vector."""
 
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        missing = BadRequest("model is required", param="model")
+        return common_fields.named(
+            {**common_fields.normal(given), "stream": False, "truncate": True}, missing
+        )
+
     def ask(self, incoming: Incoming) -> Asked | Told:
         prompt, limit = common_fields.text(incoming.fields, "prompt"), _limit(incoming)
         if not prompt:
