@@ -1,7 +1,8 @@
 """The crowd in front of real routers, in turns: `python -m bench.real_crowd [--load S] [--users 6,4,2] ...`.
 
-Everybody asks a tiny model on real llama-servers, whose start is made as slow as a large model's. Beside this
-router: llama-server's own router mode, and llama-swap, if there is one in PATH or named by --llama-swap.
+Everybody asks a tiny model on real servers, whose start is made as slow as a large model's. Beside this
+router: llama-server's own router mode, and llama-swap and Ollama where they are found in PATH or named. With
+`--results FILE` evenings are kept there, and the tables show all that it holds.
 """
 
 from __future__ import annotations
@@ -9,126 +10,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 
 from app.domain.priority import Priority
 from bench.crowd import HEADER, Evening, Question, row
-from bench.peers import RouterMode
-from tests import llama_build
-from tests.ggufs import make_tiny
-from tests.ports import free_port
-from tests.router_process import RouterProcess, chat, until_now
-from tests.shared_library import compile_library
+from bench.real_routers import Router, Stage, llama_swap, ollama, ours, router_mode
+from tests.router_process import chat
 
-N_CTX, SLOTS, ROOM = 32768, 2, 2
-STARTS = Path(__file__).with_name("slow_start.c")
+OURS = "this router"
 
 
-class Stage:
-    """The models' files, and how their servers are started."""
+@dataclass(frozen=True)
+class Run:
+    """One evening in front of one router."""
 
-    def __init__(self, folder: Path, users: Mapping[str, int], load_s: float) -> None:
-        self.folder, self.users = folder, users
-        self.llama_server = llama_build.of()
-        self._count = folder / "starts"
-        for seed, alias in enumerate(users):
-            make_tiny(folder / f"{alias}.gguf", context=N_CTX, seed=seed)
-        self.env = {
-            "LD_PRELOAD": str(compile_library(STARTS, folder / "slow_start.so")),
-            "SLOW_START_S": str(load_s),
-            "SLOW_START_COUNT": str(self._count),
-        }
+    crowd: str
+    router: str
+    seen: Evening
 
-    @property
-    def starts(self) -> int:
-        return self._count.stat().st_size if self._count.exists() else 0
+    def as_json(self) -> str:
+        return json.dumps(asdict(self))
 
-
-@contextmanager
-def ours(stage: Stage, folder: Path) -> Iterator[str]:
-    models = {
-        alias: {"model_path": stage.folder / f"{alias}.gguf", "params": {"n_ctx": N_CTX}, "env": stage.env}
-        for alias in stage.users
-    }
-    system = {"max_concurrent_models": ROOM, "parallel_requests": SLOTS, "cpu_threads": 1}
-    router = RouterProcess(folder, stage.llama_server, models, system=system)
-    router.start()
-    try:
-        yield router.wait_until_it_answers().url
-    finally:
-        router.stop()
+    @classmethod
+    def from_json(cls, line: str) -> Run:
+        found = json.loads(line)
+        seen = found["seen"]
+        asked = [Question(**{**q, "level": Priority(q["level"])}) for q in seen["questions"]]
+        return cls(found["crowd"], found["router"], Evening(seen["length_s"], seen["loads"], asked))
 
 
-@contextmanager
-def router_mode(stage: Stage, folder: Path) -> Iterator[str]:
-    flags = ["-np", str(SLOTS), "-c", str(N_CTX * SLOTS), "-t", "1"]
-    os.environ.update(stage.env)
-    try:
-        with RouterMode(
-            stage.llama_server, stage.folder, flags, folder / "peer.log", max_models=ROOM
-        ) as peer:
-            yield peer.url
-    finally:
-        for name in stage.env:
-            del os.environ[name]
-
-
-@contextmanager
-def llama_swap(stage: Stage, folder: Path, program: str, *, reverse: bool = False) -> Iterator[str]:
-    aliases = sorted(stage.users, reverse=reverse)
-    pairs = [f"{a} & {b}" for i, a in enumerate(aliases) for b in aliases[i + 1 :]]
-    command = f"{stage.llama_server} --port ${{PORT}} --host 127.0.0.1 -np {SLOTS} -c {N_CTX * SLOTS} -t 1"
-    command += " --cache-ram 0 --offline -ngl 0 -m "
-    config = {
-        "healthCheckTimeout": 120,
-        "startPort": free_port(),
-        "models": {
-            alias: {
-                "cmd": command + str(stage.folder / f"{alias}.gguf"),
-                "proxy": "http://127.0.0.1:${PORT}",
-                "concurrencyLimit": 100,
-                "env": [f"{name}={value}" for name, value in stage.env.items()],
-            }
-            for alias in aliases
-        },
-        "routing": {
-            "router": {
-                "use": "matrix",
-                "settings": {"matrix": {"sets": {f"s{i}": pair for i, pair in enumerate(pairs)}}},
-            }
-        },
-    }
-    path, address = folder / "llama-swap.yaml", f"127.0.0.1:{free_port()}"
-    path.write_text(json.dumps(config))  # which is YAML too
-    with (folder / "llama-swap.log").open("wb") as log:
-        process = subprocess.Popen(
-            [program, "--config", str(path), "--listen", address], stdout=log, stderr=log, cwd=folder
-        )
-    try:
-        until_now(lambda: _answers(f"http://{address}/v1/models"))
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
+def evening_of(router: Router, options: argparse.Namespace, seed: int) -> Evening:
+    with tempfile.TemporaryDirectory(prefix="crowd-") as name:
+        models, place = Path(name) / "models", Path(name) / "router"
+        models.mkdir()
+        place.mkdir()
+        stage = Stage(models, _users(options), options.load)
+        with router(stage, place) as url:
+            return asyncio.run(evening(url, stage, options, seed))
 
 
 # --- people
@@ -162,7 +89,7 @@ async def _person(
 ) -> None:
     await asyncio.sleep(chance.uniform(0, options.think))
     while (asked := time.monotonic()) < deadline:
-        tokens = chance.randint(50, 400)
+        tokens = chance.randint(options.tokens // 8, options.tokens)
         body = chat(alias, max_tokens=tokens, content="word " * chance.randint(10, 400), stream=True)
         headers = {"X-Request-Priority": level.label}
         first_word_s = await _ask(session, f"{url}/v1/chat/completions", body, headers)
@@ -187,12 +114,31 @@ async def _ask(
     return first if whole else float("nan")
 
 
-# --- the table
+# --- the tables
 
 
-def show(name: str, seen: Evening, stage: Stage) -> None:
-    print(row(name, seen), flush=True)
-    for alias in stage.users:
+def show(runs: Sequence[Run]) -> None:
+    for crowd in dict.fromkeys(run.crowd for run in runs):
+        print(f"\n**{crowd}**\n\n{HEADER}")
+        seen = {
+            name: together([run.seen for run in runs if (run.crowd, run.router) == (crowd, name)])
+            for name in dict.fromkeys(run.router for run in runs if run.crowd == crowd)
+        }
+        for name, evening in seen.items():
+            _show_one(name, evening)
+        if OURS in seen and len(seen) > 1:
+            print()
+            _compare(seen.pop(OURS), list(seen.values()))
+
+
+def together(evenings: Sequence[Evening]) -> Evening:
+    asked = [question for evening in evenings for question in evening.questions]
+    return Evening(sum(e.length_s for e in evenings), sum(e.loads for e in evenings), asked)
+
+
+def _show_one(name: str, seen: Evening) -> None:
+    print(row(name, seen))
+    for alias in sorted({q.alias for q in seen.questions}):
         _part(f"of {alias}", seen, lambda q, a=alias: q.alias == a)
     if any(q.level is Priority.HIGH for q in seen.questions):
         for level in (Priority.HIGH, Priority.NORMAL):
@@ -201,7 +147,27 @@ def show(name: str, seen: Evening, stage: Stage) -> None:
 
 def _part(name: str, seen: Evening, of: Any) -> None:
     part = Evening(seen.length_s, 0, [q for q in seen.questions if of(q)])
-    print(row(f"&nbsp;&nbsp;{name}, p95 {part.quantile(0.95):.2f}", part), flush=True)
+    print(row(f"&nbsp;&nbsp;{name}, p95 {part.quantile(0.95):.2f}", part))
+
+
+Figure = Callable[[Evening], float]
+FIGURES: dict[str, tuple[Figure, Callable[[Sequence[float]], float]]] = {
+    "p50 s": (lambda e: e.quantile(0.5), min),
+    "p99 s": (lambda e: e.quantile(0.99), min),
+    "longest s": (lambda e: e.quantile(1.0), min),
+    "mean s": (lambda e: e.mean, min),
+    "answers/min": (lambda e: e.answers_per_min, max),
+    "loads/h": (lambda e: 3600 * e.loads / e.length_s, min),
+}
+
+
+def _compare(ours: Evening, others: Sequence[Evening]) -> None:
+    """In each figure beside the best of the others that lost nothing."""
+    others = [other for other in others if not other.lost] or others
+    print("| | this router | the best of the others | ratio |\n| --- | --- | --- | --- |")
+    for name, (figure, best) in FIGURES.items():
+        mine, theirs = figure(ours), best([figure(other) for other in others])
+        print(f"| {name} | {mine:.2f} | {theirs:.2f} | {mine / theirs:.2f} |")
 
 
 def main() -> None:
@@ -210,30 +176,42 @@ def main() -> None:
     parser.add_argument("--users", default="6,4,2", help="of each model")
     parser.add_argument("--think", type=float, default=4.0, help="mean seconds between two questions")
     parser.add_argument("--seconds", type=float, default=120.0)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=400, help="of the longest answers")
+    parser.add_argument("--rounds", type=int, default=1, help="0: only show what --results holds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--high", type=float, default=0.0, help="share of users with high priority")
     parser.add_argument("--llama-swap", default=shutil.which("llama-swap"))
+    parser.add_argument("--ollama", default=shutil.which("ollama"))
     parser.add_argument("--only", default="", help="of the routers, by a part of their names")
+    parser.add_argument("--results", type=Path, help="a file of evenings to add to")
     options = parser.parse_args()
-    users = {"abcdefghijkl"[i]: int(n) for i, n in enumerate(options.users.split(","))}
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "models").mkdir()
-        stage = Stage(Path(folder) / "models", users, options.load)
-        print(f"{options.users} users, load {options.load:g} s, {options.seconds:g} s\n\n{HEADER}")
-        for turn in range(options.rounds):
-            for name, router in _routers(options).items():
-                place = Path(folder) / f"{turn} {name}".replace(" ", "-")
-                place.mkdir()
-                with router(stage, place) as url:
-                    seen = asyncio.run(evening(url, stage, options, options.seed + turn))
-                show(name, seen, stage)
+    runs, title = _kept(options.results), f"{options.users} users, load {options.load:g} s"
+    for turn in range(options.rounds):
+        for name, router in _routers(options).items():
+            runs.append(Run(title, name, evening_of(router, options, options.seed + turn)))
+            if options.results:
+                with options.results.open("a") as file:
+                    file.write(runs[-1].as_json() + "\n")
+            print(f"{title}, {name}, seed {options.seed + turn}: {runs[-1].seen.loads} loads", flush=True)
+    show(runs)
 
 
-def _routers(options: argparse.Namespace) -> dict[str, Any]:
-    known: dict[str, Any] = {"this router": ours, "router mode": router_mode}
-    if program := options.llama_swap:
-        known["llama-swap"] = lambda stage, folder: llama_swap(stage, folder, program)
+def _kept(results: Path | None) -> list[Run]:
+    if results is None or not results.exists():
+        return []
+    return [Run.from_json(line) for line in results.read_text().splitlines()]
+
+
+def _users(options: argparse.Namespace) -> dict[str, int]:
+    return {"abcdefghijkl"[i]: int(n) for i, n in enumerate(options.users.split(","))}
+
+
+def _routers(options: argparse.Namespace) -> dict[str, Router]:
+    known: dict[str, Router] = {OURS: ours, "router mode": router_mode}
+    if options.llama_swap:
+        known["llama-swap"] = llama_swap(options.llama_swap)
+    if options.ollama:
+        known["Ollama"] = ollama(options.ollama)
     return {name: router for name, router in known.items() if options.only in name}
 
 

@@ -304,7 +304,7 @@ class World:
         plan = self.plan(views, devices)
         self.planned(views, devices, plan)
         self._alarm, self._contended = plan.wake_at, bool(plan.contended)
-        self.demand.contended_by(plan.contended, self.now)
+        self.demand.contended_by(plan.contended, plan.held_up, self.now)
         for action in plan.actions:
             self.carry_out(action)
         for model in self.models.values():

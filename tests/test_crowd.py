@@ -11,7 +11,7 @@ from app.domain.priority import Priority
 from bench.crowd import AUTO, WAYS, Crowd, Evening, Thinking, Way, play
 from bench.other_routers import FirstComeWorld, FixedSetsWorld, LruWorld
 from bench.world import Code, Request, World
-from tests.mutations import SWAPS, Mutation, mutated
+from tests.mutations import POLICY, SWAPS, Mutation, mutated
 
 MINUTES = 60.0
 THREE = Crowd({"a": 6, "b": 4, "c": 2}, (3.0,))
@@ -106,3 +106,10 @@ def test_a_scheduler_that_does_not_weigh_is_found(mistake: Mutation, monkeypatch
     wrong = evening(code=mutated(mistake, monkeypatch))
     assert wrong.mean > 1.1 * evening().mean
     assert wrong.loads > 1.15 * evening().loads
+
+
+def test_time_in_long_loads_would_make_a_popular_model_seem_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgets = Mutation("long loads count", POLICY, "contended | self._loading_for_long()", "contended")
+    crowd = replace(THREE, load_s=(10.0,))
+    right, wrong = (evening(crowd, seed=2, code=c) for c in (None, mutated(forgets, monkeypatch)))
+    assert wrong.mean > 1.3 * right.mean

@@ -13,7 +13,7 @@ HIGH, NORMAL, LOW = Priority.HIGH, Priority.NORMAL, Priority.LOW
 def crowded(seconds: int, alias: str = "a", rival: str = "b") -> Demand:
     """A request for one model each second, while another one waits for room."""
     demand = Demand()
-    demand.contended_by({rival}, 0.0)
+    demand.contended_by({rival}, {rival}, 0.0)
     for second in range(1, seconds + 1):
         demand.asked(alias, NORMAL, float(second))
     return demand
@@ -35,14 +35,14 @@ def test_whoever_uses_two_models_in_turn_competes_with_nobody() -> None:
     for second in range(0, 600, 10):
         alias = "ab"[second // 10 % 2]
         demand.asked(alias, NORMAL, float(second))
-        demand.contended_by({alias}, float(second))
-        demand.contended_by((), second + 5.0)
+        demand.contended_by({alias}, {alias}, float(second))
+        demand.contended_by((), (), second + 5.0)
     assert demand.per_s("a") == demand.per_s("b") == (0, 0, 0)
 
 
 def test_a_burst_for_one_model_is_no_reason_to_keep_it_but_makes_it_popular() -> None:
     demand = Demand()
-    demand.contended_by({"a"}, 0.0)
+    demand.contended_by({"a"}, {"a"}, 0.0)
     for _ in range(10):
         demand.asked("a", NORMAL, 1.0)
     assert demand.per_s("a") == (0, 0, 0)
@@ -65,21 +65,34 @@ def test_nobody_is_popular_after_one_request() -> None:
 
 def test_the_time_for_which_its_own_requests_wait_does_not_count_against_it() -> None:
     loaded, waits = crowded(300, "a", "b"), Demand()
-    waits.contended_by({"a", "b"}, 0.0)
+    waits.contended_by({"a", "b"}, {"a", "b"}, 0.0)
     for second in range(1, 301):
         if second % 10 == 5:
-            waits.contended_by({"b"}, float(second))
+            waits.contended_by({"b"}, {"b"}, float(second))
         elif second % 10 == 0:
-            waits.contended_by({"a", "b"}, float(second))
+            waits.contended_by({"a", "b"}, {"a", "b"}, float(second))
         if second % 2:
             waits.asked("a", NORMAL, float(second))
     assert waits.popularity("a") == pytest.approx(loaded.popularity("a"), rel=0.25)
 
 
+def test_nor_does_the_time_of_a_long_load() -> None:
+    loads_long, loads = Demand(), Demand()
+    for demand, held_up in ((loads_long, {"a", "b"}), (loads, {"b"})):
+        for second in range(1, 301):
+            is_loading = second % 20 < 10
+            demand.contended_by({"b"}, held_up if is_loading else {"b"}, float(second))
+            if not is_loading:
+                demand.asked("a", NORMAL, float(second))
+    assert loads.popularity("a") == pytest.approx(0.5, rel=0.2)
+    assert loads_long.popularity("a") == pytest.approx(1.0, rel=0.2)
+    assert sum(loads_long.per_s("a")) == loads_long.popularity("a")
+
+
 def test_what_was_long_ago_is_forgotten() -> None:
     demand = crowded(300)
     before = demand.popularity("a")
-    demand.contended_by((), 300.0)
+    demand.contended_by((), (), 300.0)
     demand.asked("c", NORMAL, 300.0 + 10 * MEMORY_S)
     assert demand.popularity("a") < before / 100
 
@@ -87,17 +100,17 @@ def test_what_was_long_ago_is_forgotten() -> None:
 def test_rates_change_at_arrivals_only() -> None:
     demand = crowded(60)
     before = demand.per_s("a")
-    demand.contended_by((), 90.0)
-    demand.contended_by({"b"}, 120.0)
+    demand.contended_by((), (), 90.0)
+    demand.contended_by({"b"}, {"b"}, 120.0)
     assert demand.per_s("a") == before
 
 
 def test_weights_do_not_grow_without_end() -> None:
     demand = crowded(60)
-    demand.contended_by((), 60.0)
+    demand.contended_by((), (), 60.0)
     for hours in range(1, 1000):
         demand.asked("c", NORMAL, hours * 3600.0)
-    demand.contended_by({"b"}, 3.6e6)
+    demand.contended_by({"b"}, {"b"}, 3.6e6)
     for second in range(1, 601):
         demand.asked("a", NORMAL, 3.6e6 + second)
     assert sum(demand.per_s("a")) == pytest.approx(1.0, rel=0.15)

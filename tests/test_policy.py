@@ -12,6 +12,7 @@ from app.domain.views import NEVER_USED, MemoryNeed, ModelView, QueueHead
 from app.models.restarts import backoff_s
 from app.scheduling.actions import NEVER, GiveUp, Inspect, Limits, Load, Plan, Refuse, Resume, Stop, Wait
 from app.scheduling.capacity_refusals import RETRY_WHEN_FULL_S, refusal_error
+from app.scheduling.demand import LONG_LOAD_S
 from app.scheduling.placement import fit
 from app.scheduling.policy import plan, preview
 from app.scheduling.turns import Newcomer, may_be_taken_at
@@ -104,6 +105,16 @@ def test_slots_are_not_contended_by_those_who_are_refused() -> None:
 
 
 # --- loading into free room
+
+
+@pytest.mark.parametrize("status", [STARTING, LOADING])
+def test_who_waits_for_a_long_load_does_not_ask_for_anything_meanwhile(status: Status) -> None:
+    rare, waits = model("a", READY), model("c", mb=5000, waits=head())
+    loads = model("b", status, waits=head(), reload_s=LONG_LOAD_S)
+    assert look(rare, loads, waits).held_up == {"b", "c"}
+    assert look(rare, replace(loads, reload_s=LONG_LOAD_S - 0.1), waits).held_up == {"c"}
+    assert look(rare, replace(loads, head=None), waits).held_up == {"c"}
+    assert look(rare, replace(loads, status=READY)).held_up == set()
 
 
 def test_a_waiting_request_loads_its_model() -> None:
@@ -518,7 +529,7 @@ def test_memory_that_is_on_its_way_back_is_waited_for() -> None:
     assert decide(leaving, idle, wants, free=4000) == []
     waits = {"wants": Wait((), NOW)}
     assert plan([idle, wants], [gpu(4000, reclaiming_mb=2000)], LIMITS, NOW) == Plan(
-        (), waits=waits, contended=frozenset({"wants"})
+        (), waits=waits, contended=frozenset({"wants"}), held_up=frozenset({"wants"})
     )
 
 

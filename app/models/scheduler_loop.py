@@ -129,7 +129,7 @@ class Scheduler:
         self.waits = plan.waits
         self._tracker.watch(plan.watches_others)
         self.contended = plan.contended
-        self.demand.contended_by(plan.contended, now)
+        self.demand.contended_by(plan.contended, plan.held_up, now)
         self._read_ahead(plan.read_ahead)
         for action in plan.actions:
             self._carry_out(action)

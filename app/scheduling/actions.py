@@ -116,6 +116,7 @@ class Plan:
     `waits` decides nothing: it is what people are told. `read_ahead` is the model whose files should be read
     into the page cache meanwhile: the next in turn of those for whom others have to go. `contended`: models
     that wait for room; if there are any, a slot that becomes free may not be granted before the next step.
+    `held_up`: those, and models whose requests wait for a long load; nobody else asks for them meanwhile.
     """
 
     actions: tuple[Action, ...]
@@ -123,6 +124,7 @@ class Plan:
     waits: Mapping[str, Wait] = field(default_factory=dict)
     read_ahead: str | None = None
     contended: frozenset[str] = frozenset()
+    held_up: frozenset[str] = frozenset()
 
     @property
     def watches_others(self) -> bool:

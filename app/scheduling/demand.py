@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from app.domain.priority import Priority
 
 MEMORY_S = 60.0  # what was that long ago counts for a third
+LONG_LOAD_S = MEMORY_S / 12  # beyond this the time of loads is no small part of what is remembered
 DOUBT_S = 5.0  # of contention without a request that every model is credited with: nobody is popular at once
 LARGEST_WEIGHT = 1e12
 
@@ -22,8 +23,10 @@ class Demand:
     waited for room counts. Who uses several models, one request after the other, competes with nobody.
 
     `popularity` is for comparing models: all that came while anybody waited for room. People who wait do
-    not ask, so the time for which a model's own requests wait for room is left out of both: else one that
-    is asked for often, and waits often, would seem to be wanted less than one that happens to be loaded.
+    not ask, so the time for which a model's own requests wait for room, or for a long load, is left out of
+    both: else one that is asked for often, and waits often, would seem to be wanted less than one that
+    happens to be loaded. Whoever has not asked yet comes during a wait, too, so it is seen as wanted a little
+    more; the time of short loads, which stays in, makes up for that.
 
     Rates change at arrivals only, so that what the policy has decided holds until something happens. Instead
     of shrinking all that is old, what is new weighs more.
@@ -34,15 +37,16 @@ class Demand:
         self._contended_s = 0.0
         self._waited_s: dict[str, float] = {}
         self._waiting_for_room: Collection[str] = ()
+        self._held_up: Collection[str] = ()
         self._passed: list[
             tuple[float, float, Collection[str]]
         ] = []  # since the last arrival: when, how long, who
         self._since = self._began = self._weighed_at = 0.0
 
-    def contended_by(self, aliases: Collection[str], now: float) -> None:
-        """These models wait for room from now on."""
+    def contended_by(self, aliases: Collection[str], held_up: Collection[str], now: float) -> None:
+        """These models wait for room from now on; `held_up` are they and those that load for long."""
         self._pass(now)
-        self._waiting_for_room = aliases
+        self._waiting_for_room, self._held_up = aliases, held_up
 
     def asked(self, alias: str, level: Priority, now: float) -> None:
         """A request has come."""
@@ -85,7 +89,7 @@ class Demand:
 
     def _pass(self, now: float) -> None:
         if self._waiting_for_room and now > self._since:
-            self._passed.append((now, now - self._since, self._waiting_for_room))
+            self._passed.append((now, now - self._since, self._held_up))
         self._since = now
 
     def _weigh_anew(self, now: float) -> None:

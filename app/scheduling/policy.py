@@ -26,6 +26,7 @@ from app.scheduling.actions import (
     Stop,
     Wait,
 )
+from app.scheduling.demand import LONG_LOAD_S
 from app.scheduling.eviction import Claims, Swap
 from app.scheduling.swap_cost import promise_s
 from app.scheduling.turns import turn
@@ -58,7 +59,8 @@ def preview(
 
 
 _UNLOADED = frozenset({Status.OFF, Status.CRASHED, Status.STOPPING})
-_HAS_ITS_ROOM = frozenset({Status.STARTING, Status.LOADING, Status.READY})
+_LOADS = frozenset({Status.STARTING, Status.LOADING})
+_HAS_ITS_ROOM = _LOADS | {Status.READY}
 
 
 def _wants_to_be_loaded(model: ModelView) -> bool:
@@ -151,7 +153,9 @@ class _Step:
 
     def decided(self) -> Plan:
         next_in_turn = next((alias for alias, wait in self.waits.items() if wait.victims), None)
-        return Plan(tuple(self.actions), self.wake_at, self.waits, next_in_turn, self._contended())
+        contended = self._contended()
+        held_up = contended | self._loading_for_long()
+        return Plan(tuple(self.actions), self.wake_at, self.waits, next_in_turn, contended, held_up)
 
     def preview(self, model: ModelView) -> Preview:
         if model.need is None:
@@ -199,6 +203,10 @@ class _Step:
         going = {a.alias for a in self.actions if isinstance(a, Stop)}
         waiting = (m for m in self._models if m.head is not None and m.alias not in helped)
         return frozenset(m.alias for m in waiting if m.alias in going or m.status not in _HAS_ITS_ROOM)
+
+    def _loading_for_long(self) -> frozenset[str]:
+        waiting = (m for m in self._models if m.head is not None and m.reload_s >= LONG_LOAD_S)
+        return frozenset(m.alias for m in waiting if m.status in _LOADS)
 
     # --- small things
 
