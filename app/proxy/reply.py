@@ -16,7 +16,7 @@ from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
-from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.forwarded_headers import own_lines, stream_lines
 from app.proxy.questions import AS_IT_CAME, Found, Questions
 from app.proxy.request_body import RequestBody
 from app.proxy.request_memory_limit import ClientMemory
@@ -75,7 +75,7 @@ class Reply:
         if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
-            self._is_event_stream, self._lines = True, _stream_lines(self._dialect)
+            self._is_event_stream, self._lines = True, stream_lines(self._dialect.stream_type)
             self._start(200, None)
         if self._show_wait is not None:
             sign = self._show_wait(text)
@@ -291,12 +291,7 @@ class Reply:
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            lines = _stream_lines(self._dialect)
+            lines = stream_lines(self._dialect.stream_type)
         own = own_lines(record.request.request_id)
         self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True
-
-
-def _stream_lines(dialect: Dialect) -> bytes:
-    """Of a stream whose head is not llama-server's."""
-    return as_lines(passed_back([(b"content-type", dialect.stream_type)], event_stream=True))

@@ -96,7 +96,7 @@ class InputLimit:
 class _Step:
     """The answer to a question of ours, not the client's."""
 
-    failure = None
+    failure, is_over = None, False
 
     def __init__(self, next_: Callable[[Bytes], Asked], _times: Times) -> None:
         self._next = next_
