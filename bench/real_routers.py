@@ -162,7 +162,13 @@ def ollama(program: str) -> Router:
 def _create_in_ollama(url: str, alias: str, file: Path) -> None:
     data = file.read_bytes()
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    model = {"model": alias, "files": {file.name: digest}, "template": CHAT_TEMPLATE, "stream": False}
+    model = {
+        "model": alias,
+        "files": {file.name: digest},
+        "template": CHAT_TEMPLATE,
+        "parameters": {"num_thread": 1},
+        "stream": False,
+    }
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         http.post(f"/api/blobs/{digest}", content=data).raise_for_status()
         http.post("/api/create", json=model).raise_for_status()
