@@ -13,6 +13,7 @@ from app.configuration.file import ConfigError
 from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.file_identity import FileIdentity
+from app.kinds_from_files import with_kinds_from_files
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ TAKES = ("system.watch_config",)
 async def reload(configuration: Configuration, path: Path) -> None:
     """Apply the file by difference. A file with mistakes changes nothing; they are logged."""
     try:
-        new = await anyio.to_thread.run_sync(config_file.load, path)
+        new = await anyio.to_thread.run_sync(_read, path)
     except ConfigError as error:
         logger.error("the configuration stays as it was; %s", error)
         return
@@ -50,6 +51,11 @@ async def watch(configuration: Configuration, path: Path) -> None:
         seen.update(found)
         if changed and configuration.current.system.watch_config:
             await reload(configuration, path)
+
+
+def _read(path: Path) -> Config:
+    """Blocking."""
+    return with_kinds_from_files(config_file.load(path))
 
 
 def _files(config: Config, path: Path) -> list[Path]:

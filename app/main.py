@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import config_watcher
+from app import config_watcher, kinds_from_files
 from app.access.api_keys import Client, Rules
 from app.access.sessions import Sessions
 from app.api import (
@@ -138,6 +138,8 @@ def _lifespan(
             services = await build(configuration, stack, given, app.gateway.memory)
             app.state.services = services
             app.gateway.backend = backend(services, app.gateway.memory)
+            kinds = partial(kinds_from_files.watch, configuration)
+            services.background.start("kinds of models", kinds)
             if config_path is not None:
                 configuration.subscribe(config_watcher.TAKES)
                 watch = partial(config_watcher.watch, configuration, config_path)

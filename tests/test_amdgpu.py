@@ -28,12 +28,23 @@ class Sysfs:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def card(self, number: int, slot: str, total_mb: int, used_mb: int, vendor: str = "0x1002") -> Path:
+    def card(
+        self,
+        number: int,
+        slot: str,
+        total_mb: int,
+        used_mb: int,
+        vendor: str = "0x1002",
+        gtt: tuple[int, int] | None = None,
+    ) -> Path:
+        """`gtt`: MB of the machine's memory that it may use, and does."""
         device = self.root / "devices" / "pci0000:00" / slot
         device.mkdir(parents=True)
         (device / "vendor").write_text(f"{vendor}\n")
         (device / "mem_info_vram_total").write_text(f"{total_mb * MIB}\n")
         (device / "mem_info_vram_used").write_text(f"{used_mb * MIB}\n")
+        for figure, mb in zip(("total", "used"), gtt or (), strict=False):
+            (device / f"mem_info_gtt_{figure}").write_text(f"{mb * MIB}\n")
         (device / "gpu_busy_percent").write_text("37\n")
         node = self.root / "class" / "drm" / f"card{number}"
         node.mkdir(parents=True)
@@ -82,7 +93,7 @@ def test_cards_of_the_same_size_are_taken_in_the_order_of_the_bus(sysfs: Sysfs) 
     second = sysfs.card(0, "0000:0a:00.0", 24_560, 2)
     first = sysfs.card(1, "0000:03:00.0", 24_560, 1)
     same = parse_devices("  ROCm0: a (24560 MiB, 9 MiB free)\n  ROCm1: b (24500 MiB, 9 MiB free)\n")
-    assert {id: path.resolve() for id, path in cards_of(same, sysfs.root).items()} == {
+    assert {id: card.device.resolve() for id, card in cards_of(same, sysfs.root).items()} == {
         "ROCm0": first,
         "ROCm1": second,
     }
@@ -123,3 +134,55 @@ def test_a_card_that_cannot_be_read_is_reported_with_its_last_figures(
     assert (lost.used_mb, lost.total_mb) == (600, 24_560)
     (device / "mem_info_vram_used").write_text("0")
     assert probe.read()[0].error is None
+
+
+# --- a processor's own graphics
+
+LAPTOP = "  Vulkan0: AMD Radeon 780M (RADV PHOENIX) (14848 MiB, 14000 MiB free)\n"
+HIP_LAPTOP = "  ROCm0: AMD Radeon Graphics (14336 MiB, 20000 MiB free)\n"
+STATION = "  Vulkan0: AMD Radeon 8060S (RADV GFX1151) (114688 MiB, 100000 MiB free)\n"
+HIP_STATION = "  ROCm0: AMD Radeon Graphics (98304 MiB, 90000 MiB free)\n"
+
+
+@pytest.mark.parametrize(
+    ("listing", "own", "gtt", "total_mb", "used_mb", "shares_host"),
+    [
+        (LAPTOP, (512, 300), (14_336, 1000), 14_848, 1300, True),
+        (HIP_LAPTOP, (512, 300), (14_336, 1000), 14_336, 1000, True),
+        (STATION, (98_304, 5000), (16_384, 200), 98_304, 5000, False),
+        (HIP_STATION, (98_304, 5000), (16_384, 200), 98_304, 5000, False),
+    ],
+    ids=["vulkan", "hip", "vulkan, most set aside", "hip, most set aside"],
+)
+def test_graphics_without_much_memory_of_its_own_uses_the_machines(
+    sysfs: Sysfs,
+    llama_server: Path,
+    listing: str,
+    own: tuple[int, int],
+    gtt: tuple[int, int],
+    total_mb: int,
+    used_mb: int,
+    shares_host: bool,
+) -> None:
+    """It was taken for a card: what lay in the machine's memory was planned for a second time."""
+    sysfs.card(0, "0000:c4:00.0", *own, gtt=gtt)
+    llama_server.with_name("listing").write_text(listing)
+    (reading,) = find_gpus(llama_server, sysfs.root).read()
+    assert (reading.total_mb, reading.used_mb, reading.free_mb) == (total_mb, used_mb, total_mb - used_mb)
+    assert (reading.shares_host, reading.source) == (shares_host, "amdgpu")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_card_beside_a_processors_own_graphics_stays_one(
+    sysfs: Sysfs, llama_server: Path, order: tuple[int, int]
+) -> None:
+    """Both may use the same part of the machine's memory."""
+    sysfs.card(order[0], "0000:03:00.0", 24_560, 600, gtt=(14_336, 100))
+    sysfs.card(order[1], "0000:c4:00.0", 512, 300, gtt=(14_336, 1000))
+    llama_server.with_name("listing").write_text(TWO.splitlines()[0] + "\n" + LAPTOP)
+    card, graphics = find_gpus(llama_server, sysfs.root).read()
+    assert (card.total_mb, card.used_mb, card.shares_host) == (24_560, 600, False)
+    assert (graphics.total_mb, graphics.used_mb, graphics.shares_host) == (14_848, 1300, True)
+    llama_server.with_name("listing").write_text(HIP_LAPTOP)  # HIP_VISIBLE_DEVICES hides the card
+    (graphics,) = find_gpus(llama_server, sysfs.root).read()
+    assert (graphics.used_mb, graphics.shares_host) == (1000, True)

@@ -63,7 +63,6 @@ PURE = (
     "app.scheduling",
 )
 NOT_PURE = {
-    "app.configuration.kinds_from_files",
     "app.domain.alarm",
     "app.domain.background",
     "app.domain.event_bus",

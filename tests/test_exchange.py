@@ -13,7 +13,7 @@ import pytest
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.config_types import Heartbeats
-from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.errors import BadRequest, ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
 from app.domain.request_fingerprint import Work
 from app.domain.status import Status
@@ -24,6 +24,7 @@ from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_mode import HELD_BYTES
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
@@ -83,6 +84,7 @@ class World:
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         translator: Any = None,
         again: Any = None,
+        is_step: bool = False,
         show_wait: ShowWait | None = None,
     ) -> None:
         self.now = 1000.0
@@ -133,7 +135,7 @@ class World:
                 dialect_of(endpoint),
                 heartbeats=heartbeats,
                 memory=self.memory,
-                asked=Asked(b"", stream, translator, again=again),
+                asked=Asked(b"", stream, translator, again=again, is_step=is_step),
                 show_wait=show_wait,
             ),
             Surroundings(everything, Links(self), everything, SYSTEM, lambda: self.now, self._wake),
@@ -410,6 +412,7 @@ class Shouting:
     """Waits for whole lines."""
 
     failure: RouterError | None = None
+    is_over = False
 
     def __init__(self, _times: Times) -> None:
         self.rest = b""
@@ -598,6 +601,63 @@ def test_a_client_that_leaves_while_it_is_asked_again_leaves_nothing() -> None:
     world = World(again=lambda error, asked: b"shorter")
     refused(world).client_left()
     world.check_over(error=None, status=499)
+
+
+class Asking(Shouting):
+    """Wants to know more, of what is long; refuses what is empty."""
+
+    def whole(self, body: bytes) -> Any:
+        if not body:
+            raise BadRequest("nothing")
+        then: Any = Shouting
+        return Asked(body + b"?", False, then, "/more")
+
+
+@pytest.mark.parametrize("told", [b"some", LARGE])
+def test_the_answer_to_a_step_is_another_question_in_the_same_slot(told: bytes) -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(told, True)
+    if told is LARGE:
+        world.work()
+    assert (exchange.phase, world.heads, world.left) == (Phase.ASKED, [], [])
+    request, _, body = world.link.asked[-1]
+    assert (request.path, body) == ("/more", told + b"?")
+    exchange.head(AnswerHead(200, JSON), 2)
+    exchange.body(b"ok", True)
+    if told is LARGE:
+        world.work()
+    assert (world.sent, world.is_complete) == (b"OK!", True)
+    world.check_over(error=None, status=200)
+
+
+def test_a_process_that_dies_after_a_step_is_asked_for_the_next_one_again() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(b"some", True)
+    exchange.broken(LOST)
+    world.gone()
+    assert [(request.path, body) for request, _, body in world.link.asked[1:]] == [("/more", b"some?")] * 2
+
+
+def test_a_step_may_find_what_is_wrong_with_a_request() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), 0)
+    exchange.body(b"", True)
+    assert (world.heads[0][0], world.code) == (400, "invalid_request")
+
+
+def test_a_question_without_a_place_in_memory_is_refused() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, True)
+    world.memory.take(world.memory.limit - world.memory.held)
+    world.work()
+    assert (world.heads[0][0], world.code) == (503, "overloaded")
 
 
 # --- the head of a stream
@@ -1055,6 +1115,46 @@ def test_a_client_may_leave_at_any_point(way: Callable[[World], object]) -> None
     assert world.link.released == (link is not None)
     for pending in (world.opening, world.waits_for_exit):
         assert pending is None or pending.is_cancelled
+    world.check_over(error=None, status=499)
+
+
+LAST_EVENTS = {
+    "/v1/chat/completions": b"data: [DONE]\n\n",
+    "/v1/completions": b"data: [DONE]\n\n",
+    "/completion": b'data: {"content":"","stop":true,"timings":{}}\n\n',
+    "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+}
+
+
+@pytest.mark.parametrize(("endpoint", "last"), LAST_EVENTS.items(), ids=LAST_EVENTS)
+def test_a_client_that_leaves_behind_the_last_event_has_its_answer(endpoint: str, last: bytes) -> None:
+    translator = partial(MessagesTranslator, "m") if endpoint == "/v1/messages" else None
+    for cut in (0, 9, len(last) - 1):
+        world = World(stream=True, endpoint=endpoint, translator=translator)
+        exchange = world.streaming()
+        exchange.body(b'data: {"content":"data: [DONE] \\"stop\\":true"}\n\n' + last[:cut], False)
+        exchange.body(last[cut:], False)
+        exchange.client_left()
+        world.check_over(error=None, status=200)
+        assert world.link.released == 1
+
+
+@pytest.mark.parametrize(("endpoint", "last"), LAST_EVENTS.items(), ids=LAST_EVENTS)
+def test_a_client_that_leaves_before_the_last_event_has_left(endpoint: str, last: bytes) -> None:
+    translator = partial(MessagesTranslator, "m") if endpoint == "/v1/messages" else None
+    for piece in (b'data: {"content":"data: [DONE] \\"stop\\":true"}\n\n', last[:-2]):
+        world = World(stream=True, endpoint=endpoint, translator=translator)
+        exchange = world.streaming()
+        exchange.body(piece, False)
+        exchange.client_left()
+        world.check_over(error=None, status=499)
+
+
+def test_a_client_that_leaves_without_having_read_the_last_event_has_left() -> None:
+    world = World(stream=True)
+    exchange, world.is_slow = world.streaming(), True
+    assert not exchange.body(LAST_EVENTS["/v1/completions"], False)
+    exchange.client_left()
     world.check_over(error=None, status=499)
 
 

@@ -143,6 +143,19 @@ def test_what_is_no_http_is_refused(garbage: bytes) -> None:
         read(garbage)
 
 
+GOOD_LINES = (b"", b"Host: h\r\n", b"Host: h\r\nX: " + b"a" * 5000 + b"\r\n")
+
+
+@pytest.mark.parametrize("before", GOOD_LINES)
+@pytest.mark.parametrize("end", [b"\n", b"\rX"])
+@pytest.mark.parametrize("in_bytes", [False, True])
+def test_a_line_with_half_an_end_is_refused_at_once(before: bytes, end: bytes, in_bytes: bool) -> None:
+    """The end of the head that the parser knows never comes."""
+    for said in (b"GET / HTTP/1.1" + end, b"GET / HTTP/1.1\r\n%bX: a%b" % (before, end)):
+        with pytest.raises(BadRequest, match="CR LF"):
+            read(*(said[i : i + 1] for i in range(len(said)))) if in_bytes else read(said)
+
+
 # --- memory
 
 

@@ -67,7 +67,9 @@ class Router:
 
     def answer(self, fields: Mapping[str, Any], told: Body | None = None, **more: Any) -> Body:
         translator = self.translator(fields, **more)
-        body: Body = json.loads(translator.whole(json.dumps(told or PLAIN).encode()))
+        whole = translator.whole(json.dumps(told or PLAIN).encode())
+        assert not isinstance(whole, Asked)
+        body: Body = json.loads(whole)
         translator.done()
         return body
 
@@ -336,7 +338,10 @@ def test_a_stream_that_llama_server_does_not_complete_has_failed(router: Router,
 
 def test_nothing_follows_the_end_of_a_response(router: Router) -> None:
     translator = router.translator({"input": "x", "stream": True})
-    translator.feed(STREAMED)
+    translator.feed(STREAMED.split(b"event: response.completed")[0])
+    assert not translator.is_over
+    translator.feed(b"event: response.completed" + STREAMED.split(b"event: response.completed")[1])
+    assert translator.is_over
     assert translator.feed(event({"type": "response.in_progress"})) == b""
     assert translator.end() == translator.fail(ModelCrashed("late")) == b""
 

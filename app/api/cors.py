@@ -15,6 +15,10 @@ from app.core.config import Config
 from app.domain.addresses_and_origins import ANY_ORIGIN
 from app.domain.errors import OriginNotAllowed, RouterError
 
+EXPOSED = ("X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective", "Retry-After",
+           "X-Should-Retry")  # fmt: skip
+"""What scripts of a page may read: without the last two a client in a page repeats what cannot succeed."""
+
 
 def unknown_origin(origin: str) -> OriginNotAllowed:
     return OriginNotAllowed(
@@ -32,7 +36,7 @@ class Cors(CORSMiddleware):
             allow_origins=[ANY_ORIGIN] if origins.any else [],
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Queue-Wait-Ms", "X-Model-Load-Ms", "X-Priority-Effective"],
+            expose_headers=EXPOSED,
         )
         self.allow_private_network = True  # not every Starlette can be told it above
         self._origins = origins

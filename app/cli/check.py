@@ -15,6 +15,7 @@ from app.core.config import Config
 from app.domain.model_spec import ALL_LAYERS, ModelSpec
 from app.domain.status import ModelKind
 from app.domain.views import HOST, MemoryNeed, Placement
+from app.kinds_from_files import with_kinds_from_files
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command_line import BinaryInfo, CommandError, build_command, unknown_flags
 from app.llama.output.folder import why_not_writable
@@ -58,6 +59,7 @@ def run(path: Path) -> int:
         print(f"{path}: valid, {counted(len(config.models))}")
         for warning in config.warnings():
             print(f"  warning: {warning}")
+    config = with_kinds_from_files(config)
     listens = _can_listen(config)
     binary = _binary(config)
     computes = binary is not None and _computes(binary)

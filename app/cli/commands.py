@@ -19,6 +19,7 @@ from app.cli.server_choice import NothingComputes, candidates_here, choose
 from app.configuration import file as config_file
 from app.configuration.file import ConfigError
 from app.core.config import Config
+from app.kinds_from_files import with_kinds_from_files
 from app.llama.binary import BinaryNotFound, find_binary, inspect_binary
 from app.llama.command_line import BinaryInfo
 from app.memory.probes.choice import DRIVER_TIMEOUT_S, find_gpus, in_time
@@ -32,7 +33,7 @@ SHOWN_NAMES = 8
 def serve(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     try:
-        config = config_file.load(options.config)
+        config = with_kinds_from_files(config_file.load(options.config))
         return _serve(config, find_binary(config.system.llama_server_path), options.config)
     except (ConfigError, BinaryNotFound) as error:
         return _complain(str(error))

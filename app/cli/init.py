@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.check import counted
-from app.configuration.kinds_from_files import kind_in_params
 from app.core.config import RESERVED_ALIASES
 from app.gguf.header import PROJECTOR, GgufError, GgufHeader, read_header
+from app.kinds_from_files import kind_in_params
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "config.schema.json"
 DEFAULT_CONTEXT = 8192

@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.configuration.kinds_from_files import with_kinds_from_files
 from app.configuration.problems import (
     contradictions,
     json_problem,
@@ -39,7 +38,7 @@ class ConfigError(Exception):
 
 
 def load(path: Path, env: Mapping[str, str] = os.environ) -> Config:
-    """Read, override from the environment, validate, look at the models' files. Raises `ConfigError`."""
+    """Read, override from the environment, validate. Raises `ConfigError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -72,8 +71,8 @@ def parse(text: str, folder: Path, env: Mapping[str, str], *, source: str = "con
     problems += contradictions(tree)
     if config is None or problems:
         left = config or without_mistakes(tree)
-        raise ConfigError(source, problems, left and _completed(left, folder))
-    return _completed(config, folder)
+        raise ConfigError(source, problems, left and _with_absolute_paths(left, folder))
+    return _with_absolute_paths(config, folder)
 
 
 def json_schema() -> dict[str, Any]:
@@ -170,10 +169,6 @@ def _env_value(value: str) -> Any:
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
-
-
-def _completed(config: Config, folder: Path) -> Config:
-    return with_kinds_from_files(_with_absolute_paths(config, folder))
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:

@@ -41,15 +41,20 @@ MOST_COMPARED = 200
 
 
 def nearest_first(name: str, known: Sequence[str]) -> list[str]:
-    """The known names, those that look like `name` before the others; each group in its own order.
+    """The known names, those that look like `name` before the others; each group in its own order."""
+    near = alike(name, known, _ALIKE)
+    return [*near, *(other for other in known if other not in near)]
+
+
+def alike(text: str, known: Sequence[str], least: float) -> list[str]:
+    """What looks like `text`, likest first. `least`: 1 is the same, 0 has nothing in common.
 
     By the pairs of letters that they share (Dice's coefficient): difflib compares every letter with every
     other one, and took half a minute for a name of 60 MB.
     """
-    wanted = _pairs(name[:MAX_NAME])
+    wanted = _pairs(text[:MAX_NAME])
     compared = [(_likeness(wanted, _pairs(other)), other) for other in known[:MOST_COMPARED]]
-    near = [other for likeness, other in sorted(compared, key=lambda pair: -pair[0]) if likeness >= _ALIKE]
-    return [*near, *(other for other in known if other not in near)]
+    return [other for likeness, other in sorted(compared, key=lambda pair: -pair[0]) if likeness >= least]
 
 
 _ALIKE = 0.3

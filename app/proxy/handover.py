@@ -12,6 +12,7 @@ import httptools
 from app.domain.alarm import LATE_S, READ_FIRST_S
 from app.domain.errors import BadRequest
 from app.proxy.request_head import RequestHead
+from app.proxy.request_reader import NO_HTTP
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _CLOSE = b"connection: close\r\n"
@@ -169,7 +170,7 @@ class Handover:
         try:
             httptools.parse_url(head.lines.target)
         except httptools.HttpParserInvalidURLError:
-            raise BadRequest("Invalid HTTP request received.") from None
+            raise BadRequest(NO_HTTP) from None
         self._answer.expect(head.method, head.lines.version)
         self._protocol.data_received(head.raw)
 

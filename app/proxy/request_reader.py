@@ -23,6 +23,8 @@ from app.proxy.request_head import (
     split_headers,
 )
 
+NO_HTTP = "Invalid HTTP request received."
+
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
 
@@ -35,6 +37,8 @@ END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
 _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
 """How a head can begin: other bytes would be waited for, as its end never comes."""
+_HALF_LINE_END = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
+"""The parser takes none; whoever writes them writes no other end of a head."""
 
 
 class BodyPart(NamedTuple):
@@ -118,7 +122,9 @@ class RequestReader:
         self._raw = data
         self._check_size(data)
         if data and not _MAY_BE_HTTP.match(data):
-            raise BadRequest("Invalid HTTP request received.")
+            raise BadRequest(NO_HTTP)
+        if _HALF_LINE_END.search(data, self._seen):
+            raise BadRequest(f"{NO_HTTP} Its lines have to end in CR LF, not in one of them alone.")
 
     def _check_size(self, data: bytes) -> None:
         if len(data) > MAX_HEAD_BYTES:
@@ -223,4 +229,4 @@ def _feed(parser: httptools.HttpRequestParser, data: bytes) -> None:
     except httptools.HttpParserUpgrade:  # CONNECT
         pass
     except httptools.HttpParserError:
-        raise BadRequest("Invalid HTTP request received.") from None
+        raise BadRequest(NO_HTTP) from None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from app.domain.model_names import alike
 from app.domain.status import ModelKind
 
 TUNNEL = "/upstream/"
@@ -130,6 +131,7 @@ BY_PATH: Mapping[str, Endpoint] = {
 """Most of what is asked for is found here at once; `normal` knows the rest."""
 
 _SLASHES = re.compile("//+")
+_REPEATED = re.compile(r"\A(?:/v1)+(?=/v1/)")
 
 
 def normal(path: str) -> str:
@@ -140,8 +142,7 @@ def normal(path: str) -> str:
     if path.startswith(TUNNEL):
         return path
     path = _SLASHES.sub("/", path).rstrip("/") or "/"
-    while path.startswith("/v1/v1/"):
-        path = path.removeprefix(_VERSION)
+    path = _REPEATED.sub("", path)
     if path.split("/", 2)[1] in _VERSIONED and path not in _PEERS:
         return _VERSION + path
     bare = path.removeprefix(_VERSION)
@@ -154,6 +155,13 @@ def endpoint_of(path: str) -> Endpoint | None:
 
 
 def meant_by(path: str) -> str | None:
-    """The known path at the end of an unknown one, such as `/api/v1/models`."""
-    known = [found for found in (*BY_PATH, *INFO_BY_PATH, "/v1/models") if path.endswith(found)]
-    return normal(max(known, key=len)) if known else None
+    """The known path that an unknown one looks like, such as `/v1/chat/completion`, or that stands at its
+    end, such as `/api/v1/models`."""
+    if near := alike(path[max(path.rfind("/v1/"), 0) :], _KNOWN, _MISSPELT):
+        return normal(near[0])
+    ends = [known for known in _KNOWN if path.endswith(known)]
+    return normal(max(ends, key=len)) if ends else None
+
+
+_KNOWN = (*BY_PATH, *INFO_BY_PATH, "/v1/models")
+_MISSPELT = 0.8

@@ -198,6 +198,18 @@ async def test_what_a_repeat_cannot_change_is_not_asked_for_minutes(start: Start
     assert answer.headers["x-should-retry"] == "false"
 
 
+async def test_a_client_in_a_page_of_another_origin_can_read_whether_to_ask_again(start: Start) -> None:
+    """A browser shows a script only the headers that the answer names."""
+    client = await start(api_keys=KEYS, cors_allow_origins=["https://chat.example"])
+    for headers in ({}, BOSS):
+        answer = await client.post(
+            CHAT, json={"model": "nobody"}, headers={"Origin": "https://chat.example", **headers}
+        )
+        shown = answer.headers["access-control-expose-headers"].lower().split(", ")
+        assert {"x-should-retry", "retry-after", "x-request-id"} <= set(shown)
+        assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+
+
 # --- R9
 
 

@@ -125,6 +125,18 @@ async def test_a_client_that_begins_with_http_2_is_refused_and_does_not_wait(sta
     assert goaway[17:] == b"HTTP/2 is not spoken here, HTTP/1.1 is."
 
 
+@pytest.mark.parametrize("before", [b"", said("GET", "/health"), said("POST", CHAT, JSON, body=SMALL)])
+async def test_lines_that_end_in_lf_alone_are_answered_and_not_waited_for(start: Any, before: bytes) -> None:
+    """Typed into netcat, or made by a script: no end of a head that a parser takes ever comes."""
+    client = await Client.connect(await start())
+    if before:
+        assert (await client.ask(before)).status == 200
+    client.say(b"GET /health HTTP/1.1\nHost: localhost\n\n")
+    answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"CR LF" in answer
+
+
 @pytest.mark.parametrize("version", ["2.0", "3.0", "9.9"])
 async def test_a_request_of_another_version_is_told_which_one_is_spoken(start: Any, version: str) -> None:
     client = await Client.connect(await start())

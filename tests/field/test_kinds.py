@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
-from app.configuration import kinds_from_files
+from app import kinds_from_files
 from app.configuration.file import parse
+from app.configuration.reloadable_keys import Configuration
 from app.core.config import Config
 from app.domain.status import ModelKind
 from app.gguf.header import GgufHeader, Pooling, read_header
 from app.llama.runner_interface import LoadError
 from app.memory.amount_to_reserve import inspect
 from tests.ggufs import make_tiny
-from tests.router_process import MakeRouter, chat
+from tests.router_process import MakeRouter, chat, until, until_now
 from tests.tiny_models import make_encoder
 
 
 def configured(path: Path, **params: Any) -> Config:
     entry = {"model_path": path.name, "params": params}
-    return parse(json.dumps({"models": {"m": entry}}), path.parent, {})
+    config = parse(json.dumps({"models": {"m": entry}}), path.parent, {})
+    return kinds_from_files.with_kinds_from_files(config)
 
 
 def test_an_encoder_of_which_nothing_is_said_makes_embeddings(
@@ -102,3 +110,59 @@ def test_a_disk_that_does_not_answer_holds_up_no_start(tmp_path: Path, tiny_gguf
         assert not found
     finally:
         answers.set()
+
+
+def put(target: Path, make: Callable[..., Path], *args: Any, **more: Any) -> None:
+    """As a download ends: all at once, and later than what lay there before."""
+    before = target.stat().st_mtime_ns if target.exists() else 0
+    new = make(target.with_suffix(".part"), *args, **more)
+    os.utime(new, ns=(before + 10**9, before + 10**9))
+    new.replace(target)
+
+
+@asynccontextmanager
+async def watched(config: Config) -> AsyncIterator[Callable[[str], ModelKind]]:
+    """The kind of a model, as it counts at the moment."""
+    configuration = Configuration(config)
+    configuration.subscribe(["models"])
+    watch = asyncio.create_task(kinds_from_files.watch(configuration, every_s=0.01))
+    yield lambda alias: configuration.current.spec(alias).kind
+    watch.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
+
+
+def test_a_model_whose_file_was_still_being_downloaded_at_the_start(
+    make_router: MakeRouter, tmp_path: Path
+) -> None:
+    late = tmp_path / "late.gguf"
+    late.write_bytes(b"GGUF")
+    router = make_router({"late": {"model_path": late}})
+    assert router.client.post("/v1/chat/completions", json=chat("late")).status_code == 424
+    put(late, make_encoder, Pooling.CLS)
+    until_now(lambda: router.status("late")["kind"] == "embedding")
+    answer = router.client.post("/v1/embeddings", json={"model": "late", "input": "hello"})
+    assert answer.status_code == 200, answer.text
+    refused = router.client.post("/v1/chat/completions", json=chat("late"))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "wrong_model_kind")
+    assert "late: its file is another one, and makes it a model of the kind embedding" in router.log()
+
+
+@pytest.mark.parametrize("before", [Pooling.NONE, Pooling.LAST])
+async def test_a_file_that_is_replaced_is_what_the_new_one_says(tmp_path: Path, before: Pooling) -> None:
+    path = make_tiny(tmp_path / "m.gguf", pooling_type=before.value)
+    after = {Pooling.RANK: ModelKind.RERANK, Pooling.NONE: ModelKind.CHAT, Pooling.LAST: ModelKind.EMBEDDING}
+    async with watched(configured(path)) as kind_of:
+        for pooling, kind in after.items():
+            put(path, make_tiny, pooling_type=pooling.value)
+            await until(partial(lambda kind: kind_of("m") is kind, kind))
+
+
+async def test_a_file_that_comes_does_not_outvote_the_user(tmp_path: Path) -> None:
+    models = {"said": {"model_path": "said.gguf", "params": {"embedding": False}},
+              "silent": {"model_path": "silent.gguf"}}  # fmt: skip
+    async with watched(parse(json.dumps({"models": models}), tmp_path, {})) as kind_of:
+        for alias in models:
+            put(tmp_path / f"{alias}.gguf", make_tiny, pooling_type=Pooling.LAST.value)
+        await until(lambda: kind_of("silent") is ModelKind.EMBEDDING)
+        assert kind_of("said") is ModelKind.CHAT
