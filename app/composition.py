@@ -173,7 +173,7 @@ def backend(services: Services, memory: ClientMemory) -> Backend:
         services.bodies,
         memory,
         {
-            "/v1/messages": MessagesTranslation(),
+            "/v1/messages": MessagesTranslation(services.cards.known),
             "/v1/responses": ResponsesTranslation(services.stored),
             "/v1/responses/input_tokens": TokensTranslation(services.stored),
             "/api/chat": ChatTranslation(services.cards.known),

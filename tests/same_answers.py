@@ -36,6 +36,7 @@ _NEVER_THE_SAME = (
     (re.compile(rb'"media_marker":"[^"]*"'), rb'"media_marker":""'),
     (re.compile(rb'"timings":\{[^{}]*\}'), rb'"timings":{}'),
     (re.compile(rb"^:[^\n]*\n\n", re.M), b""),
+    (re.compile(rb"^(llamacpp:\w+) \S+$", re.M), rb"\1 0"),
 )
 
 
@@ -67,7 +68,7 @@ class Settings:
         size = ["-c", str(self.context * self.slots), "-np", str(self.slots), "-t", str(THREADS)]
         pooling = [] if self.pooling is None else ["--pooling", self.pooling]
         more = [*_FLAGS[self.kind], *pooling, *self.extra, *self.by_hand]
-        return ["-m", str(self.path), "-a", alias, "--device", "none", *size, *more]
+        return ["-m", str(self.path), "-a", alias, "--device", "none", "--metrics", *size, *more]
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_everything_that_llama_server_would_choose_itself_is_said() -> None:
         "-ctv": "f16",
     }
     assert {flag: value(command, flag) for flag in expected} == expected
-    assert {"--offline", "--jinja"} <= set(command.argv)
+    assert {"--offline", "--jinja", "--metrics"} <= set(command.argv)
     assert not {"--no-ui", "--no-webui"} & set(command.argv)  # the page has a link to it
     assert "--fit" not in command.argv
 

@@ -24,6 +24,7 @@ from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_mode import HELD_BYTES
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialect_by_path import dialect_of
+from app.proxy.dialects.anthropic_stream import MessagesTranslator
 from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.translation_interface import Asked, Times
 from app.proxy.exchange import Exchange
@@ -410,6 +411,7 @@ class Shouting:
     """Waits for whole lines."""
 
     failure: RouterError | None = None
+    is_over = False
 
     def __init__(self, _times: Times) -> None:
         self.rest = b""
@@ -1055,6 +1057,46 @@ def test_a_client_may_leave_at_any_point(way: Callable[[World], object]) -> None
     assert world.link.released == (link is not None)
     for pending in (world.opening, world.waits_for_exit):
         assert pending is None or pending.is_cancelled
+    world.check_over(error=None, status=499)
+
+
+LAST_EVENTS = {
+    "/v1/chat/completions": b"data: [DONE]\n\n",
+    "/v1/completions": b"data: [DONE]\n\n",
+    "/completion": b'data: {"content":"","stop":true,"timings":{}}\n\n',
+    "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+}
+
+
+@pytest.mark.parametrize(("endpoint", "last"), LAST_EVENTS.items(), ids=LAST_EVENTS)
+def test_a_client_that_leaves_behind_the_last_event_has_its_answer(endpoint: str, last: bytes) -> None:
+    translator = partial(MessagesTranslator, "m") if endpoint == "/v1/messages" else None
+    for cut in (0, 9, len(last) - 1):
+        world = World(stream=True, endpoint=endpoint, translator=translator)
+        exchange = world.streaming()
+        exchange.body(b'data: {"content":"data: [DONE] \\"stop\\":true"}\n\n' + last[:cut], False)
+        exchange.body(last[cut:], False)
+        exchange.client_left()
+        world.check_over(error=None, status=200)
+        assert world.link.released == 1
+
+
+@pytest.mark.parametrize(("endpoint", "last"), LAST_EVENTS.items(), ids=LAST_EVENTS)
+def test_a_client_that_leaves_before_the_last_event_has_left(endpoint: str, last: bytes) -> None:
+    translator = partial(MessagesTranslator, "m") if endpoint == "/v1/messages" else None
+    for piece in (b'data: {"content":"data: [DONE] \\"stop\\":true"}\n\n', last[:-2]):
+        world = World(stream=True, endpoint=endpoint, translator=translator)
+        exchange = world.streaming()
+        exchange.body(piece, False)
+        exchange.client_left()
+        world.check_over(error=None, status=499)
+
+
+def test_a_client_that_leaves_without_having_read_the_last_event_has_left() -> None:
+    world = World(stream=True)
+    exchange, world.is_slow = world.streaming(), True
+    assert not exchange.body(LAST_EVENTS["/v1/completions"], False)
+    exchange.client_left()
     world.check_over(error=None, status=499)
 
 

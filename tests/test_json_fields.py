@@ -15,10 +15,10 @@ from pydantic_core import to_json
 from app.domain.errors import BadRequest, InvalidJson
 from app.proxy import json_fields as module
 from app.proxy.dialects import json_pieces, json_scan
-from app.proxy.dialects.json_pieces import fields_in_pieces, written
+from app.proxy.dialects.json_pieces import MAX_PARTS_READ, fields_in_pieces, written
 from app.proxy.dialects.json_scan import LONG_VALUE, MAX_DEPTH, MAX_FIELDS, UNREAD, WINDOW, Unread
 from app.proxy.dialects.sse_format import as_json
-from app.proxy.json_fields import MAX_PARTS_READ, SMALL_BYTES, fields_of, whole_fields_of
+from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
 
 PADDING = b" " * SMALL_BYTES
 MB = 2**20

@@ -20,6 +20,7 @@ from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, Generat
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
 from app.proxy.dialects.ollama.keep_alive_field import keep_alive
 from app.proxy.dialects.ollama.ollama_errors import OLLAMA
+from app.proxy.dialects.sse_format import event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told, Translator
 from tests.fakes import World
 
@@ -87,6 +88,14 @@ PROMPT = {"prompt": "Hi"}
 def delta(reason: str | None = None, **message: Any) -> Body:
     event: Body = {"choices": [{"index": 0, "delta": message, "finish_reason": reason}]}
     return event | ({} if reason is None else {"timings": TIMINGS})
+
+
+def test_a_stream_is_over_with_its_line_that_is_done() -> None:
+    translator = CHAT.translator(HI)
+    translator.feed(event(delta(content="Hi")))
+    assert not translator.is_over
+    assert b'"done":true' in translator.feed(event(delta("stop")))
+    assert translator.is_over
 
 
 # --- what is asked

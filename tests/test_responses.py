@@ -336,7 +336,10 @@ def test_a_stream_that_llama_server_does_not_complete_has_failed(router: Router,
 
 def test_nothing_follows_the_end_of_a_response(router: Router) -> None:
     translator = router.translator({"input": "x", "stream": True})
-    translator.feed(STREAMED)
+    translator.feed(STREAMED.split(b"event: response.completed")[0])
+    assert not translator.is_over
+    translator.feed(b"event: response.completed" + STREAMED.split(b"event: response.completed")[1])
+    assert translator.is_over
     assert translator.feed(event({"type": "response.in_progress"})) == b""
     assert translator.end() == translator.fail(ModelCrashed("late")) == b""
 

@@ -72,7 +72,15 @@ DOWN = [
     "upstream_connection",
     "answer_reader",
 ]
-BACK = ["upstream_connection", "answer_reader", "exchange", "reply", "http_server", "answer_writer"]
+BACK = [
+    "upstream_connection",
+    "answer_reader",
+    "exchange",
+    "reply",
+    "answer_mode",
+    "http_server",
+    "answer_writer",
+]
 """But for the rule of headers, and what is told of the request afterwards."""
 
 TOLD = {

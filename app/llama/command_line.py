@@ -127,6 +127,7 @@ def _address(line: _Line, spec: ModelSpec, port: int) -> None:
     line.add(flags.VERBOSITY, 4)  # below 4 no memory line is printed
     line.add(flags.LOG_COLORS, "off")
     line.switch(flags.OFFLINE)
+    line.switch(flags.METRICS)
 
 
 def _model(line: _Line, spec: ModelSpec, pooling: str | None) -> None:

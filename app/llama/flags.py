@@ -47,6 +47,7 @@ LOG_COLORS = Flag(("--log-colors",), "`off`", "", f"none: {_LOG}", "LLAMA_ARG_LO
 OFFLINE = Flag(
     ("--offline",), "", "", "none: what would have to be downloaded is an error instead", "LLAMA_ARG_OFFLINE"
 )
+METRICS = Flag(("--metrics",), "", "", "none: `/metrics?model=X` has an answer", "LLAMA_ARG_ENDPOINT_METRICS")
 MODEL = Flag(("-m", "--model"), "the file", "model_path", "the user's choice")
 PROJECTOR = Flag(("--mmproj",), "the file", "params.mmproj", "the user's choice")
 EMBEDDINGS = Flag(
@@ -144,6 +145,7 @@ FLAGS = (
     VERBOSITY,
     LOG_COLORS,
     OFFLINE,
+    METRICS,
     MODEL,
     PROJECTOR,
     EMBEDDINGS,

@@ -19,3 +19,12 @@ class AnswerMode(Enum):
     EVENT_STREAM = "events pass as they come"
     TRANSLATED = "events pass through the translator"
     REFUSED = "llama-server's error, collected: it is told in the shape of this API"
+
+
+def untranslated(method: str, status: int, length: int | None, *, is_event_stream: bool) -> AnswerMode:
+    """Of an answer that passes as it is; `length` of its body, where it was announced."""
+    if is_event_stream:
+        return AnswerMode.EVENT_STREAM
+    has_body = method != "HEAD" and status not in (204, 304)
+    is_short = has_body and length is not None and length <= HELD_BYTES
+    return AnswerMode.HELD if is_short else AnswerMode.PASSED

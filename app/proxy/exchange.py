@@ -167,7 +167,7 @@ class Exchange(ExchangeState):
     @catch_bugs
     def client_left(self) -> None:
         if self.phase is not Phase.ENDED:
-            self.record.client_left = True
+            self.record.client_left = self._is_paused or not self.reply.has_last_event
             self._give_up()
             self._end()
 

@@ -9,7 +9,7 @@ from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy import answer_writer
-from app.proxy.answer_mode import HELD_BYTES, MAX_ERROR_BYTES, AnswerMode
+from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.shown_wait import ShowWait
@@ -77,7 +77,7 @@ class Reply:
         if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
-            self._is_event_stream, self._lines = True, self._stream_lines()
+            self._is_event_stream, self._lines = True, _stream_lines(self._dialect)
             self._start(200, None)
         if self._show_wait is not None:
             sign = self._show_wait(text)
@@ -113,11 +113,7 @@ class Reply:
         if self._asked is not None and self._asked.translator is not None and status == 200:
             self._translator = self._asked.translator(self._record.times(self._clock))
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
-        if streamed:
-            return AnswerMode.EVENT_STREAM
-        has_body = self._record.request.method != "HEAD" and status not in (204, 304)
-        is_short = has_body and length is not None and length <= HELD_BYTES
-        return AnswerMode.HELD if is_short else AnswerMode.PASSED
+        return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
     def flush_head(self) -> None:
         """Of an event stream whose first event does not come."""
@@ -263,6 +259,12 @@ class Reply:
 
     # --- its end
 
+    @property
+    def has_last_event(self) -> bool:
+        """All of a stream has been sent but that its connection ends: some clients do not wait for that."""
+        told = self._translator or self._usage
+        return told is not None and told.is_over
+
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
         if not self.started:
@@ -284,14 +286,15 @@ class Reply:
 
     # --- the head
 
-    def _stream_lines(self) -> bytes:
-        """Of a stream whose head is not llama-server's."""
-        return as_lines(passed_back([(b"content-type", self._dialect.stream_type)], event_stream=True))
-
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            lines = self._stream_lines()
+            lines = _stream_lines(self._dialect)
         own = own_lines(record.request.request_id)
         self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True
+
+
+def _stream_lines(dialect: Dialect) -> bytes:
+    """Of a stream whose head is not llama-server's."""
+    return as_lines(passed_back([(b"content-type", dialect.stream_type)], event_stream=True))

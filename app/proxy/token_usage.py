@@ -1,4 +1,5 @@
-"""Token counts and generation speed, read from the end of an answer without parsing its chunks."""
+"""Token counts, generation speed, and whether all has come: read from the end of an answer without parsing
+its chunks."""
 
 from __future__ import annotations
 
@@ -27,6 +28,16 @@ class UsageScanner:
 
     def usage(self) -> Usage:
         return usage_in(self._first, b"".join(self._last))
+
+    @property
+    def is_over(self) -> bool:
+        """Of a stream: what follows, if anything does, is not of the answer."""
+        text = b"".join(self._last)
+        return text.endswith(b"\n\n") and _LAST_EVENT.search(text) is not None
+
+
+_LAST_EVENT = re.compile(rb'^data: \[DONE\]|^data: \{.*"stop":true', re.MULTILINE)
+"""Of chat and text completions, and of llama-server itself. In a text its quotation marks are escaped."""
 
 
 FIRST_BYTES, LAST_BYTES = 2048, 32768

@@ -87,7 +87,7 @@ OF_OLLAMA = "show ps keep_alive"
 
 PROGRAMS = (
     _python("openai", more=RESPONSES),
-    _python("anthropic", lacks="embed", more="count"),
+    _python("anthropic", lacks="embed", more="parse count"),
     _python("langchain", lacks="list"),
     _python("litellm", lacks="list"),
     _python("openai_agents", lacks="list embed"),
@@ -103,7 +103,7 @@ PROGRAMS = (
     _node("anthropic", lacks="embed", more="count"),
     _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns objects"),
     _node("ai_sdk", "openai", lacks="list", more="two_turns objects"),
-    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns"),
+    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns objects"),
     _node("langchain", lacks="list"),
     _node("ollama", lacks="tools", more=OF_OLLAMA),
     _go("openai-go", more="responses count failing_response"),

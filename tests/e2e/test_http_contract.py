@@ -131,6 +131,13 @@ def test_reranking_wants_a_model_of_that_kind(router: RouterProcess, path: str) 
     error_of(router.client.post(path, json=body), 400, "wrong_model_kind", "invalid_request_error")
 
 
+def test_a_loaded_models_llama_server_tells_of_itself(router: RouterProcess) -> None:
+    router.load("chat")
+    for path, word in (("/props", "chat_template"), ("/slots", "n_ctx"), ("/metrics", "llamacpp:")):
+        answer = router.client.get(path, params={"model": "chat"})
+        assert (answer.status_code, word in answer.text) == (200, True)
+
+
 def test_what_llama_server_refuses_passes_through_as_it_is(router: RouterProcess) -> None:
     infill = router.client.post("/infill", json={"model": "chat", "input_prefix": "a", "input_suffix": "b"})
     too_long = router.client.post("/v1/chat/completions", json=chat("chat", content="the " * 3000))

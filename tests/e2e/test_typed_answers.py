@@ -147,6 +147,25 @@ def test_messages(router: RouterProcess, more: dict[str, Any]) -> None:
     check_message_events(events(ask(router, MESSAGES, {**body, "stream": True})))
 
 
+DEMANDED = {
+    "tools": [{"name": "weather", "input_schema": PARAMETERS}],
+    "tool_choice": {"type": "tool", "name": "weather"},
+}
+OBEYING = {"output_config": {"format": {"type": "json_schema", "schema": PARAMETERS}}}
+
+
+@pytest.mark.parametrize("more", [OBEYING, DEMANDED], ids=["format", "tool"])
+def test_a_message_obeys_its_schema(router: RouterProcess, more: dict[str, Any]) -> None:
+    """llama-server leaves both out: its messages know no format, and this model's template no tools."""
+    body = {"model": "smollm2", "max_tokens": 200, **TALK, **ALWAYS, **more}
+    whole = ask(router, MESSAGES, body).json()
+    check_message(whole)
+    (block,) = whole["content"]
+    found = block["input"] if more is DEMANDED else json.loads(block["text"])
+    assert found["city"] in ("Paris", "Rome")
+    check_message_events(events(ask(router, MESSAGES, {**body, "stream": True})))
+
+
 @pytest.mark.parametrize("more", OF_CHAT, ids=named)
 def test_chat(router: RouterProcess, more: dict[str, Any]) -> None:
     body = {**TALK, **ALWAYS, **more}

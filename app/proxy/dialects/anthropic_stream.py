@@ -1,15 +1,19 @@
-"""Anthropic's Messages API: of a stream llama-server leaves out what typed clients need. Pure."""
+"""Anthropic's Messages API: llama-server leaves out what typed clients need, and what answers have to obey.
+Pure."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
+from app.gguf.model_card import ModelCard
 from app.llama.llama_server_errors import read_error
+from app.proxy.dialects.anthropic_answer import ChatAsMessages, beginning
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
+from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, schema_of
+from app.proxy.dialects.json_pieces import MAX_PARTS_READ, PIECE, fields_in_pieces, text_of
 from app.proxy.dialects.sse_format import Event, EventReader, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
@@ -17,21 +21,57 @@ _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking
 """Of a block that begins, by its type."""
 
 
+CHAT = "/v1/chat/completions"
+
+
 class MessagesTranslation:
-    """Bodies go as they are."""
+    """Bodies go as they are, unless the answer has to obey a schema."""
 
     edits = False
+
+    def __init__(self, card_of: Callable[[str], ModelCard | None]) -> None:
+        """`card_of`: what is known of a model's file, by its alias."""
+        self._card_of = card_of
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
 
     def size(self, incoming: Incoming) -> int:
-        return 0
+        return len(incoming.body) if self._may_obey(incoming) else 0
 
     def ask(self, incoming: Incoming) -> Asked:
+        """A tool that has to be called is a schema, too, where the model's template knows no tools."""
+        if self._may_obey(incoming):
+            fields = _whole_fields(incoming)
+            if (schema := schema_of(fields)) is not None:
+                return _as_chat(incoming, as_chat(fields, schema, with_tools=True))
+            if self._knows_no_tools(incoming) and (tool := demanded_tool(fields)) is not None:
+                body = as_chat(fields, tool["input_schema"], with_tools=False)
+                return _as_chat(incoming, body, str(tool.get("name")))
         if not incoming.stream:
             return Asked(incoming.body, stream=False)
         return Asked(incoming.body, True, partial(MessagesTranslator, incoming.spec.alias))
+
+    def _may_obey(self, incoming: Incoming) -> bool:
+        fields = incoming.fields
+        if any(fields.get(name) is not None for name in ("output_config", "output_format")):
+            return True
+        return fields.get("tool_choice") is not None and self._knows_no_tools(incoming)
+
+    def _knows_no_tools(self, incoming: Incoming) -> bool:
+        card = self._card_of(incoming.spec.alias)
+        return card is not None and not card.tools
+
+
+def _whole_fields(incoming: Incoming) -> Mapping[str, Any]:
+    """What is long in a large body was left out."""
+    return incoming.fields if len(incoming.body) <= PIECE else fields_in_pieces(incoming.body, MAX_PARTS_READ)
+
+
+def _as_chat(incoming: Incoming, body: dict[str, Any], demanded: str | None = None) -> Asked:
+    text = text_of(body | {"model": incoming.spec.alias}, len(incoming.body))
+    translator = partial(ChatAsMessages, incoming.spec.alias, demanded)
+    return Asked(text, incoming.stream, translator, CHAT)
 
 
 class MessagesTranslator:
@@ -39,7 +79,8 @@ class MessagesTranslator:
 
     def __init__(self, model: str, _times: Times) -> None:
         self.failure: RouterError | None = None
-        self._model, self._has_begun = model, False
+        self.is_over = self._has_begun = False
+        self._model = model
         self._reader = EventReader()
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
@@ -61,30 +102,17 @@ class MessagesTranslator:
         if found.name == "error":
             self.failure = read_error(found.data, 200)
             return b""
+        self.is_over = self.is_over or found.name == "message_stop"
         whole = _whole_block(found) if found.name == "content_block_start" else found.raw
         if self._has_begun or found.name in _BEFORE_MESSAGES:
             return whole
         self._has_begun = True
-        return whole if found.name == "message_start" else _beginning(self._model) + whole
+        # llama-server leaves it out, and how many tokens it read, where its first one is no whole character.
+        return whole if found.name == "message_start" else beginning(self._model) + whole
 
 
 _BEFORE_MESSAGES = frozenset({"", "ping"})
 """Signs of life."""
-
-
-def _beginning(model: str) -> bytes:
-    """llama-server leaves it out, and how many tokens it read, where its first one is no whole character."""
-    message: dict[str, Any] = {
-        "id": f"msg_{uuid.uuid4().hex}",
-        "type": "message",
-        "role": "assistant",
-        "content": [],
-        "model": model,
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-    }
-    return event({"type": "message_start", "message": message}, "message_start")
 
 
 def _whole_block(found: Event) -> bytes:

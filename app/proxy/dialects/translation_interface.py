@@ -39,6 +39,11 @@ class Translator(Protocol):
         ...
 
     @property
+    def is_over(self) -> bool:
+        """The last event of a stream has been told. What llama-server says now is of no interest."""
+        ...
+
+    @property
     def failure(self) -> RouterError | None:
         """The error that llama-server told in its stream, if it has."""
         ...

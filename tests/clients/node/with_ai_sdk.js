@@ -65,7 +65,7 @@ async function embed() {
 await step("chat", () => chat(told.CHAT));
 await step("stream", () => stream(told.CHAT, MOST_TOKENS));
 await step("two_turns", converse);
-if (name !== "anthropic") await step("objects", places); // llama-server's messages know no schema of an answer
+await step("objects", places);
 await step("tools", call);
 await step("swap", () => told.swap(chat));
 if (name !== "anthropic") await step("embed", embed);

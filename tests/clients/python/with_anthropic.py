@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from anthropic import Anthropic
+from pydantic import BaseModel
 from telling import (
     ASK,
     BASE,
@@ -49,6 +52,15 @@ def call() -> list[object]:
     return [use.name, use.input]
 
 
+class Place(BaseModel):
+    city: Literal["Paris", "Rome"]
+
+
+def parse() -> dict[str, str]:
+    asked = {"messages": TALK, "max_tokens": MOST_IN_A_CALL, "output_format": Place}
+    return client.messages.parse(model=CHAT, **asked).parsed_output.model_dump()
+
+
 def listed() -> list[str]:
     models = list(client.models.list())
     assert all(model.display_name == model.id and model.created_at.year > 2000 for model in models)
@@ -59,6 +71,7 @@ step("list", listed)
 step("chat", lambda: chat(CHAT))
 step("stream", lambda: stream(CHAT, MOST_TOKENS))
 step("count", lambda: client.messages.count_tokens(model=CHAT, messages=TALK).input_tokens)
+step("parse", parse)
 step("tools", call)
 step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.llama_server_errors import read_error
+from app.proxy.dialects.function_calls import Calls
+from app.proxy.dialects.llama_answers import Piece
 from app.proxy.dialects.ollama.context_field import Turn, packed
-from app.proxy.dialects.ollama.function_calls import Calls
-from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
 from app.proxy.dialects.sse_format import Event, EventReader, in_pieces, line, object_in
 from app.proxy.dialects.translation_interface import Times
@@ -55,7 +55,7 @@ class LinesTranslator:
         self._frame, self._read, self._times = frame, read, times
         self._reader, self._calls = EventReader(), Calls()
         self._said: list[str] = []
-        self._is_over = False
+        self.is_over = False
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no answer passes as it is: nothing is known of it."""
@@ -76,16 +76,16 @@ class LinesTranslator:
 
     def end(self) -> bytes:
         rest = b"".join([self._translated(found) for found in self._reader.end()])
-        if not self._is_over and self.failure is None:
+        if not self.is_over and self.failure is None:
             self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
         return rest
 
     def fail(self, error: RouterError) -> bytes:
-        return b"" if self._is_over else line({"error": error.message})
+        return b"" if self.is_over else line({"error": error.message})
 
     def _translated(self, found: Event) -> bytes:
         told = found.json()
-        if told is None or self._is_over:
+        if told is None or self.is_over:
             return b""
         if "error" in told:
             self.failure = read_error(found.data, 200)
@@ -103,7 +103,7 @@ class LinesTranslator:
             calls += self._calls.rest()
         lines += [content(Piece(), [call]) | {"done": False} for call in calls]
         if piece.reason is not None:
-            self._is_over = True
+            self.is_over = True
             lines.append(content(Piece()) | self._end_of(piece))
         return lines
 
@@ -147,7 +147,7 @@ def _counts(timings: Mapping[str, Any]) -> Body:
 class ConstantTranslator:
     """Of an answer in which nothing is of interest but that there is one."""
 
-    failure = None
+    failure, is_over = None, False
 
     def __init__(self, made: Callable[[Body, Times], Body], times: Times) -> None:
         self._made, self._times = made, times

@@ -8,12 +8,13 @@ from typing import Any
 
 from app.domain.errors import BadRequest
 from app.gguf.model_card import ModelCard
+from app.proxy.dialects import llama_answers
 from app.proxy.dialects.json_pieces import text_of
-from app.proxy.dialects.ollama import common_fields, context_field, llama_answers, options, shortening
+from app.proxy.dialects.llama_answers import Piece
+from app.proxy.dialects.ollama import common_fields, context_field, options, shortening
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, LineFrame, LinesTranslator
 from app.proxy.dialects.ollama.conversation import messages, said
 from app.proxy.dialects.ollama.images import images
-from app.proxy.dialects.ollama.llama_answers import Piece
 from app.proxy.dialects.ollama.ollama_errors import no_model, not_able, wrong_type
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.dialects.translation_interface import Again, Asked, Incoming, Times, Told, Translator

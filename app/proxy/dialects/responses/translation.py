@@ -114,6 +114,10 @@ class ResponsesTranslator:
         self._to_store: Stored | None = None
         self._reader, self._writer = EventReader(), EventWriter(frame)
 
+    @property
+    def is_over(self) -> bool:
+        return self._writer.is_over
+
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no response passes as it is: nothing is known of it."""
         told = object_in(body)

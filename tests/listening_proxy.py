@@ -1,0 +1,73 @@
+"""Between clients and a router: passes bytes on, and keeps them to be counted."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+from collections import Counter
+
+_MODEL = re.compile(rb'"model":\s*"([^"]*)"')
+
+
+class ListeningProxy:
+    """Connections are kept apart: what two of them carry at the same time is never mixed."""
+
+    def __init__(self, port: int) -> None:
+        """`port`: the router's, on this machine."""
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._asked: list[bytearray] = []
+        self._answered: list[bytearray] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def forget(self) -> None:
+        """What was asked and answered until now."""
+        self._asked, self._answered = [], []
+
+    @property
+    def asked_for(self) -> Counter[str]:
+        """Requests by the model that their bodies name."""
+        return Counter(name.decode() for said in self._asked for name in _MODEL.findall(bytes(said)))
+
+    @property
+    def asked(self) -> bytes:
+        return b"\n".join(map(bytes, self._asked))
+
+    @property
+    def answered(self) -> bytes:
+        return b"\n".join(map(bytes, self._answered))
+
+    # --- inside
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        asked, answered = bytearray(), bytearray()
+        self._asked.append(asked)
+        self._answered.append(answered)
+        with client, socket.create_connection(("127.0.0.1", self._port)) as router:
+            back = threading.Thread(target=_pass, args=(router, client, answered), daemon=True)
+            back.start()
+            _pass(client, router, asked)
+            back.join()
+
+
+def _pass(source: socket.socket, target: socket.socket, kept: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            kept += data
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
