@@ -179,7 +179,8 @@ class ProxyProtocol(asyncio.Protocol):
             return
         if self._arriving is None:  # of a request that was refused
             if part.last and not self._keep_alive:
-                self._close()
+                self._state = ConnectionState.CLOSING
+                self._transport.close()
             return
         try:
             self._arriving.body.add(part.data)
@@ -269,16 +270,13 @@ class ProxyProtocol(asyncio.Protocol):
         self._exchange = None
         is_over = self._state is ConnectionState.CLOSING or not self._received.reader.in_body
         if is_over and not self._keep_alive:
-            self._close()
+            self._state = ConnectionState.CLOSING
+            self._transport.close()
             return
         self._state = ConnectionState.IDLE
         self._alarm.set(self._loop.time() + self._keep_alive_s)
         if self._received.reader.waiting:
             self._advance_soon()  # not now: the exchange has not ended yet
-
-    def _close(self) -> None:
-        self._state = ConnectionState.CLOSING
-        self._transport.close()
 
     # --- time
 
