@@ -100,3 +100,8 @@ def _named_by_connection(raw: Headers) -> frozenset[bytes]:
 def _is_whole(value: bytes) -> bool:
     """Nothing in it could end its line."""
     return _VALUE.fullmatch(value) is not None
+
+
+def stream_lines(type_: bytes) -> bytes:
+    """Of a stream whose head is not llama-server's."""
+    return as_lines(passed_back([(b"content-type", type_)], event_stream=True))
