@@ -58,6 +58,8 @@ def through_tunnel(raw: Raw) -> Headers:
     """All that is meant for the far end, in its order and as often as it stands there."""
     raw = list(raw)
     dropped = _NEVER | _named_by_connection(raw)
+    if any(name == b"content-type" for name, _ in raw):  # of a body: tokens are counted in what comes of it
+        dropped |= {b"accept-encoding"}
     return [(n, v) for n, v in raw if n not in dropped and _NAME.fullmatch(n) and _is_whole(v)]
 
 
