@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from app.domain.errors import RouterError
-from app.llama.llama_server_errors import read_error
+from app.llama.llama_server_errors import ERROR_IN_STREAM, read_error
 from app.proxy import answer_writer
 from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.sse_format import is_only_comments
+from app.proxy.dialects.translation_interface import Asked
+from app.proxy.questions import Found
 from app.proxy.reply_head import ReplyHead
 from app.proxy.request_body import RequestBody
 from app.proxy.token_usage import LAST_BYTES, UsageScanner, usage_of
@@ -17,8 +19,6 @@ from app.proxy.translated_answer import InPieces, LastWork, TranslatedAnswer
 from app.proxy.translated_stream import TranslatedStream
 
 EVENT = b"data: {"
-ERROR_IN_STREAM = b'data: {"error"'
-"""No answer holds it: inside a text its quotation mark would be escaped."""
 
 
 class Reply(ReplyHead):
@@ -28,9 +28,8 @@ class Reply(ReplyHead):
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self.instead = AnswerMode.EMPTY, None, None
-        self._rest = self._stream = None
-        self.events = 0
+        self._mode, self._usage, self._rest, self._stream = AnswerMode.EMPTY, None, None, None
+        self.events, self.questions.next = 0, None
         self._parts.clear()
 
     # --- the answer
@@ -51,9 +50,8 @@ class Reply(ReplyHead):
                 return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
-        if self._asked is not None and self._asked.translator is not None and status == 200:
-            translator = self._asked.translator(self._record.times(self._clock))
-            self._stream = TranslatedStream(self._memory, translator)
+        if status == 200 and (made := self.questions.translator) is not None:
+            self._stream = TranslatedStream(self._memory, made(self._record.times(self._clock)))
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
@@ -73,10 +71,10 @@ class Reply(ReplyHead):
             self._pass_whole(b"".join(self._parts))
         elif mode is AnswerMode.REFUSED:
             error = read_error(b"".join(self._parts), self._record.status)
-            if self._asked is None or self._asked.again is None:
-                self._refuse(error)
-            else:
+            if self.questions.may_be_changed:
                 self._rest = error
+            else:
+                self._refuse(error)
         return True
 
     def _collect(self, data: bytes) -> None:
@@ -166,18 +164,16 @@ class Reply(ReplyHead):
             return work
         rest = self._rest
         if isinstance(rest, TranslatedAnswer):
-            return rest.work(0 if body is None else len(body), partial(self._tell, rest))
-        if (
-            not isinstance(rest, RouterError)
-            or body is None
-            or self._asked is None
-            or self._asked.again is None
-        ):
+            return rest.work(body, partial(self._tell, rest), is_step=self.questions.is_step)
+        if not isinstance(rest, RouterError) or body is None:
             return None
-        again = partial(self._asked.again, rest, body.data)
-        return LastWork(len(body), again, partial(self._ask_instead, rest), needs_slot=True)
+        return self.questions.changed(rest, body, partial(self._ask_again, rest))
 
-    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
+    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray | Asked) -> None:
+        if isinstance(translated, Asked):
+            self._rest = None
+            self.questions.ask(translated)
+            return
         record = self._record
         record.first_byte_at, record.usage = self._clock(), answer.usage()
         answer.replace(translated)
@@ -214,12 +210,14 @@ class Reply(ReplyHead):
 
     @property
     def is_told(self) -> bool:
-        return self._rest is None and self.instead is None
+        return self._rest is None and self.questions.next is None
 
-    def _ask_instead(self, refusal: RouterError, text: bytes | bytearray | None) -> None:
-        self.instead, self._rest = text, None
-        if text is None:
+    def _ask_again(self, refusal: RouterError, found: Found) -> None:
+        self._rest = None
+        if found is None:
             self._refuse(refusal)
+        else:
+            self.questions.ask(found)
 
     def _refuse(self, error: RouterError) -> None:
         self._record.first_byte_at = self._record.first_byte_at or self._clock()

@@ -11,7 +11,8 @@ from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
-from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.forwarded_headers import own_lines, stream_lines
+from app.proxy.questions import AS_IT_CAME, Questions
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord
 from app.proxy.token_usage import UsageScanner
@@ -22,9 +23,9 @@ from app.proxy.translated_stream import TranslatedStream
 class ReplyHead:
     """Writes to one `Downstream`."""
 
-    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+    __slots__ = ("_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
                  "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_stream",
-                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
+                 "_usage", "events", "progress_at", "questions", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -45,12 +46,11 @@ class ReplyHead:
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
-        self.instead: bytes | bytearray | None = None
-        """What llama-server is to be asked, because it has refused what it was asked."""
+        self.questions = AS_IT_CAME if asked is None else Questions(asked)
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
-        self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
+        self._dialect, self._heartbeats = dialect, heartbeats
         self._memory, self._show_wait = memory, show_wait
         self._mode = AnswerMode.EMPTY
         self._stream: TranslatedStream | None = None
@@ -72,7 +72,7 @@ class ReplyHead:
         if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
-            self._is_event_stream, self._lines = True, self._stream_lines()
+            self._is_event_stream, self._lines = True, stream_lines(self._dialect.stream_type)
             self._start(200, None)
         if self._show_wait is not None:
             sign = self._show_wait(text)
@@ -88,14 +88,10 @@ class ReplyHead:
 
     # --- the head
 
-    def _stream_lines(self) -> bytes:
-        """Of a stream whose head is not llama-server's."""
-        return as_lines(passed_back([(b"content-type", self._dialect.stream_type)], event_stream=True))
-
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            lines = self._stream_lines()
+            lines = stream_lines(self._dialect.stream_type)
         own = own_lines(record.request.request_id)
         self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True
