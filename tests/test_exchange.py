@@ -392,6 +392,7 @@ def test_an_error_that_llama_server_tells_in_its_stream_is_made_whole(began: byt
     assert world.sent.startswith(began + b"data: {")
     assert world.code == "server"
     assert world.sent.count(b"data: {") == 1
+    assert (world.is_complete, world.is_cut) == (False, True)  # as behind the router's own
     world.check_over(error=None, status=500)
 
 

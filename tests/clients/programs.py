@@ -16,7 +16,10 @@ ROOT = HERE.parents[1]
 INSTALLED = ROOT / ".venv-clients"
 NODE = "node"
 
-STEPS = ("list", "chat", "stream", "tools", "swap", "embed", "unknown", "wrong_key", "broken", "failing")
+STEPS = (
+    "list", "chat", "stream", "tools", "swap", "embed",
+    "unknown", "wrong_key", "broken", "too_long", "crashing", "failing",
+)  # fmt: skip
 """Of every client, but for what it lacks."""
 
 RESPONSES = "responses parse count failing_response"
@@ -35,6 +38,8 @@ class Program:
     """After the router's address."""
     installed: Path | None = None
     """What has to be there beside the command."""
+    repeats: frozenset[str] = frozenset()
+    """Steps that its library tries three times, although it is told not to."""
 
     def find(self) -> str | None:
         """The program that runs it; None where something is not installed."""
@@ -75,11 +80,14 @@ def _rust(library: str, **steps: str) -> Program:
     return _compiled(f"rust {library}", INSTALLED / "rust" / "debug" / "clients", **steps)
 
 
-def _node(name: str, *options: str, lacks: str = "", more: str = "") -> Program:
+def _node(name: str, *options: str, lacks: str = "", more: str = "", repeats: str = "") -> Program:
     script = HERE / "node" / f"with_{name}.js"
     label = "-".join(["node", name, *options])
     steps = frozenset(lacks.split()), frozenset(more.split())
-    return Program(label, (NODE, script), *steps, options=options, installed=HERE / "node" / "node_modules")
+    modules = HERE / "node" / "node_modules"
+    return Program(
+        label, (NODE, script), *steps, options=options, installed=modules, repeats=frozenset(repeats.split())
+    )
 
 
 OF_OLLAMA = "show ps keep_alive"
@@ -98,15 +106,15 @@ PROGRAMS = (
     _python("ollama", lacks="tools", more=OF_OLLAMA, folder="ollama"),
     _python("langchain_ollama", lacks="list tools", folder="ollama"),
     _python("llama_index_ollama", lacks="list tools embed", folder="ollama"),
-    _python("llm_ollama", lacks="tools unknown wrong_key broken", folder="ollama"),
+    _python("llm_ollama", lacks="tools unknown wrong_key broken too_long crashing", folder="ollama"),
     _node("openai", more=RESPONSES),
     _node("anthropic", lacks="embed", more="count"),
-    _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns objects"),
-    _node("ai_sdk", "openai", lacks="list", more="two_turns objects"),
-    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns objects"),
+    _node("ai_sdk", "openai-compatible", lacks="list", more="two_turns objects", repeats="crashing"),
+    _node("ai_sdk", "openai", lacks="list", more="two_turns objects", repeats="crashing"),
+    _node("ai_sdk", "anthropic", lacks="list embed", more="two_turns objects", repeats="crashing"),
     _node("langchain", lacks="list"),
     _node("ollama", lacks="tools", more=OF_OLLAMA),
-    _go("openai-go", more="responses count failing_response"),
+    _go("openai-go", more=RESPONSES),
     _go("go-openai"),
     _go("anthropic-sdk-go", lacks="embed", more="count"),
     _go("langchaingo", lacks="list failing", more="breaking"),

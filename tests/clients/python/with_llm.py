@@ -14,9 +14,11 @@ from telling import (
     BASE,
     BROKEN,
     CHAT,
+    CRASHING,
     ENDLESS,
     KEY,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WRONG_KEY,
@@ -67,4 +69,6 @@ step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, "--key", WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: stream(ENDLESS))
