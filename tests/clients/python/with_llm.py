@@ -28,7 +28,7 @@ from telling import (
 
 FOLDER = Path(tempfile.mkdtemp(prefix="llm-"))
 ENTRY = "- model_id: here-{name}\n  model_name: {name}\n  api_base: {base}/v1\n  api_key_name: router\n"
-NAMES = (CHAT, OTHER, NOBODY, BROKEN, ENDLESS)
+NAMES = (CHAT, OTHER, NOBODY, BROKEN, NARROW, CRASHING, ENDLESS)
 COMMAND = [sys.executable, "-m", "llm"]
 LIMITS = ["-o", "max_tokens", str(MOST_TOKENS), "-o", "temperature", "0"]
 
