@@ -1,4 +1,4 @@
-"""Real routers over the same models, whose servers start as slowly as large ones would."""
+"""Real routers over the same models, whose servers are as slow as those of large ones would be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -20,23 +21,35 @@ from tests.router_process import RouterProcess, until_now
 from tests.shared_library import compile_library
 
 N_CTX, SLOTS, ROOM = 32768, 2, 2
-STARTS = Path(__file__).with_name("slow_start.c")
+SLOW = Path(__file__).with_name("slow_server.c")
+
 COPIES = '#!/bin/sh\nwhile [ $# -gt 3 ]; do shift; done\nexec cp "$1" "$2"\n'  # its file, a new one, the type
 CHAT_TEMPLATE = "{{ range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}assistant: "
+
+
+@dataclass(frozen=True)
+class Pace:
+    """By how much a server is slowed down: its start, each step of an answer, each token of a prompt."""
+
+    load_s: float
+    step_s: float = 0.0
+    token_s: float = 0.0
 
 
 class Stage:
     """The models' files, the most popular first, and how their servers are started."""
 
-    def __init__(self, folder: Path, users: Mapping[str, int], load_s: float) -> None:
+    def __init__(self, folder: Path, users: Mapping[str, int], pace: Pace) -> None:
         self.folder, self.users = folder, users
         self.llama_server = llama_build.of()
         self._count = folder / "starts"
         for seed, alias in enumerate(users):
             make_tiny(self.file(alias), context=N_CTX, seed=seed)
         self.env = {
-            "LD_PRELOAD": str(compile_library(STARTS, folder / "slow_start.so")),
-            "SLOW_START_S": str(load_s),
+            "LD_PRELOAD": str(compile_library(SLOW, folder / "slow_server.so")),
+            "SLOW_START_S": str(pace.load_s),
+            "SLOW_STEP_S": str(pace.step_s),
+            "SLOW_TOKEN_S": str(pace.token_s),
             "SLOW_START_COUNT": str(self._count),
         }
 
@@ -149,7 +162,13 @@ def ollama(program: str) -> Router:
 def _create_in_ollama(url: str, alias: str, file: Path) -> None:
     data = file.read_bytes()
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    model = {"model": alias, "files": {file.name: digest}, "template": CHAT_TEMPLATE, "stream": False}
+    model = {
+        "model": alias,
+        "files": {file.name: digest},
+        "template": CHAT_TEMPLATE,
+        "parameters": {"num_thread": 1},
+        "stream": False,
+    }
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         http.post(f"/api/blobs/{digest}", content=data).raise_for_status()
         http.post("/api/create", json=model).raise_for_status()

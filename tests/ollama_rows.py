@@ -148,8 +148,9 @@ def embed(about: str, answer: Shape, status: int = 200, **fields: Any) -> Row:
     return Row(about, "/api/embed", {"model": "embed", "input": "the of", **fields}, answer, status)
 
 
-def embeddings(about: str, answer: Shape, status: int = 200, **fields: Any) -> Row:
-    return Row(about, "/api/embeddings", {"model": "embed", "prompt": "the of", **fields}, answer, status)
+def embeddings(about: str, answer: Shape, status: int = 200, here: int | None = None, **fields: Any) -> Row:
+    body = {"model": "embed", "prompt": "the of", **fields}
+    return Row(about, "/api/embeddings", body, answer, status, here)
 
 
 def show(about: str, answer: Shape = SHOWN, status: int = 200, **fields: Any) -> Row:
@@ -239,12 +240,12 @@ BODIES = [
     ),
     *(
         Row(f"body {body!r}", f"/api/{path}", body, ERROR, 404)
-        for path in ("generate", "embed", "embeddings")
+        for path in ("generate", "embed")
         for body in (b"{}", b'{"model":""}', b'{"model":null}')
     ),
     *(
         Row(f"body {body!r}", f"/api/{path}", body, ERROR, 400)
-        for path in ("chat", "show")
+        for path in ("chat", "show", "embeddings")
         for body in (b"{}", b'{"model":""}', b'{"model":null}')
     ),
     *(Row("an unknown model", f"/api/{path}", {"model": "nope"}, ERROR, 404) for path in PATHS),
@@ -277,12 +278,34 @@ BODIES = [
         headers={"Authorization": "Bearer x"},
     ),
 ]
-NAMES = [
-    chat(f"the name {name!r}", {**CHATTED, "model": name}, model=name, stream=False)
-    for name in ("one", "ONE", "one:latest", "library/one", "registry.example/library/One:latest", "two:7b")
-] + [
-    show(f"the name {name!r}", model=name) for name in ("one", "ONE:latest", "library/one", " one ", "Two:7b")
-]
+NAMES = (
+    [
+        chat(f"the name {name!r}", {**CHATTED, "model": name}, model=name, stream=False)
+        for name in (
+            "one",
+            "ONE",
+            "one:latest",
+            "library/one",
+            "two:7b",
+        )
+    ]
+    + [
+        chat("another namespace", {**CHATTED, "model": "me/one"}, 404, 200, model="me/one", stream=False),
+        chat(
+            "the name in another library",
+            {**CHATTED, "model": "registry.example/library/One:latest"},
+            404,
+            200,
+            model="registry.example/library/One:latest",
+            stream=False,
+        ),
+        chat("another tag", ERROR, 404, model="one:7b"),
+    ]
+    + [
+        show(f"the name {name!r}", model=name)
+        for name in ("one", "ONE:latest", "library/one", " one ", "Two:7b")
+    ]
+)
 GENERATES = [
     generate("streamed", STREAM),
     generate("stream null", STREAM, stream=None),
@@ -319,7 +342,7 @@ GENERATES = [
     generate("think, no ability, raw", ERROR, 400, think=True, raw=True),
     generate("an image, no ability, raw", ERROR, 400, images=["aGVsbG8="], raw=True),
     generate("think false", WITH_CONTEXT, think=False, stream=False),
-    *(generate(f"think {think!r}", ERROR, 400, think=think) for think in each("huge", 5, [], {})),
+    *(generate(f"think {think!r}", ERROR, 400, think=think) for think in each("huge", "", 5, [], {})),
     *(
         generate(f"format {format_!r}", WITH_CONTEXT, format=format_, stream=False)
         for format_ in each("json", {}, "", None, {"type": "object", "properties": {"a": {"enum": [7]}}})
@@ -334,6 +357,13 @@ GENERATES = [
         {**NAMED, **NO_RESPONSE, "done": False, "_debug_info": {"rendered_template": str}},
         _debug_render_only=True,
     ),
+    generate(
+        "only rendered, raw",
+        {**NAMED, **NO_RESPONSE, "done": False, "_debug_info": {"rendered_template": "Hello"}},
+        _debug_render_only=True,
+        raw=True,
+    ),
+    generate("think, no ability, only a load", ERROR, 400, think=True, prompt=""),
     generate("logprobs, streamed", Stream({**WRITTEN, "logprobs": [PROBABLE]}, STREAM.last), logprobs=True),
     generate("logprobs", {**WITH_CONTEXT, "logprobs": [PROBABLE]}, logprobs=True, stream=False),
     generate(
@@ -382,6 +412,7 @@ CHATS = [
             [{"role": "wizard", "content": "Hi"}],
             [{"content": "Hi"}],
             [{"role": "user"}],
+            [None],
             [*HI["messages"], {"role": "assistant", "content": "We"}],
         )
     ),
@@ -393,6 +424,9 @@ CHATS = [
             [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
             [{"role": "user", "content": 5}],
             [{"role": 5, "content": "x"}],
+            [{"role": "user", "content": "x", "thinking": 5}],
+            [{"role": "user", "content": "x", "tool_name": 5}],
+            [{"role": "user", "content": "x", "tool_call_id": []}],
             [{"role": "user", "content": "x", "images": ["a*b"]}],
             [{"role": "user", "content": "x", "images": ["aGVsbG8="]}],
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
@@ -413,6 +447,17 @@ CHATS = [
         ],
     ),
     chat("think, no ability", ERROR, 400, think="high"),
+    chat("think, no ability, only a load", ERROR, 400, think=True, messages=[]),
+    chat("tools, no ability, only a load", ERROR, 400, model="plain", messages=[], **TOOLS),
+    chat("an option of another type, only a load", ERROR, 500, messages=[], options={"top_k": "x"}),
+    chat(
+        "think, let go",
+        {**NAMED, **NO_MESSAGE, **UNLOAD},
+        model="fill",
+        think=True,
+        messages=[],
+        keep_alive=0,
+    ),
     chat(
         "only rendered",
         {**NAMED, **NO_MESSAGE, "done": False, "_debug_info": {"rendered_template": str}},
@@ -498,11 +543,38 @@ VECTORS = [
     embed("dimensions of another type", ERROR, 400, dimensions="x"),
     embed("too long", EMBEDDED, input="of " * 500),
     embed("too long, as it is", TOO_LONG, 400, input="of " * 500, truncate=False),
+    embed(
+        "a smaller context", {**EMBEDDED, "prompt_eval_count": 10}, options={"num_ctx": 10}, input="of " * 20
+    ),
+    embed(
+        "a smaller context, several",
+        {**EMBEDDED, "prompt_eval_count": 23},
+        options={"num_ctx": 10},
+        input=["of", "of " * 20, "the " * 20],
+    ),
+    embed(
+        "a smaller context, as it is",
+        TOO_LONG,
+        400,
+        options={"num_ctx": 10},
+        input="of " * 20,
+        truncate=False,
+    ),
+    embed("a smaller context with room", EMBEDDED, options={"num_ctx": 10}, input="of the", truncate=False),
+    *(
+        embed(f"a context of {most}", ERROR, 400, options={"num_ctx": most}, input="of the of the of the")
+        for most in (0, 1, 2)
+    ),
     embed("another kind", ERROR, 501, model="one"),
     embed("an option of another type", ERROR, 500, options={"seed": "x"}),
     embeddings("of one", {"embedding": [number]}),
     *(embeddings(f"prompt {given!r}", {"embedding": []}, prompt=given) for given in ("", None)),
     embeddings("another kind", ERROR, 500, model="one"),
+    embeddings("a field that it has not", {"embedding": [number]}, truncate=5),
+    embeddings("too long", {"embedding": [number]}, 500, 200, prompt="of " * 500),
+    embeddings(
+        "a smaller context", {"embedding": [number]}, 500, 200, prompt="of " * 20, options={"num_ctx": 10}
+    ),
     embeddings("prompt of another type", ERROR, 400, prompt=5),
 ]
 SHOWS = [
@@ -521,6 +593,8 @@ SHOWS = [
         model="one",
     ),
     show("a system text", Least({**SHOWN, "system": "Be kind."}), model="one", system="Be kind."),
+    show("a field that it has not", model="one", license="x"),
+    show("an option that is none", model="one", options={"temperature": "x", "unknown": 1}),
     *(
         show(f"{name} of another type", ERROR, 400, model="one", **{name: 5})
         for name in ("system", "template", "options", "verbose")

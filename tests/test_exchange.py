@@ -13,7 +13,7 @@ import pytest
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.config_types import Heartbeats
-from app.domain.errors import ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.errors import BadRequest, ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
 from app.domain.priority import Priority
 from app.domain.request_fingerprint import Work
 from app.domain.status import Status
@@ -84,6 +84,7 @@ class World:
         heartbeats: Heartbeats = Heartbeats.COMMENTS,
         translator: Any = None,
         again: Any = None,
+        is_step: bool = False,
         show_wait: ShowWait | None = None,
     ) -> None:
         self.now = 1000.0
@@ -134,7 +135,7 @@ class World:
                 dialect_of(endpoint),
                 heartbeats=heartbeats,
                 memory=self.memory,
-                asked=Asked(b"", stream, translator, again=again),
+                asked=Asked(b"", stream, translator, again=again, is_step=is_step),
                 show_wait=show_wait,
             ),
             Surroundings(everything, Links(self), everything, SYSTEM, lambda: self.now, self._wake),
@@ -601,6 +602,63 @@ def test_a_client_that_leaves_while_it_is_asked_again_leaves_nothing() -> None:
     world = World(again=lambda error, asked: b"shorter")
     refused(world).client_left()
     world.check_over(error=None, status=499)
+
+
+class Asking(Shouting):
+    """Wants to know more, of what is long; refuses what is empty."""
+
+    def whole(self, body: bytes) -> Any:
+        if not body:
+            raise BadRequest("nothing")
+        then: Any = Shouting
+        return Asked(body + b"?", False, then, "/more")
+
+
+@pytest.mark.parametrize("told", [b"some", LARGE])
+def test_the_answer_to_a_step_is_another_question_in_the_same_slot(told: bytes) -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(told, True)
+    if told is LARGE:
+        world.work()
+    assert (exchange.phase, world.heads, world.left) == (Phase.ASKED, [], [])
+    request, _, body = world.link.asked[-1]
+    assert (request.path, body) == ("/more", told + b"?")
+    exchange.head(AnswerHead(200, JSON), 2)
+    exchange.body(b"ok", True)
+    if told is LARGE:
+        world.work()
+    assert (world.sent, world.is_complete) == (b"OK!", True)
+    world.check_over(error=None, status=200)
+
+
+def test_a_process_that_dies_after_a_step_is_asked_for_the_next_one_again() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(b"some", True)
+    exchange.broken(LOST)
+    world.gone()
+    assert [(request.path, body) for request, _, body in world.link.asked[1:]] == [("/more", b"some?")] * 2
+
+
+def test_a_step_may_find_what_is_wrong_with_a_request() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), 0)
+    exchange.body(b"", True)
+    assert (world.heads[0][0], world.code) == (400, "invalid_request")
+
+
+def test_a_question_without_a_place_in_memory_is_refused() -> None:
+    world = World(translator=Asking, is_step=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, True)
+    world.memory.take(world.memory.limit - world.memory.held)
+    world.work()
+    assert (world.heads[0][0], world.code) == (503, "overloaded")
 
 
 # --- the head of a stream

@@ -20,9 +20,10 @@ from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
-from app.proxy import gateway, reply, upstream_connection
+from app.proxy import gateway, reply, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
-from app.proxy.http_server import ConnectionState
+from app.proxy.answer_reader import AnswerReader
+from app.proxy.connection_state import ConnectionState
 from app.proxy.preparation import Accepted
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
@@ -839,7 +840,13 @@ def fail(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(gateway, "request_id"), (proxied, "find_model"), (upstream_connection, "_head"), (reply, "own_lines")],
+    [
+        (gateway, "request_id"),
+        (proxied, "find_model"),
+        (upstream_connection, "_head"),
+        (AnswerReader, "feed"),
+        (reply, "own_lines"),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 async def test_a_bug_is_told_and_leaves_nothing_behind(
@@ -853,18 +860,33 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(where, name, fail)
         client.say(request(None, "X-Request-ID: mine"))
-        if name == "own_lines":
+        if name in ("own_lines", "feed"):
             await line.answer()
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
         assert "RuntimeError: a bug" in caplog.text
-        if where in (upstream_connection, reply):
+        if where in (upstream_connection, AnswerReader, reply):
             assert (await router.account()).outcome is Outcome.ERROR
     assert router.instance().queue.in_flight == 0
     other = await router.client()
     other.say(request())
+    if name == "feed":  # nobody knows where the next answer would begin
+        line = await router.line()
     await line.answer(ANSWER)
     assert (await other.reply()).body == USAGE
+
+
+async def test_a_bug_in_reading_a_request_is_told_too(
+    router: Router, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await router.client()
+    with monkeypatch.context() as patch:
+        patch.setattr(request_head.KnownHeads, "read", fail)
+        client.say(request())
+        told = await client.reply()
+        assert (told.status, told.code) == (500, "internal_error")
+        assert await client.rest() == b""
+    assert "RuntimeError: a bug" in caplog.text
 
 
 # --- what is counted

@@ -143,7 +143,9 @@ def text_part(text: str) -> Body:
 
 def whole(more: Body, message: Body, reason: str = "stop") -> Body:
     told = {"choices": [{"message": message, "finish_reason": reason}], "timings": TIMINGS}
-    found: Body = json.loads(translator(more).whole(json.dumps(told).encode()))
+    answer = translator(more).whole(json.dumps(told).encode())
+    assert not isinstance(answer, Asked)
+    found: Body = json.loads(answer)
     check(anthropic.types.Message, found)
     return found
 

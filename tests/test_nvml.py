@@ -74,6 +74,11 @@ def test_a_card_that_shares_the_machines_memory_has_that(start: Start) -> None:
     assert (shared["shares_host"], own["shares_host"]) == (True, False)
 
 
+def test_a_card_without_any_memory_shares_the_machines(start: Start) -> None:
+    (shared,) = start(gpu(0, 0, 0)).read()
+    assert (shared["shares_host"], shared["total_mb"]) == (True, host_reading().total_mb)
+
+
 def test_memory_by_process_is_read_where_the_driver_tells(start: Start) -> None:
     lines = ["proc GPU-0 4711 3000", "proc GPU-1 4711 500", "proc GPU-1 4712 -1"]
     first, second = start(gpu(0, 8192, 3000), gpu(1, 8192, 900), *lines).read()

@@ -181,6 +181,7 @@ async def test_a_models_file_is_shown_under_every_name_of_it(client: Browser) ->
         assert answer.status_code == 200, (field, name, answer.text)
         shown = answer.json()
     info = shown["model_info"]
+    assert not {"general.name", "tokenizer.chat_template"} & set(info)
     assert info["general.architecture"] == "llama"
     assert info[f"{info['general.architecture']}.context_length"] == 4096
     assert info["general.parameter_count"] > 0

@@ -67,7 +67,9 @@ class Router:
 
     def answer(self, fields: Mapping[str, Any], told: Body | None = None, **more: Any) -> Body:
         translator = self.translator(fields, **more)
-        body: Body = json.loads(translator.whole(json.dumps(told or PLAIN).encode()))
+        whole = translator.whole(json.dumps(told or PLAIN).encode())
+        assert not isinstance(whole, Asked)
+        body: Body = json.loads(whole)
         translator.done()
         return body
 

@@ -87,6 +87,9 @@ class Answer:
         self._link = None
         self._fail(error)
 
+    def bug(self, bug: Exception) -> None:
+        self._fail(bug)
+
     def _fail(self, error: Exception) -> None:
         assert not self.ended
         assert self._error is None

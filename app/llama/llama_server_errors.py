@@ -13,6 +13,9 @@ from typing import Any
 
 from app.domain.errors import ModelError
 
+ERROR_IN_STREAM = b'data: {"error"'
+"""How an event begins that is one. No answer holds it: inside a text its quotation mark would be escaped."""
+
 MAX_MESSAGE = 2000
 """Characters of an answer that is no JSON."""
 

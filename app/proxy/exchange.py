@@ -17,7 +17,7 @@ from app.llama.runner_interface import Runner
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.catch_bugs import catch_bugs, internal_error
-from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE
+from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Asked
 from app.proxy.exchange_interfaces import Link, UpstreamGone
 from app.proxy.exchange_state import ExchangeState
 from app.proxy.heartbeat_text import heartbeat_text
@@ -116,16 +116,16 @@ class Exchange(ExchangeState):
     def translated(self, tell: Callable[[Any], None], found: Any) -> None:
         """Of what took long."""
         self._pending = None
-        if isinstance(found, RouterError):
-            self._fail(found)
-            return
-        if isinstance(found, Exception):
-            raise found
-        tell(found)
-        if self.reply.instead is not None:
-            self._ask_again(self.reply.instead)
-        else:
-            self._tell_more()
+        try:
+            if isinstance(found, Exception):
+                raise found
+            tell(found)
+            if (asked := self.reply.questions.next) is not None:
+                self._ask_again(asked)
+            else:
+                self._tell_more()
+        except RouterError as error:  # of its work, or there is no place for what is to be asked
+            self._fail(error.without_frames())
 
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
@@ -235,13 +235,14 @@ class Exchange(ExchangeState):
         self.phase, self._link = Phase.ASKED, link
         link.ask(self.request, runner.api_key, self._body.data, self, is_fresh=is_fresh)
 
-    def _ask_again(self, instead: bytes | bytearray) -> None:
-        """In its slot: llama-server has refused what it was asked."""
+    def _ask_again(self, asked: Asked) -> None:
+        """In its slot: llama-server has refused what it was asked, or that was a step."""
         self._let_go()
         if self._body is None or self._runner is None:
             self._lost()
             return
-        self._body.replace(instead)
+        self._body.replace(asked.body)
+        self.record.request = self.request.as_asked(asked)
         self.reply.restart()
         self.phase = Phase.CONNECTING
         self._connect(self._runner)

@@ -64,6 +64,9 @@ class Listener(Protocol):
     def broken(self, error: UpstreamGone) -> None:
         """Nothing more comes. The connection is closed."""
 
+    def bug(self, bug: Exception) -> None:
+        """As `broken`, by a mistake of ours in reading. Log it."""
+
 
 class Link(Protocol):
     """A connection to llama-server."""

@@ -58,6 +58,8 @@ def through_tunnel(raw: Raw) -> Headers:
     """All that is meant for the far end, in its order and as often as it stands there."""
     raw = list(raw)
     dropped = _NEVER | _named_by_connection(raw)
+    if any(name == b"content-type" for name, _ in raw):  # of a body: tokens are counted in what comes of it
+        dropped |= {b"accept-encoding"}
     return [(n, v) for n, v in raw if n not in dropped and _NAME.fullmatch(n) and _is_whole(v)]
 
 
@@ -98,3 +100,8 @@ def _named_by_connection(raw: Headers) -> frozenset[bytes]:
 def _is_whole(value: bytes) -> bool:
     """Nothing in it could end its line."""
     return _VALUE.fullmatch(value) is not None
+
+
+def stream_lines(type_: bytes) -> bytes:
+    """Of a stream whose head is not llama-server's."""
+    return as_lines(passed_back([(b"content-type", type_)], event_stream=True))

@@ -90,6 +90,9 @@ class FrontedTransport(asyncio.Transport):
         self._keep_alive_s = keep_alive_s
         self.is_paused = False
         """uvicorn wants nothing more for now."""
+        self.is_body_to_come = False
+        """Some of it, of the request that is answered."""
+        self._closes = False
         self._real, self._answer, self._on_change = real, answer, on_change
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -102,7 +105,11 @@ class FrontedTransport(asyncio.Transport):
 
     def close(self) -> None:
         """A timer of uvicorn's that is late rings after a pause of this program, perhaps before a request is
-        read that came meanwhile."""
+        read that came meanwhile. And a client that still sends is not reset: it may lose its answer."""
+        if self.is_body_to_come and not self._closes:
+            self._closes = True
+            self.resume_reading()
+            return
         loop, ended_at = asyncio.get_running_loop(), self._answer.ended_at
         if ended_at is not None and loop.time() - ended_at > self._keep_alive_s + LATE_S:
             loop.call_later(READ_FIRST_S, self._close_idle)
@@ -117,13 +124,18 @@ class FrontedTransport(asyncio.Transport):
         self._real.abort()
 
     def is_closing(self) -> bool:
-        return self._real.is_closing()
+        return self._closes or self._real.is_closing()
+
+    def body_ended(self) -> None:
+        self.is_body_to_come = False
+        if self._closes:
+            self._real.close()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._real.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        self.is_paused = True
+        self.is_paused = not self._closes
 
     def resume_reading(self) -> None:
         self.is_paused = False
@@ -172,11 +184,14 @@ class Handover:
         except httptools.HttpParserInvalidURLError:
             raise BadRequest(NO_HTTP) from None
         self._answer.expect(head.method, head.lines.version)
+        self._transport.is_body_to_come = head.length != 0
         self._protocol.data_received(head.raw)
 
-    def body(self, raw: bytes) -> None:
+    def body(self, raw: bytes, *, last: bool) -> None:
         self._given = len(raw)
         self._protocol.data_received(raw)
+        if last:
+            self._transport.body_ended()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._answer.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from enum import Enum
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from app.domain.alarm import Alarm
 from app.domain.errors import BadRequest, RouterError
 from app.proxy import answer_writer
 from app.proxy.catch_bugs import internal_error
+from app.proxy.connection_state import ConnectionState
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.exchange import Exchange
 from app.proxy.exchange_interfaces import Pending
@@ -37,14 +37,6 @@ logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 4
 """That are dealt with in one turn of the event loop: other connections are waiting."""
-
-
-class ConnectionState(Enum):
-    IDLE = "no request, or the rest of one that has been answered"
-    RECEIVING = "a request was let in; its body comes"
-    ANSWERING = "an exchange is under way"
-    HANDED_OVER = "uvicorn answers"
-    CLOSING = "nothing more is read"
 
 
 class ProxyProtocol(asyncio.Protocol):
@@ -183,9 +175,12 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _on_body(self, part: BodyPart) -> None:
         if self._handover is not None:
-            self._handover.body(part.raw)
+            self._handover.body(part.raw, last=part.last)
             return
         if self._arriving is None:  # of a request that was refused
+            if part.last and not self._keep_alive:
+                self._state = ConnectionState.CLOSING
+                self._transport.close()
             return
         try:
             self._arriving.body.add(part.data)
@@ -237,10 +232,10 @@ class ProxyProtocol(asyncio.Protocol):
 
     def bug(self, bug: Exception) -> None:
         """In what this protocol does itself; exchanges see to their own."""
-        head = self._head
-        logger.error("%s %s failed", head and head.method, head and head.path, exc_info=bug)
-        if self._handover is None and head is not None and not self._transport.is_closing():
-            self._keep_alive = False
+        head = self._head = self._head or self._received.reader.broken_head
+        logger.error("%s %s failed", head.method, head.path, exc_info=bug)
+        if self._handover is None and self._exchange is None and not self._transport.is_closing():
+            self._state, self._keep_alive = ConnectionState.CLOSING, False
             self.refuse(internal_error())
         else:
             self._transport.abort()
@@ -273,7 +268,8 @@ class ProxyProtocol(asyncio.Protocol):
     def _answered(self) -> None:
         self._server_state.total_requests += 1
         self._exchange = None
-        if not self._keep_alive:
+        is_over = self._state is ConnectionState.CLOSING or not self._received.reader.in_body
+        if is_over and not self._keep_alive:
             self._state = ConnectionState.CLOSING
             self._transport.close()
             return

@@ -7,7 +7,7 @@ from functools import partial
 
 from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
-from app.llama.llama_server_errors import read_error
+from app.llama.llama_server_errors import ERROR_IN_STREAM, read_error
 from app.proxy import answer_writer
 from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
@@ -16,7 +16,8 @@ from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked, Translator
 from app.proxy.exchange_interfaces import Downstream
-from app.proxy.forwarded_headers import as_lines, own_lines, passed_back
+from app.proxy.forwarded_headers import own_lines, stream_lines
+from app.proxy.questions import AS_IT_CAME, Found, Questions
 from app.proxy.request_body import RequestBody
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_record import RequestRecord
@@ -24,16 +25,14 @@ from app.proxy.token_usage import UsageScanner, usage_of
 from app.proxy.translated_answer import LastWork, TranslatedAnswer
 
 EVENT = b"data: {"
-ERROR_IN_STREAM = b'data: {"error"'
-"""No answer holds it: inside a text its quotation mark would be escaped."""
 
 
 class Reply:
     """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ("_asked", "_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
+    __slots__ = ("_clock", "_dialect", "_downstream", "_heartbeats", "_is_event_stream", "_length",
                  "_lines", "_memory", "_mode", "_parts", "_record", "_rest", "_show_wait", "_translator",
-                 "_usage", "events", "instead", "progress_at", "started")  # fmt: skip
+                 "_usage", "events", "progress_at", "questions", "started")  # fmt: skip
 
     def __init__(
         self,
@@ -54,12 +53,11 @@ class Reply:
         """A head has been sent."""
         self.progress_at = 0.0
         """When something last moved; comments in a stream do not count."""
-        self.instead: bytes | bytearray | None = None
-        """What llama-server is to be asked, because it has refused what it was asked."""
+        self.questions = AS_IT_CAME if asked is None else Questions(asked)
         self.events = 0
         """Of a stream, that have come from llama-server: about one a token."""
         self._downstream, self._record, self._clock = downstream, record, clock
-        self._dialect, self._heartbeats, self._asked = dialect, heartbeats, asked
+        self._dialect, self._heartbeats = dialect, heartbeats
         self._memory, self._show_wait = memory, show_wait
         self._mode = AnswerMode.EMPTY
         self._translator: Translator | None = None
@@ -77,7 +75,7 @@ class Reply:
         if self._heartbeats is Heartbeats.OFF and self._show_wait is None:
             return
         if not self.started:
-            self._is_event_stream, self._lines = True, _stream_lines(self._dialect)
+            self._is_event_stream, self._lines = True, stream_lines(self._dialect.stream_type)
             self._start(200, None)
         if self._show_wait is not None:
             sign = self._show_wait(text)
@@ -87,9 +85,8 @@ class Reply:
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._translator, self.instead = AnswerMode.EMPTY, None, None, None
-        self._rest = None
-        self.events = 0
+        self._mode, self._usage, self._translator, self._rest = AnswerMode.EMPTY, None, None, None
+        self.events, self.questions.next = 0, None
         self._parts.clear()
 
     # --- the answer
@@ -110,8 +107,8 @@ class Reply:
                 return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
-        if self._asked is not None and self._asked.translator is not None and status == 200:
-            self._translator = self._asked.translator(self._record.times(self._clock))
+        if status == 200 and (made := self.questions.translator) is not None:
+            self._translator = made(self._record.times(self._clock))
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
@@ -137,10 +134,10 @@ class Reply:
             self._pass_whole(b"".join(self._parts))
         elif mode is AnswerMode.REFUSED:
             error = read_error(b"".join(self._parts), self._record.status)
-            if self._asked is None or self._asked.again is None:
-                self._refuse(error)
-            else:
+            if self.questions.may_be_changed:
                 self._rest = error
+            else:
+                self._refuse(error)
         return True
 
     def _collect(self, data: bytes) -> None:
@@ -222,13 +219,16 @@ class Reply:
         """`body`: as llama-server was asked. None: its client knows all. Raises what it is to be told."""
         rest = self._rest
         if isinstance(rest, TranslatedAnswer):
-            return rest.work(0 if body is None else len(body), partial(self._tell, rest))
-        if rest is None or body is None or self._asked is None or self._asked.again is None:
+            return rest.work(body, partial(self._tell, rest), is_step=self.questions.is_step)
+        if rest is None or body is None:
             return None
-        work = partial(self._asked.again, rest, body.data)
-        return LastWork(len(body), work, partial(self._ask_instead, rest), needs_slot=True)
+        return self.questions.changed(rest, body, partial(self._ask_again, rest))
 
-    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray) -> None:
+    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray | Asked) -> None:
+        if isinstance(translated, Asked):
+            self._rest = None
+            self.questions.ask(translated)
+            return
         record = self._record
         record.first_byte_at, record.usage = self._clock(), answer.usage()
         answer.replace(translated)
@@ -245,12 +245,14 @@ class Reply:
 
     @property
     def is_told(self) -> bool:
-        return self._rest is None and self.instead is None
+        return self._rest is None and self.questions.next is None
 
-    def _ask_instead(self, refusal: RouterError, text: bytes | bytearray | None) -> None:
-        self.instead, self._rest = text, None
-        if text is None:
+    def _ask_again(self, refusal: RouterError, found: Found) -> None:
+        self._rest = None
+        if found is None:
             self._refuse(refusal)
+        else:
+            self.questions.ask(found)
 
     def _refuse(self, error: RouterError) -> None:
         self._record.first_byte_at = self._record.first_byte_at or self._clock()
@@ -289,12 +291,7 @@ class Reply:
     def _start(self, status: int, length: int | None) -> None:
         record, lines = self._record, self._lines
         if self._translator is not None and self._is_event_stream:
-            lines = _stream_lines(self._dialect)
+            lines = stream_lines(self._dialect.stream_type)
         own = own_lines(record.request.request_id)
         self._downstream.start(status, b"%b%b%b" % (lines, record.lines(), own), length)
         self.started = True
-
-
-def _stream_lines(dialect: Dialect) -> bytes:
-    """Of a stream whose head is not llama-server's."""
-    return as_lines(passed_back([(b"content-type", dialect.stream_type)], event_stream=True))

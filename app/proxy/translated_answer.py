@@ -47,12 +47,12 @@ class TranslatedAnswer:
     def add(self, data: bytes) -> None:
         self._body.add(data)
 
-    def work(self, asked_bytes: int, tell: Callable[[Any], None]) -> LastWork:
-        """`asked_bytes`: of the request, of which the answer may repeat much."""
-        size = len(self._body) + asked_bytes
+    def work(self, asked: RequestBody | None, tell: Callable[[Any], None], *, is_step: bool) -> LastWork:
+        """`asked`: the request, of which the answer may repeat much."""
+        size = len(self._body) + (0 if asked is None else len(asked))
         if size > TRANSLATED_AT_ONCE:
             self._body.expect(size)
-        return LastWork(size, partial(self.translator.whole, self._data), tell, needs_slot=False)
+        return LastWork(size, partial(self.translator.whole, self._data), tell, needs_slot=is_step)
 
     def usage(self) -> Callable[[], Usage]:
         """Of llama-server's words; the rest of them is not kept for it."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 from app.proxy.answer_reader import AnswerReader, KnownAnswerHeads, NotHttp, Stage
+from app.proxy.catch_bugs import catch_bugs
 from app.proxy.exchange_interfaces import Listener, UpstreamGone
 from app.proxy.request_body import Data, Spool
 from app.proxy.request_record import RoutedRequest
@@ -115,6 +116,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
+    @catch_bugs
     def data_received(self, data: bytes) -> None:
         listener, reader = self._listener, self._reader
         if listener is None:  # nothing was asked
@@ -137,6 +139,13 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if not listener.body(body, is_last) and not is_last and not self.is_closing:
             self._transport.pause_reading()
+
+    def bug(self, bug: Exception) -> None:
+        """Its listener tells it: a lost connection would be taken for the end of llama-server."""
+        listener, self._listener = self._listener, None
+        self.abort()
+        if listener is not None:
+            listener.bug(bug)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unsent = _NOTHING

@@ -122,6 +122,19 @@ def test_a_model_with_marks_of_infill_in_its_vocabulary_fills_in(router: RouterP
     assert told["prompt_eval_count"] == direct.json()["tokens_evaluated"]
 
 
+def test_what_is_too_long_to_embed_is_cut_at_its_tokens(router: RouterProcess) -> None:
+    """Its vector is that of the text which it is cut to, whether its request or its model has the limit."""
+    for path, field in (("embed", "input"), ("embeddings", "prompt")):
+        for pairs, options in ((4, {"num_ctx": 10}), (127, None)):
+            cut = ask(router, path, model="embed", options=options, **{field: "of the " * 300})
+            short = ask(router, path, model="embed", **{field: "of the " * pairs})
+            assert vectors(cut) == pytest.approx(vectors(short), abs=1e-5), (path, pairs)
+
+
+def vectors(told: dict[str, Any]) -> list[float]:
+    return [*told["embedding"]] if "embedding" in told else [*told["embeddings"][0]]
+
+
 def ask(router: RouterProcess, path: str, **body: Any) -> Any:
     answer = router.client.post(f"/api/{path}", json=body)
     assert (answer.status_code, answer.headers["content-type"]) == (200, JSON), answer.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import zlib
@@ -12,7 +13,7 @@ import pytest
 
 from tests.event_loops import on_both_loops
 from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, TUNNEL, ask, said, start, upstream
-from tests.serving import Client, Reply
+from tests.serving import Client, Reply, soon
 from tests.stand_in import StandIn
 
 __all__ = ["on_both_loops", "start", "upstream"]
@@ -98,6 +99,24 @@ async def test_an_answer_for_a_model_comes_without_chunks_on_the_long_way_too(
     head = await client.head()
     assert b"transfer-encoding" not in head
     assert b"router_models_loaded" in await client.rest()
+
+
+@pytest.mark.parametrize("target", [CHAT, TUNNEL, LOAD])
+@pytest.mark.parametrize(("version", "more"), [("1.0", ()), ("1.1", ("Connection: close",))])
+async def test_who_still_sends_when_it_is_refused_is_not_cut_off(
+    start: Any, target: str, version: str, more: tuple[str, ...]
+) -> None:
+    """nginx made a 502 of the refusal of a large body: its connection was reset before it read the answer."""
+    port, body = await start(api_keys=["boss-secret"]), bytes(3 * 2**20)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    whole = said("POST", target, JSON, *more, body=body, version=version)
+    head, body = whole[: -len(body)], whole[-len(body) :]
+    writer.write(head)
+    assert (await soon(reader.readline())).startswith(b"HTTP/1.1 401 ")
+    writer.write(body)
+    await soon(writer.drain())
+    assert b'"code":"invalid_api_key"' in await soon(reader.read())
+    writer.close()
 
 
 async def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(start: Any) -> None:

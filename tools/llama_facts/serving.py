@@ -48,6 +48,10 @@ def _answers(server: Server) -> Claims:
     tokens = server.ask("POST", "/tokenize", {"content": "Hello"}).json["tokens"]
     text = server.ask("POST", "/detokenize", {"tokens": tokens}).json["content"]
     yield "/tokenize and /detokenize undo each other", text == "Hello", (tokens, text)
+    asked = {"content": ["Hello", -1, "Hello", -1, ""], "add_special": True}
+    mixed = server.ask("POST", "/tokenize", asked).json["tokens"]
+    held = [*mixed[-len(tokens) - 2 :]] == [-1, *tokens, -1]
+    yield "/tokenize: numbers between texts pass; only the first has begin and end", held, (tokens, mixed)
     counted = server.ask("POST", "/v1/messages/count_tokens", {"messages": SAID}).json
     yield "/v1/messages/count_tokens: `input_tokens`", counted["input_tokens"] > 4, counted
 

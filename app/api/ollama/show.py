@@ -82,9 +82,13 @@ def _modelfile(spec: ModelSpec, template: str, system: str, parameters: str) -> 
     ])  # fmt: skip
 
 
+_TOLD_ELSEWHERE = frozenset({"general.name", "tokenizer.chat_template"})
+
+
 def _info(header: GgufHeader, *, is_verbose: bool) -> Body:
     """Arrays are null unless they are asked for, and so are those too long to keep."""
-    told: Body = {name: _value(value, is_verbose) for name, value in header.metadata.items()}
+    given = {name: value for name, value in header.metadata.items() if name not in _TOLD_ELSEWHERE}
+    told: Body = {name: _value(value, is_verbose) for name, value in given.items()}
     count = sum(math.prod(tensor.shape) for tensor in header.tensors.values())
     return dict.fromkeys(header.array_lengths) | told | {"general.parameter_count": count}
 

@@ -133,7 +133,7 @@ class NvmlProbe:
             if error.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
                 raise
             return None
-        return memory.total // MIB, memory.used // MIB, memory.free // MIB
+        return (memory.total // MIB, memory.used // MIB, memory.free // MIB) if memory.total else None
 
     def _utilization(self, handle: Any) -> float | None:
         rates = self._optional(self._nvml.nvmlDeviceGetUtilizationRates, handle)

@@ -19,8 +19,12 @@ TRANSLATED_AT_ONCE = 16384
 class Translator(Protocol):
     """One answer of status 200 on its way to the client. A request that is sent once more gets another."""
 
-    def whole(self, body: bytes | bytearray) -> bytes | bytearray:
-        """The answer to a request that asked for no stream. A large one comes in another thread."""
+    def whole(self, body: bytes | bytearray) -> bytes | bytearray | Asked:
+        """The answer to a request that asked for no stream. A large one comes in another thread.
+
+        One that `is_step` may be followed by another question in the same slot. Raises a `RouterError` that
+        is the answer instead.
+        """
         ...
 
     def done(self) -> None:
@@ -58,13 +62,8 @@ class Times(NamedTuple):
     """There was a process, and a place on it."""
 
 
-Again = Callable[[RouterError, Any], bytes | bytearray | None]
-"""What to ask in the place of a body, in the same slot, where llama-server refuses it so; None: it stands. Of
-a large one it is called in another thread."""
-
-
 class Asked(NamedTuple):
-    """What llama-server is asked in the place of what the client asked."""
+    """What llama-server is asked in the place of what the client asked, or of what it was asked before."""
 
     body: bytes | bytearray
     stream: bool
@@ -74,6 +73,13 @@ class Asked(NamedTuple):
     again: Again | None = None
     keeps_ttl: bool = False
     """A request that says nothing of it leaves it as it is how long its model stays loaded."""
+    is_step: bool = False
+    """Its answer is not the client's: there is more to be asked, or something is wrong with the request."""
+
+
+Again = Callable[[RouterError, Any], bytes | bytearray | Asked | None]
+"""What to ask in the place of a body, in the same slot, where llama-server refuses it so: another body, or
+something else; None: it stands. Of a large one it is called in another thread."""
 
 
 class Told(NamedTuple):

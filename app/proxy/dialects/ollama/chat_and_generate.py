@@ -72,6 +72,13 @@ class TextTranslation:
         card, configured = self._card_of(incoming.spec.alias), incoming.spec.params.n_ctx
         return min(configured, card.n_ctx_train) if card and card.n_ctx_train else configured
 
+    def _loaded(self, incoming: Incoming) -> Asked | Told:
+        """Of a request that says nothing more. To be let go a model needs no abilities."""
+        if incoming.ttl_s != 0:
+            common_fields.thinking(incoming.fields, self._card_of(incoming.spec.alias))
+            options.read(incoming.fields.get("options"), self._context(incoming))
+        return loaded(incoming, self._frame(incoming).at_once)
+
     def _conversation(self, incoming: Incoming, body: Fields, **more: Any) -> Asked:
         """llama-server is asked for the next turn after `body["messages"]`."""
         fields = incoming.fields
@@ -106,7 +113,7 @@ class TextTranslation:
         return Asked(text, incoming.stream, translator, path, again, keeps_ttl=True)
 
 
-def _rendered(frame: LineFrame, told: Fields, _times: Times) -> Fields:
+def _rendered(frame: LineFrame, told: Fields, _times: Times | None = None) -> Fields:
     about = {"_debug_info": {"rendered_template": told.get("prompt", "")}}
     return {**frame.named(frame.now), **frame.content(Piece()), "done": False, **about}
 
@@ -123,8 +130,8 @@ class ChatTranslation(TextTranslation):
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
         conversation = messages(fields.get("messages", []))
-        if not conversation:
-            return loaded(incoming, self._frame(incoming).at_once)
+        if not conversation and incoming.ttl_s == 0:
+            return self._loaded(incoming)
         body: Fields = {"messages": conversation}
         tools = fields.get("tools", [])
         if not isinstance(tools, list):
@@ -134,7 +141,7 @@ class ChatTranslation(TextTranslation):
             if card is not None and not card.tools:
                 raise not_able(fields["asked_model"], "tools")
             body["tools"] = [_tool(tool) for tool in tools]
-        return self._conversation(incoming, body)
+        return self._conversation(incoming, body) if conversation else self._loaded(incoming)
 
 
 def _tool(given: Any) -> Any:
@@ -153,10 +160,12 @@ class GenerateTranslation(TextTranslation):
         prompt, suffix = common_fields.text(fields, "prompt"), common_fields.text(fields, "suffix")
         pictures = images(fields.get("images"), "images")
         if not (prompt or suffix or pictures):
-            return loaded(incoming, self._frame(incoming).at_once)
+            return self._loaded(incoming)
         if fields.get("raw") is True:
             if any(fields.get(name) for name in ("system", "template", "context")):
                 raise BadRequest("raw mode does not support template, system, or context", param="raw")
+            if fields.get("_debug_render_only") is True:
+                return Told(as_json(_rendered(self._frame(incoming), {"prompt": prompt})))
             return self._text(incoming, TEXT, {"prompt": prompt})
         if suffix:
             card = self._card_of(incoming.spec.alias)

@@ -44,7 +44,7 @@ def named(fields: Fields, missing: RouterError, *switches: str) -> Fields:
 def thinking(fields: Mapping[str, Any], card: ModelCard | None) -> Fields:
     """`think`, as chat templates know it."""
     think = fields.get("think")
-    if think is None or think == "":
+    if think is None:
         return {}
     if not isinstance(think, bool) and not (isinstance(think, str) and think in _LEVELS):
         raise BadRequest(

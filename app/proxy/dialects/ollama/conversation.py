@@ -29,18 +29,21 @@ def said(role: str, content: str, pictures: list[str] | None = None) -> Message:
     return {"role": role, "content": [*shown, {"type": "text", "text": content}]}
 
 
+_TEXTS = ("role", "content", "thinking", "tool_name", "tool_call_id")
+
+
 def _message(given: object, where: str, calls: dict[str, str]) -> Message:
     """`calls`: ids by the name of the function that was called last, which answers do not repeat."""
-    if not isinstance(given, dict):
+    if not isinstance(given, dict | None):
         raise BadRequest(f"{where} must be an object", param=where)
-    given = {name.lower(): value for name, value in given.items() if value is not None}
-    role, content = given.get("role", ""), given.get("content", "")
-    for name, value in (("role", role), ("content", content)):
-        if not isinstance(value, str):
+    given = {name.lower(): value for name, value in (given or {}).items() if value is not None}
+    for name in _TEXTS:
+        if not isinstance(given.get(name, ""), str):
             raise BadRequest(f"{where}.{name} must be a text", param=f"{where}.{name}")
+    role, content = given.get("role", ""), given.get("content", "")
     role = role.lower() or "user"
     told = said(role, content, images(given.get("images"), f"{where}.images"))
-    if isinstance(given.get("thinking"), str) and given["thinking"]:
+    if given.get("thinking"):
         told["reasoning_content"] = given["thinking"]
     if given.get("tool_calls"):
         told["tool_calls"] = _calls(given["tool_calls"], f"{where}.tool_calls", calls)

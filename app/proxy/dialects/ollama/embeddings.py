@@ -8,18 +8,15 @@ from functools import partial
 from typing import Any
 
 from app.domain.errors import BadRequest
-from app.proxy.dialects.json_pieces import text_of
-from app.proxy.dialects.ollama import common_fields, options, shortening
+from app.proxy.dialects.ollama import common_fields, options
 from app.proxy.dialects.ollama.answer_lines import ConstantTranslator, waited
 from app.proxy.dialects.ollama.chat_and_generate import loaded
+from app.proxy.dialects.ollama.input_limit import InputLimit
 from app.proxy.dialects.ollama.ollama_errors import no_model, wrong_type
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Told
 
 Fields = dict[str, Any]
 Vector = Sequence[float]
-
-EMBEDDINGS = "/v1/embeddings"
-"""llama-server's."""
 
 
 class EmbedTranslation:
@@ -35,25 +32,30 @@ class EmbedTranslation:
 
     def ask(self, incoming: Incoming) -> Asked | Told:
         fields = incoming.fields
-        options.read(fields.get("options"), incoming.spec.params.n_ctx)
+        limit = _limit(incoming)
         texts, dimensions = _inputs(fields.get("input", [])), fields.get("dimensions", 0)
         if isinstance(dimensions, bool) or not isinstance(dimensions, int):
             raise wrong_type("dimensions", "a whole number")
         name = fields["asked_model"]
         if not texts:
             return loaded(incoming, lambda _: {"model": name, "embeddings": []})
-        return _asked(incoming, texts, partial(_embedded, name, dimensions))
+        return _asked(incoming, texts, limit, partial(_embedded, name, dimensions))
 
 
 class EmbeddingsTranslation(EmbedTranslation):
     """`/api/embeddings`: of one text, and nothing but its vector."""
 
+    def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        missing = BadRequest("model is required", param="model")
+        return common_fields.named(
+            {**common_fields.normal(given), "stream": False, "truncate": True}, missing
+        )
+
     def ask(self, incoming: Incoming) -> Asked | Told:
-        prompt = common_fields.text(incoming.fields, "prompt")
-        options.read(incoming.fields.get("options"), incoming.spec.params.n_ctx)
+        prompt, limit = common_fields.text(incoming.fields, "prompt"), _limit(incoming)
         if not prompt:
             return loaded(incoming, lambda _: {"embedding": []})
-        return _asked(incoming, [prompt], _embedded_alone)
+        return _asked(incoming, [prompt], limit, _embedded_alone)
 
 
 def _inputs(given: object) -> list[str]:
@@ -64,11 +66,17 @@ def _inputs(given: object) -> list[str]:
     raise BadRequest("invalid input type", param="input")
 
 
-def _asked(incoming: Incoming, texts: list[str], made: Any) -> Asked:
-    body: Fields = {"model": incoming.spec.alias, "input": texts, "encoding_format": "float"}
-    again = None if incoming.fields.get("truncate") is False else shortening.of_inputs()
-    translator = partial(ConstantTranslator, made)
-    return Asked(text_of(body, len(incoming.body)), False, translator, EMBEDDINGS, again, keeps_ttl=True)
+def _limit(incoming: Incoming) -> int | None:
+    """Tokens that a text may have, where fewer are asked for than the model takes."""
+    context, given = incoming.spec.params.n_ctx, incoming.fields.get("options")
+    wanted = options.read(given, context).context
+    return wanted if wanted is not None and wanted < context else None
+
+
+def _asked(incoming: Incoming, texts: list[str], limit: int | None, made: Any) -> Asked:
+    cuts = incoming.fields.get("truncate") is not False
+    inputs = InputLimit(incoming.spec.alias, partial(ConstantTranslator, made), cuts=cuts)
+    return inputs.asked(texts, limit, len(incoming.body))
 
 
 def _embedded(name: str, dimensions: int, told: Fields, times: Times) -> Fields:

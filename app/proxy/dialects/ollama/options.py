@@ -34,6 +34,8 @@ class Options(NamedTuple):
     fields: Fields
     note: str = ""
     """What was asked for and cannot be had."""
+    context: int | None = None
+    """`num_ctx`; None: it does not say."""
 
 
 def read(given: object, context: int) -> Options:
@@ -61,16 +63,18 @@ def read(given: object, context: int) -> Options:
 
 def _limited(options: Mapping[str, Any], fields: Fields, context: int) -> Options:
     """A smaller context ends an answer earlier; none is made larger for one request."""
-    most, wanted = _integer(options, "num_predict") or 0, _integer(options, "num_ctx") or 0
+    most, told = _integer(options, "num_predict") or 0, _integer(options, "num_ctx")
+    wanted = told or 0
     limits = [limit for limit in (most, wanted if wanted < context else 0) if limit > 0]
     if limits:
         fields["n_predict"] = min(limits)
     if wanted <= context:
-        return Options(fields)
+        return Options(fields, context=told)
     return Options(
         fields,
         f"options.num_ctx is {wanted}, but this model is run with {context}: raise params.n_ctx in the "
         "router's configuration",
+        told,
     )
 
 

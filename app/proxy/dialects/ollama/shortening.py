@@ -22,7 +22,7 @@ _ROOM = 4
 """A part of the context, one in so many, is left for the answer: llama-server does not go on beyond it."""
 
 
-class _Excess(NamedTuple):
+class Excess(NamedTuple):
     tokens: int
     context: int
 
@@ -31,14 +31,15 @@ class _Excess(NamedTuple):
         return self.tokens - self.context + max(1, self.context // _ROOM)
 
 
-def _excess(error: RouterError) -> _Excess | None:
+def excess_of(error: RouterError) -> Excess | None:
+    """None: it is refused for something else."""
     tokens, context = error.details.get("n_prompt_tokens"), error.details.get("n_ctx")
     if error.code != TOO_LONG or type(tokens) is not int or type(context) is not int or tokens <= 0:
         return None
-    return _Excess(tokens, context)
+    return Excess(tokens, context)
 
 
-Shorten = Callable[[Message, _Excess], bool]
+Shorten = Callable[[Message, Excess], bool]
 """Changes a body; false where there is nothing more to be left out."""
 
 
@@ -49,7 +50,7 @@ class Shortener:
         self._shorten, self._tries_left = shorten, MOST_TRIES
 
     def __call__(self, error: RouterError, asked: bytes | bytearray) -> bytes | bytearray | None:
-        excess = _excess(error)
+        excess = excess_of(error)
         if excess is None or not self._tries_left:
             return None
         self._tries_left -= 1
@@ -66,19 +67,14 @@ def of_messages() -> Shortener:
 def of_text(field: str) -> Shortener:
     """Of a prompt the beginning goes."""
 
-    def shorten(body: Message, excess: _Excess) -> bool:
+    def shorten(body: Message, excess: Excess) -> bool:
         body[field] = _end_of(body[field], excess)
         return True
 
     return Shortener(shorten)
 
 
-def of_inputs() -> Shortener:
-    """Of texts to embed the end goes, of all that are as long as the longest may be."""
-    return Shortener(_shorten_inputs)
-
-
-def _shorten_messages(body: Message, excess: _Excess) -> bool:
+def _shorten_messages(body: Message, excess: Excess) -> bool:
     kept = _without_oldest(body["messages"], excess)
     if kept is None:
         kept = _with_last_cut(body["messages"], excess)
@@ -88,16 +84,7 @@ def _shorten_messages(body: Message, excess: _Excess) -> bool:
     return True
 
 
-def _shorten_inputs(body: Message, excess: _Excess) -> bool:
-    longest = max(map(len, body["input"]))
-    most = min(longest - 1, int(longest * 0.95 * (excess.context - 1) / excess.tokens))
-    if most < 1:
-        return False
-    body["input"] = [text[:most] for text in body["input"]]
-    return True
-
-
-def _without_oldest(messages: Sequence[Message], excess: _Excess) -> list[Message] | None:
+def _without_oldest(messages: Sequence[Message], excess: Excess) -> list[Message] | None:
     """None where there is nothing that could be left out."""
     sizes = [len(written(message, to_json)) for message in messages]
     tokens_a_byte = excess.tokens / sum(sizes)
@@ -115,7 +102,7 @@ def _droppable(messages: Sequence[Message]) -> list[int]:
     return [place for place, m in enumerate(messages[:-1]) if m.get("role") != "system"]
 
 
-def _with_last_cut(messages: Sequence[Message], excess: _Excess) -> list[Message] | None:
+def _with_last_cut(messages: Sequence[Message], excess: Excess) -> list[Message] | None:
     """Its end is kept."""
     if not messages:
         return None
@@ -128,7 +115,7 @@ def _with_last_cut(messages: Sequence[Message], excess: _Excess) -> list[Message
     return None
 
 
-def _end_of(text: str, excess: _Excess) -> str:
+def _end_of(text: str, excess: Excess) -> str:
     """So much that about half of the context is free."""
     kept = int(len(text) * excess.context / 2 / excess.tokens)
     return text[-max(1, min(kept, len(text) - 1)) :]
