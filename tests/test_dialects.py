@@ -11,7 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
-from app.domain.errors import ModelCrashed, ModelError, QueueFull, RouterError
+from app.domain.errors import AnswerTooLarge, ModelError, QueueFull, RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
@@ -213,7 +213,7 @@ def test_a_large_event_in_small_pieces_is_looked_through_once() -> None:
 @pytest.mark.parametrize("size", [1000, MOST_BYTES + 1000])
 def test_an_event_that_does_not_end_is_given_up(size: int) -> None:
     reader = EventReader()
-    with pytest.raises(ModelCrashed):
+    with pytest.raises(AnswerTooLarge):
         for _ in range(MOST_BYTES // size + 1):
             reader.feed(b"a" * size)
 

@@ -393,6 +393,7 @@ def test_an_error_that_llama_server_tells_in_its_stream_is_made_whole(began: byt
     assert world.sent.startswith(began + b"data: {")
     assert world.code == "server"
     assert world.sent.count(b"data: {") == 1
+    assert (world.is_complete, world.is_cut) == (False, True)  # as behind the router's own
     world.check_over(error=None, status=500)
 
 
@@ -506,6 +507,18 @@ def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None
     exchange.body(LARGE[:1] if announced else LARGE, False)
     assert (world.heads[0][0], world.code) == (503, "overloaded")
     world.check_over(error="overloaded", status=503)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_an_answer_that_never_has_a_place_is_no_mistake_of_its_client(announced: bool) -> None:
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    world.memory.limit = len(LARGE) - 1
+    exchange.head(AnswerHead(200, JSON), len(LARGE) if announced else None)
+    exchange.body(LARGE[:1] if announced else LARGE, False)
+    assert (world.heads[0][0], world.code) == (502, "answer_too_large")
+    assert world.heads[0][1][b"x-should-retry"] == b"false"
+    world.check_over(error="answer_too_large", status=502)
 
 
 def test_a_bug_in_a_translation_is_told() -> None:

@@ -12,6 +12,7 @@ import pytest
 from app.core.config import Config
 from app.domain.errors import BadRequest, ModelCrashed, NotFound, RequestTooLarge, RouterError
 from app.domain.model_spec import ModelSpec
+from app.proxy.dialects.responses.response_object import MOST_ECHOED
 from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
 from app.proxy.dialects.sse_format import EventReader, event
@@ -467,3 +468,14 @@ def test_a_short_request_cannot_refer_to_more_than_a_body_may_have(router: Route
     assert router.translation.size(given) > 1_000_000
     with pytest.raises(RequestTooLarge, match="refers to"):
         router.translation.ask(given)
+
+
+def test_of_a_large_request_an_answer_repeats_what_is_short(router: Router) -> None:
+    """60 MB of instructions went to their client three times."""
+    tools = [{"type": "function", "name": "look", "parameters": {}, "strict": True, "description": None}]
+    given = {"input": "x", "instructions": "a" * (MOST_ECHOED + 1), "tools": tools, "temperature": 0.5}
+    answer = router.answer(given)
+    assert (answer["instructions"], answer["tools"], answer["temperature"]) == (None, tools, 0.5)
+    assert router.asked(given)["instructions"] == given["instructions"]
+    short = {**given, "instructions": "be brief"}
+    assert router.answer(short)["instructions"] == "be brief"

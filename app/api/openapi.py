@@ -117,6 +117,7 @@ OF_A_REQUEST = (
     errors.WrongModelKind,
     errors.ModelCrashed,
     errors.RequestCrashesModel,
+    errors.AnswerTooLarge,
     errors.QueueFull,
     errors.UpstreamTimeout,
 )

@@ -15,7 +15,7 @@ from app.api.guard import client_of
 from app.api.openapi import FOR_RESPONSES
 from app.domain.errors import BadRequest
 from app.proxy.dialects.json_pieces import PIECE
-from app.proxy.dialects.responses.stored_responses import Items, Stored, listed
+from app.proxy.dialects.responses.stored_responses import Items, Stored, Text, listed
 from app.proxy.dialects.sse_format import as_json
 
 router = APIRouter(tags=["responses"], responses=FOR_RESPONSES)
@@ -63,15 +63,15 @@ async def input_items(
     return _in_pieces(chain([as_json(about)[:-1] + b',"data":['], texts, [b"]}"]))
 
 
-def _in_pieces(texts: Iterable[bytes]) -> Response:
+def _in_pieces(texts: Iterable[Text]) -> Response:
     """JSON that is written already. A large text is given to the server bit by bit."""
     return StreamingResponse(_pieces(texts), media_type="application/json")
 
 
-async def _pieces(texts: Iterable[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(texts: Iterable[Text]) -> AsyncIterator[bytes]:
     for text in texts:
         for at in range(0, len(text), PIECE):
-            yield text[at : at + PIECE]
+            yield bytes(text[at : at + PIECE])
             await asyncio.sleep(0)
 
 

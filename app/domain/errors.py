@@ -60,6 +60,10 @@ class BadRequest(Refused):
     status, type, code = 400, "invalid_request_error", "invalid_request"
 
 
+class TooManyParts(BadRequest):
+    """Of a JSON text."""
+
+
 class InvalidJson(BadRequest):
     code = "invalid_json"
 
@@ -143,6 +147,13 @@ class ModelCrashed(RouterError):
 
 class RequestCrashesModel(RouterError):
     status, type, code = 502, "server_error", "request_crashes_model"
+    retryable = False
+
+
+class AnswerTooLarge(RouterError):
+    """For being translated: it passes no other way."""
+
+    status, type, code = 502, "server_error", "answer_too_large"
     retryable = False
 
 

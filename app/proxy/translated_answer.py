@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from app.domain.errors import AnswerTooLarge, RequestTooLarge
 from app.domain.events import Usage
+from app.domain.units import MIB
 from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Translator
 from app.proxy.request_body import RequestBody, Spool
 from app.proxy.request_memory_limit import ClientMemory
@@ -30,13 +33,14 @@ class LastWork(NamedTuple):
 class TranslatedAnswer:
     """Counted as long as it lives."""
 
-    __slots__ = ("_body", "_sent", "translator")
+    __slots__ = ("_body", "_memory", "_sent", "translator")
 
     def __init__(self, memory: ClientMemory, translator: Translator, length: int | None) -> None:
         """`length`: where it was announced. Raises what the client is told where there is no place, as `add`
         and `work` do."""
-        self.translator = translator
-        self._body, self._sent = RequestBody(memory, length or 0), 0
+        self.translator, self._memory = translator, memory
+        with self._place():
+            self._body, self._sent = RequestBody(memory, length or 0), 0
 
     @property
     def _data(self) -> bytes | bytearray:
@@ -44,14 +48,27 @@ class TranslatedAnswer:
         assert not isinstance(data, Spool)
         return data
 
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """What is too large is no mistake of its client's."""
+        try:
+            yield
+        except RequestTooLarge:
+            raise AnswerTooLarge(
+                f"llama-server's answer takes more than the {self._memory.limit // MIB} MB that there are "
+                "for all clients: ask for less of it, or raise api.max_memory_mb"
+            ) from None
+
     def add(self, data: bytes) -> None:
-        self._body.add(data)
+        with self._place():
+            self._body.add(data)
 
     def work(self, asked: RequestBody | None, tell: Callable[[Any], None], *, is_step: bool) -> LastWork:
         """`asked`: the request, of which the answer may repeat much."""
         size = len(self._body) + (0 if asked is None else len(asked))
         if size > TRANSLATED_AT_ONCE:
-            self._body.expect(size)
+            with self._place():
+                self._body.expect(size)
         return LastWork(size, partial(self.translator.whole, self._data), tell, needs_slot=is_step)
 
     def usage(self) -> Callable[[], Usage]:
@@ -62,7 +79,8 @@ class TranslatedAnswer:
     def replace(self, data: bytes | bytearray) -> None:
         """By what the client gets."""
         self.translator.done()
-        self._body.replace(data)
+        with self._place():
+            self._body.replace(data)
 
     def next_piece(self) -> tuple[bytes, bool]:
         """And whether it is the last."""

@@ -12,6 +12,7 @@ from app.llama.llama_server_errors import read_error
 from app.proxy.dialects import llama_answers
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.function_calls import Calls
+from app.proxy.dialects.json_pieces import let_go
 from app.proxy.dialects.llama_answers import Piece
 from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, in_pieces, object_in
 from app.proxy.dialects.translation_interface import Times
@@ -59,7 +60,10 @@ class ChatAsMessages:
         piece = _of_chat(told)
         calls = self._calls.take(piece.calls) + self._calls.rest()
         blocks = self._blocks(piece, calls)
-        return in_pieces(new_message(self._model) | {"content": blocks} | self._end_of(piece), len(body))
+        answer = new_message(self._model) | {"content": blocks} | self._end_of(piece)
+        text = in_pieces(answer, len(body))
+        let_go(told)
+        return text
 
     def done(self) -> None:
         """Nothing is left."""

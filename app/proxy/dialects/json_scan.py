@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic_core import from_json
 
-from app.domain.errors import BadRequest, InvalidJson
+from app.domain.errors import BadRequest, InvalidJson, TooManyParts
 
 WINDOW = 65536
 """The most bytes that one call of the regular expression engine looks at: it lets no other thread run."""
@@ -19,10 +19,8 @@ MAX_DEPTH = 200
 
 LONG_VALUE = 4096
 LONG_TEXT = 128
-LONG_LIST = 4096
+LONG_RUN = 16384
 """Bytes. What is longer is read by itself."""
-
-Span = tuple[int, int]
 
 
 class Unread:
@@ -67,6 +65,7 @@ def overflows(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) > sys.float_info.max
 
 
+BLANKS = b" \t\n\r"
 _BLANKS = re.compile(rb"[ \t\n\r]*")
 _MARK = re.compile(rb'["{}\[\]]')
 _SCALAR = re.compile(rb"[^\s,}\]]{1,400}")
@@ -75,23 +74,46 @@ _LIST, _END_OF_LIST = b"[]"
 _CLOSES = {_OPEN: _CLOSE, _LIST: _END_OF_LIST}
 
 
+class Cutter(Protocol):
+    """Takes out what is long, from the inside out. Places: of its first byte, and behind its last."""
+
+    def text(self, begin: int, end: int) -> None:
+        """With its quotation marks."""
+
+    def run(self, begin: int, end: int, *, of_object: bool) -> None:
+        """Whole elements of a list, or members of an object, with the commas between them."""
+
+
+class _Nested:
+    """A list or an object that is open."""
+
+    __slots__ = ("begin", "closes", "is_cut")
+
+    def __init__(self, closes: int, begin: int) -> None:
+        self.closes, self.begin, self.is_cut = closes, begin, False
+        """`begin`: of what has not been cut out of it."""
+
+
 class Scan:
     """One way through a body, from its first byte to its last."""
 
-    def __init__(self, body: bytes | bytearray, most_parts: int, *, counts_all: bool) -> None:
+    def __init__(
+        self, body: bytes | bytearray, most_parts: int, *, counts_all: bool, cutter: Cutter | None = None
+    ) -> None:
         """`counts_all`: numbers and the like are parts too."""
         self._body, self._at, self._parts_left = body, 0, most_parts
         self._most_parts, self._counts_all = most_parts, counts_all
-        self.long_ones: list[Span] = []
-        """Where texts, and lists without anything nested in them, stand that are long."""
+        self._cutter, self._open_ones = cutter, [_Nested(0, 0)]
 
     def fields(self) -> dict[str, Any]:
         if self._next() != _OPEN:
             raise BadRequest("the body must be a JSON object")
         self._at += 1
+        self._open_ones.append(_Nested(_CLOSE, self._at))
         found: dict[str, Any] = {}
         if self._next() != _CLOSE:
             self._read_into(found)
+        self._cut_rest()
         self._take(_CLOSE)
         if self._next() is not None:
             raise self._invalid("something follows the object")
@@ -101,6 +123,7 @@ class Scan:
         while True:
             name = self._name()
             found[name] = self._value()
+            self._element_ended()
             if len(found) > MAX_FIELDS:
                 raise BadRequest(f"the body has more than {MAX_FIELDS} fields")
             if self._next() != _COMMA:
@@ -143,7 +166,7 @@ class Scan:
             found = _BLANKS.match(self._body, self._at, self._at + WINDOW)
             assert found is not None
             self._at = found.end()
-            if self._at < size and self._body[self._at] not in b" \t\n\r":
+            if self._at < size and self._body[self._at] not in BLANKS:
                 return self._body[self._at]
         return None
 
@@ -161,8 +184,8 @@ class Scan:
             end = self._find_quote()
             if not self._is_escaped(self._at, end):
                 self._at = end + 1
-                if end - begin > LONG_TEXT:
-                    self.long_ones.append((begin, end + 1))
+                if end - begin > LONG_TEXT and self._cutter is not None:
+                    self._cutter.text(begin, end + 1)
                 return
             self._count()
             self._at = end + 1
@@ -185,44 +208,86 @@ class Scan:
 
     def _skip_nested(self) -> None:
         """From an opening bracket behind its partner."""
-        open_ones: list[int] = []
-        flat = -1  # where a list begins in which nothing is nested so far
+        open_ones = self._open_ones
+        outside = len(open_ones)
         while True:
             mark = self._find_mark()
             if mark == _QUOTE:
                 self._skip_text()
-                flat = -1
+                if self._is_long() and self._next() == _COMMA:  # else it was a name
+                    self._element_ended()
                 continue
             self._count()
-            if 0 <= flat < self._at - LONG_LIST and mark == _END_OF_LIST:
-                self.long_ones.append((flat, self._at + 1))
-            flat = self._at if mark == _LIST else -1
-            self._at += 1
             if mark in _CLOSES:
-                open_ones.append(_CLOSES[mark])
-                if len(open_ones) > MAX_DEPTH:
+                self._at += 1
+                open_ones.append(_Nested(_CLOSES[mark], self._at))
+                if len(open_ones) - outside > MAX_DEPTH:
                     raise self._invalid("it is nested too deeply")
-            elif open_ones.pop() != mark:
+                continue
+            if open_ones[-1].closes != mark:
                 raise self._invalid("its brackets do not match")
-            if not open_ones:
+            self._cut_rest()
+            self._at += 1
+            open_ones.pop()
+            if len(open_ones) == outside:
                 return
+            self._element_ended()
 
     def _find_mark(self) -> int:
         for begin in range(self._at, len(self._body), WINDOW):
-            found = _MARK.search(self._body, begin, begin + WINDOW)
+            end = begin + WINDOW
+            found = _MARK.search(self._body, begin, end)
             if self._counts_all:
-                end = begin + WINDOW if found is None else found.start()
-                self._count(self._body.count(b",", begin, end))
+                self._count(self._body.count(b",", begin, end if found is None else found.start()))
             if found is not None:
                 self._at = found.start()
                 return self._body[self._at]
+            self._pass_window(begin, end)
         raise self._invalid("a bracket is not closed")
+
+    def _pass_window(self, begin: int, end: int) -> None:
+        """In it there are numbers and the like, or blanks."""
+        comma = self._body.rfind(b",", begin, end)
+        if comma < 0 and len(self._body[begin:end].translate(None, BLANKS)) > WINDOW // 2:
+            raise self._invalid("a value is too long")
+        if self._cutter is not None and comma > self._open_ones[-1].begin:
+            self._cut(comma)
+
+    # --- taking out
+
+    def _is_long(self) -> bool:
+        """What has not been cut out of the innermost that is open."""
+        return self._at - self._open_ones[-1].begin > LONG_RUN and self._cutter is not None
+
+    def _element_ended(self) -> None:
+        """Or a member."""
+        if self._is_long():
+            self._cut(self._at)
+
+    def _cut(self, end: int) -> None:
+        """Up to there, where an element ends."""
+        nested = self._open_ones[-1]
+        assert self._cutter is not None
+        self._cutter.run(nested.begin, end, of_object=nested.closes == _CLOSE)
+        at, self._at = self._at, end
+        nested.begin = end + 1 if self._next() == _COMMA else self._at
+        nested.is_cut, self._at = True, max(at, self._at)
+
+    def _cut_rest(self) -> None:
+        """Of an object all, or nothing: of two members with one name the later one counts."""
+        nested, at = self._open_ones[-1], self._at
+        if not nested.is_cut or nested.closes != _CLOSE:
+            return
+        self._at = nested.begin
+        self._next()
+        if self._at < at:
+            self._cut(at)
 
     def _count(self, parts: int = 1) -> None:
         self._parts_left -= parts
         if self._parts_left < 0:
             what = "values" if self._counts_all else "texts, lists and objects"
-            raise BadRequest(f"the body has more than {self._most_parts} {what}; split the request")
+            raise TooManyParts(f"the body has more than {self._most_parts} {what}; split the request")
 
     def _invalid(self, why: str) -> InvalidJson:
         return InvalidJson(f"the body is not valid JSON: {why} at byte {self._at}")

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from app.domain.errors import ModelCrashed, RouterError
+from app.domain.errors import AnswerTooLarge, RouterError, TooManyParts
 from app.domain.units import MIB
-from app.proxy.dialects.json_pieces import PIECE, object_of, written
+from app.proxy.dialects.json_pieces import MOST_PARTS, PIECE, object_of, written
 
 DATA = b"data:"
 NAME = b"event:"
@@ -27,9 +27,13 @@ def line(body: dict[str, Any]) -> bytes:
 
 
 def object_in(text: bytes | bytearray) -> dict[str, Any] | None:
-    """None where it is no JSON, or no object."""
+    """None where it is no JSON, or no object. Raises `AnswerTooLarge`."""
     try:
         found = from_json(text) if len(text) <= PIECE else object_of(text)
+    except TooManyParts:
+        raise AnswerTooLarge(
+            f"llama-server's answer has more than {MOST_PARTS} values: ask for less of it"
+        ) from None
     except (ValueError, RouterError):
         return None
     return found if isinstance(found, dict) else None
@@ -78,7 +82,7 @@ class EventReader:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """Raises `ModelCrashed` for an event that does not end."""
+        """Raises `AnswerTooLarge` for an event that does not end."""
         if not self._rest:
             *whole, rest = data.split(b"\n\n")
             self._rest += rest
@@ -91,7 +95,7 @@ class EventReader:
             whole[0] = bytes(first) + whole[0]
             self._rest += rest
         if len(self._rest) > MOST_BYTES:
-            raise ModelCrashed(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
+            raise AnswerTooLarge(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
         return (_read(text) for text in whole if text)
 
     def _end_of_rest(self, data: bytes) -> int:

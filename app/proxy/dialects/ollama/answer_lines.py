@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.function_calls import Calls
+from app.proxy.dialects.json_pieces import let_go
 from app.proxy.dialects.llama_answers import Piece
 from app.proxy.dialects.ollama.context_field import Turn, packed
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
@@ -66,7 +67,9 @@ class LinesTranslator:
         calls = self._calls.take(piece.calls) + self._calls.rest()
         self._said.append(piece.text)
         answer = self._created() | self._frame.content(piece, calls) | self._end_of(piece)
-        return in_pieces(answer, len(body))
+        text = in_pieces(answer, len(body))
+        let_go(told, answer)
+        return text
 
     def done(self) -> None:
         """Nothing is left."""
@@ -153,7 +156,10 @@ class ConstantTranslator:
         self._made, self._times = made, times
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
-        return in_pieces(self._made(object_in(body) or {}, self._times), len(body))
+        told = object_in(body) or {}
+        text = in_pieces(self._made(told, self._times), len(body))
+        let_go(told)
+        return text
 
     def done(self) -> None:
         """Nothing is left."""

@@ -13,7 +13,7 @@ from app.proxy.dialects.json_pieces import object_of, written
 from app.proxy.dialects.sse_format import as_json
 
 Item = dict[str, Any]
-FindItem = Callable[[str], bytes | None]
+FindItem = Callable[[str], bytes | bytearray | None]
 
 _TEXTS = frozenset({"input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"})
 _IMAGES = frozenset({"input_image", "image_url"})

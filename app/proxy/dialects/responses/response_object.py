@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic_core import to_json
+
+from app.proxy.dialects.json_pieces import written
 from app.proxy.dialects.responses.items import Item
 
 Body = dict[str, Any]
@@ -28,8 +31,23 @@ _ECHOED: Body = {
 }
 """What an answer says of its request, with what is said where that is silent."""
 
+MOST_ECHOED = 131072
+"""Bytes of the request that are told once more, by every response and by three events of a stream: with 60 MB
+of instructions each would have as many."""
+
 CONTEXT_STEP = 256
 """llama-server rounds a context up to a multiple of this."""
+
+
+def echoed(fields: Mapping[str, Any]) -> Body:
+    """What of a long request is told once more: as much as there is room for."""
+    left, kept = MOST_ECHOED, {}
+    for name in ("reasoning", "text", *_ECHOED, "tools"):
+        size = len(written(fields[name], to_json)) if name in fields else 0
+        if name in fields and size <= left:
+            left -= size
+            kept[name] = fields[name]
+    return kept
 
 
 class Frame:

@@ -13,10 +13,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from pydantic_core import to_json
+
 from app.domain.errors import NotFound, RouterError
 from app.proxy.dialects.json_pieces import object_of, written
 from app.proxy.dialects.responses.items import Item
-from app.proxy.dialects.sse_format import as_json
 
 OVERHEAD_BYTES = 1024
 """What an entry takes beside its text, about."""
@@ -32,7 +33,8 @@ class Room(Protocol):
         """`data`: what was held."""
 
 
-Items = tuple[tuple[str, bytes], ...]
+Text = bytes | bytearray
+Items = tuple[tuple[str, Text], ...]
 """Ids and texts."""
 
 
@@ -40,7 +42,7 @@ class Stored(NamedTuple):
     """Of one response. Kept as text: objects would take several times as much."""
 
     name: str
-    frame: bytes
+    frame: Text
     """All but the output."""
     output: Items
     items: Items
@@ -52,7 +54,7 @@ class Stored(NamedTuple):
     def size(self) -> int:
         return OVERHEAD_BYTES + len(self.frame) + self.conversation_bytes
 
-    def text(self) -> Iterator[bytes]:
+    def text(self) -> Iterator[Text]:
         """The response, in pieces."""
         yield self.frame[:-1] + b',"output":['
         yield from listed(text for _, text in self.output)
@@ -70,10 +72,12 @@ class Stored(NamedTuple):
         return [*self.input_items(), *(object_of(text) for _, text in self.output)]
 
 
-def listed(texts: Iterable[bytes]) -> Iterator[bytes]:
+def listed(texts: Iterable[Text]) -> Iterator[Text]:
     """What stands between the brackets."""
     for place, text in enumerate(texts):
-        yield b"," + text if place else text
+        if place:
+            yield b","
+        yield text
 
 
 def to_store(response: Mapping[str, Any], items: Items) -> Stored:
@@ -81,7 +85,7 @@ def to_store(response: Mapping[str, Any], items: Items) -> Stored:
     frame = {name: value for name, value in response.items() if name != "output"}
     output = packed(response["output"])
     size = sum(len(text) for _, text in (*output, *items))
-    return Stored(response["id"], bytes(written(frame, as_json)), output, items, size)
+    return Stored(response["id"], written(frame, to_json), output, items, size)
 
 
 class StoredResponses:
@@ -140,7 +144,7 @@ class StoredResponses:
         entry = self._kept.get((owner, name))
         return 0 if entry is None else entry.conversation_bytes
 
-    def item(self, owner: str, name: str) -> bytes | None:
+    def item(self, owner: str, name: str) -> Text | None:
         """An item of a response's output."""
         home = self._homes.get((owner, name))
         return None if home is None else dict(self.find(owner, home).output)[name]
@@ -165,7 +169,7 @@ class StoredResponses:
 def packed(items: Iterable[Item]) -> Items:
     """As they are stored, each with an id."""
     named = ({"id": _new_id(item), **item} for item in items)
-    return tuple((str(item["id"]), bytes(written(item, as_json))) for item in named)
+    return tuple((str(item["id"]), written(item, to_json)) for item in named)
 
 
 _PREFIXES = {"function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}

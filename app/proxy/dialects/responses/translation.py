@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
 from app.llama.llama_server_errors import read_error
-from app.proxy.dialects.json_pieces import PIECE, text_of, written
+from app.proxy.dialects.json_pieces import PIECE, let_go, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
-from app.proxy.dialects.responses.response_object import Frame, whole_item
+from app.proxy.dialects.responses.response_object import MOST_ECHOED, Frame, echoed, whole_item
 from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
@@ -89,7 +89,8 @@ class ResponsesTranslation(TokensTranslation):
         items = self._items(incoming, fields)
         is_stored = self._stored.is_on and fields.get("store") is not False
         context = incoming.spec.params.n_ctx
-        frame = Frame(fields, incoming.spec.alias, context, incoming.now, stored=is_stored)
+        echo = echoed(fields) if len(incoming.body) > MOST_ECHOED else fields
+        frame = Frame(echo, incoming.spec.alias, context, incoming.now, stored=is_stored)
         keep = self._keep(incoming.owner, fields, items) if is_stored else None
         body = self._body(incoming, fields, items)
         return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep))
@@ -125,7 +126,9 @@ class ResponsesTranslator:
             return body
         response = self._frame.finished(told, [whole_item(item) for item in told.get("output", ())])
         self._packs(response)
-        return written(response, as_json)
+        text = written(response, as_json)
+        let_go(told)
+        return text
 
     def done(self) -> None:
         entry, self._to_store = self._to_store, None
