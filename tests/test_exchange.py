@@ -509,6 +509,19 @@ def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None
     world.check_over(error="overloaded", status=503)
 
 
+def test_the_record_of_a_refused_answer_keeps_no_body() -> None:
+    """It is read later, and the frames that its error has passed held the request: 40 MB for minutes."""
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, False)
+    world.memory.take(world.memory.limit - world.memory.held)
+    exchange.body(b"", True)
+    world.check_over(error="overloaded", status=503)
+    error = exchange.record._error
+    assert error is not None and error.__traceback__ is None
+
+
 @pytest.mark.parametrize("announced", [True, False])
 def test_an_answer_that_never_has_a_place_is_no_mistake_of_its_client(announced: bool) -> None:
     world = World(translator=Shouting)

@@ -262,7 +262,7 @@ class Exchange(ExchangeState):
 
     def _fail(self, error: RouterError) -> None:
         self.reply.fail(error)
-        self._end(error)
+        self._end(error.without_frames())
 
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:
