@@ -125,7 +125,7 @@ class Exchange(ExchangeState):
             else:
                 self._tell_more()
         except RouterError as error:  # of its work, or there is no place for what is to be asked
-            self._fail(error.without_frames())
+            self._fail(error)
 
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
