@@ -26,8 +26,8 @@ CLIENTS_NODE   := $(CLIENTS_FILES)/node/node_modules/.installed
 AGENTS         := $(CLIENTS_FILES)/agents/node_modules/.installed
 CLIENTS_BUILT  := $(CLIENTS)/go/clients $(CLIENTS)/java/.installed $(CLIENTS)/rust/debug/clients
 
-.PHONY: help demo run test test-oldest test-clients fuzz fuzz-sockets lint lint-page format clean chaos soak slow \
-	soak-slow facts bench FORCE
+.PHONY: help demo run test test-oldest test-clients test-agents fuzz fuzz-sockets lint lint-page format clean chaos \
+	soak slow soak-slow facts bench FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -35,7 +35,8 @@ help:
 	@echo "make run     serve config.json             (ARGS='-c other.json')"
 	@echo "make test    run the tests                 (ARGS='-k config')"
 	@echo "make test-oldest    the end-to-end tests, with the oldest llama-server that is supported"
-	@echo "make test-clients   client libraries of Python, Node, Go, Java and Rust, and agents, as their users run them"
+	@echo "make test-clients   client libraries of Python, Node, Go, Java and Rust, as their users run them (-j 3)"
+	@echo "make test-agents    agents of the command line: Claude Code, Codex, opencode and aider"
 	@echo "make fuzz    20,000 bad requests instead of the few that make test sends"
 	@echo "make fuzz-sockets   an hour of raw bytes, up to the largest sizes (FUZZ_MINUTES=60)"
 	@echo "make lint    ruff and mypy; for the page tsc and prettier, where Node is"
@@ -72,8 +73,11 @@ soak: $(DEV) $(MODEL)
 
 # Serial: their models make room for each other, and each client's wait is one of the things that are tested.
 test-clients: $(DEV) $(MODEL) $(CLIENTS)/python/.installed $(CLIENTS)/llama-index/.installed \
-		$(CLIENTS)/ollama/.installed $(CLIENTS)/aider/.installed $(CLIENTS_NODE) $(AGENTS) $(CLIENTS_BUILT)
-	@$(BIN)/python -m pytest tests/clients -m clients $(ARGS)
+		$(CLIENTS)/ollama/.installed $(CLIENTS_NODE) $(CLIENTS_BUILT)
+	@$(BIN)/python -m pytest tests/clients/test_clients.py -m clients $(ARGS)
+
+test-agents: $(DEV) $(MODEL) $(CLIENTS)/aider/.installed $(AGENTS)
+	@$(BIN)/python -m pytest tests/clients/test_agents.py -m clients $(ARGS)
 
 slow: $(DEV)
 	@$(BIN)/python -m tests.slowness.lines $(ARGS)

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections import Counter
 
-_MODEL = re.compile(rb'"model":\s*"([^"]*)"')
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"]*?)(?::latest)?"')
 
 
 class ListeningProxy:

@@ -401,6 +401,7 @@ def test_an_error_that_llama_server_tells_in_its_stream_is_made_whole(began: byt
     assert world.sent.startswith(began + b"data: {")
     assert world.code == "server"
     assert world.sent.count(b"data: {") == 1
+    assert (world.is_complete, world.is_cut) == (False, True)  # as behind the router's own
     world.check_over(error=None, status=500)
 
 
@@ -519,6 +520,19 @@ def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None
     exchange.body(LARGE[:1] if announced else LARGE, False)
     assert (world.heads[0][0], world.code) == (503, "overloaded")
     world.check_over(error="overloaded", status=503)
+
+
+def test_the_record_of_a_refused_answer_keeps_no_body() -> None:
+    """It is read later, and the frames that its error has passed held the request: 40 MB for minutes."""
+    world = World(translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(LARGE, False)
+    world.memory.take(world.memory.limit - world.memory.held)
+    exchange.body(b"", True)
+    world.check_over(error="overloaded", status=503)
+    error = exchange.record._error
+    assert error is not None and error.__traceback__ is None
 
 
 @pytest.mark.parametrize("announced", [True, False])

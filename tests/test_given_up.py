@@ -56,6 +56,11 @@ def test_a_place_is_free_when_its_slot_does_not_work(busy: int) -> None:
 
 def test_what_was_asked_before_it_was_given_up_says_nothing() -> None:
     assert freed(looked((99, 0))) == 0
+    evidence = Evidence(0.0)
+    evidence.probe_begun(99, at_slots=True)
+    evidence.probe_answered(101)
+    evidence.saw_slots(101, [])
+    assert freed(evidence) == 0
 
 
 def test_a_look_that_is_not_answered_says_nothing() -> None:

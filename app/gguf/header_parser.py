@@ -253,7 +253,13 @@ class _Cursor:
     def has_any_since(self, start: int, texts: tuple[str, ...]) -> bool:
         """One of the texts is a string behind `start`: much faster than to look at each string."""
         strings = [_U64.pack(len(text.encode())) + text.encode() for text in texts]
-        return any(self._data.find(string, start, self.position) >= 0 for string in strings)
+        return any(self._has_since(start, string) for string in strings)
+
+    def _has_since(self, start: int, string: bytes) -> bool:
+        """In small steps, for the other threads."""
+        end, step = self.position, READ_BYTES
+        pieces = ((at, min(at + step + len(string) - 1, end)) for at in range(start, end, step))
+        return any(self._data.find(string, *piece) >= 0 for piece in pieces)
 
     def _fetch(self, end: int) -> None:
         """Grow the data to `end` at least, in small steps: a large one would hold up the other threads."""

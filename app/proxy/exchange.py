@@ -131,7 +131,7 @@ class Exchange(ExchangeState):
             else:
                 self._tell_more()
         except RouterError as error:  # of its work, or there is no place for what is to be asked
-            self._fail(error.without_frames())
+            self._fail(error)
 
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
@@ -268,7 +268,7 @@ class Exchange(ExchangeState):
 
     def _fail(self, error: RouterError) -> None:
         self.reply.fail(error)
-        self._end(error)
+        self._end(error.without_frames())
 
     def _end(self, error: RouterError | None = None) -> None:
         if self.phase is Phase.ENDED:

@@ -1,6 +1,6 @@
 """Agents of the command line: how each is told the router's address, and asked one thing without a terminal.
 
-`make test-clients` installs them, in the versions that stand in `agents/package.json` and in
+`make test-agents` installs them, in the versions that stand in `agents/package.json` and in
 `agents/requirements-aider.txt`.
 """
 

@@ -57,7 +57,7 @@ def ask(agent: Agent, router: RouterProcess, tmp_path: Path) -> Ask:
         for folder in (home, work):
             folder.mkdir(exist_ok=True)
         program = need(
-            Part(f"The agent {agent.name}", agent.find, "make test-clients", "what its users see is")
+            Part(f"The agent {agent.name}", agent.find, "make test-agents", "what its users see is")
         )
         done = subprocess.run(
             [program, *agent.command(model, question)],

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.clients.programs import PROGRAMS, Program
+from tests.clients.programs import PROGRAMS, ROOT, Program
+from tests.listening_proxy import ListeningProxy
 from tests.real_parts import Part, need
 from tests.router_process import MakeRouter, RouterProcess
+from tests.shared_library import compile_library
 from tests.tiny_models import calling
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
@@ -27,13 +29,34 @@ KEY = "secret"
 MARK = '{"step"'
 """How a program's lines begin."""
 
+LONG = "the of and " * 400 + "{{ messages[0].content }}"
+"""A chat template with which every prompt is too long."""
+
+CRASHING = "CRASH-BY-ABORT"
+"""The name of a model, which its requests hold: it ends llama-server."""
+
+OF_ERRORS = {
+    "nobody": {"unknown"},
+    "broken": {"broken"},
+    "narrow": {"too_long"},
+    CRASHING: {"crashing"},
+    "endless": {"failing", "failing_response", "breaking"},
+}
+"""By the model that is asked for: each step asks once, nobody repeats what no repeat can change."""
+
 Told = Mapping[str, Any]
 
 
 @pytest.fixture(scope="module")
 def router(
-    make_shared_router: MakeRouter, smollm2: Path, tiny_gguf: Path, tiny_long_gguf: Path, garbage_gguf: Path
+    make_shared_router: MakeRouter,
+    smollm2: Path,
+    tiny_gguf: Path,
+    tiny_long_gguf: Path,
+    garbage_gguf: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> RouterProcess:
+    fragile = compile_library(ROOT / "tests" / "fragile.c", tmp_path_factory.mktemp("fragile") / "fragile.so")
     # Not every client can say that it wants the likeliest words.
     talks = {"model_path": smollm2, "params": {"n_ctx": 2048}, "extra_args": ["--temp", "0"]}
     return make_shared_router(
@@ -48,26 +71,37 @@ def router(
                 "extra_args": ["--ignore-eos"],
             },
             "broken": {"model_path": garbage_gguf},
+            "narrow": {"model_path": tiny_gguf, "params": {"n_ctx": 256, "chat_template": LONG}},
+            CRASHING: {"model_path": tiny_gguf, "env": {"LD_PRELOAD": str(fragile)}},
         },
         api={"api_keys": [KEY]},
         key=KEY,
-        system={"max_concurrent_models": 1},
+        system={"max_concurrent_models": 1, "restart_window_sec": 1},  # what crashes is started again at once
     )
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_a_client_sees_what_its_users_expect(router: RouterProcess, program: Program) -> None:
-    told = {line["step"]: line for line in run(program, router)}
+    proxy = ListeningProxy(router.port)
+    told = {line["step"]: line for line in run(program, router, proxy.url)}
+    proxy.close()
     assert told.keys() == program.steps
     wrong = {step: line for step, line in told.items() if not JUDGED[step](line)}
     assert not wrong
+    asked = {model: proxy.asked_for[model] for model in OF_ERRORS}
+    assert not program.tries or asked == {model: times(program, steps) for model, steps in OF_ERRORS.items()}
+
+
+def times(program: Program, steps: set[str]) -> int:
+    """That the router is asked in them."""
+    return len(steps & program.steps) * (program.tries if steps == {"crashing"} else 1)
 
 
 # --- running
 
 
-def run(program: Program, router: RouterProcess) -> Iterator[Told]:
-    command = [need(_part(program)), *program.command[1:], router.url, *program.options]
+def run(program: Program, router: RouterProcess, url: str) -> Iterator[Told]:
+    command = [need(_part(program)), *program.command[1:], url, *program.options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(), text=True
     ) as process:
@@ -149,6 +183,8 @@ JUDGED: Mapping[str, Callable[[Told], bool]] = {
     "unknown": _was_told("nobody", "embed"),
     "wrong_key": _was_told("API key"),
     "broken": _was_told("broken", "GGUF"),
+    "too_long": _was_told("context"),
+    "crashing": _was_told("crash"),
     "failing": _was_told("endless"),
     "failing_response": _was_told("endless"),
     "breaking": lambda line: bool(line.get("error")),  # as failing, for a library that overlooks why

@@ -25,6 +25,9 @@ MAX_PARTS_READ = 200_000
 """Of a client's body that is read whole, numbers and the like included: making an object of one holds the
 interpreter for half a microsecond."""
 
+GROWTH = 64
+"""Pieces by which a long text grows."""
+
 PIECE_OF_LIST = 1000
 MOST_PARTS = 3_000_000
 """Of what is no request: an object takes some hundred bytes."""
@@ -142,12 +145,17 @@ _MANY_BLANKS = re.compile(rb"[ \t\n\r]{%d,}" % (2 * LONG_TEXT))
 
 
 def _long_text(text: bytes | bytearray, at: int, end: int) -> str:
-    """It grows in its place: joined pieces would be there twice, and made in one long step."""
-    read = ""
+    """It grows in its place: joined at once, its pieces would be there twice, and made in one long step. But
+    seldom: the system moves all of it each time."""
+    read, pieces = "", list[str]()
     while at < end:
         cut = _cut(text, at, at + PIECE) if at + PIECE < end else end
-        read += _read(b'"%b"' % bytes(text[at:cut]))
+        pieces.append(_read(b'"%b"' % bytes(text[at:cut])))
         at = cut
+        if len(pieces) == GROWTH:
+            read += "".join(pieces)
+            pieces.clear()
+    read += "".join(pieces)
     return read
 
 

@@ -92,5 +92,7 @@ func withAnthropic() {
 	step("unknown", saying(here.say, nobody))
 	step("wrong_key", saying(newClaude(wrongKey).say, chat))
 	step("broken", saying(here.say, broken))
+	step("too_long", saying(here.say, narrow))
+	step("crashing", saying(here.say, crashing))
 	step("failing", func() (any, error) { return here.stream(endless, plenty) })
 }

@@ -98,5 +98,7 @@ func withGoOpenAI() {
 	step("unknown", saying(here.say, nobody))
 	step("wrong_key", saying(newGoOpenAI(wrongKey).say, chat))
 	step("broken", saying(here.say, broken))
+	step("too_long", saying(here.say, narrow))
+	step("crashing", saying(here.say, crashing))
 	step("failing", func() (any, error) { return here.stream(endless, plenty) })
 }

@@ -84,5 +84,7 @@ func withLangChain() {
 	step("unknown", saying(here.say, nobody))
 	step("wrong_key", saying(newLangChain(wrongKey).say, chat))
 	step("broken", saying(here.say, broken))
+	step("too_long", saying(here.say, narrow))
+	step("crashing", saying(here.say, crashing))
 	step("breaking", func() (any, error) { return here.stream(endless, plenty) })
 }

@@ -10,6 +10,7 @@ const (
 	key, wrongKey              = "secret", "wrong"
 	chat, other, caller, embed = "chat", "other", "caller", "embed"
 	nobody, broken, endless    = "nobody", "broken", "endless"
+	narrow, crashing           = "narrow", "CRASH-BY-ABORT"
 	ask                        = "Say hello."
 	mostTokens                 = 12
 	mostInACall                = 200

@@ -115,5 +115,7 @@ func withOllama() {
 	step("embed", here.embed)
 	step("unknown", saying(here.say, nobody))
 	step("broken", saying(here.say, broken))
+	step("too_long", saying(here.say, narrow))
+	step("crashing", saying(here.say, crashing))
 	step("failing", func() (any, error) { return here.stream(endless, plenty) })
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -127,6 +128,20 @@ func (o openAI) converse() (any, error) {
 	return []string{first.OutputText(), second}, events.Err()
 }
 
+// The library has no types of its own for what a schema describes: the text is read by whoever asked.
+func (o openAI) parse() (any, error) {
+	asked := o.inResponses(ask)
+	asked.MaxOutputTokens = openai.Int(mostInACall)
+	asked.Text.Format = responses.ResponseFormatTextConfigParamOfJSONSchema("place", weather)
+	answer, err := o.client.Responses.New(context.Background(), asked)
+	if err != nil {
+		return nil, err
+	}
+	var place map[string]string
+	err = json.Unmarshal([]byte(answer.OutputText()), &place)
+	return place, err
+}
+
 func (o openAI) failInAResponse() (any, error) {
 	asked := o.inResponses(ask)
 	asked.Model, asked.MaxOutputTokens = endless, param.Opt[int64]{}
@@ -160,6 +175,7 @@ func withOpenAI() {
 	step("chat", saying(here.say, chat))
 	step("stream", func() (any, error) { return here.stream(chat, mostTokens) })
 	step("responses", here.converse)
+	step("parse", here.parse)
 	step("count", here.count)
 	step("tools", here.call)
 	step("swap", func() (any, error) { return swap(here.say) })
@@ -167,6 +183,8 @@ func withOpenAI() {
 	step("unknown", func() (any, error) { return inWords(here.say(nobody)) })
 	step("wrong_key", func() (any, error) { return inWords(newOpenAI(wrongKey).say(chat)) })
 	step("broken", func() (any, error) { return inWords(here.say(broken)) })
+	step("too_long", func() (any, error) { return inWords(here.say(narrow)) })
+	step("crashing", func() (any, error) { return inWords(here.say(crashing)) })
 	step("failing", func() (any, error) { return here.stream(endless, plenty) })
 	step("failing_response", here.failInAResponse)
 }

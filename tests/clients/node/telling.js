@@ -5,6 +5,7 @@ export const KEY = "secret";
 export const WRONG_KEY = "wrong";
 export const [CHAT, OTHER, CALLER, EMBED] = ["chat", "other", "caller", "embed"];
 export const [NOBODY, BROKEN, ENDLESS] = ["nobody", "broken", "endless"];
+export const [NARROW, CRASHING] = ["narrow", "CRASH-BY-ABORT"];
 export const ASK = "Say hello.";
 export const MOST_TOKENS = 12;
 export const MOST_IN_A_CALL = 200;

@@ -72,4 +72,6 @@ if (name !== "anthropic") await step("embed", embed);
 await step("unknown", () => chat(told.NOBODY));
 await step("wrong_key", () => chat(told.CHAT, stranger));
 await step("broken", () => chat(told.BROKEN));
+await step("too_long", () => chat(told.NARROW));
+await step("crashing", () => chat(told.CRASHING));
 await step("failing", () => stream(told.ENDLESS, 100_000));

@@ -45,4 +45,6 @@ await step("embed", embed);
 await step("unknown", () => chat(told.NOBODY));
 await step("wrong_key", () => chat(CHAT, client(told.WRONG_KEY)));
 await step("broken", () => chat(told.BROKEN));
+await step("too_long", () => chat(told.NARROW));
+await step("crashing", () => chat(told.CRASHING));
 await step("failing", () => stream(told.ENDLESS, {}));

@@ -12,6 +12,7 @@ BASE = sys.argv[1]
 KEY, WRONG_KEY = "secret", "wrong"
 CHAT, OTHER, CALLER, EMBED = "chat", "other", "caller", "embed"
 NOBODY, BROKEN, ENDLESS = "nobody", "broken", "endless"
+NARROW, CRASHING = "narrow", "CRASH-BY-ABORT"
 ASK = "Say hello."
 MOST_TOKENS = 12
 MOST_IN_A_CALL = 200

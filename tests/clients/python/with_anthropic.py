@@ -12,11 +12,13 @@ from telling import (
     BROKEN,
     CALLER,
     CHAT,
+    CRASHING,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_IN_A_CALL,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WEATHER,
@@ -77,4 +79,6 @@ step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, client.with_options(api_key=WRONG_KEY)))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: stream(ENDLESS, 100_000))

@@ -9,12 +9,14 @@ from telling import (
     BROKEN,
     CALLER,
     CHAT,
+    CRASHING,
     EMBED,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_IN_A_CALL,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WEATHER,
@@ -58,4 +60,6 @@ step("embed", embed)
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: text(p.content for p in until_it_fails(model(ENDLESS, None).stream(ASK))))

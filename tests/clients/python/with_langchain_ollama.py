@@ -8,11 +8,13 @@ from telling import (
     BASE,
     BROKEN,
     CHAT,
+    CRASHING,
     EMBED,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WRONG_KEY,
@@ -47,4 +49,6 @@ step("embed", embed)
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: text(p.content for p in until_it_fails(model(ENDLESS, None).stream(ASK))))

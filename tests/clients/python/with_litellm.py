@@ -11,12 +11,14 @@ from telling import (
     BROKEN,
     CALLER,
     CHAT,
+    CRASHING,
     EMBED,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_IN_A_CALL,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WEATHER,
@@ -65,4 +67,6 @@ step("embed", embed)
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, api_key=WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: stream(ENDLESS, max_tokens=None))

@@ -9,10 +9,12 @@ from telling import (
     BASE,
     BROKEN,
     CHAT,
+    CRASHING,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WRONG_KEY,
@@ -51,4 +53,6 @@ step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", endless)

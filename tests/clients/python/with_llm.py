@@ -14,9 +14,11 @@ from telling import (
     BASE,
     BROKEN,
     CHAT,
+    CRASHING,
     ENDLESS,
     KEY,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WRONG_KEY,
@@ -26,7 +28,7 @@ from telling import (
 
 FOLDER = Path(tempfile.mkdtemp(prefix="llm-"))
 ENTRY = "- model_id: here-{name}\n  model_name: {name}\n  api_base: {base}/v1\n  api_key_name: router\n"
-NAMES = (CHAT, OTHER, NOBODY, BROKEN, ENDLESS)
+NAMES = (CHAT, OTHER, NOBODY, BROKEN, NARROW, CRASHING, ENDLESS)
 COMMAND = [sys.executable, "-m", "llm"]
 LIMITS = ["-o", "max_tokens", str(MOST_TOKENS), "-o", "temperature", "0"]
 
@@ -67,4 +69,6 @@ step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, "--key", WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: stream(ENDLESS))

@@ -14,12 +14,14 @@ from telling import (
     BROKEN,
     CALLER,
     CHAT,
+    CRASHING,
     EMBED,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_IN_A_CALL,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WEATHER,
@@ -110,5 +112,7 @@ step(
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, client.with_options(api_key=WRONG_KEY)))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: stream(ENDLESS))
 step("failing_response", fail_in_a_response)

@@ -21,11 +21,13 @@ from telling import (
     BROKEN,
     CALLER,
     CHAT,
+    CRASHING,
     ENDLESS,
     KEY,
     LONG_S,
     MOST_IN_A_CALL,
     MOST_TOKENS,
+    NARROW,
     NOBODY,
     OTHER,
     WRONG_KEY,
@@ -87,4 +89,6 @@ step("swap", lambda: [chat(OTHER), chat(CHAT)])
 step("unknown", lambda: chat(NOBODY))
 step("wrong_key", lambda: chat(CHAT, WRONG_KEY))
 step("broken", lambda: chat(BROKEN))
+step("too_long", lambda: chat(NARROW))
+step("crashing", lambda: chat(CRASHING))
 step("failing", lambda: asyncio.run(pieces_of(ENDLESS, max_tokens=None)))

@@ -9,6 +9,7 @@ final class Told {
     static final String KEY = "secret", WRONG_KEY = "wrong";
     static final String CHAT = "chat", OTHER = "other", CALLER = "caller", EMBED = "embed";
     static final String NOBODY = "nobody", BROKEN = "broken", ENDLESS = "endless";
+    static final String NARROW = "narrow", CRASHING = "CRASH-BY-ABORT";
     static final String ASK = "Say hello.";
     static final int MOST_TOKENS = 12, MOST_IN_A_CALL = 200, PLENTY = 100_000;
     static final ObjectMapper JSON = new ObjectMapper();

@@ -116,6 +116,8 @@ final class WithLangChain4j {
         Told.step("unknown", () -> here.say(Told.NOBODY));
         Told.step("wrong_key", () -> new WithLangChain4j(base, Told.WRONG_KEY).say(Told.CHAT));
         Told.step("broken", () -> here.say(Told.BROKEN));
+        Told.step("too_long", () -> here.say(Told.NARROW));
+        Told.step("crashing", () -> here.say(Told.CRASHING));
         Told.step("breaking", () -> here.stream(Told.ENDLESS, Told.PLENTY));
     }
 }

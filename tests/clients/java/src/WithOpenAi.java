@@ -163,6 +163,8 @@ final class WithOpenAi {
         Told.step("unknown", () -> here.say(Told.NOBODY));
         Told.step("wrong_key", () -> new WithOpenAi(base, Told.WRONG_KEY).say(Told.CHAT));
         Told.step("broken", () -> here.say(Told.BROKEN));
+        Told.step("too_long", () -> here.say(Told.NARROW));
+        Told.step("crashing", () -> here.say(Told.CRASHING));
         Told.step("failing", () -> here.stream(Told.ENDLESS, Told.PLENTY));
         Told.step("failing_response", here::failInAResponse);
     }

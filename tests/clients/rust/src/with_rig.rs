@@ -88,5 +88,7 @@ pub async fn run(base: &str, route: Route) {
     step("unknown", here.say(told::NOBODY)).await;
     step("wrong_key", stranger.say(told::CHAT)).await;
     step("broken", here.say(told::BROKEN)).await;
+    step("too_long", here.say(told::NARROW)).await;
+    step("crashing", here.say(told::CRASHING)).await;
     step("failing", here.stream(told::ENDLESS, told::PLENTY)).await;
 }
