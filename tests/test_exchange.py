@@ -129,7 +129,7 @@ class World:
         )
         record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
         everything: Any = self
-        self.memory = ClientMemory(Config(), 1024)
+        self.memory, self.filled = ClientMemory(Config(), 1024), 0
         body = RequestBody(self.memory)
         body.add(b"body")
         self.exchange = Exchange(
@@ -264,6 +264,12 @@ class World:
         self.is_full, self.has_link = is_full, has_link
         self.exchange.begin()
 
+    def fill(self, *, but: int = 0) -> None:
+        """By others."""
+        size = self.memory.limit - self.memory.held - but
+        self.memory.take(size)
+        self.filled += size
+
     def check_over(self, *, error: str | None, status: int) -> None:
         """Everything has been given back, once, and the observers know."""
         assert self.exchange.phase is Phase.ENDED
@@ -271,6 +277,7 @@ class World:
         assert (event.error, event.status) == (error, status)
         assert set(map(id, self.entered)) <= set(map(id, self.left)) or not self.entered
         assert self.exchange._link is self.exchange._pending is None
+        assert self.memory.held == self.filled
         assert self.exchange.ticket.owner is None
 
 
@@ -515,7 +522,7 @@ def test_a_client_that_leaves_while_its_answer_is_translated_leaves_nothing() ->
 def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None:
     world = World(translator=Shouting)
     exchange = world.asked()
-    world.memory.take(world.memory.limit - world.memory.held - len(LARGE) // 2)
+    world.fill(but=len(LARGE) // 2)
     exchange.head(AnswerHead(200, JSON), len(LARGE) if announced else None)
     exchange.body(LARGE[:1] if announced else LARGE, False)
     assert (world.heads[0][0], world.code) == (503, "overloaded")
@@ -528,7 +535,7 @@ def test_the_record_of_a_refused_answer_keeps_no_body() -> None:
     exchange = world.asked()
     exchange.head(AnswerHead(200, JSON), None)
     exchange.body(LARGE, False)
-    world.memory.take(world.memory.limit - world.memory.held)
+    world.fill()
     exchange.body(b"", True)
     world.check_over(error="overloaded", status=503)
     error = exchange.record._error
@@ -671,21 +678,46 @@ def test_nothing_follows_half_an_event(is_told: bool) -> None:
 
 
 def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:
+    """Counted in steps."""
+
     class Keeping(Shouting):
         def feed(self, data: bytes) -> bytes:
-            self.held += 100_000
+            self.held += len(data)
             return super().feed(data)
 
     world = World(stream=True, translator=Keeping)
     before = world.memory.held
     exchange = world.asked()
     exchange.head(AnswerHead(200, EVENTS), None)
+    event, kept = b"A" * 9999 + b"\n", 50
+    for _ in range(kept):
+        exchange.body(event, False)
+    assert len(event) * (kept - 10) <= world.memory.held - before < len(event) * (kept + 10)
+    world.fill()
+    while exchange.phase is Phase.ANSWERING:
+        exchange.body(event, False)
+        kept += 1
+    assert kept <= 70
+    assert world.sent == event * (kept - 1) + b"alas: overloaded"
+    world.check_over(error="overloaded", status=503)
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_a_large_event_without_a_place_is_told_as_an_event(is_found: bool) -> None:
+    """Before it is translated, or when it is too large then. Nothing of it has been sent."""
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", False)
-    exchange.body(b"two\n", False)
-    assert before + 200_000 <= world.memory.held < before + 400_000
-    world.memory.take(world.memory.limit - world.memory.held)
-    exchange.body(b"three\n", False)
-    assert world.sent == b"ONE\nTWO\nalas: overloaded"
+    if is_found:
+        exchange.body(LARGE + b"\n", False)
+    world.fill()
+    if is_found:
+        _, tell = world.beside
+        tell(LARGE * 3)
+    else:
+        exchange.body(LARGE + b"\n", False)
+    assert world.sent == b"ONE\nalas: overloaded"
     world.check_over(error="overloaded", status=503)
 
 
@@ -823,11 +855,15 @@ def test_a_step_may_find_what_is_wrong_with_a_request() -> None:
 
 
 def test_a_question_without_a_place_in_memory_is_refused() -> None:
-    world = World(translator=Asking, is_step=True)
+    class Longer(Asking):
+        def whole(self, body: bytes) -> Any:
+            return super().whole(body * 3)
+
+    world = World(translator=Longer, is_step=True)
     exchange = world.asked()
     exchange.head(AnswerHead(200, JSON), None)
     exchange.body(LARGE, True)
-    world.memory.take(world.memory.limit - world.memory.held)
+    world.fill()
     world.work()
     assert (world.heads[0][0], world.code) == (503, "overloaded")
 

@@ -63,6 +63,7 @@ DOWN = [
     "json_fields",
     "request_parameters",
     "request_record",
+    "reply",
     "reply_head",
     "exchange_state",
     "timeouts_and_heartbeats",

@@ -7,7 +7,6 @@ there, bytes come, its client leaves, time passes. None of them waits, none of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from app.proxy.exchange_state import ExchangeState
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S
-from app.proxy.translated_answer import LastWork
+from app.proxy.translated_answer import ReplyWork, Tell
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +89,18 @@ class Exchange(ExchangeState):
             go_on = self.reply.body(data, last)
             if last:
                 self._complete()
-                return True
+            elif not go_on:
+                self._pause()
         except RouterError as error:  # there is no place for it
             self._fail(error)
             return True
-        self._is_paused = not go_on
-        if not go_on and (work := self.reply.work(self._body)) is not None:
+        return go_on or last
+
+    def _pause(self) -> None:
+        """Of llama-server's connection: until the client takes more, or what it got is translated."""
+        self._is_paused = True
+        if (work := self.reply.work(self._body)) is not None:
             self._do_beside(work)
-        return go_on
 
     def _complete(self) -> None:
         """llama-server has said all."""
@@ -113,19 +116,16 @@ class Exchange(ExchangeState):
                 self._slots.leave(self)
             self._do_beside(work)
 
-    def _do_beside(self, work: LastWork) -> None:
+    def _do_beside(self, work: ReplyWork) -> None:
         self.phase, self._is_paused = Phase.TRANSLATING, False
         self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
 
     @catch_bugs
-    def translated(self, tell: Callable[[Any], None], found: Any) -> None:
+    def translated(self, tell: Tell, found: Any) -> None:
         """Of what took long."""
         self._pending = None
-        self.reply.work_is_done()
         try:
-            if isinstance(found, Exception):
-                raise found
-            tell(found)
+            self.reply.told(tell, found)
             if (asked := self.reply.questions.next) is not None:
                 self._ask_again(asked)
             else:
@@ -149,9 +149,9 @@ class Exchange(ExchangeState):
 
     @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
-        if self.phase is Phase.TRANSLATING and self._pending is not None:
-            self._pending.cancel()
-        self._link = self._pending = None
+        self._link = None
+        if self.phase is Phase.CONNECTING:
+            self._pending = None
         if error.stale and self._runner is not None:
             self.phase = Phase.CONNECTING
             self._pending = self._links.open(self._runner.port, self)
@@ -195,7 +195,7 @@ class Exchange(ExchangeState):
             if self._pending is None:
                 self._tell_more()
         elif self.phase in AT_LLAMA_SERVER or self.phase is Phase.TRANSLATING:
-            self.reply.flush_head()
+            self.reply.own_head.flush()
             if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
                 self._body = None  # it cannot be sent once more
             if (left_s := self._patience_s(now)) > 0:
@@ -222,7 +222,7 @@ class Exchange(ExchangeState):
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
+            self.reply.own_head.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
@@ -278,6 +278,7 @@ class Exchange(ExchangeState):
         self.record.close(error, quiet_since)
         self._slots.ended(self)
         self._body = None
+        self.reply.let_go()
 
     def _give_up(self) -> None:
         """llama-server notices at once that nobody reads the events of a stream, and nothing else."""

@@ -186,8 +186,7 @@ class Preparation:
     def _asked(self, instance: ModelInstance, routed: RoutedRequest, asked: Asked | Told) -> Exchange | None:
         if isinstance(asked, Asked):
             self._accepted.body.replace(asked.body)
-            place = RequestBody(self._backend.memory, asked.kept_bytes) if asked.kept_bytes else None
-            return self._exchange(instance, routed.as_asked(asked), asked._replace(body=b"", place=place))
+            return self._exchange(instance, routed.as_asked(asked), asked._replace(body=b""))
         self._tell(asked, instance, self._record(instance, routed))
         return None
 

@@ -1,57 +1,99 @@
-"""The answer to one request as its client gets it: what is held back of its body, and how it ends."""
+"""The answer to one request as its client gets it: what is held back of it, and how it ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import ERROR_IN_STREAM, read_error
-from app.proxy import answer_writer
 from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
 from app.proxy.answer_reader import AnswerHead
+from app.proxy.dialects.dialect import Dialect
+from app.proxy.dialects.shown_wait import ShowWait
 from app.proxy.dialects.sse_format import is_only_comments
 from app.proxy.dialects.translation_interface import Asked
-from app.proxy.questions import Found
+from app.proxy.exchange_interfaces import Downstream
+from app.proxy.questions import AS_IT_CAME, Found, Questions
 from app.proxy.reply_head import ReplyHead
 from app.proxy.request_body import RequestBody
+from app.proxy.request_memory_limit import ClientMemory
+from app.proxy.request_record import RequestRecord
 from app.proxy.token_usage import LAST_BYTES, UsageScanner, usage_of
-from app.proxy.translated_answer import InPieces, LastWork, TranslatedAnswer
-from app.proxy.translated_stream import TranslatedStream
+from app.proxy.translated_answer import ReplyWork, Tell, TranslatedAnswer
 
 EVENT = b"data: {"
 
 
-class Reply(ReplyHead):
-    """Errors before the head are answers, later ones end an event stream."""
+class Reply:
+    """Writes to one `Downstream`. Errors before the head are answers, later ones end an event stream."""
 
-    __slots__ = ()
+    __slots__ = ("_clock", "_dialect", "_downstream", "_kept", "_memory", "_mode", "_parts",
+                 "_record", "_refusal", "_translated", "_usage", "events", "own_head", "progress_at",
+                 "questions")  # fmt: skip
+
+    def __init__(
+        self,
+        downstream: Downstream,
+        record: RequestRecord,
+        clock: Callable[[], float],
+        dialect: Dialect,
+        *,
+        heartbeats: Heartbeats = Heartbeats.COMMENTS,
+        memory: ClientMemory,
+        asked: Asked | None = None,
+        show_wait: ShowWait | None = None,
+    ) -> None:
+        """`asked`: where the API is translated, without its body; else an answer of llama-server passes as it
+        is. `memory`: in which what is translated or kept takes its place. `show_wait` writes what the client
+        shows of its wait, in the place of heartbeats."""
+        self.progress_at = 0.0
+        """When something last moved; comments in a stream do not count."""
+        self.questions = AS_IT_CAME if asked is None else Questions(asked)
+        self.events = 0
+        """Of a stream, that have come from llama-server: about one a token."""
+        self._downstream, self._record, self._clock, self._dialect = downstream, record, clock, dialect
+        self.own_head = ReplyHead(downstream, record, dialect, heartbeats, show_wait)
+        self._memory = memory
+        self._kept = None if asked is None else RequestBody(memory, asked.kept_bytes)
+        self._mode = AnswerMode.EMPTY
+        self._translated: TranslatedAnswer | None = None
+        self._refusal: RouterError | None = None
+        self._parts: list[bytes] = []
+        self._usage: UsageScanner | None = None
 
     def restart(self) -> None:
         """Forget what was held back: the request is sent once more."""
-        self._mode, self._usage, self._rest, self._stream = AnswerMode.EMPTY, None, None, None
+        self._mode, self._usage, self._translated, self._refusal = AnswerMode.EMPTY, None, None, None
         self.events, self.questions.next = 0, None
         self._parts.clear()
+        self.own_head.restart()
 
     # --- the answer
 
     def head(self, head: AnswerHead, length: int | None) -> bool:
-        """True: it is that of an event stream, and waits for the first event, or for `flush_head`."""
+        """True: it is that of an event stream, and waits for the first event, or for its `flush`."""
         self._record.status = head.status
         self._mode = mode = self._mode_for(head.status, length, head.is_event_stream)
-        if self.started:
+        if self.own_head.started:
             return False
-        self._is_event_stream = head.is_event_stream and mode is not AnswerMode.REFUSED
-        self._lines, self._length = head.lines, length
-        return self._is_event_stream
+        is_event_stream = head.is_event_stream and mode is not AnswerMode.REFUSED
+        lines = None if mode is AnswerMode.TRANSLATED else head.lines
+        self.own_head.becomes(lines, length, is_event_stream=is_event_stream)
+        return is_event_stream
 
     def _mode_for(self, status: int, length: int | None, streamed: bool) -> AnswerMode:
-        if self.started:
+        if self.own_head.started:
             if not streamed or status != 200:
                 return AnswerMode.REFUSED
         elif status >= 400 and not self._dialect.keeps_model_errors:
             return AnswerMode.REFUSED
         if status == 200 and (made := self.questions.translator) is not None:
-            self._stream = TranslatedStream(self._memory, made(self._record.times(self._clock)))
+            assert self._kept is not None
+            translator = made(self._record.times(self._clock))
+            self._translated = TranslatedAnswer(self._memory, self._kept, translator, is_stream=streamed)
             return AnswerMode.TRANSLATED if streamed else AnswerMode.WHOLE
         return untranslated(self._record.request.method, status, length, is_event_stream=streamed)
 
@@ -72,17 +114,15 @@ class Reply(ReplyHead):
         elif mode is AnswerMode.REFUSED:
             error = read_error(b"".join(self._parts), self._record.status)
             if self.questions.may_be_changed:
-                self._rest = error
+                self._refusal = error
             else:
                 self._refuse(error)
         return True
 
     def _collect(self, data: bytes) -> None:
         if self._mode is AnswerMode.WHOLE:
-            assert self._translator is not None
-            if not isinstance(self._rest, TranslatedAnswer):
-                self._rest = TranslatedAnswer(self._memory, self._translator, self._length)
-            self._rest.add(data)
+            assert self._translated is not None
+            self._translated.collect(data, self.own_head.length or 0)
             return
         if self._mode is AnswerMode.REFUSED:  # of an error nobody reads more
             data = data[: MAX_ERROR_BYTES - sum(map(len, self._parts))]
@@ -105,28 +145,30 @@ class Reply(ReplyHead):
 
     def _pass_comment(self, last: bool) -> bool:
         """llama-server's own sign of life."""
-        if not self.started:
-            self._start(self._record.status, None)
-        return self._downstream.write(self._dialect.heartbeat(self._heartbeats, ""), last)
+        if not self.own_head.started:
+            self.own_head.send()
+        return self._downstream.write(self.own_head.comment(""), last)
 
     def _pass_translated(self, data: bytes, last: bool) -> bool:
         if data.startswith(b":") and not last and is_only_comments(data):
             return self._pass_comment(last)
-        stream = self._stream
-        assert stream is not None
-        if stream.takes_long(data):
-            stream.work = stream.work_on(data, last, partial(self._tell_events, data, last))
+        assert self._translated is not None
+        translated = self._translated.feed(data, last=last)
+        if translated is None:
             return False
-        translated = stream.feed(data, last)
-        stream.settle()
-        if not last:
-            return self._pass(data, translated, False)
-        if (failure := stream.translator.failure) is None:
-            return self._pass(data, translated, True)
-        self._record.status = failure.status
-        self._pass(data, translated, False)
-        self.fail(failure)
-        return True
+        failure = self._failure() if last else None
+        go_on = self._pass(data, translated, last and failure is None)
+        if failure is not None:
+            self.fail(failure)
+        return go_on
+
+    def _failure(self) -> RouterError | None:
+        """At the end of a stream: what llama-server has told as an error in it."""
+        assert self._translated is not None
+        failure = self._translated.translator.failure
+        if failure is not None:
+            self._record.status = failure.status
+        return failure
 
     def _pass(self, data: bytes, translated: bytes, last: bool) -> bool:
         """`data` is llama-server's, and what is counted."""
@@ -136,8 +178,8 @@ class Reply(ReplyHead):
                 self._begin(data, now)
             self._usage.feed(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])  # type: ignore[union-attr]
             self.events += data.count(EVENT)
-        if not self.started:
-            self._start(self._record.status, self._length)
+        if not self.own_head.started:
+            self.own_head.send()
         return self._downstream.write(translated, last)
 
     def _begin(self, data: bytes, now: float) -> None:
@@ -151,69 +193,68 @@ class Reply(ReplyHead):
         if data:
             record.first_byte_at = self._clock()
             record.usage = partial(usage_of, data)
-        self._start(record.status, len(data))
+        self.own_head.send_whole(len(data))
         self._downstream.write(data, True)
 
-    # --- what takes long
+    # --- what may take long
 
-    def work(self, body: RequestBody | None) -> LastWork | None:
-        """`body`: as llama-server was asked. None: its client knows all that has come. Raises what it is to
-        be told."""
-        if self._stream is not None and (work := self._stream.work) is not None:
-            self._stream.work = None
-            return work
-        rest = self._rest
-        if isinstance(rest, TranslatedAnswer):
-            return rest.work(body, partial(self._tell, rest), is_step=self.questions.is_step)
-        if not isinstance(rest, RouterError) or body is None:
+    def work(self, body: RequestBody | None) -> ReplyWork | None:
+        """`body`: as llama-server was asked. None: its client has been told all that has come. Raises what it
+        is to be told."""
+        translated = self._translated
+        if translated is not None and translated.part is not None:
+            tell = self._tell_whole if self._mode is AnswerMode.WHOLE else self._tell_events
+            return translated.work(body, tell, needs_slot=self.questions.is_step)
+        if self._refusal is None or body is None:
             return None
-        return self.questions.changed(rest, body, partial(self._ask_again, rest))
+        return self.questions.changed(self._refusal, body, partial(self._ask_again, self._refusal))
 
-    def _tell(self, answer: TranslatedAnswer, translated: bytes | bytearray | Asked) -> None:
-        if isinstance(translated, Asked):
-            self._rest = None
-            self.questions.ask(translated)
+    def told(self, tell: Tell, found: Any) -> None:
+        """What that has found. Raises it where it is an error."""
+        if isinstance(found, (Exception, Asked)) and self._translated is not None:
+            self._translated.part = None
+        self._refusal = None
+        if isinstance(found, Exception):
+            raise found
+        tell(found)
+
+    def _tell_whole(self, found: bytes | bytearray | Asked) -> None:
+        if isinstance(found, Asked):
+            self.questions.ask(found)
             return
-        record = self._record
-        record.first_byte_at, record.usage = self._clock(), answer.usage()
-        answer.replace(translated)
-        self._start(record.status, len(translated))
+        record, translated = self._record, self._translated
+        assert translated is not None and translated.part is not None
+        record.first_byte_at, record.usage = self._clock(), translated.part.usage()
+        translated.replace(found)
+        self.own_head.send_whole(len(found))
 
-    def work_is_done(self) -> None:
-        """Whatever it has found."""
-        if self._stream is not None:
-            self._stream.is_beside = False
-
-    def _tell_events(self, data: bytes, last: bool, translated: bytes) -> None:
-        assert self._stream is not None
-        self._rest, self._stream.is_last = self._stream.told(translated), last
-        if last and (failure := self._stream.translator.failure) is not None:
-            self._record.status = failure.status
+    def _tell_events(self, found: bytes) -> None:
+        translated = self._translated
+        assert translated is not None and translated.part is not None
+        data, last = bytes(translated.part.data), translated.part.is_last
+        translated.replace(found)
+        if last:
+            self._failure()
         self._pass(data, b"", False)
 
     def tell_more(self) -> bool:
-        """Of what took long. False: the client takes no more for now."""
-        if not isinstance(self._rest, InPieces):
+        """Of what was translated. False: the client takes no more for now."""
+        if self._translated is None or self._translated.part is None:
             return True
         self.progress_at = self._clock()
-        piece, is_told = self._rest.next_piece()
-        self._rest = None if is_told else self._rest
-        if self._mode is AnswerMode.WHOLE:
-            return self._downstream.write(piece, is_told)
-        assert self._stream is not None
-        is_end = is_told and self._stream.is_last
-        failure = self._stream.translator.failure if is_end else None
-        go_on = self._downstream.write(piece, is_end and failure is None)
+        piece, last = self._translated.next_piece()
+        failure = self._failure() if last else None
+        go_on = self._downstream.write(piece, last and failure is None)
         if failure is not None:
             self.fail(failure)
         return go_on
 
     @property
     def is_told(self) -> bool:
-        return self._rest is None and self.questions.next is None
+        is_translated = self._translated is None or self._translated.part is None
+        return is_translated and self._refusal is None and self.questions.next is None
 
     def _ask_again(self, refusal: RouterError, found: Found) -> None:
-        self._rest = None
         if found is None:
             self._refuse(refusal)
         else:
@@ -229,29 +270,27 @@ class Reply(ReplyHead):
     @property
     def has_last_event(self) -> bool:
         """All of a stream has been sent but that its connection ends: some clients do not wait for that."""
-        told = self._translator or self._usage
-        return told is not None and told.is_over and not self._is_within_event
+        if self._translated is not None:
+            return self._translated.translator.is_over and not self._translated.is_within_event
+        return self._usage is not None and self._usage.is_over
 
     def fail(self, error: RouterError) -> None:
         """The error as an answer, or as the last event. A plain answer that has begun is cut off."""
-        if not self.started:
-            id_ = self._record.request.request_id
-            status, lines, body = answer_writer.error_answer(error, self._dialect, id_)
-            self._downstream.start(status, lines + self._record.lines(), len(body))
-            self._downstream.write(body, True)
-        elif not self._is_event_stream or self._is_within_event:
+        translated = self._translated
+        if not self.own_head.started:
+            self.own_head.answer(error)
+        elif not self.own_head.is_event_stream or (translated is not None and translated.is_within_event):
             self._downstream.abort()
         else:
-            cut, translator = self._dialect.cuts_failed_streams, self._translator
-            last = self._dialect.last_event(error) if translator is None else translator.fail(error)
-            self._downstream.write(last, not cut)
+            cut = self._dialect.cuts_failed_streams
+            last_event = self._dialect.last_event if translated is None else translated.translator.fail
+            self._downstream.write(last_event(error), not cut)
             if cut:
                 self._downstream.cut()
 
-    @property
-    def _is_within_event(self) -> bool:
-        """Of a translated stream: no other one may follow."""
-        return self._stream is not None and (self._stream.is_beside or self._rest is not None)
-
     def abort(self) -> None:
         self._downstream.abort()
+
+    def let_go(self) -> None:
+        """Of what has a place in memory: its exchange is over, and may be referred to for a while."""
+        self._kept = self._translated = None

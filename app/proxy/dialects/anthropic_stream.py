@@ -14,8 +14,9 @@ from app.proxy.dialects.anthropic_answer import ChatAsMessages, beginning
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, schema_of
 from app.proxy.dialects.json_pieces import MAX_PARTS_READ, PIECE, fields_in_pieces, text_of
-from app.proxy.dialects.sse_format import Event, EventReader, event
+from app.proxy.dialects.sse_format import Event, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
+from app.proxy.dialects.translators import StreamTranslator
 
 _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking": {"signature": ""}}
 """Of a block that begins, by its type."""
@@ -74,34 +75,17 @@ def _as_chat(incoming: Incoming, body: dict[str, Any], demanded: str | None = No
     return Asked(text, incoming.stream, translator, CHAT)
 
 
-class MessagesTranslator:
+class MessagesTranslator(StreamTranslator):
     """Passes events as they are, but for the few that are not whole."""
 
     def __init__(self, model: str, _times: Times) -> None:
-        self.failure: RouterError | None = None
-        self.is_over = self._has_begun = False
-        self._model = model
-        self._reader = EventReader()
+        super().__init__()
+        self._model, self._has_begun = model, False
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         return body
 
-    def done(self) -> None:
-        """Nothing is left."""
-
-    @property
-    def waiting(self) -> int:
-        return self._reader.waiting
-
-    held = waiting
-
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
-
-    def end(self) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.end()])
-
-    def fail(self, error: RouterError) -> bytes:
+    def _error(self, error: RouterError) -> bytes:
         return ANTHROPIC.last_event(error)
 
     def _translated(self, found: Event) -> bytes:

@@ -86,8 +86,6 @@ class Asked(NamedTuple):
     again: Again | None = None
     kept_bytes: int = 0
     """Of what the client sent, that its translator keeps."""
-    place: object = None
-    """Lives as long as this: what holds memory for those."""
     keeps_ttl: bool = False
     """A request that says nothing of it leaves it as it is how long its model stays loaded."""
     is_step: bool = False

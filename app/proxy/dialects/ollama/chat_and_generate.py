@@ -183,7 +183,7 @@ class GenerateTranslation(TextTranslation):
         body = {"messages": [*conversation, said("user", prompt, pictures)]}
         kept = context_field.size_of(turns)
         if kept > context_field.MOST_BYTES:
-            return self._conversation(incoming, body, turns=(), is_too_long=True)
+            return self._conversation(incoming, body)
         return self._conversation(incoming, body, turns=turns)._replace(kept_bytes=kept)
 
     def _text(self, incoming: Incoming, path: str, body: Fields) -> Asked:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
-from app.llama.llama_server_errors import read_error
+from app.domain.errors import BadRequest, RequestTooLarge, RouterError
 from app.proxy.dialects.json_pieces import PIECE, let_go, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
@@ -15,8 +14,9 @@ from app.proxy.dialects.responses.response_object import MOST_ECHOED, Frame, ech
 from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
-from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
+from app.proxy.dialects.sse_format import as_json, event, object_in
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
+from app.proxy.dialects.translators import StreamTranslator
 
 
 class TokensTranslation:
@@ -113,16 +113,12 @@ class Keep(NamedTuple):
         return sum(len(text) for _, text in self.items)
 
 
-class ResponsesTranslator:
+class ResponsesTranslator(StreamTranslator):
     def __init__(self, frame: Frame, keep: Keep | None, _times: Times) -> None:
-        self.failure: RouterError | None = None
+        super().__init__()
         self._frame, self._keep = frame, keep
         self._to_store: Stored | None = None
-        self._reader, self._writer = EventReader(), EventWriter(frame)
-
-    @property
-    def is_over(self) -> bool:
-        return self._writer.is_over
+        self._writer = EventWriter(frame)
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no response passes as it is: nothing is known of it."""
@@ -145,40 +141,20 @@ class ResponsesTranslator:
             self._to_store = to_store(response, self._keep.items)
 
     @property
-    def waiting(self) -> int:
-        return self._reader.waiting
-
-    @property
     def held(self) -> int:
-        return self._reader.waiting + self._writer.held_bytes
+        return super().held + self._writer.held_bytes
 
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
-
-    def end(self) -> bytes:
-        rest = b"".join([self._translated(found) for found in self._reader.end()])
-        if not self._writer.is_over and self.failure is None:
-            self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
-        return rest
-
-    def fail(self, error: RouterError) -> bytes:
-        if self._writer.is_over:
-            return b""
+    def _error(self, error: RouterError) -> bytes:
         if self._writer.has_begun:
             return _written(self._writer.fail(error.message))
         return event(error_event(error, self._writer.next_number()), "error")
 
-    def _translated(self, found: Event) -> bytes:
-        told = found.json()
-        if told is None or self._writer.is_over:
-            return b""
-        if "error" in told and "type" not in told:
-            self.failure = read_error(found.data, 200)
-            return b""
+    def _events(self, told: dict[str, Any], size: int) -> bytes:
         events = self._writer.take(told)
         if self._writer.is_over:
+            self.is_over = True
             self._packs(self._writer.response)
-        return _written(events, len(found.data))
+        return _written(events, size)
 
 
 def _written(events: list[dict[str, Any]], size: int = 0) -> bytes:
