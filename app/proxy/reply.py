@@ -175,18 +175,14 @@ class Reply:
         self.progress_at = now = self._clock()
         if data:
             if self._usage is None:
-                self._begin(data, now)
-            self._usage.feed(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])  # type: ignore[union-attr]
+                self._record.first_byte_at, self._usage = now, UsageScanner()
+                self._usage.start(data)
+                self._record.usage = self._usage.usage
+            self._usage.feed(data if len(data) <= LAST_BYTES else data[-LAST_BYTES:])
             self.events += data.count(EVENT)
         if not self.own_head.started:
             self.own_head.send()
         return self._downstream.write(translated, last)
-
-    def _begin(self, data: bytes, now: float) -> None:
-        self._record.first_byte_at = now
-        self._usage = UsageScanner()
-        self._usage.start(data)
-        self._record.usage = self._usage.usage
 
     def _pass_whole(self, data: bytes) -> None:
         record = self._record
