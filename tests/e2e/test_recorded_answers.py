@@ -168,8 +168,13 @@ def talk(chance: random.Random) -> list[Body]:
 
 def request(api: Api, kind: Kind, chance: random.Random) -> Body:
     most = {Kind.LENGTH: chance.randint(1, 30), Kind.LEFT: ENDLESS, Kind.FAILED: ENDLESS}.get(kind, 100)
-    sampling = {"seed": chance.randrange(1000), "temperature": chance.choice((0, 0.7, 1.3))}
     model = chance.choice(("tiny", "tiny", "smollm2")) if kind is Kind.PLAIN else MODELS.get(kind, "tiny")
+    temperature = chance.choice((0, 0.7, 1.3))
+    # sampled from a whole vocabulary, some texts cannot be parsed by llama-server: its 500, not ours
+    sampling = {
+        "seed": chance.randrange(1000),
+        "temperature": 0 if model == "smollm2" else temperature,
+    }
     asked = {"model": model, **sampling, **api.body(kind, most, chance)}
     return asked | chance.choice(mistakes(api)) if kind is Kind.REFUSED else asked
 

@@ -285,21 +285,22 @@ async def test_24_requests_for_two_models_in_turn_need_one_load_of_each(
 async def test_traffic_without_a_pause_does_not_keep_another_model_waiting_for_ever(
     router: RouterProcess, http: httpx.AsyncClient
 ) -> None:
+    """So many wait that the model is never idle, even where these clients stand still for a while."""
     router.load("a")
-    served = asyncio.Event()
     failed: list[httpx.Response] = []
 
     async def client_of_a() -> None:
-        while not served.is_set():
-            answer = await http.post(ASK, json=chat("a", max_tokens=200))
+        while True:
+            answer = await http.post(ASK, json=chat("a", max_tokens=2000))
             if answer.status_code != 200:
                 failed.append(answer)
 
-    clients = [asyncio.create_task(client_of_a()) for _ in range(12)]  # the slot is never without a next one
-    await until(lambda: router.status("a")["queue_depth"] > 8)
-    answer = await asyncio.wait_for(http.post(ASK, json=chat("b")), 30)
-    served.set()
-    await asyncio.gather(*clients)
+    clients = [asyncio.create_task(client_of_a()) for _ in range(50)]
+    await until(lambda: router.status("a")["queue_depth"] > 40)
+    answer = await asyncio.wait_for(http.post(ASK, json=chat("b")), 60)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
 
     assert answer.status_code == 200
     assert int(answer.headers["x-queue-wait-ms"]) >= 1000 * MAX_SWAP_WAIT_S

@@ -84,8 +84,8 @@ def test_an_address_that_is_named_twice_is_listened_on_once(make_router: MakeRou
 
 
 def test_one_of_several_addresses_in_use_is_told_at_the_start(tmp_path: Path, llama_server: Path) -> None:
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port)):
         tree = {"system": {"llama_server_path": str(llama_server), "log_dir": str(tmp_path)}}
         done = start(tmp_path, {"api": {"host": "127.0.0.1,127.0.0.2", "port": port}, **tree})
     assert done.returncode == 1
