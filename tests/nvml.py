@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import exit_code
 from tests.shared_library import compile_library
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ class Router:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         try:
-            assert self._process.wait(20) == 0
+            assert exit_code(self._process) == 0
         finally:
             self._process.kill()
             self._process.stdout.close()

@@ -31,6 +31,6 @@ def exit_code(process: subprocess.Popen[bytes] | subprocess.Popen[str], timeout_
     """Its exit code, when it has one."""
     patience = Patience(timeout_s)
     while (code := process.poll()) is None:
-        assert not patience.is_over, f"{process.args} has not ended after {timeout_s} s"
+        assert not patience.is_over, f"{process.args!r} has not ended after {timeout_s} s"
         time.sleep(POLL_S)
     return code
