@@ -661,6 +661,7 @@ async def test_what_comes_is_progress(make_router: MakeRouter) -> None:
     await line.answer(HALF_A_BODY)
     (exchange_,) = (found._exchange for found in router.connections if found._exchange is not None)
     await until(lambda: exchange_.reply._parts)
+    assert exchange_.quiet_since is not None and exchange_.quiet_since > exchange_.ticket.granted_at
     exchange_.due(exchange_.ticket.granted_at + 60)  # when its time would have been over
     line.say(ANSWER[len(HALF_A_BODY) :])
     assert (await client.reply()).body == USAGE
