@@ -74,8 +74,21 @@ def least_wait_s(evening: Evening, aliases: Sequence[str], swap_s: float, longes
     return min(rest[0])
 
 
+def least_longest_s(evening: Evening, aliases: Sequence[str], swap_s: float) -> float:
+    """The longest wait of that order of swaps whose longest is the shortest; to a step of the grid."""
+    low, high = 0, math.ceil(evening.quantile(1.0) / STEP_S)  # in steps; the evening itself was possible
+    while high - low > 1:
+        middle = (low + high) // 2
+        possible = least_wait_s(evening, aliases, swap_s, middle * STEP_S) < math.inf
+        low, high = (low, middle) if possible else (middle, high)
+    return high * STEP_S
+
+
 def row(name: str, crowd: Crowd, seeds: int) -> str:
-    """The mean first word of each way's evenings beside the least that their questions could have waited."""
+    """The mean first word of each way's evenings beside the least that their questions could have waited.
+
+    Last come this router's longest wait, and the least that the longest could have been.
+    """
     ours, fixed = ([play(crowd, way, LENGTH_S, seed) for seed in range(1, seeds + 1)] for way in WAYS[:3:2])
     means = [
         sum(e.mean for e in ours),
@@ -83,22 +96,27 @@ def row(name: str, crowd: Crowd, seeds: int) -> str:
         sum(_least_mean(e, crowd, math.inf) for e in ours),
         sum(e.mean for e in fixed),
         sum(_least_mean(e, crowd, 1.0) for e in fixed),
+        sum(e.quantile(1.0) for e in ours),
+        sum(least_longest_s(e, list(crowd.users), _swap_s(crowd)) for e in ours),
     ]
     return f"| {name} | " + " | ".join(f"{mean / seeds:.2f}" for mean in means) + " |"
 
 
 def _least_mean(evening: Evening, crowd: Crowd, slack: float) -> float:
-    swap_s = crowd.load_s[0] + STOP_S
     longest_s = evening.quantile(1.0) * slack
-    in_all = least_wait_s(evening, list(crowd.users), swap_s, longest_s)
+    in_all = least_wait_s(evening, list(crowd.users), _swap_s(crowd), longest_s)
     return in_all / len(evening.questions) + crowd.prompt_s
+
+
+def _swap_s(crowd: Crowd) -> float:
+    return crowd.load_s[0] + STOP_S
 
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     print(
         "| | this router, mean s | the future known, longest wait the same | any wait | fixed sets "
-        "| the future known |\n" + "| --- " * 6 + "|"
+        "| the future known | this router, longest s | the future known |\n" + "| --- " * 8 + "|"
     )
     base = CROWDS["the same, 3 s"]
     for load_s in (1.0, 3.0, 10.0):

@@ -65,7 +65,21 @@ def test_a_request_without_a_schema_passes_as_it_is() -> None:
     for more in ({}, {"output_config": {"effort": "low"}}, {"output_config": None}, {"tools": [WEATHER]}):
         found = ask(more)
         assert (json.loads(found.body), found.path) == ({**HI, **more}, None)
-    assert ask(DEMANDED, tools=True).path is None
+    assert ask({"tools": [WEATHER, OTHER], "tool_choice": {"type": "any"}}, tools=True).path is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_named_tool_is_the_only_one(stream: bool) -> None:
+    found = ask({**DEMANDED, "stream": stream}, tools=True)
+    expected = {**HI, **DEMANDED, "tools": [WEATHER], "stream": stream}
+    assert (json.loads(found.body), found.path, found.stream) == (expected, None, stream)
+    assert (found.translator is not None) is stream
+
+
+def test_a_named_tool_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadRequest) as refused:
+        ask({**DEMANDED, "tool_choice": {"type": "tool", "name": "time"}}, tools=True)
+    assert refused.value.param == "tool_choice"
 
 
 @pytest.mark.parametrize("given", [FORMAT, {"output_format": FORMAT["output_config"]["format"]}])

@@ -143,6 +143,15 @@ def test_a_choice_of_a_tool_leaves_only_that_one(router: Router, choice: Body) -
     assert (asked["tools"], asked["tool_choice"]) == ([TIME], "required")
 
 
+@pytest.mark.parametrize(("choice", "obeys"), [("required", False), (WEATHER, False), ("auto", True)])
+def test_what_has_to_be_called_obeys_no_format(router: Router, choice: object, obeys: bool) -> None:
+    more = {"tools": [WEATHER], "tool_choice": choice, "text": {"format": FORMAT}}
+    assert ("response_format" in router.asked({"input": "x", **more})) is obeys
+    assert "response_format" in router.asked(
+        {"input": "x", **more, "tools": []} | {"tool_choice": "required"}
+    )
+
+
 ITEMS = [
     ({"role": "user", "content": "a"}, {"type": "message", "role": "user", "content": "a"}),
     ({"role": "assistant", "content": "a"}, {"type": "message", "role": "assistant", "content": "a"}),

@@ -64,6 +64,12 @@ def test_a_popular_model_stays_while_the_rare_one_is_busy() -> None:
     assert stopped(decide(popular, loads, waits_since("b", HOLD), free=1000)) == ["popular"]
 
 
+def test_a_model_that_will_be_fetched_back_goes_for_twice_as_many() -> None:
+    popular, rare = two_loaded(0.3, 0.1, in_flight=1)  # in 2 x 4 s: 2.4, and the way back as much again
+    assert stopped(decide(popular, rare, waits_since("b", 0, count=4), free=1000)) == []
+    assert stopped(decide(popular, rare, waits_since("b", 0, count=5), free=1000)) == ["popular"]
+
+
 def test_the_promise_to_a_newcomer_counts_from_the_last_load_of_the_others_that_take_turns() -> None:
     popular, rare = two_loaded(in_flight=1, waits=head(arrived=NOW - 0.5))
     rare = changed(rare, ready_since=NOW - 2)

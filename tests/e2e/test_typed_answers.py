@@ -15,7 +15,7 @@ import pytest
 
 from app.proxy.dialects.sse_format import EventReader
 from tests.router_process import MakeRouter, RouterProcess
-from tests.tiny_models import THINKS
+from tests.tiny_models import THINKS, calling
 from tests.typed_models import (
     check_chat,
     check_chunk,
@@ -42,11 +42,13 @@ def router(make_shared_router: MakeRouter, tiny_gguf: Path, smollm2: Path) -> Ro
             "tiny": {"model_path": tiny_gguf, "params": {"n_ctx": 1024}},
             "thinks": {"model_path": tiny_gguf, "params": {"n_ctx": 1024, "chat_template": THINKS}},
             "smollm2": {"model_path": smollm2, "params": {"n_ctx": 1024}},
+            "caller": {"model_path": tiny_gguf, "params": {"n_ctx": 1024}, "extra_args": calling()},
         },
         api={"api_keys": ["one", {"key": "two"}]},
         key="one",
+        system={"max_concurrent_models": 4},
     )
-    found.load("tiny", "thinks", "smollm2")
+    found.load("tiny", "thinks", "smollm2", "caller")
     return found
 
 
@@ -70,6 +72,7 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
 # --- strictly typed
 
 TOOL = {"name": "weather", "description": "d", "parameters": PARAMETERS}
+OTHER_TOOL = {**TOOL, "name": "a_visit"}
 FORMAT = {"name": "answer", "schema": SCHEMA, "strict": True}
 OF_RESPONSES: list[dict[str, Any]] = [
     {"model": "tiny", "max_output_tokens": 12},
@@ -164,6 +167,22 @@ def test_a_message_obeys_its_schema(router: RouterProcess, more: dict[str, Any])
     found = block["input"] if more is DEMANDED else json.loads(block["text"])
     assert found["city"] in ("Paris", "Rome")
     check_message_events(events(ask(router, MESSAGES, {**body, "stream": True})))
+
+
+@pytest.mark.parametrize("name", ["weather", "a_visit"])
+def test_the_tool_that_is_named_is_called(router: RouterProcess, name: str) -> None:
+    """llama-server would leave it to the model, which would call the same one, or none."""
+    more = {"model": "caller", "max_tokens": 200, **TALK, **ALWAYS}
+    functions = [{"type": "function", "function": tool} for tool in (TOOL, OTHER_TOOL)]
+    choice = {"type": "function", "function": {"name": name}}
+    chat = ask(router, CHAT, {**more, "tools": functions, "tool_choice": choice}).json()
+    check_chat(chat)
+    assert [call["function"]["name"] for call in chat["choices"][0]["message"]["tool_calls"]] == [name]
+    tools = [{"name": tool["name"], "input_schema": PARAMETERS} for tool in (TOOL, OTHER_TOOL)]
+    demand = {"tools": tools, "tool_choice": {"type": "tool", "name": name}}
+    message = ask(router, MESSAGES, {**more, **demand}).json()
+    check_message(message)
+    assert [block["name"] for block in message["content"] if block["type"] == "tool_use"] == [name]
 
 
 @pytest.mark.parametrize("more", OF_CHAT, ids=named)

@@ -49,6 +49,13 @@ def demanded_tool(fields: Mapping[str, Any]) -> Fields | None:
     return named[0] if len(named) == 1 else None
 
 
+def names_one_of_many(fields: Mapping[str, Any]) -> bool:
+    """A tool: llama-server hears no more than that one has to be called."""
+    choice, tools = fields.get("tool_choice"), fields.get("tools")
+    is_named = isinstance(choice, dict) and choice.get("type") == "tool"
+    return is_named and isinstance(tools, list) and len(tools) > 1
+
+
 def as_chat(fields: Mapping[str, Any], schema: Fields, *, with_tools: bool) -> Fields:
     """With an answer that obeys this schema. Raises `BadRequest` with the place of what is wrong."""
     body = {name: fields[name] for name in _SAME if fields.get(name) is not None}

@@ -12,8 +12,9 @@ from app.gguf.model_card import ModelCard
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.anthropic_answer import ChatAsMessages, beginning
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
-from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, schema_of
-from app.proxy.dialects.json_pieces import MAX_PARTS_READ, PIECE, fields_in_pieces, text_of
+from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, names_one_of_many, schema_of
+from app.proxy.dialects.json_pieces import text_of
+from app.proxy.dialects.named_tools import only
 from app.proxy.dialects.sse_format import Event, EventReader, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 
@@ -25,7 +26,7 @@ CHAT = "/v1/chat/completions"
 
 
 class MessagesTranslation:
-    """Bodies go as they are, unless the answer has to obey a schema."""
+    """Bodies go as they are, unless the answer has to obey a schema, or to call one tool of several."""
 
     edits = False
 
@@ -36,36 +37,40 @@ class MessagesTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
 
+    def leaves_alone(self, _fields: Mapping[str, Any]) -> bool:
+        return False
+
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body) if self._may_obey(incoming) else 0
 
     def ask(self, incoming: Incoming) -> Asked:
         """A tool that has to be called is a schema, too, where the model's template knows no tools."""
         if self._may_obey(incoming):
-            fields = _whole_fields(incoming)
+            fields = incoming.all_fields()
             if (schema := schema_of(fields)) is not None:
                 return _as_chat(incoming, as_chat(fields, schema, with_tools=True))
             if self._knows_no_tools(incoming) and (tool := demanded_tool(fields)) is not None:
                 body = as_chat(fields, tool["input_schema"], with_tools=False)
                 return _as_chat(incoming, body, str(tool.get("name")))
-        if not incoming.stream:
-            return Asked(incoming.body, stream=False)
-        return Asked(incoming.body, True, partial(MessagesTranslator, incoming.spec.alias))
+            if names_one_of_many(fields):
+                kept = only(fields["tools"], [fields["tool_choice"]])
+                return _as_it_is(incoming, text_of({**fields, "tools": kept}, len(incoming.body)))
+        return _as_it_is(incoming, incoming.body)
 
     def _may_obey(self, incoming: Incoming) -> bool:
         fields = incoming.fields
         if any(fields.get(name) is not None for name in ("output_config", "output_format")):
             return True
-        return fields.get("tool_choice") is not None and self._knows_no_tools(incoming)
+        return fields.get("tool_choice") is not None
 
     def _knows_no_tools(self, incoming: Incoming) -> bool:
         card = self._card_of(incoming.spec.alias)
         return card is not None and not card.tools
 
 
-def _whole_fields(incoming: Incoming) -> Mapping[str, Any]:
-    """What is long in a large body was left out."""
-    return incoming.fields if len(incoming.body) <= PIECE else fields_in_pieces(incoming.body, MAX_PARTS_READ)
+def _as_it_is(incoming: Incoming, body: bytes | bytearray) -> Asked:
+    translator = partial(MessagesTranslator, incoming.spec.alias) if incoming.stream else None
+    return Asked(body, incoming.stream, translator)
 
 
 def _as_chat(incoming: Incoming, body: dict[str, Any], demanded: str | None = None) -> Asked:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from app.domain.errors import RouterError
 from app.domain.model_spec import ModelSpec
 from app.domain.units import MIB
+from app.proxy.dialects.json_pieces import MAX_PARTS_READ, PIECE, fields_in_pieces
 
 TRANSLATED_AT_ONCE = 16384
 """Bytes, on the event loop: an item of a conversation may be short, and takes some microseconds."""
@@ -108,6 +109,10 @@ class Incoming(NamedTuple):
     most_bytes: int = 64 * MIB
     """Of a body, with all that it refers to."""
 
+    def all_fields(self) -> Mapping[str, Any]:
+        """With what was left out."""
+        return self.fields if len(self.body) <= PIECE else fields_in_pieces(self.body, MAX_PARTS_READ)
+
 
 class Translation(Protocol):
     """Of one endpoint."""
@@ -119,6 +124,10 @@ class Translation(Protocol):
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """With `model`, `stream` and `keep_alive` as OpenAI's API has them: by these it finds its way."""
+        ...
+
+    def leaves_alone(self, fields: Mapping[str, Any]) -> bool:
+        """Such a body passes as it is, and its answer, too."""
         ...
 
     def size(self, incoming: Incoming) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.errors import BadRequest
+from app.proxy.dialects.named_tools import REQUIRED, only
 from app.proxy.dialects.responses.items import Item, for_llama_server
 
 Fields = dict[str, Any]
@@ -42,7 +43,11 @@ def as_asked(fields: Fields, items: list[Item] | None) -> Fields:
         asked["input"] = for_llama_server(items)
     if "reasoning" in asked:
         asked["reasoning"] = {name: v for name, v in asked["reasoning"].items() if v is not None}
-    return {**asked, **_format(fields.get("text", {})), **_tools(fields)}
+    wanted = _format(fields.get("text", {}))
+    asked |= _tools(fields)
+    # What obeys a format is a text: llama-server would answer with one, whatever has to be called.
+    has_to_call = asked.get("tool_choice") == REQUIRED and asked.get("tools")
+    return asked if has_to_call else asked | wanted
 
 
 def _format(text: Mapping[str, Any]) -> Fields:
@@ -68,24 +73,11 @@ def _tools(fields: Fields) -> Fields:
     if not isinstance(choice, dict):
         return {}
     if choice.get("type") == "function":
-        return _only(fields, [choice], "required")
+        return {"tools": only(fields.get("tools"), [choice]), "tool_choice": REQUIRED}
     if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
-        return _only(fields, choice["tools"], choice.get("mode", "auto"))
+        kept = only(fields.get("tools"), choice["tools"])
+        return {"tools": kept, "tool_choice": choice.get("mode", "auto")}
     raise BadRequest(
         f"'tool_choice' of the type {str(choice.get('type'))[:80]!r} is not supported: only functions are",
         param="tool_choice",
     )
-
-
-def _only(fields: Fields, chosen: list[Any], mode: str) -> Fields:
-    names = {_name(tool) for tool in chosen} - {""}
-    kept = [tool for tool in fields.get("tools", ()) if _name(tool) in names]
-    if not kept:
-        raise BadRequest("'tool_choice' names no function of 'tools'", param="tool_choice")
-    return {"tools": kept, "tool_choice": mode}
-
-
-def _name(tool: object) -> str:
-    """Empty where it has none."""
-    name = tool.get("name") if isinstance(tool, dict) else None
-    return name if isinstance(name, str) else ""
