@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.patience import WAIT_S
+
 SEIZE, INTERRUPT, DETACH = 0x4206, 0x4207, 17
 ALL_THREADS = 0x40000000
 LOOK_S = 0.02
@@ -23,12 +25,12 @@ def frozen_thread(tid: int) -> Iterator[None]:
         pytest.skip("ptrace is Linux's")
     tracer = _Tracer(tid)
     tracer.start()
-    assert tracer.is_frozen.wait(10), "it could not be frozen"
+    assert tracer.is_frozen.wait(WAIT_S), "it could not be frozen"
     try:
         yield
     finally:
         tracer.is_over.set()
-        tracer.join(10)
+        tracer.join(WAIT_S)
 
 
 class _Tracer(threading.Thread):

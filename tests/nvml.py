@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import WAIT_S, exit_code
 from tests.shared_library import compile_library
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
+AT_ONCE_S = 0.5
 
 GPU_LOST, UNINITIALIZED, NOT_SUPPORTED, NO_PERMISSION, NOT_LOADED, UNKNOWN = 15, 1, 3, 4, 9, 999
 
@@ -47,16 +49,17 @@ class Driver:
 
 
 class Router:
-    """A process that uses the probe as the router does, one command a line."""
+    """A process that uses the probe as the router does, one command a line: `read`, or `read at once`, which
+    waits for a driver that hangs no longer than it must."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], start_timeout_s: float = WAIT_S) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.nvml"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **env},
+            env={**os.environ, **env, "START_TIMEOUT_S": str(start_timeout_s)},
         )
 
     def ask(self, command: str) -> Any:
@@ -77,7 +80,7 @@ class Router:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.close()
         try:
-            assert self._process.wait(20) == 0
+            assert exit_code(self._process) == 0
         finally:
             self._process.kill()
             self._process.stdout.close()
@@ -107,13 +110,13 @@ def _serve(commands: Iterator[str]) -> None:
     from app.memory.probes import choice
     from app.memory.probes.interface import GpuError
 
-    choice.START_TIMEOUT_S = 0.5
+    choice.START_TIMEOUT_S = float(os.environ["START_TIMEOUT_S"])
     probe = choice.find_gpus()
     for command in commands:
         answer: dict[str, Any] = {"reason": probe.reason, "kind": type(probe).__name__}
-        if command.strip() == "read":
+        if timeout_s := {"read": WAIT_S, "read at once": AT_ONCE_S}.get(command.strip()):
             try:
-                answer["devices"] = [asdict(r) for r in choice.in_time(probe.read, 1.0)]
+                answer["devices"] = [asdict(r) for r in choice.in_time(probe.read, timeout_s)]
             except (GpuError, TimeoutError) as error:
                 answer["error"] = f"{type(error).__name__}: {error}"
         print(json.dumps(answer), flush=True)

@@ -20,12 +20,12 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.patience import POLL_S, Patience, exit_code
 from tests.ports import Ports
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-POLL_S = 0.02
 T = TypeVar("T")
 
 LIVE: list[RouterProcess] = []
@@ -38,22 +38,22 @@ async def until(condition: Callable[[], Awaitable[T | None]], timeout_s: float =
 async def until(condition: Callable[[], T | None], timeout_s: float = 30.0) -> T: ...
 async def until(condition: Callable[[], Any], timeout_s: float = 30.0) -> Any:
     """The first true value of `condition`. Fails with the last one when there is none in time."""
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(timeout_s)
     while True:
         found = condition()
         if inspect.isawaitable(found):
             found = await found
         if found:
             return found
-        assert time.monotonic() < deadline, f"still {found!r} after {timeout_s} s: {_source(condition)}"
+        assert not patience.is_over, f"still {found!r} after {timeout_s} s: {_source(condition)}"
         await asyncio.sleep(POLL_S)
 
 
 def until_now(condition: Callable[[], T], timeout_s: float = 30.0) -> T:
     """`until` for tests without an event loop."""
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(timeout_s)
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"still {found!r} after {timeout_s} s: {_source(condition)}"
+        assert not patience.is_over, f"still {found!r} after {timeout_s} s: {_source(condition)}"
         time.sleep(POLL_S)
     return found
 
@@ -127,7 +127,7 @@ class RouterProcess:
             self.children()  # remembers them
             self._process.terminate()
         try:
-            return self._process.wait(STOP_TIMEOUT_S)
+            return exit_code(self._process, STOP_TIMEOUT_S)
         finally:
             self.clean_up()
 
@@ -152,7 +152,7 @@ class RouterProcess:
     def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """The exit code."""
         assert self._process is not None
-        return self._process.wait(timeout_s)
+        return exit_code(self._process, timeout_s)
 
     async def ended(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """The exit code; the event loop goes on meanwhile."""
@@ -183,7 +183,9 @@ class RouterProcess:
 
     def child(self, alias: str) -> psutil.Process:
         """The llama-server of a loaded model."""
-        return psutil.Process(self.status(alias)["pid"])
+        pid = self.status(alias)["pid"]
+        assert pid, f"{alias} has no process"  # without a pid psutil takes our own, which signals would hit
+        return psutil.Process(pid)
 
     def past_the_router(self, alias: str) -> tuple[str, str]:
         """Where the llama-server of a loaded model answers, and its key: only its environment holds that."""
@@ -242,13 +244,8 @@ class RouterProcess:
     @contextmanager
     def frozen(self, alias: str) -> Iterator[psutil.Process]:
         """Its llama-server stands still: what runs there lasts until the end of the block."""
-        process = self.child(alias)
-        process.suspend()
-        try:
+        with frozen(self.child(alias)) as process:
             yield process
-        finally:
-            if process.is_running():
-                process.resume()
 
     # --- inside
 
@@ -283,6 +280,17 @@ class RouterProcess:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(json.dumps(tree, indent=2))
+
+
+@contextmanager
+def frozen(process: psutil.Process) -> Iterator[psutil.Process]:
+    """`RouterProcess.frozen`, at once: without asking first which process it is."""
+    process.suspend()
+    try:
+        yield process
+    finally:
+        if process.is_running():
+            process.resume()
 
 
 MakeRouter = Callable[..., RouterProcess]

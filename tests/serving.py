@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 Pair = tuple[bytes, bytes]
 
-STEP_S, STEPS = 0.5, 20
+STEP_S, STEPS = 0.5, 120
 
 
 async def soon(awaitable: Awaitable[T], steps: int = STEPS) -> T:
@@ -252,7 +252,7 @@ class InProcess:
                     done.set()  # has begun: we leave
             parts.append(message.get("body", b""))
 
-        await soon(self.app(_scope(method, target, headers), receive, send), 2 * STEPS)
+        await soon(self.app(_scope(method, target, headers), receive, send))
         return _reply(start, b"".join(parts))
 
     def client(self, **more: Any) -> Browser:

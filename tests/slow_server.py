@@ -15,6 +15,7 @@ def slow(folder: Path, llama_server: Path) -> Path:
 
     Meanwhile its port is bound and says that it loads, as the real one's does.
     With MUTE it is one that does not know the protocol of reports: it says nothing of its progress.
+    With GATE it stays half-way until that file is there.
     """
     path = folder / "slow-llama-server"
     path.write_text(
@@ -31,6 +32,10 @@ def refuse(port):
                 client.sendall(answer)
 
 
+def is_held_back():
+    return "GATE" in os.environ and not os.path.exists(os.environ["GATE"])
+
+
 steps = int(float(os.environ.get("LOAD_S", 0)) / {STEP_S})
 if steps and "--port" in sys.argv:
     threading.Thread(target=refuse, args=[int(sys.argv[sys.argv.index("--port") + 1])], daemon=True).start()
@@ -39,9 +44,14 @@ for step in range(steps):
     state = json.dumps({{"state": "loading", "payload": payload}})
     print("cmd_child_to_router:state:" + state, flush=True)
     time.sleep({STEP_S})
+    while 2 * step >= steps and is_held_back():
+        print("cmd_child_to_router:state:" + state, flush=True)
+        time.sleep({STEP_S})
 if "MUTE" in os.environ:
     os.environ.pop("LLAMA_SERVER_ROUTER_PORT", None)
     time.sleep(1)
+    while is_held_back():
+        time.sleep({STEP_S})
 os.execv({str(llama_server)!r}, [{str(llama_server)!r}, *sys.argv[1:]])
 """
     )

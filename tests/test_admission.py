@@ -18,6 +18,7 @@ from app.models.instance import ModelInstance
 from app.proxy.admission import Admission
 from app.proxy.request_record import RequestRecord, RoutedRequest
 from tests.fakes import World
+from tests.serving import soon
 
 
 class Asker:
@@ -77,7 +78,7 @@ async def test_who_leaves_while_the_file_of_a_failed_model_is_looked_at_was_neve
     asker = Asker(instance, world.manager.ticket(Priority.NORMAL))
     pending = admission.enter(asker)
     assert pending is not None
-    await asyncio.wait_for(looked.wait(), 10)
+    await soon(looked.wait())
     pending.cancel()
     admission.leave(asker)
     assert instance.queue.waiting == 0

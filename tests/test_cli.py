@@ -24,6 +24,7 @@ from app.listen_check import urls
 from tests import llama_build
 from tests.commands import ROOT, environment
 from tests.ggufs import make_architecture, make_tiny
+from tests.patience import WAIT_S
 from tests.ports import Ports, free_port
 
 
@@ -445,7 +446,7 @@ def test_serve_prints_a_short_table_preloads_and_ends_with_zero(
             break
     assert httpx.get(f"{url}/v1/models").json()["data"][0]["state"] == "ready"
     process.send_signal(signal.SIGTERM)
-    banner, rest = process.communicate(timeout=30)
+    banner, rest = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, rest
     rows = {line[2:15].strip() for line in banner.splitlines()[1:]}
     assert {"address", "llama-server", "devices", "models", "preload"} <= rows

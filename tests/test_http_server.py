@@ -9,7 +9,6 @@ import json
 import re
 import socket
 import struct
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -574,11 +573,12 @@ async def test_the_connection_of_a_failed_stream_ends_a_while_after_its_error(ro
     client.say(request())
     await line.answer(STREAM + b"9\r\ndata: 1\n\n\r\n")
     await soon(client._reader.readuntil(b"data: 1\n\n\r\n"))
-    failed_at = time.monotonic()
+    clock = asyncio.get_running_loop().time  # uvloop's timers count in its milliseconds
+    failed_at = clock()
     line.reset()
     router.launcher.newest("m").die()
     rest = await soon(client._reader.read())
-    assert time.monotonic() - failed_at >= CUT_AFTER_S
+    assert clock() - failed_at >= CUT_AFTER_S
     assert b'data: {"error":' in rest and rest.endswith(b"\n\n\r\n")  # and not by the end of the body
 
 
@@ -650,18 +650,19 @@ async def test_the_time_for_an_answer_is_that_of_the_configuration(make_router: 
     client.say(request())
     await line.asked()
     assert (await client.reply()).code == "upstream_timeout"
-    assert 1 <= (await router.account()).duration_s < 2
+    assert 1 <= (await router.account()).duration_s < 60, "not the 300 s that it is by default"
     await line.ended()
 
 
 async def test_what_comes_is_progress(make_router: MakeRouter) -> None:
-    router = await make_router(request_timeout_sec=1)
+    router = await make_router(request_timeout_sec=60)
     client, line = await router.warm()
     client.say(request())
     await line.answer(HALF_A_BODY)
     (exchange_,) = (found._exchange for found in router.connections if found._exchange is not None)
     await until(lambda: exchange_.reply._parts)
-    exchange_.due(exchange_.ticket.granted_at + 1)  # when its time would have been over
+    assert exchange_.quiet_since is not None and exchange_.quiet_since > exchange_.ticket.granted_at
+    exchange_.due(exchange_.ticket.granted_at + 60)  # when its time would have been over
     line.say(ANSWER[len(HALF_A_BODY) :])
     assert (await client.reply()).body == USAGE
 

@@ -91,7 +91,7 @@ async def eventually(world: World, condition: Callable[[], bool]) -> None:
         await world.settle()
         return condition()
 
-    await until(settled, 10)
+    await until(settled)
 
 
 async def serve(world: World, alias: str) -> None:

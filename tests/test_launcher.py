@@ -43,13 +43,18 @@ from app.llama.runner_interface import Exit, LoadError, Runner
 from tests import llama_build
 from tests.event_loops import on_both_loops
 from tests.ggufs import make_tiny
+from tests.patience import WAIT_S, exit_code
 from tests.ports import Ports
+from tests.router_process import until, until_now
 
 __all__ = ["on_both_loops"]  # fixtures
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the tests send signals")
 
 PORTS = Ports()
+LINES, LINE_S = 30, 0.1
+"""Of one that talks while it loads."""
+
 FAKE = """\
 #!{python} -S
 import http.server, os, signal, subprocess, sys, threading, time
@@ -101,9 +106,9 @@ if mode == "flood":
     for _ in range(200):
         os.write(1, b"x" * 99_999 + b"\\n")
 if mode == "verbose":
-    for n in range(15):
+    for n in range({lines}):
         print("still at it", n, flush=True)
-        time.sleep(0.1)
+        time.sleep({line_s})
 if mode == "family":
     child = subprocess.Popen(["sleep", "60"])
     print("child", child.pid, flush=True)
@@ -150,7 +155,7 @@ def fake(
 
 def fake_binary(folder: Path) -> Path:
     path = folder / "fake-llama-server"
-    path.write_text(FAKE.format(python=sys.executable))
+    path.write_text(FAKE.format(python=sys.executable, lines=LINES, line_s=LINE_S))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -173,12 +178,6 @@ def acting(mode: str, **env: str) -> ModelSpec:
 
 def nobody(_: Runner) -> None:
     """For launches whose news do not matter."""
-
-
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    with anyio.fail_after(timeout_s):
-        while not condition():  # noqa: ASYNC110 - other processes set no event
-            await anyio.sleep(0.005)
 
 
 def gone(pid: int) -> bool:
@@ -272,7 +271,7 @@ async def test_twenty_starts_leave_nothing_behind(launcher: LlamaLauncher, tiny:
     pids = [await cycle() for _ in range(20)]
     assert all(gone(pid) for pid in pids)
     assert psutil.Process().children(recursive=True) == []
-    await eventually(lambda: open_files() <= before)
+    await until(lambda: open_files() <= before)
 
 
 # --- a load that fails
@@ -345,7 +344,7 @@ async def test_a_disk_that_hangs_does_not_hold_up_the_check(
     launcher = LlamaLauncher(binary, logs, PORTS.first, 30, times=ProcessTimes(check_timeout_s=0.1))
     monkeypatch.setattr(logs, "check", lambda alias: hangs.wait(60) and "late")
     try:
-        with anyio.fail_after(5):
+        with anyio.fail_after(WAIT_S / 2):
             await launcher.check(spec(tiny))
     finally:
         hangs.set()
@@ -405,8 +404,10 @@ async def test_a_load_without_progress_times_out(fake: Callable[..., LlamaLaunch
 async def test_a_load_that_closed_its_port_is_not_waited_for(
     fake: Callable[..., LlamaLauncher], mode: str
 ) -> None:
-    with anyio.fail_after(10):
-        error = await failure_of(fake(times=ProcessTimes(port_closed_s=0.2)), acting(mode))
+    with anyio.fail_after(WAIT_S):
+        error = await failure_of(
+            fake(load_timeout_s=3600, times=ProcessTimes(port_closed_s=0.2)), acting(mode)
+        )
     assert error.failure.kind is FailureKind.TIMEOUT
     assert "closed its port" in str(error)
 
@@ -430,7 +431,7 @@ async def test_a_port_that_has_not_been_open_yet_is_not_called_closed(
     monkeypatch.setattr("app.llama.port_probe.http_get", counted)
     launcher = fake(times=ProcessTimes(port_closed_s=0.0))
     async with launcher.launch(acting("binds late", FAKE_MAY_BIND=str(may_bind)), {}, nobody) as runner:
-        with anyio.fail_after(20):
+        with anyio.fail_after(WAIT_S):
             await runner.ready()
     assert refusals >= 3
 
@@ -455,30 +456,30 @@ async def test_a_process_that_does_not_die_is_told_and_reaped_when_it_does(
 
     pids: list[int] = []
     life = asyncio.create_task(live())
-    with anyio.fail_after(10):
+    with anyio.fail_after(WAIT_S):
         await told.wait()
     for _ in range(10):
         await asyncio.sleep(0)
     assert not life.done()
     os.kill(pids[0], signal.SIGKILL)
-    with anyio.fail_after(10):
+    with anyio.fail_after(WAIT_S):
         await life
     assert gone(pids[0]), "no zombie"
 
 
 async def test_a_slow_load_that_talks_is_waited_for(fake: Callable[..., LlamaLauncher]) -> None:
-    launcher = fake(load_timeout_s=0.8)
+    launcher = fake(load_timeout_s=0.8 * LINES * LINE_S)  # a busy machine takes its time to start it
     async with launcher.launch(acting("verbose"), {}, nobody) as runner:
         await runner.ready()
-        assert runner.log.tail(1) == ["still at it 14"]
+        assert runner.log.tail(1) == [f"still at it {LINES - 1}"]
 
 
 # --- ports
 
 
 async def test_a_port_in_use_is_passed_over(launcher: LlamaLauncher, tiny: Path) -> None:
-    stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0)
-    port = stranger.sockets[0].getsockname()[1]
+    port = PORTS.first
+    stranger = await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", port)
     assert not _can_claim(port)
     stranger.close()
     await stranger.wait_closed()
@@ -539,7 +540,7 @@ async def test_a_death_from_outside_is_noticed_at_once(launcher: LlamaLauncher, 
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         os.kill(runner.pid, signal.SIGKILL)
-        with anyio.fail_after(1):
+        with anyio.fail_after(WAIT_S):
             ended = await runner.exited()
     assert (ended.code, ended.failure.kind) == (-9, FailureKind.KILLED)
 
@@ -553,7 +554,7 @@ async def test_a_model_that_told_when_it_was_ready_is_asked_seldom_the_next_time
     begun = time.monotonic()
     async with launcher.launch(acting("loads for ever", FAKE_ASKED=str(asked)), {}, nobody) as runner:
         loading = asyncio.create_task(runner.ready())
-        await eventually(lambda: asked.exists() and asked.stat().st_size >= 4, 30)
+        await until(lambda: asked.exists() and asked.stat().st_size >= 4)
         took_s = time.monotonic() - begun
         loading.cancel()
         await asyncio.wait({loading})
@@ -592,8 +593,9 @@ async def test_a_request_in_flight_does_not_hold_up_the_stop(
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         request = asyncio.ensure_future(ask())
-        await eventually(lambda: any("processing task" in line for line in runner.log.tail(30)))
-        with anyio.fail_after(2):
+        await until(lambda: any("processing task" in line for line in runner.log.tail(30)))
+        psutil.Process(runner.pid).suspend()  # it hears of SIGTERM when its request is answered: never
+        with anyio.fail_after(WAIT_S):
             await runner.stop(grace_s=0.2)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
@@ -613,9 +615,9 @@ async def test_what_the_child_started_goes_with_it(fake: Callable[..., LlamaLaun
         await runner.ready()
         grandchild = int(runner.log.tail(1)[0].split()[1])
         os.kill(runner.pid, signal.SIGKILL)
-        with anyio.fail_after(2):
+        with anyio.fail_after(WAIT_S):
             await runner.exited()
-    await eventually(lambda: _dead(grandchild))
+    await until(lambda: _dead(grandchild))
 
 
 def _dead(pid: int) -> bool:
@@ -643,7 +645,7 @@ async def test_a_cancelled_load_leaves_no_process(fake: Callable[..., LlamaLaunc
     for _ in range(times):
         task.cancel()
         await asyncio.sleep(0)
-    with anyio.fail_after(5):
+    with anyio.fail_after(WAIT_S):
         await asyncio.gather(task, return_exceptions=True)
         await runner.exited()
     assert task.cancelled()
@@ -671,14 +673,14 @@ async def test_a_cancelled_spawn_leaves_no_process(fake: Callable[..., LlamaLaun
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await eventually(lambda: psutil.Process().children(recursive=True) == [])
+    await until(lambda: psutil.Process().children(recursive=True) == [])
 
 
 async def test_kill_all_needs_no_loop(launcher: LlamaLauncher, tiny: Path) -> None:
     async with launcher.launch(spec(tiny), {}, nobody) as runner:
         await runner.ready()
         launcher.kill_all()
-        with anyio.fail_after(1):
+        with anyio.fail_after(WAIT_S):
             assert (await runner.exited()).code == -9
 
 
@@ -697,12 +699,12 @@ async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
         body = {"prompt": "the", "n_predict": 2}
         await http.post(f"http://127.0.0.1:{runner.port}/completion", json=body, headers=key)
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(WAIT_S):
         async with launcher.launch(spec(tiny), {}, nobody) as runner:
             await runner.ready()
             loaded = runner.log.position
             await ask()
-            await eventually(lambda: runner.log.position > loaded)
+            await until(lambda: runner.log.position > loaded)
             read = runner.log.position
             for _ in range(40):  # some 300 lines, which would have filled uvloop's own pipe
                 await ask()
@@ -715,9 +717,9 @@ async def test_the_log_of_a_serving_model_is_read_now_and_then_and_at_its_end(
 
 async def test_a_flood_of_output_does_not_block_the_child(fake: Callable[..., LlamaLauncher]) -> None:
     async with fake().launch(acting("flood"), {}, nobody) as runner:
-        with anyio.fail_after(20):
+        with anyio.fail_after(WAIT_S):
             await runner.ready()
-            await eventually(lambda: runner.log.position >= 200 * 100_000, 20)  # the pipe may hold the end
+        await until(lambda: runner.log.position >= 200 * 100_000)  # the pipe may hold the end
 
 
 PARENT = """\
@@ -751,14 +753,14 @@ asyncio.run(main())
 @pytest.mark.parametrize("loop", ["", "import uvloop; uvloop.install()"])
 def test_a_killed_router_leaves_no_orphan(tmp_path: Path, loop: str) -> None:
     pid = kill_a_router(tmp_path, loop)
-    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+    until_now(lambda: _dead(pid))
 
 
 def test_without_a_parent_death_signal_the_next_start_ends_the_orphan(tmp_path: Path) -> None:
     pid = kill_a_router(tmp_path, "os_calls._LIBC = None")  # as on macOS
     assert not _dead(pid)
     assert reap_orphans(tmp_path / "logs") == 1
-    asyncio.run(eventually(lambda: _dead(pid), timeout_s=2))
+    until_now(lambda: _dead(pid))
     assert list((tmp_path / "logs").iterdir()) == []
 
 
@@ -776,7 +778,7 @@ def kill_a_router(folder: Path, before: str) -> int:
         pid = int(parent.stdout.readline())
         assert psutil.Process(pid).ppid() == parent.pid
         parent.kill()
-        parent.wait(5)
+        exit_code(parent)
     return pid
 
 

@@ -25,6 +25,8 @@ from app.gguf.header_parser import MAX_TENSORS, TensorInfo
 from app.memory.amount_to_reserve import Footprint, need
 from app.memory.estimate.estimate import MemoryEstimate, MemoryParams, MemoryShare, estimate
 from tests.ggufs import make_architecture, make_tiny
+from tests.ports import free_port
+from tests.router_process import until_now
 
 MIB = 1 << 20
 H100_CONTEXT_MB, H100_GROWTH_MB = 600, 116  # the most that was measured on such a card
@@ -271,12 +273,9 @@ def test_a_header_with_very_many_tensors_is_estimated_in_time(models: Path) -> N
 def rpc_device(oldest_llama_server: Path) -> Iterator[str]:
     """The address of a process that offers its memory as a device."""
     binary = oldest_llama_server.with_name("ggml-rpc-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with running([str(binary), "-H", "127.0.0.1", "-p", str(port)]) as server:
-        while server.poll() is None and not answers(port):
-            pass
+        until_now(lambda: server.poll() is not None or answers(port))
         yield f"127.0.0.1:{port}"
 
 

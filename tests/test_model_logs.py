@@ -16,6 +16,7 @@ from app.llama.output.folder import file_name, why_not_writable
 from app.llama.output.follower import FOLLOWER_LINES
 from app.llama.output.log import QUEUE_BYTES, TAIL_BYTES
 from app.llama.output.writer import LogServer
+from tests.patience import WAIT_S
 
 
 def written(logs: LogServer, folder: Path, alias: str) -> bytes:
@@ -128,7 +129,7 @@ def test_a_slow_disk_blocks_nobody_and_the_gap_is_told(tmp_path: Path) -> None:
         threading.Event().wait(0.001)
     log.feed(b"after\n")
     logs.close()
-    reader.join(5)
+    reader.join(WAIT_S)
     assert b"bytes left out" in got[0]
     assert got[0].endswith(b"after\n")
 
@@ -191,12 +192,12 @@ async def test_a_follower_gets_whole_lines_as_they_come(logs: LogServer) -> None
     with log.subscribe() as lines:
         log.feed(b"on")
         log.feed(b"e\ntwo\n")
-        with anyio.fail_after(2):
+        with anyio.fail_after(WAIT_S):
             assert [await lines.__anext__(), await lines.__anext__()] == ["one", "two"]
         waiting = asyncio.ensure_future(lines.__anext__())
         await asyncio.sleep(0)
         log.feed(b"three\n")
-        with anyio.fail_after(2):
+        with anyio.fail_after(WAIT_S):
             assert await waiting == "three"
 
 
@@ -221,7 +222,7 @@ async def test_followers_end_with_the_server(logs: LogServer) -> None:
     lines = logs.open("m").subscribe()
     logs.open("m").feed(b"last\n")
     logs.close()
-    with anyio.fail_after(2):
+    with anyio.fail_after(WAIT_S):
         assert [line async for line in lines] == ["last"]
 
 
@@ -231,7 +232,7 @@ async def test_a_closed_follower_is_fed_no_more(logs: LogServer) -> None:
         pass
     log.feed(b"x\n")
     lines.close()
-    with anyio.fail_after(2):
+    with anyio.fail_after(WAIT_S):
         assert [line async for line in lines] == []
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from app.memory.probes.host_memory import host_reading
 from tests.nvml import (
+    AT_ONCE_S,
     GPU_LOST,
     NO_PERMISSION,
     NOT_LOADED,
@@ -22,6 +23,7 @@ from tests.nvml import (
     gpu,
     nvml_library,
 )
+from tests.patience import WAIT_S
 
 __all__ = ["nvml_library"]
 
@@ -39,9 +41,9 @@ def start(driver: Driver) -> Iterator[Start]:
     """Starts a router's probe over a driver that shows these lines."""
     started: list[Router] = []
 
-    def begin(*lines: str) -> Router:
+    def begin(*lines: str, start_timeout_s: float = WAIT_S) -> Router:
         driver.show(*lines)
-        started.append(Router(driver.env))
+        started.append(Router(driver.env, start_timeout_s))
         return started[-1]
 
     yield begin
@@ -190,11 +192,11 @@ def test_a_call_that_hangs_ends_in_time_and_so_does_the_program(start: Start, dr
     router = start(gpu(0, 8192, 100))
     router.read()
     driver.show(gpu(0, 8192, 100), "hang memory")
-    assert router.ask("read")["error"].startswith("TimeoutError")
+    assert router.ask("read at once")["error"].startswith("TimeoutError")
 
 
 def test_a_driver_that_hangs_at_the_start_is_kept_for_later(start: Start, driver: Driver) -> None:
-    router = start(gpu(0, 8192, 100), "hang init")
-    assert router.ask("read")["error"].startswith("TimeoutError")
+    router = start(gpu(0, 8192, 100), "hang init", start_timeout_s=AT_ONCE_S)
+    assert router.ask("read at once")["error"].startswith("TimeoutError")
     driver.show(gpu(0, 8192, 100))
     assert router.read()[0]["total_mb"] == 8192

@@ -7,6 +7,7 @@ import os
 
 from app.llama.output_pipe import PipeReader
 from tests.event_loops import on_both_loops
+from tests.serving import soon
 
 __all__ = ["on_both_loops"]
 
@@ -31,7 +32,7 @@ async def test_all_that_is_written_is_heard_and_then_the_end() -> None:
     os.write(childs, b"two")
     os.close(childs)
     reader.resume_reading()
-    await asyncio.wait_for(heard.ended.wait(), 30)
+    await soon(heard.ended.wait())
     assert heard.data == b"one two" and reader.is_closing()
 
 
@@ -46,7 +47,7 @@ async def test_a_pipe_that_is_closed_is_closed_once() -> None:
         assert other == ours  # the lowest number that is free
         reader.close()
         reader.pause_reading()
-        await asyncio.wait_for(heard.ended.wait(), 30)
+        await soon(heard.ended.wait())
         os.fstat(other)
     finally:
         os.close(other)

@@ -11,6 +11,7 @@ from app.judgement.evidence import Evidence
 from app.judgement.router_pauses import Pauses
 from app.llama.port_probe import PortProbe
 from tests.router_process import until
+from tests.serving import soon
 
 SLOTS = b'[{"id_task": 3, "is_processing": true, "next_token": [{"n_decoded": 7}]}]'
 
@@ -77,7 +78,7 @@ async def a_look_at_an_open_port(look_in_s: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as port:
         probe = PortProbe(port.getsockname()[1], "key", Evidence(0.0), Pauses(0.0))
         with probe.waiting(look_in_s, seen.set):
-            await asyncio.wait_for(seen.wait(), 10)
+            await soon(seen.wait())
 
 
 async def test_a_port_that_is_bound_is_noticed_and_until_then_nothing_is_asked() -> None:
@@ -90,7 +91,7 @@ async def test_a_port_that_is_bound_is_noticed_and_until_then_nothing_is_asked()
             await a_look_at_an_open_port(0.01)  # its time came after that of the port that is bound
             assert not opened.is_set()
             port.listen()
-            await asyncio.wait_for(opened.wait(), 10)
+            await soon(opened.wait())
     assert evidence.observed == 0
 
 
@@ -102,4 +103,4 @@ async def test_a_port_that_was_open_is_looked_at_also_where_it_refuses() -> None
         port.bind(("127.0.0.1", 0))
         probe = PortProbe(port.getsockname()[1], "key", evidence, Pauses(time.monotonic()))
         with probe.waiting(0.01, looked.set):
-            await asyncio.wait_for(looked.wait(), 10)
+            await soon(looked.wait())

@@ -12,6 +12,7 @@ import pytest
 
 from app.llama import readahead
 from app.llama.readahead import CHUNK, cached_share, read_ahead
+from tests.patience import WAIT_S
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has cached")
 SIZE = 4 * CHUNK
@@ -36,21 +37,29 @@ def share(path: Path) -> float:
         return cached_share(file.fileno(), path.stat().st_size)
 
 
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is in this machine's memory."""
+    monkeypatch.setattr(readahead, "_room", lambda: 2 * SIZE)
+
+
+@pytest.mark.usefixtures("room")
 async def test_a_file_is_in_the_cache_afterwards(cold: Path) -> None:
     assert share(cold) < 0.5
     await read_ahead([cold])
     assert share(cold) == 1
 
 
+@pytest.mark.usefixtures("room")
 async def test_what_is_cached_is_not_read_again(cold: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await read_ahead([cold])
     asked: list[int] = []
 
-    def room() -> int:
+    def asked_room() -> int:
         asked.append(2 * SIZE)
         return asked[-1]
 
-    monkeypatch.setattr(readahead, "_room", room)
+    monkeypatch.setattr(readahead, "_room", asked_room)
     await read_ahead([cold])
     assert asked == []
 
@@ -72,6 +81,7 @@ def test_mapped_files_are_not_room(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert readahead._room() == 0
 
 
+@pytest.mark.usefixtures("room")
 async def test_a_missing_file_does_not_keep_the_others_from_being_read(cold: Path) -> None:
     await read_ahead([cold.with_name("missing.gguf"), cold])
     assert share(cold) == 1
@@ -84,12 +94,12 @@ async def test_cancelling_it_ends_the_reading(cold: Path, monkeypatch: pytest.Mo
     def read(files: object, stop: threading.Event) -> None:
         stopped.append(stop)
         begun.set()
-        may_go_on.wait(10)
+        may_go_on.wait(WAIT_S)
 
     monkeypatch.setattr(readahead, "_read", read)
     async with anyio.create_task_group() as group:
         group.start_soon(read_ahead, [cold])
-        assert await anyio.to_thread.run_sync(begun.wait, 10)
+        assert await anyio.to_thread.run_sync(begun.wait, WAIT_S)
         group.cancel_scope.cancel()
     assert stopped[0].is_set()
     may_go_on.set()

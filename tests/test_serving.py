@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -198,7 +197,7 @@ async def test_a_request_behind_another_ones_mistake_is_not_answered(connect: Ma
     client = await connect()
     client.say(post("Transfer-Encoding: chunked") + post("X-Request-ID: smuggled"))
     assert (await client.reply()).status == 400
-    assert await asyncio.wait_for(client.rest(), 10) == b""
+    assert await client.rest() == b""
 
 
 async def test_the_first_request_finds_its_routes_built(

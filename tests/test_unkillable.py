@@ -16,6 +16,7 @@ from app.domain.status import Status, StopReason
 from app.main import create_app
 from tests.fakes import FakeLauncher, FakeProbe, FakeRunner, World
 from tests.ggufs import make_tiny
+from tests.patience import WAIT_S
 from tests.router_process import until
 
 
@@ -37,8 +38,8 @@ async def unkillable(world: World, alias: str) -> FakeRunner:
     await request.finish()
     runner = world.launcher.newest(alias)
     runner.is_immortal = True
-    with anyio.fail_after(5):
-        assert await world.manager.eject(world.manager.fleet.find(alias), now=True, timeout_s=60)
+    with anyio.fail_after(WAIT_S):
+        assert await world.manager.eject(world.manager.fleet.find(alias), now=True, timeout_s=3600)
     await world.settle()
     return runner
 
@@ -62,7 +63,7 @@ async def test_what_it_holds_is_known_without_a_driver_too(world: World) -> None
     world.manager.preload(["a"])
     await world.settle()
     world.launcher.newest("a").is_immortal = True
-    await world.manager.eject(world.manager.fleet.find("a"), now=True, timeout_s=60)
+    await world.manager.eject(world.manager.fleet.find("a"), now=True, timeout_s=3600)
     (card, _) = world.tracker.ledger.devices()
     assert (card.free_mb, card.others_mb) == (6000, 4000)
 
@@ -108,7 +109,7 @@ async def test_a_hang_that_cannot_be_ended_is_a_crash_and_cuts_its_requests(worl
     await world.settle()
     instance, runner = world.manager.instances["a"], world.launcher.newest("a")
     runner.is_immortal = True
-    with anyio.fail_after(5):
+    with anyio.fail_after(WAIT_S):
         await instance.kill_unresponsive(runner, "it missed 3 probes in a row")
     assert instance.status is Status.CRASHED
     failure = instance.lifecycle.failure
@@ -150,7 +151,7 @@ async def test_it_does_not_keep_the_router_from_ending(world: World) -> None:
     await world.settle()
     world.launcher.newest("a").is_immortal = True
     await request.finish()
-    with anyio.fail_after(5):
+    with anyio.fail_after(WAIT_S):
         await world.manager.shutdown(0.1)
 
 

@@ -18,6 +18,7 @@ from app.memory.probes.interface import GpuError, NullProbe, Reading, resolve
 from app.memory.probes.list_devices import ListDevicesProbe, parse_devices
 from app.scheduling.placement import Capacity, fit
 from tests.fakes import NOTHING_KEPT, Clock
+from tests.patience import WAIT_S
 from tests.router_process import until
 
 TOTAL_MB = 10_000
@@ -302,6 +303,23 @@ async def test_refreshes_never_overlap(tracker: DeviceTracker, gpu: Gpu) -> None
     gpu.may_answer.set()
     await asyncio.gather(*refreshes)
     assert gpu.asked == asked + 1
+
+
+async def test_a_pause_of_this_program_is_no_silence_of_the_driver(
+    tracker: DeviceTracker, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.reading_timeout_s = WAIT_S
+    gpu.may_answer.clear()
+    loop, asked = asyncio.get_running_loop(), gpu.asked
+    true_time = loop.time
+    reading = asyncio.create_task(tracker.refresh())
+    await until(lambda: gpu.asked > asked)
+    monkeypatch.setattr(loop, "time", lambda: true_time() + 2 * WAIT_S)
+    for _ in range(5):
+        await asyncio.sleep(0)  # timers that are late ring
+    gpu.may_answer.set()
+    await reading
+    assert tracker.ledger.error is None
 
 
 async def test_a_hanging_driver_does_not_hold_up_the_end(tracker: DeviceTracker, gpu: Gpu) -> None:

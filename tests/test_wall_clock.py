@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.patience import exit_code
 from tests.wall_clock import WallClock
 
 HOUR_S = 3600.0
@@ -45,14 +46,15 @@ def test_one_process_sees_its_wall_clock_jump_both_ways_and_its_children_do_not(
     with process:
         for offset_s in (0.0, 7 * HOUR_S, -30 * HOUR_S, 0.5, 0.0):
             clock.jump_to(offset_s)
+            before, began = time.time(), time.monotonic()
             process.stdin.write("\n")
             process.stdin.flush()
             seen: dict[str, Any] = json.loads(process.stdout.readline())
-            now = time.time()
+            now, ended = time.time(), time.monotonic()
             for what in ("time", "datetime", "struct"):
-                assert abs(seen[what] - offset_s - now) < 5, what
-            assert abs(seen["monotonic"] - time.monotonic()) < 5
-            assert abs(seen["child"] - now) < 5
-            assert seen["waited"] < 5
+                assert before - 2 < seen[what] - offset_s < now + 2, what  # some in whole seconds
+            assert began <= seen["monotonic"] <= ended
+            assert before - 2 < seen["child"] < now + 2
+            assert seen["waited"] <= ended - began
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert exit_code(process) == 0

@@ -13,7 +13,7 @@ from app.domain.event_bus import EventBus
 from app.domain.events import ReadingTaken
 from app.memory.ledger.kept_free import KeptFree
 from app.memory.ledger.memory_ledger import MemoryLedger
-from app.memory.probes.driver_thread import DriverThread
+from app.memory.probes.driver_thread import Answer, DriverThread
 from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import GpuProbe, Reading
 
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 REFRESH_S = 2.0
 WATCH_S = 0.25  # while somebody waits for memory that other programs hold
 READING_TIMEOUT_S = 5.0
+WAITS = 5
+"""For one reading."""
+
 CLOSE_TIMEOUT_S = 1.0
 
 
@@ -59,8 +62,7 @@ class DeviceTracker:
         error: str | None = None
         asked_at = self._clock()
         try:
-            with anyio.fail_after(timeout_s):
-                asked_at, found = await self._driver.read()
+            asked_at, found = await self._answer(timeout_s)
         except TimeoutError:
             error = f"the GPU driver did not answer within {timeout_s:.0f} s"
         else:
@@ -94,6 +96,14 @@ class DeviceTracker:
             await self._driver.close()
 
     # --- inside
+
+    async def _answer(self, timeout_s: float) -> Answer:
+        """Raises `TimeoutError`. Waits in steps: if this program stands still, that uses up one of them, and
+        the answer that came meanwhile is there before the next one is over."""
+        for _ in range(WAITS):
+            with anyio.move_on_after(timeout_s / WAITS):
+                return await self._driver.read()
+        raise TimeoutError
 
     def _read_soon(self) -> None:
         self.probe.expire()

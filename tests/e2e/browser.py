@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.patience import exit_code
 from tests.ports import free_port
 from tests.real_parts import CHROMIUM, need
 from tests.router_process import until
@@ -63,7 +64,7 @@ class Page:
     async def text(self, selector: str = "body") -> str:
         return str(await self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
-    async def shows(self, text: str, selector: str = "body", timeout_s: float = 10) -> None:
+    async def shows(self, text: str, selector: str = "body") -> None:
         """Returns when it stands there."""
         seen = ""
 
@@ -73,7 +74,7 @@ class Page:
             return text in seen
 
         try:
-            await until(found, timeout_s)
+            await until(found)
         except AssertionError:
             raise AssertionError(f"{text!r} is not in {selector}: {seen!r}") from None
 
@@ -82,7 +83,7 @@ class Page:
         wanted, root = json.dumps(label), json.dumps(within)
         button = f"""[...document.querySelector({root})?.querySelectorAll('button') ?? []].find(
             b => !b.disabled && (b.ariaLabel ?? b.textContent) === {wanted})"""
-        await until(lambda: self.js(f"Boolean({button})"), 10)
+        await until(lambda: self.js(f"Boolean({button})"))
         await self.js(f"({button}).click()")
 
     async def type(self, text: str) -> None:
@@ -91,7 +92,7 @@ class Page:
     async def type_into(self, selector: str, text: str) -> None:
         """When it is there."""
         field = f"document.querySelector({json.dumps(selector)})"
-        await until(lambda: self.js(f"Boolean({field})"), 10)
+        await until(lambda: self.js(f"Boolean({field})"))
         await self.js(f"{field}.focus()")
         await self.type(text)
 
@@ -151,7 +152,7 @@ async def browser(binary: str, *flags: str) -> AsyncIterator[Page]:
                     await page.close()
         finally:
             process.terminate()
-            process.wait(10)
+            exit_code(process)
 
 
 def _started(command: list[str]) -> subprocess.Popen[bytes]:
@@ -167,5 +168,5 @@ async def _first_tab(session: aiohttp.ClientSession, port: int) -> str:
             return []
         return [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]
 
-    tabs: list[str] = await until(found, 20)
+    tabs: list[str] = await until(found)
     return tabs[0]

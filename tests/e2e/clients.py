@@ -16,23 +16,23 @@ from app.domain.events import Outcome
 from tests.router_process import RouterProcess, chat, until
 from tests.streams import pieces_of
 
-CHAT = "/v1/chat/completions"
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 ENDLESS = 100_000
 SYSTEM: dict[str, Any] = {
     "max_concurrent_models": 1,
     "max_queue_size_per_model": 2,
-    "request_timeout_sec": 2,
     "max_restarts": 100,
 }
-"""What `mixed_traffic` needs: room for one, a short queue, little patience."""
+"""What `mixed_traffic` needs: room for one, a short queue."""
 
 
 def fleet(tiny: Path, tiny_long: Path, truncated: Path, *, gpu: bool = False) -> dict[str, dict[str, Any]]:
+    """Whoever asks `embed` has little patience."""
     params = {"n_gpu_layers": 99} if gpu else {}
     return {
         "a": {"model_path": tiny_long, "params": {**params, "n_ctx": 131072}},
         "b": {"model_path": tiny, "params": params},
-        "embed": {"model_path": tiny, "params": {**params, "embedding": True}},
+        "embed": {"model_path": tiny, "params": {**params, "embedding": True}, "request_timeout_sec": 2},
         "broken": {"model_path": truncated, "params": params},
     }
 
@@ -101,7 +101,7 @@ async def mixed_traffic(clients: Clients, router: RouterProcess) -> None:
     for priority in ("high", "low"):
         assert await clients.ask("a", priority=priority) == 200
         assert await clients.stream("b") == 200
-    assert await clients.ask("embed", "/v1/embeddings", input="Hello") == 200
+    assert await clients.ask("embed", EMBED, input="Hello") == 200
     assert await clients.ask("b", content="the " * 3000) == 400
     assert [await clients.ask("broken") for _ in range(2)] == [424, 424]
     await clients.leave("a")
@@ -109,7 +109,7 @@ async def mixed_traffic(clients: Clients, router: RouterProcess) -> None:
     for _ in range(2):
         await _crash(clients, router, "a")
     await _crush(clients, router, "b")
-    await _silence(clients, router, "b")
+    await _silence(clients, router)
     assert await clients.ask("a", "/v1/completions", prompt="Once", max_tokens=4) == 200
     assert await clients.stream("a") == 200
 
@@ -138,8 +138,9 @@ async def _crush(clients: Clients, router: RouterProcess, model: str) -> None:
     assert [await served, await waiting[0]] == [200, 200]
 
 
-async def _silence(clients: Clients, router: RouterProcess, model: str) -> None:
+async def _silence(clients: Clients, router: RouterProcess) -> None:
     """A process that says nothing for longer than anybody wants to wait."""
-    with router.frozen(model):
-        assert await clients.ask(model) == 504
-    await until(lambda: router.is_quiet(model))
+    assert await clients.ask("embed", EMBED, input="Hello") == 200
+    with router.frozen("embed"):
+        assert await clients.ask("embed", EMBED, input="Hello") == 504
+    await until(lambda: router.is_quiet("embed"))

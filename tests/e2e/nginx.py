@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.node import ROOT
+from tests.patience import exit_code
 from tests.ports import free_port
 from tests.real_parts import NGINX, need
 from tests.router_process import until_now
@@ -37,7 +38,7 @@ def in_front(folder: Path, router_url: str, block: str | None = None) -> Iterato
         yield url
     finally:
         process.terminate()
-        process.wait(10)
+        exit_code(process)
 
 
 def _serves(url: str) -> bool:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.browser import Page, browser, chromium
+from tests.gates import Gate
 from tests.router_process import MakeRouter, RouterProcess, chat, until
 from tests.slow_server import slow
 
@@ -23,20 +24,35 @@ def slow_llama_server(llama_server: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
+def gate_of_big(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gates") / "big")
+
+
+@pytest.fixture(scope="module")
+def gate_of_mute(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gates") / "mute")
+
+
+@pytest.fixture(scope="module")
 def router(
-    make_shared_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, truncated_gguf: Path
+    make_shared_router: MakeRouter,
+    slow_llama_server: Path,
+    tiny_gguf: Path,
+    truncated_gguf: Path,
+    gate_of_big: Gate,
+    gate_of_mute: Gate,
 ) -> RouterProcess:
     return make_shared_router(
         {
             "quick": {"model_path": tiny_gguf},
-            "big": {"model_path": tiny_gguf, "env": {"LOAD_S": "3"}},
+            "big": {"model_path": tiny_gguf, "env": {"LOAD_S": "3", **gate_of_big.env}},
             "embed": {"model_path": tiny_gguf, "params": {"embedding": True}},
             "broken": {"model_path": truncated_gguf},
-            "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1"}},
+            "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1", **gate_of_mute.env}},
             "talks": {"model_path": tiny_gguf, "keep_cache": "disk"},
         },
         binary=slow_llama_server,
-        system={"max_concurrent_models": 1},
+        system={"max_concurrent_models": 1, "max_swap_wait_sec": 600},
     )
 
 
@@ -54,7 +70,7 @@ def row(alias: str) -> str:
 async def talk_on(page: Page, router: RouterProcess, chat_page: str) -> None:
     """As a page at that address talks, by the cookie; also on llama-server's own, where the build has one."""
     await page.go(chat_page)
-    await until(lambda: page.js(f"location.href === {json.dumps(chat_page)}"), 10)
+    await until(lambda: page.js(f"location.href === {json.dumps(chat_page)}"))
     body = json.dumps(json.dumps(chat("quick", stream=True)))
     headers = "{'Content-Type': 'application/json'}"
     told = await page.js(

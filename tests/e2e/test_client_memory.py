@@ -103,8 +103,8 @@ def test_bodies_take_what_they_may_and_it_is_given_back(router: RouterProcess, i
         until_now(lambda: refused(sent, known) >= CLIENTS - places)
         assert refused(sent, known) == CLIENTS - places
         assert held(router) <= LIMIT_MB
-        until_now(lambda: rss_mb(router) - before > places * BODY_MB / 2, 10)  # it was really there
+        until_now(lambda: rss_mb(router) - before > places * BODY_MB / 2)  # it was really there
         assert rss_mb(router) - before < LIMIT_MB + SLACK_MB
         those.leave()
-        until_now(lambda: held(router) == 0, 20)
-        until_now(lambda: rss_mb(router) - before < SLACK_MB, 20)
+        until_now(lambda: held(router) == 0)
+        until_now(lambda: rss_mb(router) - before < SLACK_MB)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import exit_code
 from tests.ports import free_port
 from tests.router_process import ROOT, until_now
 
@@ -53,7 +54,7 @@ def demo(llama_server: Path, smollm2: Path, tmp_path: Path) -> Iterator[tuple[su
             yield process, f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-            process.wait(30)
+            exit_code(process)
 
 
 def test_the_demo_says_that_its_llama_server_computes_and_answers(

@@ -8,15 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, until, until_now
+from tests.gates import Gate
+from tests.patience import exit_code
+from tests.router_process import ROOT, MakeRouter, RouterProcess, chat, frozen, until, until_now
 from tests.streams import pieces_of
 
 ASK = "/v1/chat/completions"
@@ -26,11 +29,10 @@ ENDLESS = 100_000
 
 @dataclass
 class Seen:
-    """How one request ended, and when."""
+    """How one request ended."""
 
     status: int
     text: str
-    ended: float
 
     @property
     def is_whole(self) -> bool:
@@ -54,12 +56,10 @@ class Asked:
         self.task = asyncio.create_task(self._ask(http, body))
 
     async def _ask(self, http: httpx.AsyncClient, body: dict[str, Any]) -> Seen:
-        told_at = time.monotonic()
-        async with http.stream("POST", ASK, json=body) as answer:
+        async with http.stream("POST", ASK, json=body, timeout=None) as answer:  # the machine may be busy
             async for piece in pieces_of(answer):
                 self.text += piece
-                told_at = time.monotonic()
-        return Seen(answer.status_code, self.text, told_at)
+        return Seen(answer.status_code, self.text)
 
 
 NOTHING_MORE = 3
@@ -98,14 +98,23 @@ def test_a_router_without_files_harms_no_model(make_router: MakeRouter, tiny_ggu
 
 
 @pytest.fixture(scope="module")
-def router(make_shared_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path) -> RouterProcess:
-    long = {"n_ctx": 8192}
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """Of `wide`."""
+    return Gate(tmp_path_factory.mktemp("gates") / "wide")
+
+
+@pytest.fixture(scope="module")
+def router(
+    make_shared_router: MakeRouter, gated_llama_server: Path, gate: Gate, tiny_long_gguf: Path
+) -> RouterProcess:
+    wide = {"params": {"n_ctx": 8192}, "parallel_requests": 2 * SLOTS, "env": gate.env}
     return make_shared_router(
         {
-            "wide": {"model_path": tiny_long_gguf, "params": long, "parallel_requests": 2 * SLOTS},
+            "wide": {"model_path": tiny_long_gguf, **wide},
             "one": {"model_path": tiny_long_gguf, "params": {"n_ctx": 131072}},
         },
-        system={"max_restarts": 1000, "health_check_interval_sec": 1, "request_timeout_sec": 60},
+        binary=gated_llama_server,
+        system={"max_restarts": 1000, "health_check_interval_sec": 1, "request_timeout_sec": 600},
     )
 
 
@@ -113,21 +122,21 @@ def router(make_shared_router: MakeRouter, tiny_gguf: Path, tiny_long_gguf: Path
 
 
 async def test_a_killed_model_under_32_requests_loses_only_the_answers_that_had_begun(
-    router: RouterProcess, http: httpx.AsyncClient
+    router: RouterProcess, http: httpx.AsyncClient, gate: Gate
 ) -> None:
+    """And those are told at once: the next process may not even start before they have been."""
     router.load("wide")
+    victim = router.child("wide")
     begun = [Asked(http, chat("wide", max_tokens=6000, stream=True)) for _ in range(SLOTS)]
     await until(lambda: all("data: " in asked.text for asked in begun))
-    with router.frozen("wide") as process:
+    with gate.closed(), frozen(victim):
         unbegun = [Asked(http, chat("wide", stream=i % 2 == 0)) for i in range(SLOTS)]
         await until(lambda: router.status("wide")["in_flight"] == 2 * SLOTS)
-        process.kill()
-        killed = time.monotonic()
+        victim.kill()
         cut = await asyncio.gather(*(asked.task for asked in begun))
     replayed = await asyncio.gather(*(asked.task for asked in unbegun))
 
     assert [seen.error for seen in cut] == ["model_crashed"] * SLOTS
-    assert max(seen.ended for seen in cut) - killed < 1
     assert all(seen.is_whole for seen in replayed), replayed
     assert router.state("wide") == "ready"
     assert router.is_quiet("wide")
@@ -143,13 +152,17 @@ async def test_a_signal_from_outside_never_looks_like_a_good_end(
     # Each its own body: one that runs alone at two deaths of its process is blamed, and rightly.
     asked = Asked(http, chat("one", content=number.name, max_tokens=ENDLESS, stream=True))
     await until(lambda: "data: " in asked.text)
-    for _ in range(2):  # llama-server waits for the running request at the first SIGTERM
-        router.child("one").send_signal(number)
+    victim = router.child("one")
+
+    async def is_over() -> bool:
+        """llama-server waits for the running request at the first SIGTERM."""
+        with suppress(psutil.NoSuchProcess):
+            victim.send_signal(number)
         await asyncio.wait({asked.task}, timeout=0.3)
-        if asked.task.done() or router.state("one") != "ready":
-            break
-    seen = await asyncio.wait_for(asked.task, 10)
-    assert seen.error == "model_crashed"
+        return asked.task.done()
+
+    await until(is_over)
+    assert asked.task.result().error == "model_crashed"
     await until(lambda: router.state("one") == "ready")
 
 
@@ -165,13 +178,11 @@ async def test_a_stopped_model_is_ended_and_every_request_has_an_end(
     await until(lambda: all("data: " in asked.text for asked in begun))
     hung.suspend()
     unbegun = [Asked(http, chat("wide", stream=i % 2 == 0)) for i in range(4)]
-    stopped = time.monotonic()
 
     ended = await asyncio.gather(*(asked.task for asked in (*begun, *unbegun)))
 
     assert [seen.error for seen in ended[:4]] == ["model_crashed"] * 4
     assert all(seen.is_whole for seen in ended[4:]), ended[4:]
-    assert time.monotonic() - stopped < 50
     assert not hung.is_running()
     assert router.state("wide") == "ready"
     assert "hung (it missed 3 probes in a row)" in router.log()
@@ -208,7 +219,7 @@ async def test_a_client_that_stops_reading_loses_its_slot(
         reader.sendall(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: router.status("one")["in_flight"] == 1)
         await until(lambda: "a client stopped reading" in router.log(), 60)
-        await until(lambda: router.is_quiet("one"), 5)
+        await until(lambda: router.is_quiet("one"))
         assert router.client.post(ASK, json=chat("one")).status_code == 200
 
 
@@ -225,7 +236,7 @@ async def test_a_router_with_a_stopped_model_ends_all_the_same(
             asked = Asked(http, chat("one", stream=True))
             await until(lambda: router.status("one")["in_flight"] == 1)
             router.signal(signal.SIGTERM)
-            assert await router.ended(10) == 0
+            assert await router.ended() == 0
         assert not process.is_running()
         assert (await asked.task).error == "shutting_down"
 
@@ -240,8 +251,8 @@ async def test_a_router_that_is_stopped_while_it_loads_leaves_nothing(
     )
     children = await until(router.children)
     router.signal(signal.SIGTERM)
-    assert await router.ended(5) == 0
-    await until(lambda: not any(child.is_running() for child in children), 5)
+    assert await router.ended() == 0
+    await until(lambda: not any(child.is_running() for child in children))
 
 
 @pytest.mark.parametrize("sign", ["RouterModelCustom", "starting, to be preloaded", "one: loading"])
@@ -256,8 +267,8 @@ async def test_a_signal_during_the_start_is_obeyed(
         await until(lambda: sign in router.log() or "one: ready" in router.log())
         children = router.children()
         router.signal(signal.SIGTERM)
-        assert await router.ended(10) in (0, -signal.SIGTERM)
-        await until(lambda: not any(child.is_running() for child in children), 5)
+        assert await router.ended() in (0, -signal.SIGTERM)
+        await until(lambda: not any(child.is_running() for child in children))
         assert not list((tmp_path / "logs").glob("children-*.json"))
     finally:
         router.clean_up()
@@ -290,7 +301,7 @@ def test_a_thread_that_hangs_does_not_keep_the_router_from_ending(
         router.load("one")
         child = router.child("one")
         process.terminate()
-        assert process.wait(10) == 1
+        assert exit_code(process) == 1
         assert not child.is_running()
         assert "something hangs" in (tmp_path / "log").read_text()
     finally:

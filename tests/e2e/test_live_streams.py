@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gates import Gate
+from tests.patience import exit_code
 from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 from tests.slow_server import slow
 
@@ -45,16 +48,28 @@ class Curl:
 
 
 @pytest.fixture(scope="module")
+def gate_of_mute_large(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gates") / "mute-large")
+
+
+@pytest.fixture(scope="module")
 def router(
-    make_shared_router: MakeRouter, llama_server: Path, tiny_gguf: Path, smollm2: Path, models_dir: Path
+    make_shared_router: MakeRouter,
+    llama_server: Path,
+    tiny_gguf: Path,
+    tiny_long_gguf: Path,
+    smollm2: Path,
+    models_dir: Path,
+    gate_of_mute_large: Gate,
 ) -> RouterProcess:
-    """Room for one. `told` reports its progress, `mute` does not, `plain` is llama-server as it is."""
+    """Room for one. `told` reports its progress, `mute` does not, the others are llama-server as it is."""
     return make_shared_router(
         {
             "plain": {"model_path": tiny_gguf},
+            "long": {"model_path": tiny_long_gguf, "params": {"n_ctx": 131072}},
             "told": {"model_path": tiny_gguf, "env": {"LOAD_S": "2"}},
             "mute": {"model_path": tiny_gguf, "env": {"MUTE": "1"}},
-            "mute-large": {"model_path": smollm2, "env": {"MUTE": "1"}},
+            "mute-large": {"model_path": smollm2, "env": {"MUTE": "1", **gate_of_mute_large.env}},
         },
         binary=slow(models_dir, llama_server),
         system={"max_concurrent_models": 1},
@@ -115,17 +130,13 @@ def test_progress_that_was_not_told_is_not_made_up(router: RouterProcess, tmp_pa
 
 
 def test_without_the_protocol_the_part_of_the_file_that_was_read_is_shown(
-    router: RouterProcess, tmp_path: Path
+    router: RouterProcess, tmp_path: Path, gate_of_mute_large: Gate
 ) -> None:
-    """Stopped in the middle of its load, so that there is time to look."""
-    router.eject("plain", "told", "mute")
+    """Held in the middle of its load, so that there is time to look."""
     with curl(router, STATUS, tmp_path) as stream:
-        router.client.post("/v1/models/load", json={"model": "mute-large"}).raise_for_status()
-        until_now(lambda: (router.status("mute-large")["pid"] or 0) > 0)
-        child = router.child("mute-large")
-        until_now(lambda: child.io_counters().read_chars > 0)  # its maps take longer to read than it to load
-        with router.frozen("mute-large"):
-            until_now(lambda: (stream.of("mute-large")[-1]["load_progress"] or 0) > 0)
+        with gate_of_mute_large.closed():
+            router.client.post("/v1/models/load", json={"model": "mute-large"}).raise_for_status()
+            until_now(lambda: ((stream.of("mute-large") or [{}])[-1].get("load_progress") or 0) > 0)
             seen = stream.of("mute-large")[-1]
         until_now(lambda: steps(stream.of("mute-large"))[-1:] == ["ready"])
         last = stream.of("mute-large")[-1]
@@ -138,14 +149,16 @@ def test_without_the_protocol_the_part_of_the_file_that_was_read_is_shown(
 def test_the_time_of_the_last_load_is_told_for_the_next(router: RouterProcess) -> None:
     router.load("told")
     first = router.status("told")
-    assert 2 < first["expected_load_sec"] < 20
+    all_s = router.metric("router_model_load_seconds_sum", model="told")
+    assert 2 < first["expected_load_sec"] <= all_s + 0.1
     assert first["load_started"] is None
     router.eject("told")
+    before = time.time()
     router.client.post("/v1/models/load", json={"model": "told"}).raise_for_status()
     until_now(lambda: router.state("told") in ("starting", "loading"))
     again = router.status("told")
     assert again["expected_load_sec"] == first["expected_load_sec"]
-    assert abs(time.time() - again["load_started"]) < 10
+    assert before - 1 < again["load_started"] < time.time() + 1
     until_now(lambda: router.state("told") == "ready")  # ejected before, it would be loaded once more
 
 
@@ -163,31 +176,30 @@ def test_progress_is_shown_only_while_it_loads(router: RouterProcess, tmp_path: 
 
 def test_a_request_that_runs_after_a_load_is_shown_as_running(router: RouterProcess, tmp_path: Path) -> None:
     """Nothing was told when the requests that had waited for a load were granted."""
-    router.eject("plain", "told")
+    router.eject("long")
     with curl(router, STATUS, tmp_path) as stream:
-        body = chat("plain", max_tokens=400, stream=True)
+        body = chat("long", max_tokens=100_000, stream=True)
         with router.client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            pieces = answer.iter_bytes()
-            next(pieces)
-            with router.frozen("plain"):
-                until_now(lambda: (stream.of("plain") or [{}])[-1].get("in_flight") == 1, 5)
-                assert stream.of("plain")[-1]["queue_depth"] == 0
-            for _ in pieces:
-                pass
-        until_now(lambda: stream.of("plain")[-1]["in_flight"] == 0, 5)
+            next(answer.iter_bytes())
+            until_now(lambda: (stream.of("long") or [{}])[-1].get("in_flight") == 1)
+            assert stream.of("long")[-1]["queue_depth"] == 0
+        until_now(lambda: stream.of("long")[-1]["in_flight"] == 0)
 
 
 def test_figures_come_at_once_and_every_two_seconds(router: RouterProcess, tmp_path: Path) -> None:
+    """By the router's own times. One of them may be late, with the machine; none is early but the second,
+    which is that of whoever looked before.
+    """
     with curl(router, METRICS, tmp_path) as stream:
-        begun = time.monotonic()
-        until_now(lambda: len(stream.told()) == 3, 10)
-        assert 2 < time.monotonic() - begun < 7
-        told = stream.told()
-    assert [t.name for t in told] == ["metrics"] * 3
+        until_now(lambda: len(stream.told()) >= 4)
+        told = stream.told()[:4]
+    times = [t.data["timestamp"] for t in told[1:]]
+    assert 1.9 < min(later - earlier for earlier, later in pairwise(times)) < 4
+    assert [t.name for t in told] == ["metrics"] * 4
     assert [t.id for t in told] == sorted({t.id for t in told})
     assert told[0].data["host"]["total_mb"] == router.get("/vram")["host"]["total_mb"]
     assert told[0].data["reason"] == router.get("/vram")["reason"]
-    assert set(told[0].data["models"]) == {"plain", "told", "mute", "mute-large"}
+    assert set(told[0].data["models"]) == {"plain", "long", "told", "mute", "mute-large"}
 
 
 def test_both_streams_end_when_the_router_stops(router: RouterProcess, tmp_path: Path) -> None:
@@ -197,7 +209,7 @@ def test_both_streams_end_when_the_router_stops(router: RouterProcess, tmp_path:
         curl(router, METRICS, tmp_path / "metrics") as metrics,
     ):
         router.signal(signal.SIGTERM)
-        assert [stream.process.wait(10) for stream in (status, metrics)] == [0, 0]
+        assert [exit_code(stream.process) for stream in (status, metrics)] == [0, 0]
         assert router.wait() == 0
         told = status.told()
     assert [t.data["status"] for t in told if t.name == "server_update"][-1] == "stopping"

@@ -164,10 +164,10 @@ async def test_everything_can_be_done_with_keys(router: RouterProcess, page: Pag
     assert await page.js("getComputedStyle(document.activeElement).outlineStyle") != "none"
     await page.key("Enter")
     await page.shows("Ready", row("model-01"))
-    await until(lambda: page.js(f"{focus} === 'Eject model-01'"), 5)  # the same button, and still in focus
+    await until(lambda: page.js(f"{focus} === 'Eject model-01'"))  # the same button, and still in focus
     await page.key("Enter")
     await page.shows("Eject model-01?", "dialog")
     await page.key("Escape")
-    await until(lambda: page.js("!document.querySelector('dialog')"), 5)
+    await until(lambda: page.js("!document.querySelector('dialog')"))
     assert await page.js(focus) == "Eject model-01"
     assert router.state("model-01") == "ready"

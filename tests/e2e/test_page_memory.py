@@ -33,7 +33,7 @@ async def test_a_load_is_shown_as_coming_and_other_programs_beside_it(
     router = make_router(
         {
             "quick": {**on_card, "vram_mb": USED_MB},
-            "big": {**on_card, "vram_mb": 3072, "env": {"LOAD_S": "60"}},
+            "big": {**on_card, "vram_mb": 3072, "env": {"LOAD_S": "2", "GATE": "/nonexistent/gate"}},
         },
         binary=with_cuda(tmp_path, slow(tmp_path, llama_server)),
     )

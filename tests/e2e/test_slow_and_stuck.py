@@ -18,10 +18,13 @@ import pytest
 
 from tests.freezing import frozen_thread
 from tests.router_process import MakeRouter, RouterProcess, chat, until, until_now
+from tests.serving import soon
 
 ASK = "/v1/chat/completions"
 LIMIT_S = 2
 FOUND_WITHIN_S = 2 * LIMIT_S + 10
+"""Of the time in which the machine did not stand still itself."""
+
 LONG = {"n_ctx": 65536, "n_batch": 128}
 """Small batches: llama-server tells nothing before one is read, on a busy machine not even that it lives."""
 
@@ -56,13 +59,11 @@ def test_a_main_loop_that_hangs_is_found_although_health_answers(router: RouterP
     router.load(alias)
     pid = router.status(alias)["pid"]
     with frozen_thread(pid):
-        begun = time.monotonic()
         lost = router.client.post(ASK, json=chat(alias))
         assert (lost.status_code, lost.json()["error"]["code"]) == (504, "upstream_timeout")
         assert lost.headers["x-should-retry"] == "false"
         until_now(lambda: is_replaced(router, alias, pid), FOUND_WITHIN_S)
         assert router.client.post(ASK, json=chat(alias)).status_code == 200
-        assert time.monotonic() - begun < FOUND_WITHIN_S
     assert is_replaced(router, alias, pid)
     assert "hung (nothing has moved for " in router.log()
 
@@ -70,23 +71,23 @@ def test_a_main_loop_that_hangs_is_found_although_health_answers(router: RouterP
 def test_clients_that_give_up_early_tell_of_a_hang_too(router: RouterProcess) -> None:
     router.load("one")
     pid = router.status("one")["pid"]
-    begun = time.monotonic()
+
+    def is_told_of() -> bool:
+        with suppress(httpx.TimeoutException):
+            router.client.post(ASK, json=chat("one"), timeout=0.4)
+        return is_replaced(router, "one", pid)
+
     with frozen_thread(pid):
-        while not is_replaced(router, "one", pid):
-            assert time.monotonic() - begun < FOUND_WITHIN_S
-            with suppress(httpx.TimeoutException):
-                router.client.post(ASK, json=chat("one"), timeout=0.4)
+        until_now(is_told_of, FOUND_WITHIN_S)
 
 
 def test_a_stopped_process_is_replaced(router: RouterProcess) -> None:
     router.load("two")
     pid = router.status("two")["pid"]
     os.kill(pid, signal.SIGSTOP)
-    begun = time.monotonic()
     assert router.client.post(ASK, json=chat("two")).status_code == 504
     until_now(lambda: is_replaced(router, "two", pid), FOUND_WITHIN_S)
     assert router.client.post(ASK, json=chat("two")).status_code == 200
-    assert time.monotonic() - begun < FOUND_WITHIN_S
     assert is_replaced(router, "two", pid)
 
 
@@ -172,7 +173,7 @@ async def test_after_a_pause_of_the_router_whatever_was_answered_meanwhile_is_pa
     assert [router.status(alias)["pid"] for alias in ("one", "two")] == pids
     for reader, writer in resting:
         writer.write(request_on_a_kept_connection())
-        assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 200")
+        assert (await soon(reader.readline())).startswith(b"HTTP/1.1 200")
         writer.close()
     assert "the router stood still for " in router.log()
 

@@ -150,16 +150,17 @@ async def test_leaving_a_stream_ends_the_generation(
     """Also where llama-server would go on for the sake of a header."""
     router.load("long")
     cancelled = router.metric("router_requests_total", model="long", status="cancelled")
+    errors = router.log().count("ERROR")
     body = chat("long", max_tokens=ENDLESS, stream=True)
     async with http.stream("POST", path, json=body, headers=headers) as answer:
         assert await anext_of(answer.aiter_bytes())
         assert router.status("long")["in_flight"] == 1
 
-    await until(lambda: router.is_quiet("long"), 10)
+    await until(lambda: router.is_quiet("long"))
     async with llama_server_of(router, "long") as direct:
-        await until(lambda: _no_slot_is_busy(direct), 10)
+        await until(lambda: _no_slot_is_busy(direct))
     assert router.metric("router_requests_total", model="long", status="cancelled") == cancelled + 1
-    assert router.log().count("ERROR") == 0
+    assert router.log().count("ERROR") == errors
 
 
 def test_curl_interrupted_in_a_stream_frees_the_only_slot(router: RouterProcess) -> None:
@@ -169,7 +170,7 @@ def test_curl_interrupted_in_a_stream_frees_the_only_slot(router: RouterProcess)
         assert process.stdout.readline()
         process.terminate()
 
-    answer = router.client.post(ASK, json=chat("long", max_tokens=1), timeout=15)
+    answer = router.client.post(ASK, json=chat("long", max_tokens=1))
     assert answer.status_code == 200
 
 
@@ -182,8 +183,8 @@ async def test_leaving_a_plain_request_ends_the_generation(
         async with llama_server_of(router, "long") as direct:
             await until(lambda: _some_slot_is_busy(direct))
 
-    await until(lambda: router.is_quiet("long"), 10)
-    answer = await http.post(ASK, json=chat("long", max_tokens=1), timeout=15)
+    await until(lambda: router.is_quiet("long"))
+    answer = await http.post(ASK, json=chat("long", max_tokens=1))
     assert answer.status_code == 200
 
 
@@ -293,13 +294,13 @@ async def test_a_stream_that_waits_is_told_where_it_stands(
         shown, shown_failing = (Reader(http, ASK, chat(name), **SHOWN) for name in ("late", "misfit"))
         everyone = [*comments, shown, shown_failing]
         await until(lambda: all(reader.text for reader in everyone))
-        waits = [reader.text for reader in comments]
+        waits = [reader.text.partition("\n\n")[0] for reader in comments]  # the first: more may have come
     for gate in ("late", "misfit"):
         (gates / gate).touch()
     await asyncio.gather(first, *(reader.task for reader in everyone))
 
-    assert waits[:2] == [": queued position=1\n\n", ": queued position=2\n\n"]
-    assert all(re.fullmatch(r": loading( progress=[\d.]+)?\n\n", wait) for wait in waits[2:])
+    assert waits[:2] == [": queued position=1", ": queued position=2"]
+    assert all(re.fullmatch(r": loading( progress=[\d.]+)?", wait) for wait in waits[2:])
     for reader in everyone:
         assert reader.answer is not None
         assert reader.answer.status_code == 200

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.router_process import MakeRouter, RouterProcess, chat, until
+from tests.gates import Gate
+from tests.router_process import MakeRouter, RouterProcess, chat, frozen, until
 
 ASK = "/v1/chat/completions"
 MAX_SWAP_WAIT_S = 2
 HIGH = {"X-Request-Priority": "high"}
-
-
-class Gate:
-    """Holds back the start of one model's llama-server."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.open()
-
-    def open(self) -> None:
-        self._path.touch()
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        self._path.unlink()
-        try:
-            yield
-        finally:
-            self.open()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +41,7 @@ def shared(
             "a": {
                 "model_path": tiny_long_gguf,
                 "params": {"n_ctx": 131072},
-                "env": {"GATE": str(gate_of_a._path)},
+                "env": gate_of_a.env,
             },
             "b": {"model_path": tiny_gguf},
             "truncated": {"model_path": truncated_gguf},
@@ -163,11 +144,11 @@ async def test_a_request_for_another_model_does_not_kill_a_running_stream(
     router: RouterProcess, http: httpx.AsyncClient, headers: dict[str, str]
 ) -> None:
     router.load("a")
-    tokens = 1500
+    tokens, process = 1500, router.child("a")
     async with http.stream("POST", ASK, json=chat("a", max_tokens=tokens, stream=True)) as stream:
         pieces = stream.aiter_text()
         text = await pieces.__anext__()
-        with router.frozen("a"):
+        with frozen(process):
             other = ask(http, chat("b"), headers=headers)
             await until(lambda: router.status("b")["queue_depth"] == 1)
             if headers:
@@ -263,7 +244,7 @@ async def test_24_requests_for_two_models_in_turn_need_one_load_of_each(
     """With patience for the first model's twelve, however slow the machine is."""
     gate = Gate(tmp_path / "gate")
     router = make_router(
-        {"a": {"model_path": tiny_gguf, "env": {"GATE": str(gate._path)}}, "b": {"model_path": tiny_gguf}},
+        {"a": {"model_path": tiny_gguf, "env": gate.env}, "b": {"model_path": tiny_gguf}},
         binary=gated_llama_server,
         system={"max_concurrent_models": 1, "max_swap_wait_sec": 600},
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import stat
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -121,10 +120,8 @@ async def test_a_connection_that_broke_is_tried_once_more_and_the_process_stays(
 async def test_a_request_that_is_always_hung_up_on_ends_in_an_error(
     router: RouterProcess, http: httpx.AsyncClient
 ) -> None:
-    started = time.monotonic()
     answer = await ask(http, "always hang up")
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "model_crashed")
-    assert time.monotonic() - started < 15
     await until(lambda: router.is_quiet("m"))
 
 

@@ -24,6 +24,7 @@ from app.gguf.header import GgufHeader, Pooling, read_header
 from app.llama.runner_interface import LoadError
 from app.memory.amount_to_reserve import inspect
 from tests.ggufs import make_tiny
+from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, chat, until, until_now
 from tests.tiny_models import make_encoder
 
@@ -106,7 +107,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_start(tmp_path: Path, tiny_gguf
 
     try:
         found = kinds_from_files.headers([gone, tiny_gguf], read, slowest_s=0.01)
-        assert is_asked.wait(10)
+        assert is_asked.wait(WAIT_S)
         assert not found
     finally:
         answers.set()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from app.domain.status import Status
 from tests.event_loops import on_the_loop_of_production
 from tests.proxy_environment import ANSWER, CHAT, USAGE, MakeRouter, Router, make_router, request, router
 from tests.router_process import until
-from tests.serving import Client, Reply
+from tests.serving import Client, Reply, soon
 from tests.upstreams import SIZED
 
 __all__ = ["make_router", "on_the_loop_of_production", "router"]
@@ -92,7 +90,7 @@ async def test_who_reads_does_not_hold_up_the_end_of_a_model(router: Router) -> 
     client.say(reading("/slots"))
     await line.asked()
     instance = router.instance()
-    assert await asyncio.wait_for(router.services.manager.eject(instance, now=False, timeout_s=60), 5)
+    assert await soon(router.services.manager.eject(instance, now=False, timeout_s=3600))
     reply = await client.reply(to="GET")
     assert (reply.status, reply.code) == (503, "model_not_loaded")
     assert (router.launcher.loads("m"), instance.readers) == (1, set())

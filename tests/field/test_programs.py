@@ -12,6 +12,7 @@ from tests.e2e import nginx
 from tests.event_loops import on_the_loop_of_production
 from tests.field.environment import ANSWER, CHAT, JSON, LARGE, LOAD, SMALL, ask, start, upstream
 from tests.real_parts import CURL, JAVA, need
+from tests.serving import soon
 from tests.stand_in import StandIn
 
 __all__ = ["on_the_loop_of_production", "start", "upstream"]
@@ -22,7 +23,7 @@ async def run(*command: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
+    out, err = await soon(process.communicate())
     assert process.returncode == 0, err.decode() + out.decode()
     return out.decode()
 

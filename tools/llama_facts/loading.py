@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-import time
 
 from tests.ggufs import make_architecture
 from tests.ports import free_port
 from tools.llama_facts.fact import Claims
-from tools.llama_facts.server import KEY, Server, Subject, before, ready, spec_of, started
+from tools.llama_facts.server import KEY, Server, Subject, ready, spec_of, started, within
 
 LAST_LINE_S = 10.0
 LOADS = 20
@@ -72,8 +71,8 @@ def _told(server: Server) -> bool:
 
 def _is_silent(server: Server) -> None:
     """It writes its log a moment after it serves; this line is the last of a load."""
-    before(time.monotonic() + LAST_LINE_S, lambda: any("listening on" in line for line in server.lines))
-    before(time.monotonic() + LAST_LINE_S, lambda: server.log.state in ("ready", None))
+    within(LAST_LINE_S, lambda: any("listening on" in line for line in server.lines))
+    within(LAST_LINE_S, lambda: server.log.state in ("ready", None))
     server.finish()
 
 

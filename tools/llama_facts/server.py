@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from app.domain.model_spec import ModelSpec
 from app.llama.child_process import EXIT_COMMAND
 from app.llama.command_line import BinaryInfo, build_command
 from app.llama.load_output import LoadLog
+from tests.patience import Patience
 from tests.ports import free_port
 
 START_TIMEOUT_S = 60.0
@@ -135,9 +136,9 @@ class Server:
     def wait_until_ready(self) -> list[int | None]:
         """What its port said from the start on. Raises `NotServing`."""
         seen: list[int | None] = []
-        deadline = time.monotonic() + START_TIMEOUT_S
+        patience = Patience(START_TIMEOUT_S)
         while not seen or seen[-1] != 200:
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if self.process.poll() is not None or patience.is_over:
                 self.finish()
                 raise NotServing(f"exit code {self.process.poll()}; it said: {' '.join(self.lines[-5:])}")
             time.sleep(POLL_S)
@@ -157,10 +158,8 @@ class Server:
 
     def exit_code(self, timeout_s: float = END_TIMEOUT_S) -> int | None:
         """None: it lives on."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        within(timeout_s, lambda: self.process.poll() is not None)
+        return self.process.poll()
 
     def finish(self) -> None:
         """Afterwards all that it said is in `lines`."""
@@ -223,10 +222,11 @@ def ready(subject: Subject, spec: ModelSpec, **options: Any) -> Iterator[Server]
         yield server
 
 
-def before(deadline: float, condition: Any) -> bool:
-    """Whether `condition` comes true in time."""
+def within(timeout_s: float, condition: Callable[[], bool]) -> bool:
+    """Whether `condition` comes true in this time."""
+    patience = Patience(timeout_s)
     while not condition():
-        if time.monotonic() > deadline:
+        if patience.is_over:
             return False
         time.sleep(POLL_S * 10)
     return True
