@@ -11,7 +11,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from app.domain.config_types import Heartbeats
-from app.domain.errors import AnswerTooLarge, ModelError, QueueFull, RouterError
+from app.domain.errors import AnswerTooLarge, ModelCrashed, ModelError, QueueFull, RouterError
 from app.llama.llama_server_errors import read_error
 from app.proxy.dialect_by_path import dialect_of
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
@@ -243,11 +243,19 @@ def test_a_block_begins_with_all_its_fields(given: bytes, expected: dict[str, An
 
 def test_all_other_events_of_messages_pass_byte_for_byte() -> None:
     ping = b'event: ping\ndata: {"type": "ping"}\n\n'
-    text = b": wait\n\n" + ping + BEGINNING + BLOCK % b'{"type":"text","text":""}' + ping
+    end = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    text = b": wait\n\n" + ping + BEGINNING + BLOCK % b'{"type":"text","text":""}' + ping + end
     translator = MessagesTranslator("m", TIMES)
     assert b"".join(translator.feed(bytes([byte])) for byte in text) + translator.end() == text
     assert translator.failure is None
     assert translator.whole(b"{}") == b"{}"
+
+
+def test_a_stream_of_messages_that_stops_before_its_end_has_failed() -> None:
+    translator = MessagesTranslator("m", TIMES)
+    assert translator.feed(BEGINNING) + translator.end() == BEGINNING
+    assert isinstance(translator.failure, ModelCrashed)
+    assert b"event: error" in translator.fail(translator.failure)
 
 
 def test_a_stream_of_messages_without_its_beginning_gets_one() -> None:

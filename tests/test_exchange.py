@@ -13,7 +13,15 @@ import pytest
 from app.core.config import Config, SystemConfig
 from app.core.queue import RequestQueue, Ticket
 from app.domain.config_types import Heartbeats
-from app.domain.errors import BadRequest, ModelError, Overloaded, QueueFull, RouterError, ShuttingDown
+from app.domain.errors import (
+    AnswerTooLarge,
+    BadRequest,
+    ModelError,
+    Overloaded,
+    QueueFull,
+    RouterError,
+    ShuttingDown,
+)
 from app.domain.priority import Priority
 from app.domain.request_fingerprint import Work
 from app.domain.status import Status
@@ -121,7 +129,7 @@ class World:
         )
         record = RequestRecord(request, self.alias, Ticket(Priority.NORMAL, self.now, 30.0))
         everything: Any = self
-        self.memory = ClientMemory(Config(), 1024)
+        self.memory, self.filled = ClientMemory(Config(), 1024), 0
         body = RequestBody(self.memory)
         body.add(b"body")
         self.exchange = Exchange(
@@ -256,6 +264,12 @@ class World:
         self.is_full, self.has_link = is_full, has_link
         self.exchange.begin()
 
+    def fill(self, *, but: int = 0) -> None:
+        """By others."""
+        size = self.memory.limit - self.memory.held - but
+        self.memory.take(size)
+        self.filled += size
+
     def check_over(self, *, error: str | None, status: int) -> None:
         """Everything has been given back, once, and the observers know."""
         assert self.exchange.phase is Phase.ENDED
@@ -263,6 +277,7 @@ class World:
         assert (event.error, event.status) == (error, status)
         assert set(map(id, self.entered)) <= set(map(id, self.left)) or not self.entered
         assert self.exchange._link is self.exchange._pending is None
+        assert self.memory.held == self.filled
         assert self.exchange.ticket.owner is None
 
 
@@ -413,10 +428,15 @@ class Shouting:
     """Waits for whole lines."""
 
     failure: RouterError | None = None
+    held = 0
     is_over = False
 
     def __init__(self, _times: Times) -> None:
         self.rest = b""
+
+    @property
+    def waiting(self) -> int:
+        return len(self.rest)
 
     def whole(self, body: bytes) -> bytes:
         return body.upper() + b"!"
@@ -502,7 +522,7 @@ def test_a_client_that_leaves_while_its_answer_is_translated_leaves_nothing() ->
 def test_an_answer_without_a_place_in_memory_is_refused(announced: bool) -> None:
     world = World(translator=Shouting)
     exchange = world.asked()
-    world.memory.take(world.memory.limit - world.memory.held - len(LARGE) // 2)
+    world.fill(but=len(LARGE) // 2)
     exchange.head(AnswerHead(200, JSON), len(LARGE) if announced else None)
     exchange.body(LARGE[:1] if announced else LARGE, False)
     assert (world.heads[0][0], world.code) == (503, "overloaded")
@@ -515,7 +535,7 @@ def test_the_record_of_a_refused_answer_keeps_no_body() -> None:
     exchange = world.asked()
     exchange.head(AnswerHead(200, JSON), None)
     exchange.body(LARGE, False)
-    world.memory.take(world.memory.limit - world.memory.held)
+    world.fill()
     exchange.body(b"", True)
     world.check_over(error="overloaded", status=503)
     error = exchange.record._error
@@ -541,6 +561,164 @@ def test_a_bug_in_a_translation_is_told() -> None:
     exchange.body(LARGE, True)
     exchange.translated(lambda _: None, ValueError("of ours"))
     assert (world.heads[0][0], world.code) == (500, "internal_error")
+
+
+def streaming_large(world: World) -> Exchange:
+    """An event of it is translated beside the event loop."""
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    assert exchange.body(LARGE + b"\nb", False) is False, "no more until that is told"
+    assert exchange.phase is Phase.TRANSLATING
+    return exchange
+
+
+def test_a_large_event_is_translated_beside_the_loop_and_passed_on_in_pieces() -> None:
+    """llama-server waits meanwhile, in its slot."""
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.writable()
+    world.pass_time(100)  # its client has no part in that
+    assert (world.heads, world.left, world.link.released, world.link.resumed) == ([], [], 0, 0)
+    world.work()
+    assert (0 < len(world.sent) < len(LARGE), world.link.resumed) == (True, 0)
+    assert world.memory.held > len(LARGE)
+    world.pass_time(0)
+    assert (world.sent, world.link.resumed, exchange.phase) == (LARGE.upper() + b"\n", 1, Phase.ANSWERING)
+    exchange.body(b"c\n", True)
+    assert world.sent[len(LARGE) :] == b"\nBC\nbye"
+    world.check_over(error=None, status=200)
+
+
+def test_a_few_bytes_that_complete_a_large_event_are_translated_beside_the_loop_too() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    for at in range(0, 40_000, 1000):
+        if not exchange.body(LARGE[at : at + 1000], False):
+            world.work()
+    assert exchange.body(b"\n", False) is False
+    assert world.sent == b""
+    world.work()
+    assert world.sent == LARGE[:40_000].upper() + b"\n"
+
+
+def test_a_slow_client_gets_a_large_event_as_it_takes_it() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    world.is_slow = True
+    world.work()
+    had = len(world.sent)
+    world.pass_time(10)
+    assert (len(world.sent), world.link.resumed) == (had, 0)
+    while len(world.sent) < len(LARGE):
+        exchange.writable()
+    assert world.link.resumed == 0
+    world.is_slow = False
+    exchange.writable()
+    assert world.link.resumed == 1
+
+
+def test_a_large_end_of_a_stream_gives_its_slot_back_first() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(LARGE + b"\n", True)
+    assert (world.left, world.link.released) == ([exchange.ticket], 1)
+    world.work()
+    world.pass_time(0)
+    assert (world.sent, world.is_complete) == (LARGE.upper() + b"\nbye", True)
+    world.check_over(error=None, status=200)
+
+
+def test_an_error_in_a_large_end_of_a_stream_is_told() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\nbroken\n", True)
+    world.work()
+    world.pass_time(0)
+    assert world.sent == b"ONE\nalas: server"
+    assert exchange.record.status == 500
+
+
+def test_an_event_that_is_too_large_is_told() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.translated(lambda _: None, AnswerTooLarge("an event of more than 8 MB"))
+    assert (world.heads[0][0], world.code) == (502, "answer_too_large")
+    world.check_over(error="answer_too_large", status=502)
+
+
+def test_a_process_that_fails_while_a_first_event_is_translated_is_asked_again() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = streaming_large(world)
+    exchange.cut()
+    assert world.working.is_cancelled
+    world.gone()
+    assert exchange.phase is Phase.ASKED
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", True)
+    assert world.sent == b"ONE\nbye"
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_nothing_follows_half_an_event(is_told: bool) -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\n", False)
+    if is_told:
+        world.work()
+    had = world.sent
+    exchange.cut()
+    world.gone()
+    assert (world.sent, world.is_aborted) == (had, True)
+
+
+def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:
+    """Counted in steps."""
+
+    class Keeping(Shouting):
+        def feed(self, data: bytes) -> bytes:
+            self.held += len(data)
+            return super().feed(data)
+
+    world = World(stream=True, translator=Keeping)
+    before = world.memory.held
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    event, kept = b"A" * 9999 + b"\n", 50
+    for _ in range(kept):
+        exchange.body(event, False)
+    assert len(event) * (kept - 10) <= world.memory.held - before < len(event) * (kept + 10)
+    world.fill()
+    while exchange.phase is Phase.ANSWERING:
+        exchange.body(event, False)
+        kept += 1
+    assert kept <= 70
+    assert world.sent == event * (kept - 1) + b"alas: overloaded"
+    world.check_over(error="overloaded", status=503)
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_a_large_event_without_a_place_is_told_as_an_event(is_found: bool) -> None:
+    """Before it is translated, or when it is too large then. Nothing of it has been sent."""
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    if is_found:
+        exchange.body(LARGE + b"\n", False)
+    world.fill()
+    if is_found:
+        _, tell = world.beside
+        tell(LARGE * 3)
+    else:
+        exchange.body(LARGE + b"\n", False)
+    assert world.sent == b"ONE\nalas: overloaded"
+    world.check_over(error="overloaded", status=503)
 
 
 def test_a_stream_is_translated_as_it_comes() -> None:
@@ -677,11 +855,15 @@ def test_a_step_may_find_what_is_wrong_with_a_request() -> None:
 
 
 def test_a_question_without_a_place_in_memory_is_refused() -> None:
-    world = World(translator=Asking, is_step=True)
+    class Longer(Asking):
+        def whole(self, body: bytes) -> Any:
+            return super().whole(body * 3)
+
+    world = World(translator=Longer, is_step=True)
     exchange = world.asked()
     exchange.head(AnswerHead(200, JSON), None)
     exchange.body(LARGE, True)
-    world.memory.take(world.memory.limit - world.memory.held)
+    world.fill()
     world.work()
     assert (world.heads[0][0], world.code) == (503, "overloaded")
 

@@ -19,7 +19,7 @@ from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
-from app.proxy import gateway, reply, request_head, upstream_connection
+from app.proxy import gateway, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
@@ -846,7 +846,7 @@ def fail(*_: object, **__: object) -> Any:
         (proxied, "find_model"),
         (upstream_connection, "_head"),
         (AnswerReader, "feed"),
-        (reply, "own_lines"),
+        (reply_head, "own_lines"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
@@ -866,7 +866,7 @@ async def test_a_bug_is_told_and_leaves_nothing_behind(
         told = await client.reply()
         assert (told.status, told.code, told[b"x-request-id"]) == (500, "internal_error", b"mine")
         assert "RuntimeError: a bug" in caplog.text
-        if where in (upstream_connection, AnswerReader, reply):
+        if where in (upstream_connection, AnswerReader, reply_head):
             assert (await router.account()).outcome is Outcome.ERROR
     assert router.instance().queue.in_flight == 0
     other = await router.client()

@@ -237,9 +237,20 @@ def test_a_context_goes_on_where_an_answer_ended() -> None:
         assert len(GENERATE.asked({"prompt": "?", "context": foreign})["messages"]) == 1
 
 
+def test_a_context_has_all_of_an_answer_of_many_short_pieces() -> None:
+    translator = GENERATE.translator({"prompt": "hi"})
+    pieces = b"".join(b'data: {"choices":[{"delta":{"content":"%d "}}]}\n\n' % n for n in range(10_000))
+    last = translator.feed(pieces + b'data: {"choices":[{"finish_reason":"stop","delta":{}}]}\n\n')
+    context = json.loads(last.splitlines()[-1])["context"]
+    messages = GENERATE.asked({"prompt": "on", "context": context})["messages"]
+    assert messages[1]["content"] == "".join(f"{n} " for n in range(10_000))
+
+
 def test_a_very_long_conversation_has_no_context() -> None:
     answer = {"choices": [{"message": {"content": "a" * 400_000}, "finish_reason": "stop"}]}
-    assert GENERATE.answer(PROMPT, answer)["context"] == []
+    assert "context" not in GENERATE.answer(PROMPT, answer)
+    short = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}
+    assert "context" not in GENERATE.answer({"prompt": "a" * 400_000}, short)
     assert len(GENERATE.asked(PROMPT | {"context": [1] * 300_000})["messages"]) == 1
 
 

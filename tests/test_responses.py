@@ -390,6 +390,7 @@ def test_an_item_of_an_answer_without_a_name_is_stored_under_a_new_one(router: R
 def test_a_stream_is_stored_too(router: Router) -> None:
     translator = router.translator({"input": "x", "stream": True})
     sent = read(translator.feed(STREAMED))
+    translator.done()
     assert router.stored.find("", sent[-1]["response"]["id"]).body() == sent[-1]["response"]
 
 

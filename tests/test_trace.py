@@ -64,6 +64,7 @@ DOWN = [
     "request_parameters",
     "request_record",
     "reply",
+    "reply_head",
     "exchange_state",
     "timeouts_and_heartbeats",
     "exchange",
@@ -85,7 +86,7 @@ BACK = [
 
 TOLD = {
     "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
-    "request_body", "request_memory_limit", "exchange_state",
+    "request_body", "request_memory_limit", "exchange_state", "reply_head",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 

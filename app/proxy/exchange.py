@@ -7,12 +7,10 @@ there, bytes come, its client leaves, time passes. None of them waits, none of t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from app.domain.errors import RouterError
-from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.proxy import timeout_and_crash_errors
 from app.proxy.answer_reader import AnswerHead
@@ -23,6 +21,7 @@ from app.proxy.exchange_state import ExchangeState
 from app.proxy.heartbeat_text import heartbeat_text
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.timeouts_and_heartbeats import HEAD_WAITS_S
+from app.proxy.translated_answer import ReplyWork, Tell
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +89,22 @@ class Exchange(ExchangeState):
             go_on = self.reply.body(data, last)
             if last:
                 self._complete()
-                return True
+            elif not go_on:
+                self._pause()
         except RouterError as error:  # there is no place for it
             self._fail(error)
             return True
-        self._is_paused = not go_on
-        return go_on
+        return go_on or last
+
+    def _pause(self) -> None:
+        """Of llama-server's connection: until the client takes more, or what it got is translated."""
+        self._is_paused = True
+        if (work := self.reply.work(self._body)) is not None:
+            self._do_beside(work)
 
     def _complete(self) -> None:
         """llama-server has said all."""
-        work = self.reply.last_work(self._body)
+        work = self.reply.work(self._body)
         if work is None:
             self._end()
             return
@@ -109,17 +114,18 @@ class Exchange(ExchangeState):
         else:
             if not work.needs_slot:
                 self._slots.leave(self)
-            self.phase, self._is_paused = Phase.TRANSLATING, False
-            self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
+            self._do_beside(work)
+
+    def _do_beside(self, work: ReplyWork) -> None:
+        self.phase, self._is_paused = Phase.TRANSLATING, False
+        self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
 
     @catch_bugs
-    def translated(self, tell: Callable[[Any], None], found: Any) -> None:
+    def translated(self, tell: Tell, found: Any) -> None:
         """Of what took long."""
         self._pending = None
         try:
-            if isinstance(found, Exception):
-                raise found
-            tell(found)
+            self.reply.told(tell, found)
             if (asked := self.reply.questions.next) is not None:
                 self._ask_again(asked)
             else:
@@ -130,15 +136,22 @@ class Exchange(ExchangeState):
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
         self._is_paused = not self.reply.tell_more()
-        if self.reply.is_told:
-            self._end()
-        else:
+        if not self.reply.is_told:
             self.phase = Phase.TRANSLATING
             self._wake(self._timeouts.first_look_s(self.instance.spec) if self._is_paused else 0)
+        elif self._link is None:
+            self._end()
+        else:  # of a stream more comes
+            self.phase = Phase.ANSWERING
+            self._wake(self._timeouts.first_look_s(self.instance.spec))
+            if not self._is_paused:
+                self._link.resume()
 
     @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
-        self._link = self._pending = None
+        self._link = None
+        if self.phase is Phase.CONNECTING:
+            self._pending = None
         if error.stale and self._runner is not None:
             self.phase = Phase.CONNECTING
             self._pending = self._links.open(self._runner.port, self)
@@ -182,7 +195,7 @@ class Exchange(ExchangeState):
             if self._pending is None:
                 self._tell_more()
         elif self.phase in AT_LLAMA_SERVER or self.phase is Phase.TRANSLATING:
-            self.reply.flush_head()
+            self.reply.own_head.flush()
             if self.record.has_begun and self.instance.crash_inquiry.may_forget(len(self._body or b"")):
                 self._body = None  # it cannot be sent once more
             if (left_s := self._patience_s(now)) > 0:
@@ -209,7 +222,7 @@ class Exchange(ExchangeState):
             return
         if self._timeouts.heartbeat_is_due(now):
             reason = self._slots.waits_because(self)
-            self.reply.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
+            self.reply.own_head.heartbeat(heartbeat_text(self.instance, self.ticket, reason))
         self._wake(self._timeouts.queue_wait_s(now))
 
     # --- inside
@@ -247,13 +260,6 @@ class Exchange(ExchangeState):
         self.phase = Phase.CONNECTING
         self._connect(self._runner)
 
-    def _open_ahead(self, runner: Runner | None) -> None:
-        """A stream takes its connection along, so the next one needs another."""
-        if self.request.keep_alive or runner is None or runner.phase is not Status.READY:
-            return
-        if waiting := self.instance.queue.waiting:
-            self._links.open_ahead(runner.port, waiting)
-
     def _lost(self) -> None:
         """The process failed under it."""
         self._let_go()
@@ -272,18 +278,12 @@ class Exchange(ExchangeState):
         self.record.close(error, quiet_since)
         self._slots.ended(self)
         self._body = None
+        self.reply.let_go()
 
     def _give_up(self) -> None:
         """llama-server notices at once that nobody reads the events of a stream, and nothing else."""
         if self._link is not None and not (self.request.stream and self.record.has_begun):
             self._slots.given_up(self)
-
-    def _let_go(self) -> None:
-        link, pending, self._link, self._pending = self._link, self._pending, None, None
-        if pending is not None:
-            pending.cancel()
-        if link is not None:
-            link.release()
 
     def bug(self, bug: Exception) -> None:
         logger.error("%s %s failed", self.request.method, self.request.endpoint, exc_info=bug)

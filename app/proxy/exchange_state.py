@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from app.domain.request_fingerprint import Work
+from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
 from app.proxy.exchange_interfaces import Link, Pending, Surroundings
@@ -56,3 +57,19 @@ class ExchangeState:
     def asks_for(self) -> Work | None:
         data = None if self._body is None else self._body.data
         return Work(self.request.path, data) if isinstance(data, (bytes, bytearray)) else None
+
+    # --- what it holds
+
+    def _let_go(self) -> None:
+        link, pending, self._link, self._pending = self._link, self._pending, None, None
+        if pending is not None:
+            pending.cancel()
+        if link is not None:
+            link.release()
+
+    def _open_ahead(self, runner: Runner | None) -> None:
+        """A stream takes its connection along, so the next one needs another."""
+        if self.request.keep_alive or runner is None or runner.phase is not Status.READY:
+            return
+        if waiting := self.instance.queue.waiting:
+            self._links.open_ahead(runner.port, waiting)

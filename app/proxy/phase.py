@@ -10,7 +10,7 @@ class Phase(Enum):
     CONNECTING = "granted; no connection yet"
     ASKED = "sent; no head has come"
     ANSWERING = "bytes pass"
-    TRANSLATING = "all has come, and is translated; then the client gets it, as it takes it"
+    TRANSLATING = "what has come is translated; then the client gets it, as it takes it"
     EXITING = "its process failed; what becomes of it is known when that is gone"
     ENDED = "slot and connection are given back"
 

@@ -8,7 +8,7 @@ from functools import partial
 from app.domain.errors import RouterError
 from app.proxy.dialects.translation_interface import Asked
 from app.proxy.request_body import RequestBody
-from app.proxy.translated_answer import LastWork
+from app.proxy.translated_answer import ReplyWork
 
 Found = bytes | bytearray | Asked | None
 """What is to be asked now, or its body alone; None: nothing."""
@@ -35,10 +35,10 @@ class Questions:
         """If llama-server refuses it."""
         return self._asked is not None and self._asked.again is not None
 
-    def changed(self, refusal: RouterError, body: RequestBody, tell: Callable[[Found], None]) -> LastWork:
+    def changed(self, refusal: RouterError, body: RequestBody, tell: Callable[[Found], None]) -> ReplyWork:
         """To find what to ask instead of what was refused. `body`: what was asked."""
         assert self._asked is not None and self._asked.again is not None
-        return LastWork(len(body), partial(self._asked.again, refusal, body.data), tell, needs_slot=True)
+        return ReplyWork(len(body), partial(self._asked.again, refusal, body.data), tell, needs_slot=True)
 
     def ask(self, found: bytes | bytearray | Asked) -> None:
         assert self._asked is not None

@@ -28,6 +28,8 @@ class Spool:
         self._size += len(data)
 
 
+STEP_BYTES = 65536
+
 Data = bytes | bytearray | Spool
 """Of a body, as a whole."""
 
@@ -74,6 +76,11 @@ class RequestBody:
     def expect(self, more: int) -> None:
         """Take a place for so much beside it, which will `replace` it."""
         self._take(more)
+
+    def hold(self, size: int) -> None:
+        """Have a place for so many bytes, at least: it grows in steps."""
+        if size > self._taken:
+            self._take(max(size - self._taken, STEP_BYTES))
 
     def replace(self, data: Data) -> None:
         """By what is sent on in its place."""

@@ -336,6 +336,76 @@ def test_no_answer_that_is_translated_does(answering: Loop, answers: StandIn, ta
     until_now(lambda: answering.memory.held < ANSWER_BYTES * 2)  # but for what is stored
 
 
+TINY = b"".join(b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number for number in range(4000))
+STREAMED_TEXT = b"a" * (2 * 2**20)
+BEGUN = b"""event: response.created
+data: {"type":"response.created","response":{"id":"resp_1"}}
+
+data: {"type":"response.output_item.added","item":{"id":"msg_1","type":"message"}}
+
+"""
+STREAMS = {
+    "/v1/responses, one event": (
+        BEGUN
+        + b'data: {"type":"response.output_text.delta","item_id":"msg_1","delta":"%b"}\n\n' % STREAMED_TEXT,
+        len(STREAMED_TEXT),
+    ),
+    "/v1/responses, many events": (
+        BEGUN + b'data: {"type":"response.output_text.delta","item_id":"msg_1","delta":"a"}\n\n' * 3000,
+        3000 * 80,
+    ),
+    "/api/chat, one event": (
+        b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % STREAMED_TEXT,
+        len(STREAMED_TEXT),
+    ),
+    "/api/chat, many events": (TINY, 4000 * 80),
+}
+"""Under the endpoint, what llama-server says in one go, and how much its client gets of it at least."""
+
+
+class Stream(StandIn):
+    def says_events(self, events: bytes) -> None:
+        self._body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(events), events)
+        self._head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return Stream(b"{}", b"200 OK")
+
+
+@pytest.fixture(scope="module")
+def streaming(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory, stream: Stream) -> Iterator[Loop]:
+    made = Loop(tiny_gguf, tmp_path_factory.mktemp("streaming"), stream)
+    made.start()
+    made.longest_of(post(CHAT, b'{"model": "m"}'))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_no_stream_that_is_translated_does(streaming: Loop, stream: Stream, kind: str) -> None:
+    """Neither by one event nor by many that come at once."""
+    events, least = STREAMS[kind]
+    stream.says_events(events)
+    target = kind.partition(",")[0]
+    asked = TRANSLATED[target].replace(b"%b", b"hi").replace(b'"stream":false', b'"stream":true')
+    if b"stream" not in asked:
+        asked = asked.replace(b"{", b'{"stream":true,', 1)
+    assert_still(streaming, post(target, asked), whole=True)
+    assert len(streaming.answer) >= least
+    until_now(lambda: streaming.memory.held - streaming.stored.used_bytes == 0)
+
+
+def test_no_request_of_which_an_answer_repeats_much_does(streaming: Loop, stream: Stream) -> None:
+    stream.says_events(BEGUN)
+    body = b'{"model":"m","stream":true,"input":"hi","instructions":"%b"}' % (b"a" * 16 * 2**20)
+    assert_still(streaming, post("/v1/responses", body), whole=True)
+    assert b"response.created" in streaming.answer
+
+
 def test_no_prompt_that_is_shortened_does(answering: Loop, answers: StandIn) -> None:
     """llama-server refuses it as too long, again and again."""
     error = {"code": 400, "message": "too long", "type": "exceed_context_size_error"}

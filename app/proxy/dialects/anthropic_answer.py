@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from app.domain.errors import ModelCrashed, RouterError
-from app.llama.llama_server_errors import read_error
+from app.domain.errors import RouterError
 from app.proxy.dialects import llama_answers
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.function_calls import Calls
 from app.proxy.dialects.json_pieces import let_go
 from app.proxy.dialects.llama_answers import Piece
-from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, in_pieces, object_in
+from app.proxy.dialects.sse_format import as_json, event, in_pieces, object_in
 from app.proxy.dialects.translation_interface import Times
+from app.proxy.dialects.translators import StreamTranslator
 
 Body = dict[str, Any]
 
@@ -41,16 +41,14 @@ def beginning(model: str) -> bytes:
     return event({"type": "message_start", "message": new_message(model)}, "message_start")
 
 
-class ChatAsMessages:
+class ChatAsMessages(StreamTranslator):
     """Where a tool is `demanded`, the text of the answer is what it is called with."""
 
     def __init__(self, model: str, demanded: str | None, _times: Times) -> None:
-        self.failure: RouterError | None = None
-        self.is_over = False
-        self._model, self._demanded = model, demanded
-        self._reader, self._calls = EventReader(), Calls()
+        super().__init__()
+        self._model, self._demanded, self._calls = model, demanded, Calls()
         self._has_begun = self._has_called = False
-        self._index, self._open = -1, ""
+        self._index, self._open, self._size = -1, "", 0
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no answer passes as it is: nothing is known of it."""
@@ -64,21 +62,6 @@ class ChatAsMessages:
         text = in_pieces(answer, len(body))
         let_go(told)
         return text
-
-    def done(self) -> None:
-        """Nothing is left."""
-
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
-
-    def end(self) -> bytes:
-        rest = b"".join([self._translated(found) for found in self._reader.end()])
-        if not self.is_over and self.failure is None:
-            self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
-        return rest
-
-    def fail(self, error: RouterError) -> bytes:
-        return b"" if self.is_over else ANTHROPIC.last_event(error)
 
     # --- whole
 
@@ -102,18 +85,15 @@ class ChatAsMessages:
 
     # --- event by event
 
-    def _translated(self, found: Event) -> bytes:
-        told = found.json()
-        if told is None or self.is_over:
-            return b""
-        if "error" in told:
-            self.failure = read_error(found.data, 200)
-            return b""
+    def _events(self, told: Body, size: int) -> bytes:
         begin = b"" if self._has_begun else beginning(self._model)
-        self._has_begun = True
-        return begin + b"".join(self._events(_of_chat(told)))
+        self._has_begun, self._size = True, size
+        return begin + b"".join(self._told(_of_chat(told)))
 
-    def _events(self, piece: Piece) -> list[bytes]:
+    def _error(self, error: RouterError) -> bytes:
+        return ANTHROPIC.last_event(error)
+
+    def _told(self, piece: Piece) -> list[bytes]:
         events = []
         if piece.thinking:
             events += self._add(_THINKING, {"type": "thinking_delta", "thinking": piece.thinking})
@@ -148,7 +128,7 @@ class ChatAsMessages:
         return [self._at("content_block_stop", {})] if was_open else []
 
     def _at(self, name: str, body: Body) -> bytes:
-        return event({"type": name, "index": self._index, **body}, name)
+        return event({"type": name, "index": self._index, **body}, name, self._size)
 
     def _last(self, piece: Piece) -> list[bytes]:
         end = self._end_of(piece)

@@ -15,8 +15,9 @@ from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, names_one_of_many, schema_of
 from app.proxy.dialects.json_pieces import text_of
 from app.proxy.dialects.named_tools import only
-from app.proxy.dialects.sse_format import Event, EventReader, event
+from app.proxy.dialects.sse_format import Event, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
+from app.proxy.dialects.translators import StreamTranslator
 
 _BLOCK_FIELDS: dict[str, dict[str, Any]] = {"tool_use": {"input": {}}, "thinking": {"signature": ""}}
 """Of a block that begins, by its type."""
@@ -79,28 +80,17 @@ def _as_chat(incoming: Incoming, body: dict[str, Any], demanded: str | None = No
     return Asked(text, incoming.stream, translator, CHAT)
 
 
-class MessagesTranslator:
+class MessagesTranslator(StreamTranslator):
     """Passes events as they are, but for the few that are not whole."""
 
     def __init__(self, model: str, _times: Times) -> None:
-        self.failure: RouterError | None = None
-        self.is_over = self._has_begun = False
-        self._model = model
-        self._reader = EventReader()
+        super().__init__()
+        self._model, self._has_begun = model, False
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         return body
 
-    def done(self) -> None:
-        """Nothing is left."""
-
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
-
-    def end(self) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.end()])
-
-    def fail(self, error: RouterError) -> bytes:
+    def _error(self, error: RouterError) -> bytes:
         return ANTHROPIC.last_event(error)
 
     def _translated(self, found: Event) -> bytes:
@@ -126,4 +116,5 @@ def _whole_block(found: Event) -> bytes:
     missing = _BLOCK_FIELDS.get(block.get("type", "")) if isinstance(block, dict) else None
     if missing is None or not missing.keys() - block.keys():  # type: ignore[union-attr]
         return found.raw
-    return event({**body, "content_block": {**missing, **block}}, found.name)  # type: ignore[dict-item]
+    whole = {**body, "content_block": {**missing, **block}}  # type: ignore[dict-item]
+    return event(whole, found.name, len(found.data))

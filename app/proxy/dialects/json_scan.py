@@ -87,10 +87,10 @@ class Cutter(Protocol):
 class _Nested:
     """A list or an object that is open."""
 
-    __slots__ = ("begin", "closes", "is_cut")
+    __slots__ = ("begin", "closes")
 
     def __init__(self, closes: int, begin: int) -> None:
-        self.closes, self.begin, self.is_cut = closes, begin, False
+        self.closes, self.begin = closes, begin
         """`begin`: of what has not been cut out of it."""
 
 
@@ -113,7 +113,6 @@ class Scan:
         found: dict[str, Any] = {}
         if self._next() != _CLOSE:
             self._read_into(found)
-        self._cut_rest()
         self._take(_CLOSE)
         if self._next() is not None:
             raise self._invalid("something follows the object")
@@ -226,7 +225,6 @@ class Scan:
                 continue
             if open_ones[-1].closes != mark:
                 raise self._invalid("its brackets do not match")
-            self._cut_rest()
             self._at += 1
             open_ones.pop()
             if len(open_ones) == outside:
@@ -271,17 +269,7 @@ class Scan:
         self._cutter.run(nested.begin, end, of_object=nested.closes == _CLOSE)
         at, self._at = self._at, end
         nested.begin = end + 1 if self._next() == _COMMA else self._at
-        nested.is_cut, self._at = True, max(at, self._at)
-
-    def _cut_rest(self) -> None:
-        """Of an object all, or nothing: of two members with one name the later one counts."""
-        nested, at = self._open_ones[-1], self._at
-        if not nested.is_cut or nested.closes != _CLOSE:
-            return
-        self._at = nested.begin
-        self._next()
-        if self._at < at:
-            self._cut(at)
+        self._at = max(at, self._at)
 
     def _count(self, parts: int = 1) -> None:
         self._parts_left -= parts

@@ -16,14 +16,15 @@ DATA = b"data:"
 NAME = b"event:"
 
 
-def event(body: dict[str, Any], name: str = "") -> bytes:
+def event(body: dict[str, Any], name: str = "", size: int = 0) -> bytes:
+    """`size`: bytes that it has, about, where they may be many."""
     named = b"event: %b\n" % name.encode() if name else b""
-    return named + b"data: " + as_json(body) + b"\n\n"
+    return named + b"data: " + in_pieces(body, size) + b"\n\n"
 
 
-def line(body: dict[str, Any]) -> bytes:
-    """Of a stream that is one object a line."""
-    return as_json(body) + b"\n"
+def line(body: dict[str, Any], size: int = 0) -> bytes:
+    """Of a stream that is one object a line. `size` as in `event`."""
+    return bytes(in_pieces(body, size)) + b"\n"
 
 
 def object_in(text: bytes | bytearray) -> dict[str, Any] | None:
@@ -79,35 +80,36 @@ class EventReader:
     """Finds the events in the pieces of a stream, wherever these were cut. Lines end with LF."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self.rest = bytearray()
+        """Of an event that is not complete yet."""
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """Raises `AnswerTooLarge` for an event that does not end."""
-        if not self._rest:
+        if not self.rest:
             *whole, rest = data.split(b"\n\n")
-            self._rest += rest
+            self.rest += rest
         elif (end := self._end_of_rest(data)) < 0:
             whole = []
         else:  # what came before is looked through once, however many pieces it came in
-            first, behind = self._rest[:end], bytes(self._rest[end:])
-            self._rest.clear()
+            first, behind = self.rest[:end], bytes(self.rest[end:])
+            self.rest.clear()
             *whole, rest = behind.split(b"\n\n")
             whole[0] = bytes(first) + whole[0]
-            self._rest += rest
-        if len(self._rest) > MOST_BYTES:
+            self.rest += rest
+        if len(self.rest) > MOST_BYTES:
             raise AnswerTooLarge(f"llama-server's answer has an event of more than {MOST_BYTES // MIB} MB")
         return (_read(text) for text in whole if text)
 
     def _end_of_rest(self, data: bytes) -> int:
         """Where the event ends of which these are the next bytes; -1: not in them."""
-        begin = len(self._rest) - 1
-        self._rest += data
-        return self._rest.find(b"\n\n", begin)
+        begin = len(self.rest) - 1
+        self.rest += data
+        return self.rest.find(b"\n\n", begin)
 
     def end(self) -> Iterator[Event]:
         """What came without the empty line behind it."""
-        rest = bytes(self._rest).strip(b"\n")
-        self._rest.clear()
+        rest = bytes(self.rest).strip(b"\n")
+        self.rest.clear()
         return iter([_read(rest)] if rest else [])
 
 

@@ -16,6 +16,9 @@ from app.proxy.dialects.json_pieces import MAX_PARTS_READ, PIECE, fields_in_piec
 TRANSLATED_AT_ONCE = 16384
 """Bytes, on the event loop: an item of a conversation may be short, and takes some microseconds."""
 
+OBJECT_BYTES = 64
+"""What a short text takes in memory beside itself."""
+
 
 class Translator(Protocol):
     """One answer of status 200 on its way to the client. A request that is sent once more gets another."""
@@ -29,7 +32,7 @@ class Translator(Protocol):
         ...
 
     def done(self) -> None:
-        """On the event loop, behind `whole`."""
+        """On the event loop, behind `whole`, and behind `feed` and `end`."""
 
     def feed(self, data: bytes) -> bytes:
         """Some of a stream, cut anywhere. Empty: nothing to be told yet."""
@@ -41,6 +44,16 @@ class Translator(Protocol):
 
     def fail(self, error: RouterError) -> bytes:
         """The end of a stream that goes no further."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of an event that is not complete yet."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """Bytes that it keeps of the stream, with those, about."""
         ...
 
     @property
@@ -72,6 +85,8 @@ class Asked(NamedTuple):
     path: str | None = None
     """llama-server's, where it is another one."""
     again: Again | None = None
+    kept_bytes: int = 0
+    """Of what the client sent, that its translator keeps."""
     keeps_ttl: bool = False
     """A request that says nothing of it leaves it as it is how long its model stays loaded."""
     is_step: bool = False

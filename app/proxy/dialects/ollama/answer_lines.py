@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from app.domain.errors import ModelCrashed, RouterError
-from app.llama.llama_server_errors import read_error
+from app.domain.errors import RouterError
 from app.proxy.dialects.function_calls import Calls
 from app.proxy.dialects.json_pieces import let_go
 from app.proxy.dialects.llama_answers import Piece
-from app.proxy.dialects.ollama.context_field import Turn, packed
+from app.proxy.dialects.ollama.context_field import MOST_BYTES, Turn, packed
 from app.proxy.dialects.ollama.number_format import NS, duration_ns, timestamp
-from app.proxy.dialects.sse_format import Event, EventReader, in_pieces, line, object_in
-from app.proxy.dialects.translation_interface import Times
+from app.proxy.dialects.sse_format import in_pieces, line, object_in
+from app.proxy.dialects.translation_interface import OBJECT_BYTES, Times
+from app.proxy.dialects.translators import StreamTranslator, WholeTranslator
 
 Body = dict[str, Any]
 
@@ -48,15 +48,14 @@ class LineFrame(NamedTuple):
         return {**self.named(self.now), **self.content(Piece()), "done": True, "done_reason": reason}
 
 
-class LinesTranslator:
+class LinesTranslator(StreamTranslator):
     """Events of llama-server's become lines. `read` knows which of its answers it is."""
 
     def __init__(self, frame: LineFrame, read: Callable[[Mapping[str, Any]], Piece], times: Times) -> None:
-        self.failure: RouterError | None = None
-        self._frame, self._read, self._times = frame, read, times
-        self._reader, self._calls = EventReader(), Calls()
+        super().__init__()
+        self._frame, self._read, self._times, self._calls = frame, read, times, Calls()
         self._said: list[str] = []
-        self.is_over = False
+        self._said_bytes = 0
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no answer passes as it is: nothing is known of it."""
@@ -65,41 +64,27 @@ class LinesTranslator:
             return body
         piece = self._read(told)
         calls = self._calls.take(piece.calls) + self._calls.rest()
-        self._said.append(piece.text)
+        self._say(piece.text)
         answer = self._created() | self._frame.content(piece, calls) | self._end_of(piece)
         text = in_pieces(answer, len(body))
         let_go(told, answer)
         return text
 
-    def done(self) -> None:
-        """Nothing is left."""
+    @property
+    def held(self) -> int:
+        return super().held + self._said_bytes + OBJECT_BYTES * len(self._said)
 
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
+    def _error(self, error: RouterError) -> bytes:
+        return line({"error": error.message})
 
-    def end(self) -> bytes:
-        rest = b"".join([self._translated(found) for found in self._reader.end()])
-        if not self.is_over and self.failure is None:
-            self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
-        return rest
-
-    def fail(self, error: RouterError) -> bytes:
-        return b"" if self.is_over else line({"error": error.message})
-
-    def _translated(self, found: Event) -> bytes:
-        told = found.json()
-        if told is None or self.is_over:
-            return b""
-        if "error" in told:
-            self.failure = read_error(found.data, 200)
-            return b""
-        return b"".join([line(self._created() | body) for body in self._lines(self._read(told))])
+    def _events(self, told: Body, size: int) -> bytes:
+        return b"".join([line(self._created() | body, size) for body in self._lines(self._read(told))])
 
     def _lines(self, piece: Piece) -> list[Body]:
         content = self._frame.content
         lines = []
         if piece.says_something:
-            self._said.append(piece.text)
+            self._say(piece.text)
             lines.append(content(piece) | {"done": False})
         calls = self._calls.take(piece.calls)
         if piece.reason is not None:
@@ -110,6 +95,12 @@ class LinesTranslator:
             lines.append(content(Piece()) | self._end_of(piece))
         return lines
 
+    def _say(self, text: str) -> None:
+        """For `context`."""
+        if self._frame.turns is not None and self._said_bytes <= MOST_BYTES:
+            self._said.append(text)
+            self._said_bytes += len(text)
+
     def _created(self) -> Body:
         times, frame = self._times, self._frame
         return frame.named(frame.now + times.now() - times.arrived)
@@ -117,8 +108,9 @@ class LinesTranslator:
     def _end_of(self, piece: Piece) -> Body:
         """What the last line says beside its content."""
         end: Body = {"done": True, "done_reason": piece.reason or "stop"}
-        if self._frame.turns is not None:
-            end["context"] = packed([*self._frame.turns, ("assistant", "".join(self._said))])
+        if (turns := self._frame.turns) is not None:
+            context = packed([*turns, ("assistant", "".join(self._said))])
+            end |= {"context": context} if context else {}
         if self._frame.note:
             end["note"] = self._frame.note
         return end | waited(self._times) | _counts(piece.timings)
@@ -147,10 +139,8 @@ def _counts(timings: Mapping[str, Any]) -> Body:
     }
 
 
-class ConstantTranslator:
+class ConstantTranslator(WholeTranslator):
     """Of an answer in which nothing is of interest but that there is one."""
-
-    failure, is_over = None, False
 
     def __init__(self, made: Callable[[Body, Times], Body], times: Times) -> None:
         self._made, self._times = made, times
@@ -160,15 +150,6 @@ class ConstantTranslator:
         text = in_pieces(self._made(told, self._times), len(body))
         let_go(told)
         return text
-
-    def done(self) -> None:
-        """Nothing is left."""
-
-    def feed(self, data: bytes) -> bytes:
-        return b""
-
-    def end(self) -> bytes:
-        return b""
 
     def fail(self, error: RouterError) -> bytes:
         return line({"error": error.message})

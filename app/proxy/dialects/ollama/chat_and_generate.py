@@ -184,7 +184,10 @@ class GenerateTranslation(TextTranslation):
             turns = [("system", system), *(turn for turn in turns if turn[0] != "system")]
         conversation = [said(role, content) for role, content in turns[:-1]]
         body = {"messages": [*conversation, said("user", prompt, pictures)]}
-        return self._conversation(incoming, body, turns=turns)
+        kept = context_field.size_of(turns)
+        if kept > context_field.MOST_BYTES:
+            return self._conversation(incoming, body)
+        return self._conversation(incoming, body, turns=turns)._replace(kept_bytes=kept)
 
     def _text(self, incoming: Incoming, path: str, body: Fields) -> Asked:
         """llama-server is asked to go on with a text as it is."""

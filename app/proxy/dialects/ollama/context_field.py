@@ -24,9 +24,15 @@ _BYTES = 3
 MOST_NUMBERS = 100_000
 """A longer one would hold up everybody else while it is made or read: there is none then."""
 
+MOST_BYTES = MOST_NUMBERS * _BYTES
+
+
+def size_of(turns: Sequence[Turn]) -> int:
+    return sum(len(text) for _, text in turns)
+
 
 def packed(turns: Sequence[Turn]) -> list[int]:
-    if sum(len(text) for _, text in turns) > MOST_NUMBERS * _BYTES:
+    if size_of(turns) > MOST_BYTES:
         return []
     text = to_json({"turns": turns})
     text += b" " * (-len(text) % _BYTES)

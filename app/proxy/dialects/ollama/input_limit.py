@@ -16,6 +16,7 @@ from app.domain.errors import BadRequest, ModelCrashed, RouterError
 from app.proxy.dialects.json_pieces import object_of, text_of
 from app.proxy.dialects.ollama.shortening import excess_of
 from app.proxy.dialects.translation_interface import Asked, Times, Translator
+from app.proxy.dialects.translators import WholeTranslator
 
 Bytes = bytes | bytearray
 
@@ -93,28 +94,14 @@ class InputLimit:
         return self._embedded(text_of({**self._fields, "input": shorter}, len(asked)))
 
 
-class _Step:
+class _Step(WholeTranslator):
     """The answer to a question of ours, not the client's."""
-
-    failure, is_over = None, False
 
     def __init__(self, next_: Callable[[Bytes], Asked], _times: Times) -> None:
         self._next = next_
 
     def whole(self, body: Bytes) -> Asked:
         return self._next(body)
-
-    def done(self) -> None:
-        """Nothing is left."""
-
-    def feed(self, data: bytes) -> bytes:
-        return b""
-
-    def end(self) -> bytes:
-        return b""
-
-    def fail(self, error: RouterError) -> bytes:
-        return b""
 
 
 def _lists(told: Bytes) -> list[bytes]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.proxy.dialects.responses.items import Item
 from app.proxy.dialects.responses.response_object import Frame, whole_item, whole_part
+from app.proxy.dialects.translation_interface import OBJECT_BYTES
 
 Body = dict[str, Any]
 
@@ -58,6 +59,8 @@ class EventWriter:
         self.response: Body = {}
         """The last state of it that was told."""
         self.has_begun = self.is_over = False
+        self.held_bytes = 0
+        """Of what has come, about."""
         self._frame = frame
         self._told: Body = {}
         self._output: dict[str, Item] = {}
@@ -126,7 +129,9 @@ class EventWriter:
             return
         if current.type in _PART_TYPES and not current.has_part:
             self._add_part({"type": "response.content_part.added"})
-        current.text.append(told.get("delta", ""))
+        delta = told.get("delta", "")
+        current.text.append(delta)
+        self.held_bytes += len(delta) + OBJECT_BYTES
         logprobs: Body = {"logprobs": []} if current.type == "message" else {}
         self._put({**logprobs, **told, **current.part_place})
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from app.domain.errors import BadRequest, ModelCrashed, RequestTooLarge, RouterError
-from app.llama.llama_server_errors import read_error
+from app.domain.errors import BadRequest, RequestTooLarge, RouterError
 from app.proxy.dialects.json_pieces import PIECE, let_go, text_of, written
 from app.proxy.dialects.responses.items import Item, as_items, refers, resolved
 from app.proxy.dialects.responses.request import as_asked, given
@@ -15,8 +14,9 @@ from app.proxy.dialects.responses.response_object import MOST_ECHOED, Frame, ech
 from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
-from app.proxy.dialects.sse_format import Event, EventReader, as_json, event, object_in
+from app.proxy.dialects.sse_format import as_json, event, object_in
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
+from app.proxy.dialects.translators import StreamTranslator
 
 
 class TokensTranslation:
@@ -96,7 +96,8 @@ class ResponsesTranslation(TokensTranslation):
         frame = Frame(echo, incoming.spec.alias, context, incoming.now, stored=is_stored)
         keep = self._keep(incoming.owner, fields, items) if is_stored else None
         body = self._body(incoming, fields, items)
-        return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep))
+        kept = min(len(incoming.body), MOST_ECHOED) + (keep.size if keep is not None else 0)
+        return Asked(body, incoming.stream, partial(ResponsesTranslator, frame, keep), kept_bytes=kept)
 
     def _keep(self, owner: str, fields: dict[str, Any], items: list[Item] | None) -> Keep:
         """Text until it is stored, too: as objects the items would take several times as much meanwhile."""
@@ -110,17 +111,17 @@ class Keep(NamedTuple):
     entry: Callable[[Stored], None]
     items: Items
 
+    @property
+    def size(self) -> int:
+        return sum(len(text) for _, text in self.items)
 
-class ResponsesTranslator:
+
+class ResponsesTranslator(StreamTranslator):
     def __init__(self, frame: Frame, keep: Keep | None, _times: Times) -> None:
-        self.failure: RouterError | None = None
+        super().__init__()
         self._frame, self._keep = frame, keep
         self._to_store: Stored | None = None
-        self._reader, self._writer = EventReader(), EventWriter(frame)
-
-    @property
-    def is_over(self) -> bool:
-        return self._writer.is_over
+        self._writer = EventWriter(frame)
 
     def whole(self, body: bytes | bytearray) -> bytes | bytearray:
         """What is no response passes as it is: nothing is known of it."""
@@ -142,35 +143,23 @@ class ResponsesTranslator:
         if self._keep is not None:
             self._to_store = to_store(response, self._keep.items)
 
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
+    @property
+    def held(self) -> int:
+        return super().held + self._writer.held_bytes
 
-    def end(self) -> bytes:
-        rest = b"".join([self._translated(found) for found in self._reader.end()])
-        if not self._writer.is_over and self.failure is None:
-            self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
-        return rest
-
-    def fail(self, error: RouterError) -> bytes:
-        if self._writer.is_over:
-            return b""
+    def _error(self, error: RouterError) -> bytes:
         if self._writer.has_begun:
             return _written(self._writer.fail(error.message))
         return event(error_event(error, self._writer.next_number()), "error")
 
-    def _translated(self, found: Event) -> bytes:
-        told = found.json()
-        if told is None or self._writer.is_over:
-            return b""
-        if "error" in told and "type" not in told:
-            self.failure = read_error(found.data, 200)
-            return b""
+    def _events(self, told: dict[str, Any], size: int) -> bytes:
         events = self._writer.take(told)
         if self._writer.is_over:
+            self.is_over = True
             self._packs(self._writer.response)
-            self.done()
-        return _written(events)
+        return _written(events, size)
 
 
-def _written(events: list[dict[str, Any]]) -> bytes:
-    return b"".join([event(body, body["type"]) for body in events])
+def _written(events: list[dict[str, Any]], size: int = 0) -> bytes:
+    """`size`: of the largest, about."""
+    return b"".join([event(body, body["type"], size) for body in events])
