@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from app.llama.builds.known_builds import Role
 from app.llama.command_line import BinaryInfo
@@ -20,6 +21,9 @@ from tests.router_process import LIVE, MakeRouter, RouterProcess, gated
 from tests.stand_in import StandIn, llama_server_stand_in
 
 LOG_LINES = 80
+
+settings.register_profile("busy", settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]))
+settings.load_profile("busy")  # the machine may be, with or without CI
 
 
 LLAMA_SERVER = pytest.StashKey[BinaryInfo]()

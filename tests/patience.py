@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Callable
 
 WAIT_S = 60.0
 """For what is there in a moment, however busy the machine is: a wait that lasts as long has failed."""
@@ -25,6 +26,12 @@ class Patience:
         self._left_s -= min(now - self._asked, STEP_S)
         self._asked = now
         return self._left_s <= 0
+
+
+def is_ever(found: Callable[[], bool], tries: int = 3) -> bool:
+    """Of what takes processor time: to a virtual machine its host's pauses are time of the thread that runs.
+    What is too slow is so each time."""
+    return any(found() for _ in range(tries))
 
 
 def exit_code(process: subprocess.Popen[bytes] | subprocess.Popen[str], timeout_s: float = WAIT_S) -> int:

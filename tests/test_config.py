@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.configuration.file import ConfigError, json_schema, load, parse
@@ -714,7 +714,7 @@ FILES = VALUES | st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(FILES, st.dictionaries(st.sampled_from(["ROUTER_API__PORT", "ROUTER_SYSTEM__GPU_DEVICES"]), st.text()))
 def test_whatever_a_file_says_it_is_a_configuration_or_a_configuration_error(
     tree: Any, env: dict[str, str]
@@ -728,7 +728,7 @@ def test_whatever_a_file_says_it_is_a_configuration_or_a_configuration_error(
         config.warnings(), config.preload(), config.specs()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_whatever_text_a_file_holds_it_is_read_or_told(text: str) -> None:
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
@@ -20,6 +20,7 @@ from app.proxy.dialects.json_pieces import MAX_PARTS_READ, fields_in_pieces, obj
 from app.proxy.dialects.json_scan import LONG_VALUE, MAX_DEPTH, MAX_FIELDS, UNREAD, WINDOW, Unread
 from app.proxy.dialects.sse_format import as_json
 from app.proxy.json_fields import SMALL_BYTES, fields_of, whole_fields_of
+from tests.patience import is_ever
 
 PADDING = b" " * SMALL_BYTES
 MB = 2**20
@@ -36,9 +37,6 @@ def shown(value: Any) -> Any:
     return UNREAD if isinstance(value, (list, dict)) or is_long else value
 
 
-on_a_busy_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-"""Also where CI is not set, with which these are the defaults."""
-
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.text() | st.floats(-1e300, 1e300),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -46,7 +44,6 @@ values = st.recursive(
 )
 
 
-@on_a_busy_machine
 @given(st.dictionaries(st.text(), values, max_size=6), st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_a_large_body_says_what_a_small_one_does(fields: dict[str, Any], ascii: bool, indent: Any) -> None:
     text = json.dumps(fields, ensure_ascii=ascii, indent=indent).encode("utf-8", "surrogatepass")
@@ -183,7 +180,7 @@ def test_reading_takes_time_in_proportion(unit: bytes, around: bytes) -> None:
     """Four times as much, four times as long: eight at most. What takes no time to speak of is no matter."""
     small, large = (around.replace(b"%b", unit * (size // len(unit))) for size in (MB // 4, MB))
     once = min(seconds(small) for _ in range(3))
-    assert seconds(large) <= max(8 * once, 0.05)
+    assert is_ever(lambda: seconds(large) <= max(8 * once, 0.05))
 
 
 @pytest.mark.parametrize("unit", [*WORST.values(), b'"\\u0061":"b",'], ids=str)
@@ -223,7 +220,6 @@ def small_pieces(piece: int, run: int) -> Iterator[None]:
         yield
 
 
-@on_a_busy_machine
 @given(
     st.dictionaries(st.text(max_size=5), long_values, max_size=6),
     st.booleans(),
@@ -244,7 +240,6 @@ def test_what_is_read_and_written_in_pieces_is_the_same(
         assert json.loads(written(whole, as_json)) == whole
 
 
-@on_a_busy_machine
 @given(
     st.dictionaries(st.text(max_size=3), long_values, max_size=4),
     st.integers(1, 40),

@@ -506,7 +506,7 @@ def check(history: list[str]) -> None:
     assert later.state is not ProcessState.STUCK, "found in a pause"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(histories)
 def test_any_history_in_any_order(history: list[str]) -> None:
     check(history)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from app.domain.status import Status
 from app.main import create_app
 from app.proxy import model_ttl
 from tests.fakes import FakeLauncher, FakeProbe, World
+from tests.router_process import until
 from tests.serving import Browser, reached_by
 from tests.stand_in import llama_server_stand_in
 
@@ -129,15 +131,19 @@ async def evictions(client: Browser) -> str:
     )
 
 
+async def has_evicted(client: Browser, count: int) -> bool:
+    return (await evictions(client)).endswith(f" {count}.0")
+
+
 async def test_the_header_and_the_field_are_heard_and_the_header_counts(client: Browser) -> None:
     kept = {"model": "tiny", "keep_alive": "10m"}
     assert (await client.post(CHAT, json=kept)).status_code == 200
-    assert (await evictions(client)).endswith(" 0.0")
+    assert await has_evicted(client, 0)
     for number, (body, headers) in enumerate(
         [({**kept, "keep_alive": 0}, {}), (kept, {"X-Model-TTL": "0"})], 1
     ):
         assert (await client.post(CHAT, json=body, headers=headers)).status_code == 200
-        assert (await evictions(client)).endswith(f" {number}.0")
+        await until(partial(has_evicted, client, number))
 
 
 async def test_an_unreadable_time_is_told(client: Browser) -> None:

@@ -180,7 +180,8 @@ def test_a_request_that_runs_after_a_load_is_shown_as_running(router: RouterProc
     with curl(router, STATUS, tmp_path) as stream:
         body = chat("long", max_tokens=100_000, stream=True)
         with router.client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_bytes())
+            pieces = answer.iter_bytes()  # without a reader the answer would be closed
+            next(pieces)
             until_now(lambda: (stream.of("long") or [{}])[-1].get("in_flight") == 1)
             assert stream.of("long")[-1]["queue_depth"] == 0
         until_now(lambda: stream.of("long")[-1]["in_flight"] == 0)
