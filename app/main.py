@@ -163,7 +163,7 @@ def _add_routes(app: RouterApp) -> None:
         page.router,
         login.router,
     ):
-        app.include_router(router)
+        app.router.routes += router.routes  # if included, all are made once more, at the first request
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(openapi.openapi, app)  # type: ignore[method-assign]
     framework_errors.install(app)

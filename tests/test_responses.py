@@ -324,6 +324,7 @@ def test_a_stream_that_breaks_off_fails_as_its_schema_says(router: Router) -> No
     assert (events[-1]["type"], events[-1]["response"]["status"]) == ("response.failed", "failed")
     check_response(events[-1]["response"])
     assert events[-1]["response"]["error"] == {"code": "server_error", "message": "it ended"}
+    assert events[-1]["error"] == ModelCrashed("it ended").body()["error"]  # SDKs raise it
     assert events[-1]["response"]["output"]
     with pytest.raises(NotFound):
         router.stored.find("", events[-1]["response"]["id"])

@@ -28,7 +28,7 @@ NO_HTTP = "Invalid HTTP request received."
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
 
-CHUNKED_BYTES = 65536
+CHUNKED_BYTES = 16384
 MAX_CUTS = 500
 """Of a chunked body, so much makes one event: else 256 KB that were read at once could keep everybody else
 waiting for a tenth of a second."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from app.domain.errors import RouterError
 from app.proxy.dialects.responses.items import Item
 from app.proxy.dialects.responses.response_object import Frame, whole_item, whole_part
 from app.proxy.dialects.translation_interface import OBJECT_BYTES
@@ -90,12 +91,17 @@ class EventWriter:
             self._put(told)
         return self._given()
 
-    def fail(self, message: str) -> list[Body]:
-        """A response that has begun ends here."""
+    def fail(self, error: RouterError) -> list[Body]:
+        """A response that has begun ends here.
+
+        OpenAI's own libraries raise what stands in `error`; several programs that are built on them overlook
+        this event, and took what had come for the whole answer.
+        """
         if self._open is not None:
             item = self._open.ended({})
             self._output[self._open.place["item_id"]] = {**item, "status": "incomplete"}
-        self._end("failed", self._frame.failed(self._told, list(self._output.values()), message), {})
+        response = self._frame.failed(self._told, list(self._output.values()), error.message)
+        self._end("failed", response, error.body())
         return self._given()
 
     def next_number(self) -> int:

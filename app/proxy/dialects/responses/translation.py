@@ -149,7 +149,7 @@ class ResponsesTranslator(StreamTranslator):
 
     def _error(self, error: RouterError) -> bytes:
         if self._writer.has_begun:
-            return _written(self._writer.fail(error.message))
+            return _written(self._writer.fail(error))
         return event(error_event(error, self._writer.next_number()), "error")
 
     def _events(self, told: dict[str, Any], size: int) -> bytes:
