@@ -284,9 +284,9 @@ def _split_target(fleet: Fleet, target: str) -> tuple[ModelInstance, str]:
 
 def _beginnings(parts: Iterable[str]) -> Iterator[str]:
     """What the first part, the first two, and so on may name, up to the length of a name."""
-    name = ""
+    name = None
     for part in parts:
-        name += f"/{unquote(part)}" if name else unquote(part)
+        name = unquote(part) if name is None else f"{name}/{unquote(part)}"
         if len(name) > MAX_NAME:
             return
         yield name
