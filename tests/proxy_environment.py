@@ -20,6 +20,7 @@ from app.main import RouterApp, create_app
 from app.models.instance import ModelInstance
 from app.proxy.http_server import ProxyProtocol
 from tests.fakes import FakeLauncher, FakeProbe
+from tests.patience import WAIT_S
 from tests.router_process import until
 from tests.serving import Client, port_of, soon, start_server, stop_server
 from tests.upstreams import OK, Line
@@ -140,7 +141,9 @@ class Router:
 
     async def start(self, app: RouterApp, keep_alive_s: int) -> None:
         self.app = app
-        self.server = await start_server(app, timeout_keep_alive=keep_alive_s)
+        # Tasks are cancelled when that time is over: none is left only if the machine does not stand still.
+        times = {"timeout_keep_alive": keep_alive_s, "timeout_graceful_shutdown": WAIT_S}
+        self.server = await start_server(app, **times)
         self.server.server_state.tasks = self.tasks
         self.services.bus.subscribe(self._on_finished, RequestFinished)
 

@@ -26,6 +26,9 @@ from tests.ports import Ports
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+KEPT = httpx.Limits(keepalive_expiry=60)
+"""A router without files accepts no other connection, however long the machine stands still meanwhile."""
+
 T = TypeVar("T")
 
 LIVE: list[RouterProcess] = []
@@ -94,7 +97,7 @@ class RouterProcess:
         self.config_path = folder / "config.json"
         self.log_path = folder / "router.log"
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client = self._client(httpx.Client)
+        self.client = self._client(httpx.Client, limits=KEPT)
         self._process: subprocess.Popen[bytes] | None = None
         self._spawned: set[psutil.Process] = set()
         self._write_config(llama_server, models, dict(api or {}), dict(system or {}))

@@ -444,7 +444,7 @@ def test_serve_prints_a_short_table_preloads_and_ends_with_zero(
         log.append(line)
         if "chat: ready, loaded in" in line:
             break
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["state"] == "ready"
+    assert httpx.get(f"{url}/v1/models", timeout=WAIT_S).json()["data"][0]["state"] == "ready"
     process.send_signal(signal.SIGTERM)
     banner, rest = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, rest

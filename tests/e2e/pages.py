@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.browser import Page, browser, chromium
 from tests.gates import Gate
+from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, RouterProcess, chat, until
 from tests.slow_server import slow
 
@@ -85,7 +86,9 @@ async def talk_on(page: Page, router: RouterProcess, chat_page: str) -> None:
 async def has_a_page(router: RouterProcess) -> bool:
     """What llama-server answers is passed on, whatever it is."""
     url, key = router.past_the_router("quick")
-    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
+    async with httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S, trust_env=False
+    ) as http:
         own = await http.get(f"{url}/")
     passed = router.client.get("/upstream/quick/")
     assert (passed.status_code, passed.content) == (own.status_code, own.content)

@@ -172,7 +172,9 @@ def test_an_error_within_a_stream_is_told_once(
 def test_a_body_that_is_no_json_is_told_once(proxy: ListeningProxy, path: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     body = b'{"model": "narrow"'
-    answer = httpx.post(f"{proxy.url}/v1/{path}", content=body, headers=headers, trust_env=False)
+    answer = httpx.post(
+        f"{proxy.url}/v1/{path}", content=body, headers=headers, timeout=LONG_S, trust_env=False
+    )
     assert (answer.status_code, answer.headers["x-should-retry"]) == (400, "false")
     check_told_once(proxy, "narrow", "JSON", answer.text)
 

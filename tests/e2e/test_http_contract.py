@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, RouterProcess, chat, until
 from tests.streams import pieces_of
 
@@ -284,7 +285,7 @@ def test_the_status_stream_begins_with_everything_and_goes_on_with_changes(route
         assert_event_stream(answer)
         stream = events(answer)
         first_id, first_name, full = next(stream)
-        with httpx.Client(base_url=router.url, trust_env=False) as other:
+        with httpx.Client(base_url=router.url, timeout=WAIT_S, trust_env=False) as other:
             other.post("/v1/models/eject?mode=now", json={"model": "chat"})
         seen = []
         for number, name, body in stream:
@@ -632,7 +633,7 @@ def test_messages_have_anthropics_errors(router: RouterProcess) -> None:
 def test_without_a_valid_key_there_is_only_health_and_the_page(
     secured: RouterProcess, headers: dict[str, str]
 ) -> None:
-    with httpx.Client(base_url=secured.url, headers=headers, trust_env=False) as stranger:
+    with httpx.Client(base_url=secured.url, headers=headers, timeout=WAIT_S, trust_env=False) as stranger:
         for path in ("/v1/models", "/metrics", "/vram", "/v1/models/status/stream", "/docs", "/openapi.json"):
             error_of(stranger.get(path), 401, "invalid_api_key", "authentication_error")
         error_of(stranger.post(ASK, json=chat("chat")), 401, "invalid_api_key", "authentication_error")
@@ -641,7 +642,9 @@ def test_without_a_valid_key_there_is_only_health_and_the_page(
 
 
 def test_anthropics_key_header_is_taken_too(secured: RouterProcess) -> None:
-    answer = httpx.get(f"{secured.url}/v1/models", headers={"X-Api-Key": "guest-key"}, trust_env=False)
+    answer = httpx.get(
+        f"{secured.url}/v1/models", headers={"X-Api-Key": "guest-key"}, timeout=WAIT_S, trust_env=False
+    )
     assert answer.status_code == 200
 
 
@@ -671,7 +674,7 @@ def test_a_keys_ceiling_lowers_the_priority_and_says_so(secured: RouterProcess) 
 def test_a_page_of_an_allowed_origin_may_call_the_api_and_read_its_errors(secured: RouterProcess) -> None:
     origin = {"Origin": "https://app.example"}
     wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    with httpx.Client(base_url=secured.url, trust_env=False) as page:
+    with httpx.Client(base_url=secured.url, timeout=WAIT_S, trust_env=False) as page:
         preflight = page.options(ASK, headers=origin | wish)
         refused = page.post(ASK, json=chat("chat"), headers=origin)
     answered = secured.client.post(ASK, json=chat("chat"), headers=origin)

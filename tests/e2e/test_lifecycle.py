@@ -13,6 +13,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, RouterProcess, chat, frozen, until, until_now
 from tests.streams import pieces_of
 
@@ -312,7 +313,7 @@ def test_the_log_shows_its_tail_and_can_be_followed(router: RouterProcess) -> No
         lines = (line[6:] for line in following.iter_lines() if line.startswith("data: "))
         shown = "\n".join(next(lines) for _ in range(5))
         until_now(lambda: shown in router.client.get("/v1/models/one/logs?lines=10000").text)
-        httpx.post(f"{router.url}{ASK}", json=chat("one"), trust_env=False).raise_for_status()
+        httpx.post(f"{router.url}{ASK}", json=chat("one"), timeout=WAIT_S, trust_env=False).raise_for_status()
         assert any("print_timing" in line or "slot" in line for line in lines)
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.browser import browser, chromium
 from tests.e2e.nginx import in_front
 from tests.e2e.pages import KEY, row, talk_on
+from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, RouterProcess
 
 
@@ -29,7 +30,7 @@ def address(router: RouterProcess, tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_interactive_documentation_finds_its_document_there(address: str) -> None:
-    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, trust_env=False) as client:
+    with httpx.Client(headers={"Authorization": f"Bearer {KEY}"}, timeout=WAIT_S, trust_env=False) as client:
         page = client.get(f"{address}/docs").raise_for_status()
         (document,) = re.findall('href="([^"]+json)">OpenAPI', page.text)
         found = client.get(urljoin(str(page.url), document)).raise_for_status().json()

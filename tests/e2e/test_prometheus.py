@@ -18,6 +18,7 @@ import yaml
 from tests.e2e.clients import SYSTEM, Clients, fleet, mixed_traffic
 from tests.monitoring import DASHBOARDS, MONITORING, load_json, load_yaml, queries, rules
 from tests.nvml import Driver, gpu, nvml_library, with_cuda
+from tests.patience import WAIT_S
 from tests.ports import free_port
 from tests.real_parts import PROMETHEUS, need
 from tests.router_process import MakeRouter, RouterProcess, until, until_now
@@ -50,7 +51,7 @@ class Prometheus:
         path = folder / "prometheus.yml"
         path.write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
-        self._http = httpx.Client(base_url=f"http://{address}/api/v1", trust_env=False)
+        self._http = httpx.Client(base_url=f"http://{address}/api/v1", timeout=WAIT_S, trust_env=False)
         command = [binary, f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}"]
         command += [f"--web.listen-address={address}", "--log.level=warn"]
         with (folder / "prometheus.log").open("wb") as log:

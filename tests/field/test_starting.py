@@ -19,6 +19,7 @@ import pytest
 from app.listen_check import places
 from tests.commands import ROOT, environment, run_py
 from tests.field.environment import KEYS
+from tests.patience import WAIT_S
 from tests.ports import Ports, free_port
 from tests.router_process import MakeRouter, RouterProcess, until_now
 
@@ -38,7 +39,7 @@ needs_ipv6 = pytest.mark.skipif(
 
 
 def answers(url: str) -> bool:
-    with httpx.Client(trust_env=False, timeout=10) as client:
+    with httpx.Client(trust_env=False, timeout=WAIT_S) as client:
         return client.get(f"{url}/health").status_code == 200
 
 
@@ -102,10 +103,10 @@ def test_a_second_port_serves_the_same(make_router: MakeRouter) -> None:
     printed = printed_urls(router)
     assert printed == [f"http://127.0.0.1:{port}" for port in (router.port, second)]
     assert all(map(answers, printed))
-    assert httpx.get(f"{printed[1]}/api/version").json() == router.get("/api/version")
+    assert httpx.get(f"{printed[1]}/api/version", timeout=WAIT_S).json() == router.get("/api/version")
     router.stop()
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"{printed[1]}/api/version")
+        httpx.get(f"{printed[1]}/api/version", timeout=WAIT_S)
 
 
 def test_a_second_port_in_use_is_told_by_its_own_name(tmp_path: Path, llama_server: Path) -> None:
