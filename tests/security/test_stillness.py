@@ -419,7 +419,7 @@ def test_a_crowd_that_asks_for_figures_is_answered_in_turns(loop: Loop) -> None:
         return loop.longest_s
 
     alone_s = min(loop.longest_of(request, whole=True) for _ in range(3))
-    assert min(longest_of_crowd() for _ in range(3)) < alone_s * count / 4
+    assert any(longest_of_crowd() < alone_s * count / 4 for _ in range(3))
 
 
 def test_no_prompt_that_is_shortened_does(answering: Loop, answers: StandIn) -> None:
