@@ -93,6 +93,7 @@ class World:
         translator: Any = None,
         again: Any = None,
         is_step: bool = False,
+        kept_bytes: int = 0,
         show_wait: ShowWait | None = None,
     ) -> None:
         self.now = 1000.0
@@ -143,7 +144,7 @@ class World:
                 dialect_of(endpoint),
                 heartbeats=heartbeats,
                 memory=self.memory,
-                asked=Asked(b"", stream, translator, again=again, is_step=is_step),
+                asked=Asked(b"", stream, translator, again=again, is_step=is_step, kept_bytes=kept_bytes),
                 show_wait=show_wait,
             ),
             Surroundings(everything, Links(self), everything, SYSTEM, lambda: self.now, self._wake),
@@ -700,6 +701,48 @@ def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:
     assert kept <= 70
     assert world.sent == event * (kept - 1) + b"alas: overloaded"
     world.check_over(error="overloaded", status=503)
+
+
+def test_what_a_translator_keeps_of_a_request_has_its_place() -> None:
+    world = World(translator=Shouting, kept_bytes=1_000_000)
+    assert world.memory.held == len(b"body") + 1_000_000
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, JSON), None)
+    exchange.body(b"some", True)
+    world.check_over(error=None, status=200)
+
+
+def test_a_stream_is_settled_before_its_last_event_is_sent() -> None:
+    """Its client may ask at once for what is stored then."""
+
+    class Storing(Shouting):
+        def feed(self, data: bytes) -> bytes:
+            self.is_over = data == b"two\n"
+            return super().feed(data)
+
+        def done(self) -> None:
+            stored.append(world.sent)
+
+    stored: list[bytes] = []
+    world = World(stream=True, translator=Storing)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    assert stored == []
+    exchange.body(b"two\n", False)
+    assert (stored, world.sent) == ([b"ONE\n"], b"ONE\nTWO\n")
+
+
+def test_a_large_event_that_cannot_be_translated_is_told_as_an_event() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\n", False)
+    _, tell = world.beside
+    tell(AnswerTooLarge("too many values"))
+    assert world.sent == b"ONE\nalas: answer_too_large"
+    world.check_over(error="answer_too_large", status=502)
 
 
 @pytest.mark.parametrize("is_found", [True, False])

@@ -61,7 +61,7 @@ class TranslatedAnswer:
         if len(data) + translator.waiting <= TRANSLATED_AT_ONCE:  # it may complete a long event
             translated = _events(translator, data, last=last)
             self._uncounted += len(data)
-            if translator.is_over or last or self._uncounted >= STEP_BYTES:
+            if translator.is_over or self._uncounted >= STEP_BYTES:
                 self._settle()
             return translated
         self.part = TranslatedPart(self._memory, partial(_events, translator, last=last), is_last=last)
@@ -69,7 +69,7 @@ class TranslatedAnswer:
         return None
 
     def _settle(self) -> None:
-        """When all has come, and now and then: it keeps about as much as comes."""
+        """Behind the last event, and now and then: it keeps about as much as comes."""
         self._uncounted = 0
         self.translator.done()
         self._kept.hold(self.translator.held)
