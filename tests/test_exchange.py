@@ -703,6 +703,44 @@ def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:
     world.check_over(error="overloaded", status=503)
 
 
+def test_a_connection_that_breaks_while_an_event_is_translated_ends_that() -> None:
+    world = World(stream=True, translator=Shouting)
+    streaming_large(world).broken(LOST)
+    assert world.working.is_cancelled
+    world.gone()
+    assert world.exchange.phase is Phase.ASKED
+
+
+def test_a_connection_that_could_not_be_opened_is_not_withdrawn() -> None:
+    """Its task is the one that tells so."""
+    world = World()
+    world.begin(has_link=False)
+    assert world.opening is not None
+    world.exchange.broken(LOST)
+    assert not world.opening.is_cancelled
+
+
+def test_a_stream_has_no_length() -> None:
+    """What comes to it may be more: a translation, an error."""
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), len(EVENT))
+    exchange.body(EVENT, True)
+    assert world.heads[0][2] is None
+
+
+def test_the_head_of_an_answer_that_is_lost_is_not_sent() -> None:
+    world = World(stream=True)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.broken(LOST)
+    world.gone()
+    assert exchange.phase is Phase.ASKED
+    world.pass_time(2 * HEAD_WAITS_S)
+    exchange.due(world.now)
+    assert world.heads == []
+
+
 def test_what_a_translator_keeps_of_a_request_has_its_place() -> None:
     world = World(translator=Shouting, kept_bytes=1_000_000)
     assert world.memory.held == len(b"body") + 1_000_000
