@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -75,13 +76,15 @@ class Metrics:
         self._families: tuple[Family[Count] | Family[Distribution], ...] = tuple(
             family for family in vars(self).values() if isinstance(family, Family)
         )
+        self._reading = asyncio.Lock()
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)  # memory, CPU and open files of the router itself
         self.start_at_zero([view.alias for view in views()])
         bus.subscribe(self._on_event)
 
     async def render(self) -> bytes:
-        process = await anyio.to_thread.run_sync(generate_latest, self._process)  # reads /proc
+        async with self._reading:  # who asks at once is answered in turns: `text` computes
+            process = await anyio.to_thread.run_sync(generate_latest, self._process)  # reads /proc
         return self.text().encode() + process
 
     def text(self) -> str:

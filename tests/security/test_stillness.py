@@ -406,6 +406,22 @@ def test_no_request_of_which_an_answer_repeats_much_does(streaming: Loop, stream
     assert b"response.created" in streaming.answer
 
 
+def test_a_crowd_that_asks_for_figures_is_answered_in_turns(loop: Loop) -> None:
+    """With 300 models each takes some milliseconds."""
+    request, count = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", 30
+
+    async def ask_at_once() -> None:
+        await asyncio.gather(*(loop._ask(request, whole=True) for _ in range(count)))
+
+    def longest_of_crowd() -> float:
+        loop.longest_s = 0.0
+        asyncio.run(ask_at_once())
+        return loop.longest_s
+
+    alone_s = min(loop.longest_of(request, whole=True) for _ in range(3))
+    assert min(longest_of_crowd() for _ in range(3)) < alone_s * count / 4
+
+
 def test_no_prompt_that_is_shortened_does(answering: Loop, answers: StandIn) -> None:
     """llama-server refuses it as too long, again and again."""
     error = {"code": 400, "message": "too long", "type": "exceed_context_size_error"}
