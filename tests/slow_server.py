@@ -15,7 +15,7 @@ def slow(folder: Path, llama_server: Path) -> Path:
 
     Meanwhile its port is bound and says that it loads, as the real one's does.
     With MUTE it is one that does not know the protocol of reports: it says nothing of its progress.
-    With GATE it stays half-way until that file is there.
+    With GATE it gets slower half-way, and never to its end until that file is there.
     """
     path = folder / "slow-llama-server"
     path.write_text(
@@ -36,17 +36,23 @@ def is_held_back():
     return "GATE" in os.environ and not os.path.exists(os.environ["GATE"])
 
 
+def report(value):
+    state = dict(state="loading", payload=dict({json.dumps(STATE)}, value=value))
+    print("cmd_child_to_router:state:" + json.dumps(state), flush=True)
+    time.sleep({STEP_S})
+
+
 steps = int(float(os.environ.get("LOAD_S", 0)) / {STEP_S})
+held = 0
 if steps and "--port" in sys.argv:
     threading.Thread(target=refuse, args=[int(sys.argv[sys.argv.index("--port") + 1])], daemon=True).start()
 for step in range(steps):
-    payload = dict({json.dumps(STATE)}, value=step / steps)
-    state = json.dumps({{"state": "loading", "payload": payload}})
-    print("cmd_child_to_router:state:" + state, flush=True)
-    time.sleep({STEP_S})
+    report(step / steps)
     while 2 * step >= steps and is_held_back():
-        print("cmd_child_to_router:state:" + state, flush=True)
-        time.sleep({STEP_S})
+        held += 1
+        report(step / steps + (1 - step / steps) * held / (held + 1000))
+    if held:
+        break
 if "MUTE" in os.environ:
     os.environ.pop("LLAMA_SERVER_ROUTER_PORT", None)
     time.sleep(1)
