@@ -63,6 +63,16 @@ def test_a_tool_is_found_in_a_large_body_too() -> None:
     assert json.loads(asked.body) == expected
 
 
+@pytest.mark.parametrize(("choice", "tools", "is_read"), [
+    (NAMED, True, True), (NAMED, False, True), ("required", False, True), ("required", True, False)
+])  # fmt: skip
+def test_only_what_may_be_rewritten_is_read(choice: object, tools: bool, is_read: bool) -> None:
+    """Where it is large, in another thread."""
+    given, _ = ask({"tool_choice": choice}, tools=tools)
+    translation = DemandedCalls(lambda _alias: replace(CARD, tools=tools))
+    assert translation.size(given) == (len(given.body) if is_read else 0)
+
+
 @pytest.mark.parametrize("choice", [None, "auto", "none"])
 def test_what_demands_no_call_costs_nothing(choice: str | None) -> None:
     assert DemandedCalls(lambda _alias: CARD).leaves_alone({**TALK, "tool_choice": choice})
