@@ -49,7 +49,6 @@ from app.observability.telemetry import Telemetry
 from app.proxy.admission import Admission
 from app.proxy.body_thread import BodyThread
 from app.proxy.dialects.anthropic_stream import MessagesTranslation
-from app.proxy.dialects.demanded_calls import DemandedCalls
 from app.proxy.dialects.ollama.chat_and_generate import ChatTranslation, GenerateTranslation
 from app.proxy.dialects.ollama.embeddings import EmbeddingsTranslation, EmbedTranslation
 from app.proxy.dialects.responses.stored_responses import StoredResponses
@@ -174,8 +173,6 @@ def backend(services: Services, memory: ClientMemory) -> Backend:
         services.bodies,
         memory,
         {
-            "/v1/chat/completions": DemandedCalls(services.cards.known),
-            "/v1/chat/completions/input_tokens": DemandedCalls(services.cards.known),
             "/v1/messages": MessagesTranslation(services.cards.known),
             "/v1/responses": ResponsesTranslation(services.stored),
             "/v1/responses/input_tokens": TokensTranslation(services.stored),

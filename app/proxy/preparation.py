@@ -162,7 +162,7 @@ class Preparation:
         fleet, translation = self._backend.manager.fleet, self._translation
         if endpoint is None:
             return self._exchange(*request_parameters.read_tunnel(fleet, meta, id_, method, target), None)
-        if translation is None or isinstance(body.data, Spool) or translation.leaves_alone(fields):
+        if translation is None or isinstance(body.data, Spool):
             return self._exchange(*request_parameters.read_body(fleet, meta, id_, fields, endpoint), None)
         fields = translation.fields(fields)
         instance, routed = request_parameters.read_body(fleet, meta, id_, fields, endpoint)

@@ -170,39 +170,14 @@ def test_a_message_obeys_its_schema(router: RouterProcess, more: dict[str, Any])
 
 
 @pytest.mark.parametrize("name", ["weather", "a_visit"])
-def test_the_tool_that_is_named_is_called(router: RouterProcess, name: str) -> None:
-    """llama-server would leave it to the model, which would call the same one, or none."""
+def test_a_message_calls_the_tool_that_is_named(router: RouterProcess, name: str) -> None:
+    """llama-server would leave it to the model, which would call the same one each time."""
     more = {"model": "caller", "max_tokens": 200, **TALK, **ALWAYS}
-    functions = [{"type": "function", "function": tool} for tool in (TOOL, OTHER_TOOL)]
-    choice = {"type": "function", "function": {"name": name}}
-    chat = ask(router, CHAT, {**more, "tools": functions, "tool_choice": choice}).json()
-    check_chat(chat)
-    assert [call["function"]["name"] for call in chat["choices"][0]["message"]["tool_calls"]] == [name]
     tools = [{"name": tool["name"], "input_schema": PARAMETERS} for tool in (TOOL, OTHER_TOOL)]
     demand = {"tools": tools, "tool_choice": {"type": "tool", "name": name}}
     message = ask(router, MESSAGES, {**more, **demand}).json()
     check_message(message)
     assert [block["name"] for block in message["content"] if block["type"] == "tool_use"] == [name]
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-def test_chat_calls_the_only_tool_of_a_model_without_tools(router: RouterProcess, choice: object) -> None:
-    """llama-server answers with prose: this model's template knows no tools."""
-    demand = {"tools": [{"type": "function", "function": TOOL}], "tool_choice": choice, "max_tokens": 200}
-    body = {"model": "smollm2", **TALK, **ALWAYS, **demand}
-    whole = ask(router, CHAT, body).json()
-    check_chat(whole)
-    (answer,) = whole["choices"]
-    assert answer["finish_reason"] == "tool_calls"
-    (call,) = answer["message"]["tool_calls"]
-    chunks = events(ask(router, CHAT, {**body, "stream": True}))
-    for chunk in chunks:
-        check_chunk(chunk)
-    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
-    parts = [delta["tool_calls"][0]["function"] for delta in deltas if "tool_calls" in delta]
-    assert (call["function"]["name"], parts[0]["name"]) == ("weather", "weather")
-    assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
-    assert "".join(part["arguments"] for part in parts) == call["function"]["arguments"]
 
 
 @pytest.mark.parametrize("more", OF_CHAT, ids=named)

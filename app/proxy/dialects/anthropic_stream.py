@@ -13,8 +13,8 @@ from app.llama.llama_server_errors import read_error
 from app.proxy.dialects.anthropic_answer import ChatAsMessages, beginning
 from app.proxy.dialects.anthropic_errors import ANTHROPIC
 from app.proxy.dialects.anthropic_request import as_chat, demanded_tool, names_one_of_many, schema_of
-from app.proxy.dialects.demanded_calls import only
 from app.proxy.dialects.json_pieces import text_of
+from app.proxy.dialects.named_tools import only
 from app.proxy.dialects.sse_format import Event, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 from app.proxy.dialects.translators import StreamTranslator
@@ -37,9 +37,6 @@ class MessagesTranslation:
 
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
-
-    def leaves_alone(self, _fields: Mapping[str, Any]) -> bool:
-        return False
 
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body) if self._may_obey(incoming) else 0

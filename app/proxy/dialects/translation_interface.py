@@ -141,10 +141,6 @@ class Translation(Protocol):
         """With `model`, `stream` and `keep_alive` as OpenAI's API has them: by these it finds its way."""
         ...
 
-    def leaves_alone(self, fields: Mapping[str, Any]) -> bool:
-        """Such a body passes as it is, and its answer, too."""
-        ...
-
     def size(self, incoming: Incoming) -> int:
         """Bytes that `ask` goes through. Many are not for the event loop: it is called in another thread."""
         ...

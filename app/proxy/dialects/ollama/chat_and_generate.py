@@ -61,9 +61,6 @@ class TextTranslation:
         """`card_of`: what is known of a model's file, by its alias."""
         self._card_of = card_of
 
-    def leaves_alone(self, _fields: Mapping[str, Any]) -> bool:
-        return False
-
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body)
 

@@ -27,9 +27,6 @@ class EmbedTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return common_fields.named({**common_fields.normal(given), "stream": False}, no_model(""), "truncate")
 
-    def leaves_alone(self, _fields: Mapping[str, Any]) -> bool:
-        return False
-
     def size(self, incoming: Incoming) -> int:
         return len(incoming.body)
 

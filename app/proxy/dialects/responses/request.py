@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.domain.errors import BadRequest
-from app.proxy.dialects.demanded_calls import REQUIRED, only
+from app.proxy.dialects.named_tools import REQUIRED, only
 from app.proxy.dialects.responses.items import Item, for_llama_server
 
 Fields = dict[str, Any]

@@ -30,9 +30,6 @@ class TokensTranslation:
     def fields(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return given
 
-    def leaves_alone(self, _fields: Mapping[str, Any]) -> bool:
-        return False
-
     def size(self, incoming: Incoming) -> int:
         """What it refers to counts as if it stood there; in a large one it is not looked for."""
         size = len(incoming.body)
