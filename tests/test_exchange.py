@@ -663,19 +663,62 @@ def test_a_process_that_fails_while_a_first_event_is_translated_is_asked_again()
     assert world.sent == b"ONE\nbye"
 
 
-@pytest.mark.parametrize("is_told", [True, False])
-def test_nothing_follows_half_an_event(is_told: bool) -> None:
+@pytest.mark.parametrize("translated", ["before", "while it exits", "after"])
+def test_a_process_that_fails_while_an_event_is_translated_is_told_behind_that(translated: str) -> None:
     world = World(stream=True, translator=Shouting)
     exchange = world.asked()
     exchange.head(AnswerHead(200, EVENTS), None)
     exchange.body(b"one\n", False)
     exchange.body(LARGE + b"\n", False)
-    if is_told:
+    if translated == "before":
         world.work()
-    had = world.sent
+    exchange.cut()
+    if translated == "while it exits":
+        world.work()
+        assert world.sent == b"ONE\n", "its slot is not free yet"
+    world.gone()
+    if translated == "after":
+        world.pass_time(0)
+        assert (world.sent, world.left) == (b"ONE\n", [exchange.ticket])
+        world.work()
+    world.pass_time(0)
+    assert world.sent == b"ONE\n" + LARGE.upper() + b"\nalas: model_crashed"
+    assert not world.working.is_cancelled
+    world.check_over(error="model_crashed", status=502)
+
+
+def test_a_client_that_takes_half_an_event_of_a_process_that_failed_is_cut_off() -> None:
+    world = World(stream=True, translator=Shouting)
+    exchange = world.asked()
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(b"one\n", False)
+    exchange.body(LARGE + b"\n", False)
     exchange.cut()
     world.gone()
-    assert (world.sent, world.is_aborted) == (had, True)
+    world.is_slow = True
+    world.work()
+    had = world.sent
+    world.pass_time(1000)
+    assert (world.sent, world.is_aborted, exchange.phase) == (had, True, Phase.ENDED)
+
+
+def test_a_replay_leaves_what_was_translated_behind_a_heartbeat() -> None:
+    """Its head had been sent, but nothing of an answer."""
+    world = World(stream=True, translator=Shouting)
+    world.is_full = True
+    exchange = world.exchange
+    exchange.begin()
+    world.pass_time(6)
+    assert world.heads
+    exchange.ticket.grant(world.now)
+    exchange.head(AnswerHead(200, EVENTS), None)
+    exchange.body(LARGE + b"\n", False)
+    exchange.cut()
+    assert not world.working.is_cancelled
+    world.is_full = False
+    world.gone()
+    assert world.working.is_cancelled
+    assert exchange.phase is Phase.ASKED
 
 
 def test_what_a_translator_keeps_of_a_stream_has_its_place() -> None:

@@ -21,6 +21,14 @@ class AnswerMode(Enum):
     REFUSED = "llama-server's error, collected: it is told in the shape of this API"
 
 
+class Left(Enum):
+    """What of llama-server's words its client has not been told yet."""
+
+    NOTHING = "all that has come is told"
+    EVENTS = "some of a stream that has begun: they are translated, or on their way"
+    ANSWER = "the answer, or what comes in its place"
+
+
 def untranslated(method: str, status: int, length: int | None, *, is_event_stream: bool) -> AnswerMode:
     """Of an answer that passes as it is; `length` of its body, where it was announced."""
     if is_event_stream:

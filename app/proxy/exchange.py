@@ -13,6 +13,7 @@ from typing import Any
 from app.domain.errors import RouterError
 from app.llama.runner_interface import Runner
 from app.proxy import timeout_and_crash_errors
+from app.proxy.answer_mode import Left
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.catch_bugs import catch_bugs, internal_error
 from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Asked
@@ -60,12 +61,16 @@ class Exchange(ExchangeState):
         """Without an error: once more, at the old place in the queue."""
         self._pending = None
         self._slots.leave(self)
-        if error is not None:
+        if error is None:
+            self.reply.restart()
+            self._let_go()
+            self.ticket = self.ticket.for_replay()
+            self._enter(since=self._clock())
+        elif self.reply.left is Left.EVENTS:  # they are told first
+            self.phase, self._is_paused, self._error = Phase.TRANSLATING, False, error
+            self._wake(0)
+        else:
             self._fail(error)
-            return
-        self.ticket = self.ticket.for_replay()
-        self.reply.restart()
-        self._enter(since=self._clock())
 
     # --- the connection to llama-server
 
@@ -118,17 +123,16 @@ class Exchange(ExchangeState):
 
     def _do_beside(self, work: ReplyWork) -> None:
         self.phase, self._is_paused = Phase.TRANSLATING, False
-        self._pending = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
+        self._work = self._beside.do(work.work, partial(self.translated, work.tell), next_=True)
 
     @catch_bugs
     def translated(self, tell: Tell, found: Any) -> None:
-        """Of what took long."""
-        self._pending = None
+        self._work = None
         try:
             self.reply.told(tell, found)
             if (asked := self.reply.questions.next) is not None:
                 self._ask_again(asked)
-            else:
+            elif self.phase is not Phase.EXITING:
                 self._tell_more()
         except RouterError as error:  # of its work, or there is no place for what is to be asked
             self._fail(error)
@@ -136,11 +140,11 @@ class Exchange(ExchangeState):
     def _tell_more(self) -> None:
         """A piece in each turn of the event loop."""
         self._is_paused = not self.reply.tell_more()
-        if not self.reply.is_told:
+        if self.reply.left is not Left.NOTHING:
             self.phase = Phase.TRANSLATING
             self._wake(self._timeouts.first_look_s(self.instance.spec) if self._is_paused else 0)
         elif self._link is None:
-            self._end()
+            self._end() if self._error is None else self._fail(self._error)
         else:  # of a stream more comes
             self.phase = Phase.ANSWERING
             self._wake(self._timeouts.first_look_s(self.instance.spec))
@@ -149,9 +153,7 @@ class Exchange(ExchangeState):
 
     @catch_bugs
     def broken(self, error: UpstreamGone) -> None:
-        self._link = None
-        if self.phase is Phase.CONNECTING:
-            self._pending = None
+        self._link = self._pending = None
         if error.stale and self._runner is not None:
             self.phase = Phase.CONNECTING
             self._pending = self._links.open(self._runner.port, self)
@@ -192,7 +194,7 @@ class Exchange(ExchangeState):
         if self.phase is Phase.QUEUED:
             self._due_in_queue(now)
         elif self.phase is Phase.TRANSLATING and not self._is_paused:
-            if self._pending is None:
+            if self._work is None:
                 self._tell_more()
         elif self.phase in AT_LLAMA_SERVER or self.phase is Phase.TRANSLATING:
             self.reply.own_head.flush()
@@ -262,8 +264,8 @@ class Exchange(ExchangeState):
 
     def _lost(self) -> None:
         """The process failed under it."""
-        self._let_go()
         self.phase = Phase.EXITING
+        self._let_go()
         self._pending = self._slots.lost(self, self._runner)
 
     def _fail(self, error: RouterError) -> None:

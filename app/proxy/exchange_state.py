@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from app.domain.errors import RouterError
 from app.domain.request_fingerprint import Work
 from app.domain.status import Status
 from app.llama.runner_interface import Runner
 from app.models.instance import ModelInstance
+from app.proxy.answer_mode import Left
 from app.proxy.exchange_interfaces import Link, Pending, Surroundings
 from app.proxy.phase import AT_LLAMA_SERVER, Phase
 from app.proxy.reply import Reply
@@ -17,9 +19,9 @@ from app.proxy.timeouts_and_heartbeats import RequestTimeouts
 class ExchangeState:
     """`phase` says where it is."""
 
-    __slots__ = ("_beside", "_body", "_clock", "_is_paused", "_limits", "_link", "_links", "_pending",
-                 "_runner", "_slots", "_timeouts", "_wake", "instance", "phase", "record",
-                 "reply", "ticket")  # fmt: skip
+    __slots__ = ("_beside", "_body", "_clock", "_error", "_is_paused", "_limits", "_link", "_links",
+                 "_pending", "_runner", "_slots", "_timeouts", "_wake", "_work", "instance", "phase",
+                 "record", "reply", "ticket")  # fmt: skip
 
     def __init__(
         self,
@@ -37,6 +39,8 @@ class ExchangeState:
         self._runner: Runner | None = None
         self._link: Link | None = None
         self._pending: Pending | None = None
+        self._work: Pending | None = None
+        self._error: RouterError | None = None
         self._is_paused = False
         self._timeouts = RequestTimeouts(around.limits, around.slots, is_stream=record.request.stream)
 
@@ -61,7 +65,11 @@ class ExchangeState:
     # --- what it holds
 
     def _let_go(self) -> None:
+        """In `EXITING`, events that were being translated go on."""
         link, pending, self._link, self._pending = self._link, self._pending, None, None
+        if self._work is not None and not (self.phase is Phase.EXITING and self.reply.left is Left.EVENTS):
+            self._work.cancel()
+            self._work = None
         if pending is not None:
             pending.cancel()
         if link is not None:

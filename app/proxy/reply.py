@@ -9,7 +9,7 @@ from typing import Any
 from app.domain.config_types import Heartbeats
 from app.domain.errors import RouterError
 from app.llama.llama_server_errors import ERROR_IN_STREAM, read_error
-from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, untranslated
+from app.proxy.answer_mode import MAX_ERROR_BYTES, AnswerMode, Left, untranslated
 from app.proxy.answer_reader import AnswerHead
 from app.proxy.dialects.dialect import Dialect
 from app.proxy.dialects.shown_wait import ShowWait
@@ -246,9 +246,11 @@ class Reply:
         return go_on
 
     @property
-    def is_told(self) -> bool:
-        is_translated = self._translated is None or self._translated.part is None
-        return is_translated and self._refusal is None and self.questions.next is None
+    def left(self) -> Left:
+        if self._translated is not None and self._translated.part is not None:
+            is_stream = self._mode is AnswerMode.TRANSLATED and self.own_head.started
+            return Left.EVENTS if is_stream else Left.ANSWER
+        return Left.NOTHING if self._refusal is None and self.questions.next is None else Left.ANSWER
 
     def _ask_again(self, refusal: RouterError, found: Found) -> None:
         if found is None:
