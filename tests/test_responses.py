@@ -338,8 +338,11 @@ def test_before_a_response_has_begun_its_failure_is_an_error_event(router: Route
     assert (body["type"], body["code"], body["sequence_number"]) == ("error", "model_crashed", 0)
 
 
+ERROR = b'"error":{"code":500,"message":"Compute error.","type":"server_error"}'
+
+
 @pytest.mark.parametrize(
-    "ending", [b'data: {"error":{"code":500,"message":"Compute error.","type":"server_error"}}\n\n', b""]
+    "ending", [b"data: {%b}\n\n" % ERROR, b'event: error\ndata: {"type":"error",%b}\n\n' % ERROR, b""]
 )
 def test_a_stream_that_llama_server_does_not_complete_has_failed(router: Router, ending: bytes) -> None:
     translator = router.translator({"input": "x", "stream": True})

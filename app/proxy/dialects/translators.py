@@ -45,7 +45,7 @@ class StreamTranslator:
         told = found.json()
         if told is None or self.is_over:
             return b""
-        if "error" in told and "type" not in told:
+        if told.get("error") is not None:
             self.failure = read_error(found.data, 200)
             return b""
         return self._events(told, len(found.data))
