@@ -8,6 +8,8 @@ import socket
 import threading
 from collections import Counter
 
+from tests.patience import WAIT_S
+
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"]*?)(?::latest)?"')
 
 
@@ -20,15 +22,19 @@ class ListeningProxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._asked: list[bytearray] = []
         self._answered: list[bytearray] = []
+        self._connections: list[threading.Thread] = []
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self._listener.close()
 
-    def forget(self) -> None:
-        """What was asked and answered until now."""
-        self._asked, self._answered = [], []
+    def wait_until_closed(self) -> None:
+        """By its clients, each of its connections. Before, a client may know the answer of a request of which
+        the last part is still to be read here: the router refuses some by their heads."""
+        for connection in self._connections:
+            connection.join(WAIT_S)
+            assert not connection.is_alive(), "a client has left its connection open"
 
     @property
     def asked_for(self) -> Counter[str]:
@@ -51,7 +57,9 @@ class ListeningProxy:
                 client, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+            connection = threading.Thread(target=self._connect, args=(client,), daemon=True)
+            self._connections.append(connection)
+            connection.start()
 
     def _connect(self, client: socket.socket) -> None:
         asked, answered = bytearray(), bytearray()
