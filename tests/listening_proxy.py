@@ -24,9 +24,14 @@ class ListeningProxy:
         self._answered: list[bytearray] = []
         self._connections: list[threading.Thread] = []
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def close(self) -> None:
+        """Before its socket is closed, its thread has ended: else that may take the connections of a later
+        proxy, of which the socket has the same number."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
         self._listener.close()
 
     def wait_until_closed(self) -> None:
@@ -42,10 +47,6 @@ class ListeningProxy:
         return Counter(name.decode() for said in self._asked for name in _MODEL.findall(bytes(said)))
 
     @property
-    def asked(self) -> bytes:
-        return b"\n".join(map(bytes, self._asked))
-
-    @property
     def answered(self) -> bytes:
         return b"\n".join(map(bytes, self._answered))
 
@@ -55,7 +56,7 @@ class ListeningProxy:
         while True:
             try:
                 client, _ = self._listener.accept()
-            except OSError:  # closed
+            except OSError:  # shut down
                 return
             connection = threading.Thread(target=self._connect, args=(client,), daemon=True)
             self._connections.append(connection)
