@@ -335,6 +335,7 @@ GENERATES = [
     generate("a broken template", ERROR, 500, 400, template="{{"),
     generate("a suffix, no ability", ERROR, 400, suffix="x"),
     generate("an image, no ability", ERROR, 400, images=["aGVsbG8="]),
+    generate("an image and no prompt", {**NAMED, **NO_RESPONSE, **LOAD}, prompt="", images=["aGVsbG8="]),
     generate("an image that is none", ERROR, 400, images=["a*b"]),
     generate("a model for vectors", ERROR, 400, model="embed"),
     generate("think, no ability", ERROR, 400, think=True),

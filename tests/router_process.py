@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -144,7 +144,7 @@ class RouterProcess:
             self._process.kill()
             self._process.wait()
         for child in self._spawned:
-            if child.is_running():  # compares start times too: never another process with the same pid
+            with suppress(psutil.NoSuchProcess):  # start times are compared: never another of that pid
                 child.kill()
         self.client.close()
         if self in LIVE:
@@ -294,7 +294,8 @@ def frozen(process: psutil.Process) -> Iterator[psutil.Process]:
     try:
         yield process
     finally:
-        if process.is_running():
+        # Killed in the block, the router may reap it at any moment.
+        with suppress(psutil.NoSuchProcess):
             process.resume()
 
 

@@ -133,7 +133,9 @@ LISTS: Mapping[str, Seen] = {
 }
 GENERATE: Mapping[str, Seen] = {
     "lines and the last one": compared("generate streamed", "generate whole"),
-    "no prompt": compared("generate no prompt", "generate an unknown model let go"),
+    "no prompt": compared(
+        "generate no prompt", "generate an image and no prompt", "generate an unknown model let go"
+    ),
     "raw": compared("generate raw", "generate raw with system", "generate raw with context"),
     "context": Seen(rows=("generate a foreign context",), differs=("`context` holds tokens",)),
     "template": Seen(rows=("generate a broken template",), differs=("`template` in a request",)),
@@ -143,7 +145,7 @@ GENERATE: Mapping[str, Seen] = {
     ),
     "images": Seen(
         rows=("generate an image, no ability", "generate an image that is none"),
-        differs=("images with `raw`",),
+        differs=("images with `raw`", "base 64 of an image"),
     ),
     "a model for vectors": compared("generate a model for vectors", "chat a model for vectors"),
     "think": compared("generate think, no ability", "generate think 'huge'", "generate think false"),
@@ -160,14 +162,19 @@ CHAT: Mapping[str, Seen] = {
     "tools": Seen(
         rows=("chat tools, no ability", "chat no tools", "chat an answer of a tool"),
         tests=("test_a_call_of_a_function_comes_in_a_line_of_its_own",),
+        differs=("`tools` without a name",),
     ),
     "too long a prompt": Seen(
         rows=("chat a prompt that is too long", "chat a prompt that is too long, as it is"),
         tests=("test_a_prompt_that_is_too_long_is_shortened",),
+        differs=("a `system` of",),
     ),
 }
 OPTIONS: Mapping[str, Seen] = {
-    "sampling": Seen(tests=("test_options_have_llama_servers_names",), differs=("values of its own",)),
+    "sampling": Seen(
+        tests=("test_options_have_llama_servers_names",),
+        differs=("values of its own", "`repeat_last_n` below 0"),
+    ),
     "of the process": Seen(rows=("chat a larger context",), differs=("`num_ctx`, `num_gpu`",)),
     "unknown, null, fractions": compared(
         "chat options {'mirostat'", "chat options {'num_gpu': None}", "chat options {'top_k': 40.9}"

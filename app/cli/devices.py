@@ -44,6 +44,8 @@ def _restriction(reading: Reading, readings: Sequence[Reading], config: Config, 
         return f"used only where {', '.join(users)} names it"
     if reading.is_hidden:
         return f"not used: {VARIABLE}={visible} hides it"
+    if reading.same_as and config.system.gpu_devices is None:
+        return f"not used: it is {reading.same_as}, which another back end shows"
     return "not used: system.gpu_devices does not name it"
 
 

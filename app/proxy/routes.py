@@ -163,5 +163,8 @@ def meant_by(path: str) -> str | None:
     return normal(max(ends, key=len)) if ends else None
 
 
-_KNOWN = (*BY_PATH, *INFO_BY_PATH, "/v1/models")
+_LISTS = ("/v1/models", "/models", "/api/tags", "/api/ps", "/api/show", "/api/version")
+"""What programs ask for first."""
+
+_KNOWN = (*BY_PATH, *INFO_BY_PATH, *_LISTS)
 _MISSPELT = 0.8

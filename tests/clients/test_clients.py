@@ -84,6 +84,7 @@ def router(
 def test_a_client_sees_what_its_users_expect(router: RouterProcess, program: Program) -> None:
     proxy = ListeningProxy(router.port)
     told = {line["step"]: line for line in run(program, router, proxy.url)}
+    proxy.wait_until_closed()
     proxy.close()
     assert told.keys() == program.steps
     wrong = {step: line for step, line in told.items() if not JUDGED[step](line)}

@@ -185,6 +185,7 @@ def no_stream() -> None:
 
 def check_told_once(proxy: ListeningProxy, model: str, word: str, seen: str) -> None:
     """Asked once, answered with one error, of which its caller sees the message once."""
+    proxy.wait_until_closed()
     assert proxy.asked_for == {model: 1}
     (error,) = [line for line in proxy.answered.splitlines() if _MESSAGE.search(line)]
     (told,) = {json.loads(found) for found in _MESSAGE.findall(error)}  # a response has it in two places

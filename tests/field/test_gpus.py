@@ -13,6 +13,7 @@ import pytest
 from app.memory.probes.cuda_visible_devices import without_hidden
 from app.memory.probes.host_memory import host_reading
 from app.memory.probes.interface import Reading, resolve
+from app.memory.probes.list_devices import parse_devices
 from tests.nvml import NOT_SUPPORTED, Driver, Router, gpu, nvml_library, with_cuda
 from tests.router_process import MakeRouter, RouterProcess, chat, until_now
 from tests.shared_library import compile_library
@@ -172,6 +173,23 @@ def test_the_number_of_a_gpu_is_cudas_own_the_fastest_first(
         assert [card["id"] for card in router.read() if not card["is_hidden"]] == shown
     finally:
         router.close()
+
+
+TWICE = """Available devices:
+  SYCL0: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)
+  SYCL1: Intel(R) Arc(TM) A770 Graphics (15473 MiB, 15473 MiB free)
+  Vulkan0: Intel(R) Arc(tm) A770 Graphics (DG2) (16288 MiB, 14659 MiB free)
+  Vulkan1: AMD Radeon Graphics (RADV RAPHAEL_MENDOCINO) (15000 MiB, 14000 MiB free)
+  Vulkan2: Intel(R) Arc(tm) A770 Graphics (DG2) (16288 MiB, 14659 MiB free)
+"""
+
+
+def test_a_card_that_two_back_ends_show_is_used_once() -> None:
+    """Each listed device was taken for a store of its own: more was planned than there is."""
+    readings = parse_devices(TWICE)
+    assert resolve(readings, None) == ("SYCL0", "SYCL1", "Vulkan1")
+    assert [r.same_as for r in readings] == ["", "", "SYCL0", "", "SYCL1"]
+    assert resolve(readings, ["Vulkan2", 2]) == ("Vulkan2", "Vulkan0"), "whoever names one gets it"
 
 
 # --- G3

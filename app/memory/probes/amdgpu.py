@@ -86,7 +86,8 @@ of them by ROCm."""
 def cards_of(readings: Sequence[Reading], sysfs: Path = SYSFS) -> dict[str, Card]:
     """The card of each listed device, by its size, in the order of the PCI bus, as ROCm lists them."""
     devices, found = _devices(sysfs), dict[str, Card]()
-    amd = [r for r in readings if r.id.startswith(("ROCm", "HIP")) or _NAMED.search(r.name)]
+    once = [r for r in readings if not r.same_as]
+    amd = [r for r in once if r.id.startswith(("ROCm", "HIP")) or _NAMED.search(r.name)]
     for memories in _LISTED:
         for reading in (r for r in amd if r.id not in found):
             same = [d for d in devices if _is_size(reading.total_mb, sum(_total(d, m) for m in memories))]

@@ -32,6 +32,7 @@ class Reading:
     error: str | None = None
     lost: bool = False  # it will not come back without help
     is_hidden: bool = False  # used only where a configuration names it
+    same_as: str = ""  # the id by which another back end shows the same card; used as one that is hidden
     shares_host: bool = False  # it has no memory of its own: what it holds is the machine's
 
     @property
@@ -78,9 +79,10 @@ class NullProbe:
 
 
 def resolve(readings: Iterable[Reading], wanted: Iterable[int | str] | None) -> tuple[str, ...]:
-    """The ids of the devices meant by these indices, UUIDs or names, each once; None: all visible ones."""
+    """The ids of the devices meant by these indices, UUIDs or names, each once; None: all visible ones, and
+    each card once."""
     if wanted is None:
-        return tuple(reading.id for reading in readings if not reading.is_hidden)
+        return tuple(reading.id for reading in readings if not (reading.is_hidden or reading.same_as))
     known: dict[str, list[str]] = {}
     for reading in readings:
         for name in {reading.id, reading.uuid, *reading.names} - {""}:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from app.memory.probes.fixed_cost import default_cost
@@ -70,7 +72,7 @@ def list_devices(binary: Path, *, without: str = "") -> list[Reading]:
 def parse_devices(text: str) -> list[Reading]:
     """An index in `gpu_devices` counts in this order. Libraries for the CPU are listed without memory."""
     found = [match for line in text.splitlines() if (match := _DEVICE.match(line)) and int(match["total"])]
-    return [
+    return _each_card_once(
         Reading(
             id=match["id"],
             uuid="",
@@ -79,9 +81,29 @@ def parse_devices(text: str) -> list[Reading]:
             used_mb=max(int(match["total"]) - int(match["free"]), 0),
             free_mb=int(match["free"]),
             names=(str(position),),
-            cost=default_cost(match["id"].rstrip("0123456789")),
+            cost=default_cost(_back_end(match["id"])),
             source="llama-server",
             shares_host=match["id"].startswith(_APPLE),
         )
         for position, match in enumerate(found)
-    ]
+    )
+
+
+_DRIVERS_NAME = re.compile(r"\s*\([^()]*\)$")
+"""Vulkan puts the chip's or the driver's name behind the card's: `AMD Radeon RX 7900 XTX (RADV NAVI31)`."""
+
+
+def _each_card_once(readings: Iterable[Reading]) -> list[Reading]:
+    """What several back ends show is one card with one memory. llama-server takes such a card by the first
+    of them, too; it knows cards by their place on the bus, but does not print that."""
+    first, count, found = dict[tuple[str, int], str](), Counter[tuple[str, str]](), list[Reading]()
+    for reading in readings:
+        back_end, name = _back_end(reading.id), _DRIVERS_NAME.sub("", reading.name).casefold()
+        one = first.setdefault((name, count[back_end, name]), reading.id)
+        count[back_end, name] += 1
+        found.append(reading if one == reading.id else replace(reading, same_as=one))
+    return found
+
+
+def _back_end(id: str) -> str:
+    return id.rstrip("0123456789")

@@ -159,7 +159,7 @@ class GenerateTranslation(TextTranslation):
         fields = incoming.fields
         prompt, suffix = common_fields.text(fields, "prompt"), common_fields.text(fields, "suffix")
         pictures = images(fields.get("images"), "images")
-        if not (prompt or suffix or pictures):
+        if not (prompt or suffix):
             return self._loaded(incoming)
         if fields.get("raw") is True:
             if any(fields.get(name) for name in ("system", "template", "context")):
