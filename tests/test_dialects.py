@@ -137,8 +137,8 @@ def test_the_path_says_which_api_is_spoken(path: str, dialect: Dialect) -> None:
     assert dialect_of(path) is dialect
 
 
-def one_event(data: bytes) -> tuple[str, Any]:
-    (found,) = EventReader().feed(data)
+def one_event(data: bytes | bytearray) -> tuple[str, Any]:
+    (found,) = EventReader().feed(bytes(data))
     return found.name, json.loads(found.data)
 
 

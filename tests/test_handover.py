@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import selectors
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -23,6 +25,8 @@ from app.proxy.http_server import ProxyProtocol
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import MAX_HEAD_BYTES
+from app.proxy.turns import AT_ONCE
+from tests.router_process import until
 from tests.serving import soon, started
 
 CHUNKED_HEAD = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -374,3 +378,62 @@ async def test_an_offer_of_http2_is_not_heard_and_the_body_served(
                 assert await soon(reader.readexactly(len(body))) == body
             writer.close()
     assert caplog.records == [r for r in caplog.records if "upgrade" not in r.message.lower()]
+
+
+class Accepted(ProxyProtocol):
+    """Shows the server's sockets."""
+
+    sockets: ClassVar[list[Any]] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.sockets.append(transport.get_extra_info("socket"))
+        super().connection_made(transport)
+
+    @classmethod
+    def until_all_are_readable(cls) -> None:
+        """Without the event loop."""
+        for accepted in cls.sockets:
+            with selectors.DefaultSelector() as selector:
+                selector.register(accepted, selectors.EVENT_READ)
+                assert selector.select(60)
+        cls.sockets.clear()
+
+
+async def test_a_crowd_begins_some_in_each_turn_and_others_in_between() -> None:
+    """All of it is there before the event loop looks. Who has left until its turn comes is not asked for."""
+    begun: list[tuple[int, str]] = []
+    failures: list[Any] = []
+    turn = 0
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        begun.append((turn, scope["path"]))
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        counting[0] = asyncio.get_running_loop().call_soon(count)
+
+    async with serving(config_of(note, Accepted)) as port:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, failure: failures.append(failure))
+        counting = [asyncio.get_running_loop().call_soon(count)]
+        crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(41)]
+        await until(lambda: len(Accepted.sockets) == len(crowd))
+        paths = [b"/same"] * 31 + [b"/other"] * 10
+        for (_, writer), path in zip(crowd, paths, strict=True):
+            writer.write(post(path, b"what"))  # at once: the socket takes it
+        Accepted.until_all_are_readable()
+        crowd.pop(20)[1].close()
+        for reader, _ in crowd:
+            head = await soon(reader.readuntil(b"\r\n\r\n"))
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"what" in await soon(reader.readuntil(b"0\r\n\r\n"))
+        counting[0].cancel()
+        for _, writer in crowd:
+            writer.close()
+    assert max(Counter(number for number, _ in begun).values()) == AT_ONCE
+    assert {path for _, path in begun[AT_ONCE : 2 * AT_ONCE]} == {"/same", "/other"}
+    assert len(begun) == len(crowd)
+    assert failures == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from app.domain.errors import BadRequest, ModelCrashed, NotFound, RequestTooLarg
 from app.domain.model_spec import ModelSpec
 from app.proxy.dialects.responses.response_object import MOST_ECHOED
 from app.proxy.dialects.responses.stored_responses import OVERHEAD_BYTES, StoredResponses
+from app.proxy.dialects.responses.stream import MUCH_TEXT
 from app.proxy.dialects.responses.translation import ResponsesTranslation, TokensTranslation
-from app.proxy.dialects.sse_format import EventReader, event
+from app.proxy.dialects.sse_format import EventReader, as_json, event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times, Translator
 from app.proxy.request_memory_limit import ClientMemory
 from tests.typed_models import check_events, check_response
@@ -265,8 +267,8 @@ STREAMED = (Path(__file__).parent / "data" / "responses-stream.txt").read_bytes(
 """As the current build writes reasoning, a text, and two calls."""
 
 
-def read(data: bytes) -> list[Body]:
-    return [body for e in EventReader().feed(data) if (body := e.json()) is not None]
+def read(data: bytes | bytearray) -> list[Body]:
+    return [body for e in EventReader().feed(bytes(data)) if (body := e.json()) is not None]
 
 
 @pytest.mark.parametrize("size", [1, 100, 10**6])
@@ -336,8 +338,11 @@ def test_before_a_response_has_begun_its_failure_is_an_error_event(router: Route
     assert (body["type"], body["code"], body["sequence_number"]) == ("error", "model_crashed", 0)
 
 
+ERROR = b'"error":{"code":500,"message":"Compute error.","type":"server_error"}'
+
+
 @pytest.mark.parametrize(
-    "ending", [b'data: {"error":{"code":500,"message":"Compute error.","type":"server_error"}}\n\n', b""]
+    "ending", [b"data: {%b}\n\n" % ERROR, b'event: error\ndata: {"type":"error",%b}\n\n' % ERROR, b""]
 )
 def test_a_stream_that_llama_server_does_not_complete_has_failed(router: Router, ending: bytes) -> None:
     translator = router.translator({"input": "x", "stream": True})
@@ -345,6 +350,36 @@ def test_a_stream_that_llama_server_does_not_complete_has_failed(router: Router,
     translator.end()
     assert isinstance(translator.failure, RouterError)
     assert (translator.failure.message == "Compute error.") == bool(ending)
+
+
+MANY = [" abc" * 50_000, "\u00e9" * 100_000, "\U0001f600" * 70_000, "", '"\\' * 40_000]
+
+
+def test_what_a_long_item_ends_with_is_written_in_pieces_wherever_its_end_comes(router: Router) -> None:
+    """In another thread: a word of llama-server's that ends it is short."""
+    translator = router.translator({"input": "x", "stream": True})
+    item = {"id": "msg_1", "type": "message"}
+    translator.feed(event({"type": "response.created", "response": {"id": "resp_1"}}))
+    translator.feed(event({"type": "response.output_item.added", "item": item}))
+    deltas = [{"type": "response.output_text.delta", "item_id": "msg_1", "delta": text} for text in MANY]
+    told = read(translator.feed(b"".join(map(event, deltas))))
+    assert [body["delta"] for body in told if "delta" in body] == MANY
+    assert translator.waiting > MUCH_TEXT
+    sent = translator.feed(event({"type": "response.completed", "response": {"id": "resp_1"}}))
+    assert isinstance(sent, bytearray)
+    assert translator.waiting == 0
+    names = ["output_text.done", "content_part.done", "output_item.done", "completed"]
+    assert [body["type"] for body in read(sent)] == [f"response.{name}" for name in names]
+    assert sent.count(as_json("".join(MANY))) == len(names)
+
+
+def test_a_translator_is_gone_with_its_answer(router: Router) -> None:
+    """A collection comes seldom, and a circle would keep all of the text until then."""
+    translator = router.translator({"input": "x", "stream": True})
+    translator.feed(STREAMED)
+    left = weakref.ref(translator._writer)  # type: ignore[attr-defined]
+    del translator
+    assert left() is None
 
 
 def test_nothing_follows_the_end_of_a_response(router: Router) -> None:

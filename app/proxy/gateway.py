@@ -21,6 +21,7 @@ from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, 
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
+from app.proxy.turns import Turns
 from app.proxy.upload import UploadBody, boundary_of
 
 
@@ -31,7 +32,7 @@ class Gateway:
     rules: Rules
 
     def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
-        self.heads, self.memory = KnownHeads(), memory
+        self.heads, self.memory, self.turns = KnownHeads(), memory, Turns()
         self._refusals = refusals
         self._known: dict[HeadLines, tuple[Endpoint | None, RequestMeta]] = {}
         self._browsers_elsewhere = False

@@ -202,7 +202,8 @@ class ProxyProtocol(asyncio.Protocol):
     def _hand_over(self, head: RequestHead) -> None:
         self._state = ConnectionState.HANDED_OVER
         self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
-        self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
+        turns = self._gateway.turns
+        self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon, turns)
         if self._is_write_paused:
             self._handover.pause_writing()
         self._handover.head(head)

@@ -224,7 +224,7 @@ class Reply:
         translated.replace(found)
         self.own_head.send_whole(len(found))
 
-    def _tell_events(self, found: bytes) -> None:
+    def _tell_events(self, found: bytes | bytearray) -> None:
         translated = self._translated
         assert translated is not None and translated.part is not None
         data, last = bytes(translated.part.data), translated.part.is_last

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from app.domain.errors import AnswerTooLarge, RequestTooLarge
 from app.domain.events import Usage
 from app.domain.units import MIB
+from app.proxy.dialects.json_pieces import joined
 from app.proxy.dialects.translation_interface import TRANSLATED_AT_ONCE, Translator
 from app.proxy.request_body import STEP_BYTES, RequestBody, Spool
 from app.proxy.request_memory_limit import ClientMemory
@@ -59,7 +60,7 @@ class TranslatedAnswer:
         """Some of a stream. None: that takes long, and is a `part` now."""
         translator = self.translator
         if len(data) + translator.waiting <= TRANSLATED_AT_ONCE:  # it may complete a long event
-            translated = _events(translator, data, last=last)
+            translated = bytes(_events(translator, data, last=last))
             self._uncounted += len(data)
             if translator.is_over or self._uncounted >= STEP_BYTES:
                 self._settle()
@@ -104,9 +105,9 @@ class TranslatedAnswer:
         return self.part is not None and self.part.is_under_way
 
 
-def _events(translator: Translator, data: bytes, *, last: bool) -> bytes:
+def _events(translator: Translator, data: bytes, *, last: bool) -> bytes | bytearray:
     translated = translator.feed(data)
-    return translated + translator.end() if last else translated
+    return joined([translated, translator.end()]) if last else translated
 
 
 class TranslatedPart:

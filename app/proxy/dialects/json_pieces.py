@@ -204,11 +204,36 @@ def text_of(value: object, size: int) -> bytes | bytearray:
     return to_json(value) if size <= PIECE else written(value, to_json)
 
 
-def written(value: object, dump: Dump) -> bytearray:
-    """As `dump` would write it, without blanks."""
-    text = bytearray()
+def written(value: object, dump: Dump, text: bytearray | None = None) -> bytearray:
+    """As `dump` would write it, without blanks. `text`: behind which it is written."""
+    text = bytearray() if text is None else text
     for piece in _pieces(value, dump):
         text += piece
+    return text
+
+
+def joined(parts: Sequence[bytes | bytearray]) -> bytes | bytearray:
+    """Large ones grow in their place: joined at once they would be made in one long step."""
+    if len(parts) == 1:
+        return parts[0]
+    if sum(map(len, parts)) <= PIECE:
+        return b"".join(parts)
+    text, *others = [part for part in parts if part]
+    for part in others:
+        text = text if isinstance(text, bytearray) else bytearray(text)
+        for at in range(0, len(part), PIECE):
+            text += part[at : at + PIECE]
+    return text
+
+
+def joined_text(parts: list[str]) -> str:
+    """So with a text. The parts are gone then: all of it would be there twice."""
+    text = ""
+    parts.reverse()
+    while parts:
+        few = parts[-GROWTH:]
+        del parts[-GROWTH:]
+        text += "".join(reversed(few))
     return text
 
 

@@ -18,8 +18,18 @@ NAME = b"event:"
 
 def event(body: dict[str, Any], name: str = "", size: int = 0) -> bytes:
     """`size`: bytes that it has, about, where they may be many."""
-    named = b"event: %b\n" % name.encode() if name else b""
-    return named + b"data: " + in_pieces(body, size) + b"\n\n"
+    return _before(name) + in_pieces(body, size) + b"\n\n"
+
+
+def write_event(text: bytearray, body: dict[str, Any], name: str) -> None:
+    """A large one, behind others: it is there once."""
+    text += _before(name)
+    written(body, as_json, text)
+    text += b"\n\n"
+
+
+def _before(name: str) -> bytes:
+    return b"event: %b\ndata: " % name.encode() if name else b"data: "
 
 
 def line(body: dict[str, Any], size: int = 0) -> bytes:

@@ -34,11 +34,11 @@ class Translator(Protocol):
     def done(self) -> None:
         """On the event loop, behind `whole`, and behind `feed` and `end`."""
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> bytes | bytearray:
         """Some of a stream, cut anywhere. Empty: nothing to be told yet."""
         ...
 
-    def end(self) -> bytes:
+    def end(self) -> bytes | bytearray:
         """llama-server's stream has ended. If there is a failure now, `fail` follows."""
         ...
 
@@ -48,7 +48,8 @@ class Translator(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Bytes of an event that is not complete yet."""
+        """Bytes that come to what is fed next: of an event that is not complete yet, and of what the end of
+        one tells once more."""
         ...
 
     @property

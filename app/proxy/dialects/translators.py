@@ -6,6 +6,7 @@ from typing import Any
 
 from app.domain.errors import ModelCrashed, RouterError
 from app.llama.llama_server_errors import read_error
+from app.proxy.dialects.json_pieces import joined
 from app.proxy.dialects.sse_format import Event, EventReader
 
 
@@ -28,11 +29,11 @@ class StreamTranslator:
     def done(self) -> None:
         """Nothing is left."""
 
-    def feed(self, data: bytes) -> bytes:
-        return b"".join([self._translated(found) for found in self._reader.feed(data)])
+    def feed(self, data: bytes) -> bytes | bytearray:
+        return joined([self._translated(found) for found in self._reader.feed(data)])
 
-    def end(self) -> bytes:
-        rest = b"".join([self._translated(found) for found in self._reader.end()])
+    def end(self) -> bytes | bytearray:
+        rest = joined([self._translated(found) for found in self._reader.end()])
         if not self.is_over and self.failure is None:
             self.failure = ModelCrashed("llama-server ended its answer before it was complete; send it again")
         return rest
@@ -40,16 +41,16 @@ class StreamTranslator:
     def fail(self, error: RouterError) -> bytes:
         return b"" if self.is_over else self._error(error)
 
-    def _translated(self, found: Event) -> bytes:
+    def _translated(self, found: Event) -> bytes | bytearray:
         told = found.json()
         if told is None or self.is_over:
             return b""
-        if "error" in told and "type" not in told:
+        if told.get("error") is not None:
             self.failure = read_error(found.data, 200)
             return b""
         return self._events(told, len(found.data))
 
-    def _events(self, told: dict[str, Any], size: int) -> bytes:
+    def _events(self, told: dict[str, Any], size: int) -> bytes | bytearray:
         """Of one that llama-server tells in so many bytes."""
         raise NotImplementedError
 

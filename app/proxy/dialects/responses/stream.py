@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app.domain.errors import RouterError
+from app.proxy.dialects.json_pieces import joined_text
 from app.proxy.dialects.responses.items import Item
 from app.proxy.dialects.responses.response_object import Frame, whole_item, whole_part
 from app.proxy.dialects.translation_interface import OBJECT_BYTES
@@ -24,6 +25,9 @@ _TEXT_DONE = {
 }
 _TEXT_FIELD = {"function_call": "arguments"}
 
+MUCH_TEXT = 262144
+"""Characters of an item. Its end writes three times as many: up to here that takes a few milliseconds."""
+
 
 class _OpenItem:
     """An item of the output while it comes."""
@@ -32,6 +36,7 @@ class _OpenItem:
         self.item, self.index = item, index
         self.type: str = item.get("type", "")
         self.text: list[str] = []
+        self.size = 0
         self.has_part = False
 
     @property
@@ -46,7 +51,7 @@ class _OpenItem:
         """`told`: how llama-server tells it at the end, if it has."""
         if told:
             return whole_item({**self.item, "status": "completed", **told})
-        text = "".join(self.text)
+        text = joined_text(self.text)
         if self.type == "function_call":
             return {**self.item, "arguments": text, "status": "completed"}
         part = whole_part({"type": _PART_TYPES.get(self.type, "output_text"), "text": text})
@@ -68,25 +73,12 @@ class EventWriter:
         self._open: _OpenItem | None = None
         self._number = -1
         self._events: list[Body] = []
-        self._takes: dict[str, Callable[[Body], None]] = {
-            "response.created": self._on_begin,
-            "response.in_progress": self._on_begin,
-            "response.output_item.added": self._on_item,
-            "response.content_part.added": self._on_part,
-            "response.output_text.delta": self._on_delta,
-            "response.reasoning_text.delta": self._on_delta,
-            "response.function_call_arguments.delta": self._on_delta,
-            "response.output_text.done": self._swallow,
-            "response.content_part.done": self._swallow,
-            "response.output_item.done": self._on_item_done,
-            "response.completed": self._on_end,
-        }
 
     def take(self, told: Body) -> list[Body]:
         """An event that llama-server tells; those of the client, none or several."""
-        take = self._takes.get(str(told.get("type")))
+        take = _TAKES.get(str(told.get("type")))
         if take is not None:
-            take(told)
+            take(self, told)
         elif "type" in told:
             self._put(told)
         return self._given()
@@ -103,6 +95,11 @@ class EventWriter:
         response = self._frame.failed(self._told, list(self._output.values()), error.message)
         self._end("failed", response, error.body())
         return self._given()
+
+    @property
+    def to_repeat(self) -> int:
+        """Characters that the end of an item tells once more, where they are many: any event may end it."""
+        return 0 if self._open is None or self._open.size <= MUCH_TEXT else self._open.size
 
     def next_number(self) -> int:
         self._number += 1
@@ -137,6 +134,7 @@ class EventWriter:
             self._add_part({"type": "response.content_part.added"})
         delta = told.get("delta", "")
         current.text.append(delta)
+        current.size += len(delta)
         self.held_bytes += len(delta) + OBJECT_BYTES
         logprobs: Body = {"logprobs": []} if current.type == "message" else {}
         self._put({**logprobs, **told, **current.part_place})
@@ -201,3 +199,19 @@ class EventWriter:
 
 def _text_of(item: Item) -> str:
     return "".join(part.get("text", "") for part in item.get("content", ()))
+
+
+_TAKES: dict[str, Callable[[EventWriter, Body], None]] = {
+    "response.created": EventWriter._on_begin,
+    "response.in_progress": EventWriter._on_begin,
+    "response.output_item.added": EventWriter._on_item,
+    "response.content_part.added": EventWriter._on_part,
+    "response.output_text.delta": EventWriter._on_delta,
+    "response.reasoning_text.delta": EventWriter._on_delta,
+    "response.function_call_arguments.delta": EventWriter._on_delta,
+    "response.output_text.done": EventWriter._swallow,
+    "response.content_part.done": EventWriter._swallow,
+    "response.output_item.done": EventWriter._on_item_done,
+    "response.completed": EventWriter._on_end,
+}
+"""By the event's type. Bound to a writer, it and they would hold each other."""

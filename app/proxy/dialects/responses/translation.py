@@ -14,7 +14,7 @@ from app.proxy.dialects.responses.response_object import MOST_ECHOED, Frame, ech
 from app.proxy.dialects.responses.responses_errors import error_event
 from app.proxy.dialects.responses.stored_responses import Items, Stored, StoredResponses, packed, to_store
 from app.proxy.dialects.responses.stream import EventWriter
-from app.proxy.dialects.sse_format import as_json, event, object_in
+from app.proxy.dialects.sse_format import as_json, event, object_in, write_event
 from app.proxy.dialects.translation_interface import Asked, Incoming, Times
 from app.proxy.dialects.translators import StreamTranslator
 
@@ -146,10 +146,15 @@ class ResponsesTranslator(StreamTranslator):
 
     def _error(self, error: RouterError) -> bytes:
         if self._writer.has_begun:
-            return _written(self._writer.fail(error))
+            return bytes(_written(self._writer.fail(error)))
         return event(error_event(error, self._writer.next_number()), "error")
 
-    def _events(self, told: dict[str, Any], size: int) -> bytes:
+    @property
+    def waiting(self) -> int:
+        return super().waiting + self._writer.to_repeat
+
+    def _events(self, told: dict[str, Any], size: int) -> bytes | bytearray:
+        size += self._writer.to_repeat
         events = self._writer.take(told)
         if self._writer.is_over:
             self.is_over = True
@@ -157,6 +162,11 @@ class ResponsesTranslator(StreamTranslator):
         return _written(events, size)
 
 
-def _written(events: list[dict[str, Any]], size: int = 0) -> bytes:
+def _written(events: list[dict[str, Any]], size: int = 0) -> bytes | bytearray:
     """`size`: of the largest, about."""
-    return b"".join([event(body, body["type"], size) for body in events])
+    if size <= PIECE:
+        return b"".join([event(body, body["type"]) for body in events])
+    text = bytearray()
+    for body in events:
+        write_event(text, body, body["type"])
+    return text
