@@ -1,4 +1,4 @@
-"""Requests that take their turn: a crowd that comes at once keeps the event loop from nobody else."""
+"""Requests that take their turn: many that come at once keep the event loop from nobody else."""
 
 from __future__ import annotations
 
