@@ -41,7 +41,7 @@ class RouterError(Exception):
 
     def without_frames(self) -> RouterError:
         """Itself, to be kept: the frames that it has passed would keep all that was there, a body too."""
-        self.__traceback__ = self.__context__ = None
+        self.__traceback__ = self.__context__ = self.__cause__ = None
         return self
 
     def body(self) -> dict[str, Any]:

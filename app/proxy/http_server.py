@@ -215,7 +215,7 @@ class ProxyProtocol(asyncio.Protocol):
         head = self._head
         assert head is not None
         id_, peer = request_id(head.given_id), self._transport.get_extra_info("peername")
-        self._gateway.tell_refusal(error, head, id_, peer, self._client)
+        self._gateway.tell_refusal(error.without_frames(), head, id_, peer, self._client)
         status, lines, body = answer_writer.error_answer(error, dialect_of(head.path), id_)
         self.start(status, lines, len(body))
         self.write(body, True)

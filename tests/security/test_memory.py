@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import threading
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from app.configuration.file import parse
+from app.domain.status import ModelKind
 from app.domain.units import MIB
 from app.main import RouterApp, create_app
 from app.proxy.http_server import ProxyProtocol
 from app.proxy.json_fields import SMALL_BYTES
+from app.proxy.routes import ENDPOINTS, Endpoint
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
 from tests.serving import Client, Reply, serving
@@ -59,7 +62,11 @@ async def router(tiny_gguf: Path, tmp_path: Path, upstream: StandIn) -> AsyncIte
     tree = {
         "api": {"max_memory_mb": 1, "max_body_mb": 0.9},
         "system": {"log_dir": str(tmp_path / "logs")},
-        "models": {"m": {"model_path": str(tiny_gguf)}},
+        "models": {
+            "m": {"model_path": str(tiny_gguf)},
+            "embed": {"model_path": str(tiny_gguf), "params": {"embedding": True}},
+            "rerank": {"model_path": str(tiny_gguf), "params": {"rerank": True}},
+        },
     }
     app = create_app(
         parse(json.dumps(tree), tmp_path, {}), launcher=FakeLauncher(upstream.port), probe=FakeProbe(10_000)
@@ -152,6 +159,38 @@ async def test_however_a_request_ends_nothing_is_left_of_it(
     client = await router.client(way)
     assert (await client.ask(head(len(body)) + body)).status == status
     await router.holds(0)
+
+
+WRONG_VALUES: list[object] = [None, True, -1, "", "x", [5], {"type": 5}]
+FIELD_NAMES = [
+    "model", "messages", "prompt", "input", "stream", "options", "tools", "tool_choice", "format", "think",
+    "keep_alive", "truncate", "dimensions", "images", "system", "suffix", "top_logprobs", "instructions",
+    "context", "n", "id_slot", "text", "reasoning", "include", "previous_response_id",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["short", "long"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [endpoint for endpoint in ENDPOINTS if not endpoint.is_upload],
+    ids=lambda endpoint: endpoint.path,
+)
+async def test_a_refused_body_is_freed_at_once_and_not_by_the_garbage_collection(
+    router: Router, endpoint: Endpoint, way: str
+) -> None:
+    model = {ModelKind.EMBEDDING: "embed", ModelKind.RERANK: "rerank"}.get(min(endpoint.kinds), "m")
+    client = await router.client(way)
+    gc.disable()
+    try:
+        for name in FIELD_NAMES:
+            for value in WRONG_VALUES:
+                body = json.dumps({**endpoint.example, "model": model, name: value}).encode()
+                reply = await client.ask(head(len(body), endpoint.path) + body)
+                assert b"internal_error" not in reply.body, body
+                await asyncio.sleep(0)  # the answer is there before the request has ended
+                assert router.memory.held == 0, body
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("body", [b'{"model":', b'{"model":"x"}', b'{"model":"m"}', b"a" * 70_000], ids=len)
