@@ -43,7 +43,7 @@ from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.gateway import Gateway
 from app.proxy.request_memory_limit import ClientMemory
-from app.proxy.routes import normal
+from app.proxy.routes import BY_PATH, normal
 
 
 class RouterApp(FastAPI):
@@ -175,6 +175,7 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
     memory = ClientMemory(config, machine_mb())
     app.sessions, app.refusals = Sessions(), RefusalLog()
     app.gateway = Gateway(app.refusals, memory)
+    app.gateway.turns.paths = {*BY_PATH, *(getattr(route, "path", "") for route in app.routes)}
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)

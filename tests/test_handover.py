@@ -8,7 +8,7 @@ import json
 import selectors
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -37,9 +37,12 @@ async def greet(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"hi"})
 
 
-def config_of(app: Any, protocol: type[ProxyProtocol] = ProxyProtocol) -> uvicorn.Config:
+def config_of(
+    app: Any, protocol: type[ProxyProtocol] = ProxyProtocol, paths: Collection[str] = ()
+) -> uvicorn.Config:
     """A server without models."""
     gateway = Gateway(RefusalLog(), ClientMemory(Config(), 1024))
+    gateway.turns.paths = paths
     gateway.admit_by(Rules(ApiConfig(), Sessions()), browsers_elsewhere=False)
     front: Any = partial(protocol, gateway=gateway)
     return uvicorn.Config(
@@ -381,13 +384,18 @@ async def test_an_offer_of_http2_is_not_heard_and_the_body_served(
 
 
 class Accepted(ProxyProtocol):
-    """Shows the server's sockets."""
+    """Shows the server's sockets, and how much has come."""
 
     sockets: ClassVar[list[Any]] = []
+    read_bytes: ClassVar[int] = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.sockets.append(transport.get_extra_info("socket"))
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        Accepted.read_bytes += len(data)
+        super().data_received(data)
 
     @classmethod
     def until_all_are_readable(cls) -> None:
@@ -399,15 +407,21 @@ class Accepted(ProxyProtocol):
         cls.sockets.clear()
 
 
-async def test_a_crowd_begins_some_in_each_turn_and_others_in_between() -> None:
+@pytest.mark.parametrize("split", [None, 10, -1], ids=["whole", "half heads", "half bodies"])
+async def test_a_crowd_begins_some_in_each_turn_and_others_in_between(split: int | None) -> None:
     """All of it is there before the event loop looks. Who has left until its turn comes is not asked for."""
     begun: list[tuple[int, str]] = []
     failures: list[Any] = []
     turn = 0
 
     async def note(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
         begun.append((turn, scope["path"]))
-        body = (await receive())["body"]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
@@ -416,14 +430,21 @@ async def test_a_crowd_begins_some_in_each_turn_and_others_in_between() -> None:
         turn += 1
         counting[0] = asyncio.get_running_loop().call_soon(count)
 
-    async with serving(config_of(note, Accepted)) as port:
+    async with serving(config_of(note, Accepted, {"/same", "/other"})) as port:
         asyncio.get_running_loop().set_exception_handler(lambda _loop, failure: failures.append(failure))
         counting = [asyncio.get_running_loop().call_soon(count)]
+        Accepted.read_bytes = 0
         crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(41)]
         await until(lambda: len(Accepted.sockets) == len(crowd))
-        paths = [b"/same"] * 31 + [b"/other"] * 10
-        for (_, writer), path in zip(crowd, paths, strict=True):
-            writer.write(post(path, b"what"))  # at once: the socket takes it
+        requests = [post(path, b"what") for path in [b"/same"] * 31 + [b"/other"] * 10]
+        if split is not None:
+            for (_, writer), request in zip(crowd, requests, strict=True):
+                writer.write(request[:split])
+            await until(lambda: Accepted.read_bytes == sum(len(request[:split]) for request in requests))
+            for _ in range(len(crowd)):  # then each had its turn
+                await asyncio.sleep(0)
+        for (_, writer), request in zip(crowd, requests, strict=True):
+            writer.write(request[split:])  # at once: the socket takes it
         Accepted.until_all_are_readable()
         crowd.pop(20)[1].close()
         for reader, _ in crowd:

@@ -56,6 +56,7 @@ DOWN = [
     "receive_buffer",
     "request_reader",
     "request_head",
+    "turns",
     "gateway",
     "request_body",
     "request_memory_limit",
@@ -86,7 +87,7 @@ BACK = [
 
 TOLD = {
     "forwarded_headers", "request_record", "token_usage", "admission", "upstream_pool", "request_reader",
-    "request_body", "request_memory_limit", "exchange_state", "reply_head",
+    "request_body", "request_memory_limit", "exchange_state", "reply_head", "receive_buffer",
 }  # fmt: skip
 EVENTS = STREAM + b"9\r\ndata: 1\n\n\r\n0\r\n\r\n"
 

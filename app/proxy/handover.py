@@ -13,7 +13,6 @@ from app.domain.alarm import LATE_S, READ_FIRST_S
 from app.domain.errors import BadRequest
 from app.proxy.request_head import RequestHead
 from app.proxy.request_reader import NO_HTTP
-from app.proxy.turns import Turns
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _CLOSE = b"connection: close\r\n"
@@ -153,14 +152,9 @@ class Handover:
     """uvicorn's side of a connection. It is given bytes that have been read once, so that they are HTTP, and
     one request at a time: it would queue any number, and tell only the last one that its client has left."""
 
-    def __init__(
-        self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None], turns: Turns
-    ) -> None:
-        """`protocol`: an `HttpToolsProtocol` of any version. `turns`: of all connections."""
+    def __init__(self, protocol: Any, transport: asyncio.Transport, on_change: Callable[[], None]) -> None:
+        """`protocol`: an `HttpToolsProtocol` of any version."""
         self._protocol, self._answer = protocol, WrittenAnswer()
-        self._on_change, self._turns = on_change, turns
-        self._waiting = b""
-        """A head whose turn has not come yet."""
         self._transport = FrontedTransport(transport, self._answer, on_change, protocol.timeout_keep_alive)
         self._given = 0
         protocol.connection_made(self._transport)
@@ -171,7 +165,7 @@ class Handover:
 
     @property
     def takes_body(self) -> bool:
-        return not (self._waiting or self._transport.is_paused)
+        return not self._transport.is_paused
 
     @property
     def held_bytes(self) -> int:
@@ -191,16 +185,7 @@ class Handover:
             raise BadRequest(NO_HTTP) from None
         self._answer.expect(head.method, head.lines.version)
         self._transport.is_body_to_come = head.length != 0
-        if self._turns.take(head.path, self._begin):
-            self._protocol.data_received(head.raw)
-        else:
-            self._waiting = head.raw
-
-    def _begin(self) -> None:
-        head, self._waiting = self._waiting, b""
-        if head:
-            self._protocol.data_received(head)
-            self._on_change()
+        self._protocol.data_received(head.raw)
 
     def body(self, raw: bytes, *, last: bool) -> None:
         self._given = len(raw)
@@ -210,7 +195,6 @@ class Handover:
 
     def connection_lost(self, error: Exception | None) -> None:
         self._answer.close()
-        self._waiting = b""
         self._protocol.connection_lost(error)
 
     def pause_writing(self) -> None:

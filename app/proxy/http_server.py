@@ -72,7 +72,11 @@ class ProxyProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._received = ReceiveBuffer(self._transport, self._gateway.memory, self._gateway.heads)
+        gateway = self._gateway
+        self._received = ReceiveBuffer(
+            self._transport, gateway.memory, gateway.heads, gateway.turns, self._advance
+        )
+        gateway.turns.connected()
         self._alarm.set(self._loop.time() + FIRST_HEAD_S)
         self._server_state.connections.add(cast(Any, self))
 
@@ -149,7 +153,7 @@ class ProxyProtocol(asyncio.Protocol):
         if self._waits_turn:
             return False
         if self._handover is not None and self._state is ConnectionState.HANDED_OVER:
-            return self._handover.takes_body if self._received.reader.in_body else self._handover.takes_head
+            return self._handover.takes_body if self._received.in_body else self._handover.takes_head
         return self._state in (ConnectionState.IDLE, ConnectionState.RECEIVING)
 
     def _on_head(self, head: RequestHead) -> None:
@@ -202,8 +206,7 @@ class ProxyProtocol(asyncio.Protocol):
     def _hand_over(self, head: RequestHead) -> None:
         self._state = ConnectionState.HANDED_OVER
         self._server_state.connections.discard(cast(Any, self))  # uvicorn's own protocol takes its place
-        turns = self._gateway.turns
-        self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon, turns)
+        self._handover = Handover(self._make_uvicorn(), self._transport, self._advance_soon)
         if self._is_write_paused:
             self._handover.pause_writing()
         self._handover.head(head)
@@ -225,7 +228,7 @@ class ProxyProtocol(asyncio.Protocol):
         reader = self._received.reader
         is_owed = self._arriving is not None if self._handover is None else self._handover.owes_answer
         self._state = ConnectionState.CLOSING
-        if is_owed or not reader.in_body:  # else the request has its answer, or some of it
+        if is_owed or not self._received.in_body:  # else the request has its answer, or some of it
             self._head, self._keep_alive = reader.broken_head, False
             self.refuse(error)
         else:
@@ -269,7 +272,7 @@ class ProxyProtocol(asyncio.Protocol):
     def _answered(self) -> None:
         self._server_state.total_requests += 1
         self._exchange = None
-        is_over = self._state is ConnectionState.CLOSING or not self._received.reader.in_body
+        is_over = self._state is ConnectionState.CLOSING or not self._received.in_body
         if is_over and not self._keep_alive:
             self._state = ConnectionState.CLOSING
             self._transport.close()
@@ -288,7 +291,7 @@ class ProxyProtocol(asyncio.Protocol):
     def _ring(self) -> None:
         if self._exchange is not None:
             self._exchange.due(time.monotonic())
-        elif self._state is ConnectionState.IDLE and self._received.reader.is_between:
+        elif self._state is ConnectionState.IDLE and self._received.is_between:
             is_read = not self._transport.get_write_buffer_size()  # else nobody takes the last answer
             (self._transport.close if is_read else self._transport.abort)()
         elif self._takes_more and self._received.has_stalled():

@@ -3,52 +3,110 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from app.proxy.request_head import KnownHeads, RequestHead
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import BodyPart, RequestReader
+from app.proxy.turns import Turns
 
 MAX_AHEAD_BYTES = 65536
 """What may wait behind a request that is answered, before nothing more is read. Until then it is noticed that
 the client leaves."""
 
 
+Event = RequestHead | BodyPart
+
+
+def _nothing() -> None:
+    """Of a connection that is gone."""
+
+
 class ReceiveBuffer:
-    """Of one connection."""
+    """Of one connection. A head, and the end of a body, are for the turns that all connections share: what
+    follows them takes time."""
 
     __slots__ = (
         "_counted",
+        "_event",
+        "_go_on",
         "_has_moved",
+        "_has_turn",
         "_heads",
         "_is_paused",
         "_memory",
+        "_path",
         "_transport",
+        "_turns",
         "reader",
     )
 
-    def __init__(self, transport: asyncio.Transport, memory: ClientMemory, heads: KnownHeads) -> None:
-        self._heads, self.reader = heads, RequestReader(heads)
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        memory: ClientMemory,
+        heads: KnownHeads,
+        turns: Turns,
+        go_on: Callable[[], None],
+    ) -> None:
+        """`go_on` is called when there is an event whose turn has come."""
         self._transport, self._memory = transport, memory
+        self._heads, self.reader = heads, RequestReader(heads)
+        self._turns, self._go_on = turns, go_on
         self._is_paused = self._has_moved = False
         self._counted = 0
+        self._event: Event | None = None
+        """The next one, while it has no turn or nobody has taken it."""
+        self._has_turn = False
+        self._path = ""
 
     # --- in
 
     def feed(self, data: bytes) -> None:
         self.reader.feed(data)
 
+    @property
+    def is_between(self) -> bool:
+        """No part of a request has come that has not been taken."""
+        return self._event is None and self.reader.is_between
+
+    @property
+    def in_body(self) -> bool:
+        """What comes next is of one."""
+        return self.reader.in_body if self._event is None else isinstance(self._event, BodyPart)
+
     def has_stalled(self) -> bool:
         """A request has begun, and since this was asked last no head was complete and no body went on."""
         has_moved, self._has_moved = self._has_moved, False
-        return not (has_moved or self.reader.is_between)
+        return not (has_moved or self.is_between)
 
     # --- out
 
-    def next(self) -> RequestHead | BodyPart | None:
-        """As the reader's."""
-        event = self.reader.next()
-        self._has_moved = self._has_moved or event is not None
+    def next(self) -> Event | None:
+        """As the reader's, of what has its turn. A body that comes with its head shares the head's."""
+        if self._event is not None and not self._has_turn:
+            return None
+        event = self._event or self.reader.next()
+        self._event = None
+        if event is None:
+            return None
+        self._has_moved = True
+        if isinstance(event, RequestHead):
+            self._path, has_more = event.path, event.length != 0
+        elif event.last:
+            has_more = False
+        else:
+            return event
+        if not self._has_turn and not self._turns.take(self._path, self._on_turn):
+            self._event = event
+            return None
+        self._has_turn = has_more
         return event
+
+    def _on_turn(self) -> None:
+        if self._event is not None:  # else its client has left
+            self._has_turn = True
+            self._go_on()
 
     # --- the rest
 
@@ -58,6 +116,10 @@ class ReceiveBuffer:
         `is_taken`: what waits would be dealt with if it were complete; `beside`: bytes that wait elsewhere.
         False: there is no place for what has come, and it is the beginning of a request.
         """
+        if self._event is None:
+            self._has_turn = False
+        else:
+            is_taken, beside = False, beside + len(self._event.raw)
         waiting, has_place = self.reader.waiting + beside, True
         if not (waiting or self._counted or self._is_paused):  # the usual case
             return True
@@ -79,4 +141,5 @@ class ReceiveBuffer:
     def close(self) -> None:
         """The connection is gone."""
         self._memory.count(-self._counted)
-        self._counted, self.reader = 0, RequestReader(self._heads)
+        self._counted, self._event, self.reader = 0, None, RequestReader(self._heads)
+        self._go_on = _nothing  # each holds the other
