@@ -27,6 +27,7 @@ from app.proxy.preparation import Accepted
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
+from app.proxy.turns import AT_ONCE
 from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
@@ -988,6 +989,38 @@ async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(
         client, _ = await router.warm() if not router.lines else (await router.client(), None)
         client.say(request(b"", length=length))
         assert (await client.reply()).status == 413
+
+
+# --- many at once
+
+
+async def test_of_many_requests_at_once_few_go_on_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [await router.client() for _ in range(21)]
+    for client in clients:
+        assert (await client.ask(request({"model": "x"}))).status == 404
+    loop, entrance, turn = asyncio.get_running_loop(), router.app.gateway, 0
+    accept, accepted = entrance.accept, Counter[int]()
+    counting: asyncio.Handle
+
+    def noted(head: RequestHead) -> Accepted | None:
+        accepted[turn] += 1
+        return accept(head)
+
+    def next_turn() -> None:
+        nonlocal turn, counting
+        turn, counting = turn + 1, loop.call_soon(next_turn)
+
+    monkeypatch.setattr(entrance, "accept", noted)
+    counting = loop.call_soon(next_turn)
+    for client in clients:  # before the event loop looks
+        client.say(request({"model": "x"}))
+    for client in clients:
+        assert (await client.reply()).status == 404
+    counting.cancel()
+    assert accepted.total() == len(clients)
+    assert max(accepted.values()) <= AT_ONCE
 
 
 # --- what is left behind
