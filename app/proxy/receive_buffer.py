@@ -124,7 +124,7 @@ class ReceiveBuffer:
         if not (waiting or self._counted or self._is_paused):  # the usual case
             return True
         if waiting != self._counted:
-            has_place = self._memory.count(waiting - self._counted)
+            has_place = self._memory.count(waiting - self._counted) or waiting < self._counted
             self._counted = waiting
         self._pause(not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not has_place))
         return has_place or not is_taken

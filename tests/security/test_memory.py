@@ -19,6 +19,7 @@ from app.domain.units import MIB
 from app.main import RouterApp, create_app
 from app.proxy.http_server import ProxyProtocol
 from app.proxy.json_fields import SMALL_BYTES
+from app.proxy.request_memory_limit import STRANGERS_PART
 from app.proxy.routes import ENDPOINTS, Endpoint
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until
@@ -244,6 +245,31 @@ async def test_what_is_sent_behind_a_request_is_left_with_its_client(router: Rou
     replies = [await client.reply() for _ in range(count)]
     assert {reply.status for reply in replies} == {200}
     assert router.memory.held == len(half)
+
+
+@pytest.mark.parametrize("way", ["short", "long"])
+async def test_who_has_nothing_waiting_any_more_is_served_although_others_have_too_much(
+    router: Router, way: str
+) -> None:
+    client, stranger, busy = await router.client(way), await router.client(), await router.client()
+    body = b'{"model":"m"}'
+    request = head(len(body)) + body
+    client.say(request[:20])
+    await router.holds(20)
+    stranger.say(b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000)
+    packed, go_on = gzip.compress(body), threading.Event()
+    router.bodies._thread.submit(go_on.wait)
+    busy.say(head(len(packed), CHAT, "Content-Encoding: gzip") + packed + head(1)[:-1] + b"a" * 20_000)
+    await until(lambda: router.memory.strangers > router.memory.limit // STRANGERS_PART)
+    assert (await client.ask(request[20:])).status == 200
+    assert (await client.ask(request)).status == 200
+    client.say(request[:-1])  # then the end of its body
+    await asyncio.sleep(0)
+    assert (await client.ask(request[-1:])).status == 200
+    go_on.set()
+    for one in (client, stranger, busy):
+        one.leave()
+    await router.holds(0)
 
 
 async def test_a_connection_that_stalls_in_a_request_is_given_up(
