@@ -44,6 +44,7 @@ from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.gateway import Gateway
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.routes import BY_PATH, normal
+from app.proxy.turns import MODEL_COST, OWN_COST
 
 
 class RouterApp(FastAPI):
@@ -175,7 +176,8 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
     memory = ClientMemory(config, machine_mb())
     app.sessions, app.refusals = Sessions(), RefusalLog()
     app.gateway = Gateway(app.refusals, memory)
-    app.gateway.turns.paths = {*BY_PATH, *(getattr(route, "path", "") for route in app.routes)}
+    own = {getattr(route, "path", ""): OWN_COST for route in app.routes}
+    app.gateway.turns.costs = {**own, **dict.fromkeys(BY_PATH, MODEL_COST)}
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)
@@ -184,8 +186,11 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
     configuration.subscribe(CorsGate.TAKES, cors.apply)
 
 
-async def drain(app: FastAPI) -> None:
-    """The orderly end: streams of events end, waiting requests are refused, running ones finish."""
+async def drain(app: RouterApp) -> None:
+    """The orderly end: streams of events end, waiting requests are refused, running ones finish.
+
+    Then all connections have to be ended in the same turn of the event loop.
+    """
     services: Services = app.state.services
     services.configuration.close()
     services.manager.close()
@@ -195,3 +200,4 @@ async def drain(app: FastAPI) -> None:
     services.peer_feed.close()
     services.logs.end_followers()
     await services.manager.shutdown(services.config.system.drain_timeout_sec)
+    app.gateway.turns.end()  # who has asked is answered

@@ -25,7 +25,7 @@ from app.proxy.http_server import ProxyProtocol
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import MAX_HEAD_BYTES
-from app.proxy.turns import AT_ONCE
+from app.proxy.turns import OWN_COST, TURN_COST
 from tests.router_process import until
 from tests.serving import soon, started
 
@@ -42,7 +42,7 @@ def config_of(
 ) -> uvicorn.Config:
     """A server without models."""
     gateway = Gateway(RefusalLog(), ClientMemory(Config(), 1024))
-    gateway.turns.paths = paths
+    gateway.turns.costs = dict.fromkeys(paths, OWN_COST)
     gateway.admit_by(Rules(ApiConfig(), Sessions()), browsers_elsewhere=False)
     front: Any = partial(protocol, gateway=gateway)
     return uvicorn.Config(
@@ -454,7 +454,7 @@ async def test_a_crowd_begins_some_in_each_turn_and_others_in_between(split: int
         counting[0].cancel()
         for _, writer in crowd:
             writer.close()
-    assert max(Counter(number for number, _ in begun).values()) == AT_ONCE
-    assert {path for _, path in begun[AT_ONCE : 2 * AT_ONCE]} == {"/same", "/other"}
+    assert max(Counter(number for number, _ in begun).values()) == TURN_COST // OWN_COST
+    assert {path for _, path in begun[:12]} == {"/same", "/other"}
     assert len(begun) == len(crowd)
     assert failures == []

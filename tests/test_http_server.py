@@ -27,7 +27,7 @@ from app.proxy.preparation import Accepted
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
-from app.proxy.turns import AT_ONCE
+from app.proxy.turns import MODEL_COST, TURN_COST
 from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
@@ -1020,7 +1020,23 @@ async def test_of_many_requests_at_once_few_go_on_in_a_turn_of_the_loop(
         assert (await client.reply()).status == 404
     counting.cancel()
     assert accepted.total() == len(clients)
-    assert max(accepted.values()) <= AT_ONCE
+    assert max(accepted.values()) <= TURN_COST // MODEL_COST
+
+
+@pytest.mark.parametrize("asked", [request({"model": "x"}), GET_HEALTH], ids=["model", "own"])
+async def test_who_waits_for_a_turn_when_the_router_ends_is_answered(router: Router, asked: bytes) -> None:
+    clients = [await router.client() for _ in range(10)]
+    for client in clients:
+        assert (await client.ask(asked, method="GET")).status in (200, 404)
+    turns = router.app.gateway.turns
+    turns._left, turns._is_scheduled = 0, True  # it does not come by itself
+    for client in clients:
+        client.say(asked)
+    await until(lambda: sum(map(len, turns._waiting._by_path.values())) == len(clients))
+    await router.shutdown()
+    for client in clients:
+        assert (await client.reply(to="GET")).status in (200, 404, 503)
+        assert await client.rest() == b""
 
 
 # --- what is left behind

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from app.proxy.turns import AT_ONCE, MANY, PUT_OFF_S, Turns
+from app.proxy.turns import MANY, MODEL_COST, OWN_COST, PUT_OFF_S, TURN_COST, Turns
 
 TURN_S = PUT_OFF_S / 50
+AT_ONCE = TURN_COST // OWN_COST
 
 
 class Crowd:
@@ -17,14 +18,18 @@ class Crowd:
 
     def __init__(self) -> None:
         self.turns = Turns(lambda: self.turn * TURN_S)
-        self.turns.paths = {"/health", "/session"}
+        self.turns.costs = {"/health": OWN_COST, "/session": OWN_COST, "/chat": MODEL_COST}
         self.turn = 0
         self.went_on: list[tuple[int, str]] = []
 
-    def ask(self, path: str, times: int = 1) -> None:
+    def ask(self, path: str, times: int = 1, *, is_new: bool = False) -> None:
+        def go_on() -> bool:
+            self.went_on.append((self.turn, path))
+            return True
+
         for _ in range(times):
-            if self.turns.take(path, lambda: self.went_on.append((self.turn, path))):
-                self.went_on.append((self.turn, path))
+            if self.turns.take(path, go_on, is_new=is_new):
+                go_on()
 
     async def next_turn(self) -> None:
         self.turn += 1
@@ -41,11 +46,14 @@ class Crowd:
         return [path for number, path in self.went_on if number == turn]
 
 
-async def test_few_go_on_in_a_turn_in_their_order() -> None:
+@pytest.mark.parametrize(
+    ("path", "at_once"), [("/session", AT_ONCE), ("/chat", TURN_COST // MODEL_COST), ("/nowhere", AT_ONCE)]
+)
+async def test_few_go_on_in_a_turn(path: str, at_once: int) -> None:
     crowd = Crowd()
-    crowd.ask("/session", 3 * AT_ONCE)
-    await crowd.until_all_went_on(3 * AT_ONCE)
-    assert [len(crowd.in_turn(turn)) for turn in range(3)] == [AT_ONCE] * 3
+    crowd.ask(path, 3 * at_once)
+    await crowd.until_all_went_on(3 * at_once)
+    assert [len(crowd.in_turn(turn)) for turn in range(3)] == [at_once] * 3
 
 
 async def test_few_go_on_however_they_are_spread_over_turns() -> None:
@@ -64,7 +72,7 @@ async def test_another_path_goes_in_between() -> None:
     crowd.ask("/health")
     await crowd.next_turn()
     assert crowd.in_turn(0) == ["/session"] * AT_ONCE
-    assert "/health" in [path for _, path in crowd.went_on[: 2 * AT_ONCE]]
+    assert "/health" in crowd.in_turn(1)
     await crowd.until_all_went_on(101)
 
 
@@ -74,57 +82,82 @@ async def test_paths_that_there_are_not_wait_together() -> None:
         crowd.ask(f"/{number}")
     crowd.ask("/health")
     await crowd.next_turn()
-    assert "/health" in [path for _, path in crowd.went_on[: 2 * AT_ONCE]]
+    assert "/health" in crowd.in_turn(1)
     await crowd.until_all_went_on(101)
     others = [path for _, path in crowd.went_on if path != "/health"]
     assert others == [f"/{number}" for number in range(100)], "in their order"
+
+
+async def test_who_has_left_takes_no_place() -> None:
+    crowd = Crowd()
+    crowd.ask("/session", AT_ONCE)
+    for _ in range(100):
+        assert not crowd.turns.take("/session", lambda: False, is_new=False)
+    crowd.ask("/session")
+    await crowd.next_turn()
+    assert crowd.in_turn(1) == ["/session"]
 
 
 async def test_few_who_connect_wait_for_nothing() -> None:
     crowd = Crowd()
     for _ in range(MANY - 1):
         crowd.turns.connected()
-        crowd.ask("/health")
+        crowd.ask("/health", is_new=True)
         assert crowd.in_turn(crowd.turn) == ["/health"]
         await crowd.next_turn()
 
 
-async def test_nobody_waits_for_those_who_connected_long_ago() -> None:
+async def test_nobody_waits_for_those_who_connected_before() -> None:
     crowd = Crowd()
     for _ in range(4 * MANY):
         crowd.turns.connected()
         for _ in range(3):
             await crowd.next_turn()
-        crowd.ask("/health")
+        crowd.ask("/health", is_new=True)
         assert crowd.in_turn(crowd.turn) == ["/health"]
 
 
 @pytest.mark.parametrize("a_turn", [1, 100])
-async def test_requests_wait_while_many_connect(a_turn: int) -> None:
+async def test_what_new_clients_ask_waits_while_many_connect_and_others_go_on(a_turn: int) -> None:
     """One connection a turn, as uvloop accepts them, and all in the same."""
     crowd = Crowd()
-    for _ in range(40 // a_turn + 1):
+    turns = 40 // a_turn + 1
+    for _ in range(turns):
         for _ in range(a_turn):
             crowd.turns.connected()
         await crowd.next_turn()
-        crowd.ask("/session")
+        crowd.ask("/session", is_new=True)
+        crowd.ask("/chat")
+        assert "/chat" in crowd.in_turn(crowd.turn)
     early = MANY - 1 if a_turn == 1 else 0
-    assert len(crowd.went_on) == early
+    assert [path for _, path in crowd.went_on].count("/session") == early
     connected = crowd.turn
-    await crowd.until_all_went_on(40 // a_turn + 1)
-    assert crowd.in_turn(connected + 1), "nobody connects any more"
+    await crowd.until_all_went_on(2 * turns)
+    assert "/session" in crowd.in_turn(connected + 1), "nobody connects any more"
 
 
-async def test_requests_wait_not_for_ever_while_many_connect() -> None:
+async def test_nobody_waits_for_ever_while_many_connect() -> None:
     crowd = Crowd()
     for _ in range(MANY):
         crowd.turns.connected()
-    crowd.ask("/session", 100)
+    crowd.ask("/session", 100, is_new=True)
     for _ in range(200):
         crowd.turns.connected()
         await crowd.next_turn()
-    busy = sorted({turn for turn, _ in crowd.went_on})
-    assert [len(crowd.in_turn(turn)) for turn in busy] == [AT_ONCE] * len(busy)
+        crowd.ask("/chat", TURN_COST)
+    busy = sorted({turn for turn, path in crowd.went_on if path == "/session"})
+    assert [crowd.in_turn(turn) for turn in busy] == [["/session"] * AT_ONCE] * len(busy)
     assert [later - earlier for earlier, later in pairwise(busy)] == [51] * (len(busy) - 1)
     assert len(busy) == 3
-    await crowd.until_all_went_on(100)
+
+
+async def test_at_the_end_all_go_on() -> None:
+    crowd = Crowd()
+    for _ in range(MANY):
+        crowd.turns.connected()
+    crowd.ask("/session", 20)
+    crowd.ask("/session", 20, is_new=True)
+    crowd.turns.end()
+    assert len(crowd.in_turn(0)) == 40
+    await crowd.next_turn()
+    assert len(crowd.went_on) == 40

@@ -33,6 +33,7 @@ class ReceiveBuffer:
         "_has_moved",
         "_has_turn",
         "_heads",
+        "_is_new",
         "_is_paused",
         "_memory",
         "_path",
@@ -57,7 +58,7 @@ class ReceiveBuffer:
         self._counted = 0
         self._event: Event | None = None
         """The next one, while it has no turn or nobody has taken it."""
-        self._has_turn = False
+        self._has_turn, self._is_new = False, True
         self._path = ""
 
     # --- in
@@ -97,16 +98,18 @@ class ReceiveBuffer:
             has_more = False
         else:
             return event
-        if not self._has_turn and not self._turns.take(self._path, self._on_turn):
+        if not self._has_turn and not self._turns.take(self._path, self._on_turn, is_new=self._is_new):
             self._event = event
             return None
-        self._has_turn = has_more
+        self._has_turn, self._is_new = has_more, False
         return event
 
-    def _on_turn(self) -> None:
-        if self._event is not None:  # else its client has left
-            self._has_turn = True
-            self._go_on()
+    def _on_turn(self) -> bool:
+        if self._event is None:  # its client has left
+            return False
+        self._has_turn = True
+        self._go_on()
+        return True
 
     # --- the rest
 

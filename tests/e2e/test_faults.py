@@ -264,7 +264,7 @@ async def test_a_signal_during_the_start_is_obeyed(
     )
     router.start()
     try:
-        await until(lambda: sign in router.log() or "one: ready" in router.log())
+        await until(lambda: sign in router.log() or "one: ready" in router.log(), timeout_s=120)
         children = router.children()
         router.signal(signal.SIGTERM)
         assert await router.ended() in (0, -signal.SIGTERM)
