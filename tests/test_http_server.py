@@ -24,6 +24,7 @@ from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
 from app.proxy.preparation import Accepted
+from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
@@ -1021,6 +1022,39 @@ async def test_of_many_requests_at_once_few_go_on_in_a_turn_of_the_loop(
     counting.cancel()
     assert accepted.total() == len(clients)
     assert max(accepted.values()) <= TURN_COST // MODEL_COST
+
+
+async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them come on kept connections, with heads that have been read."""
+    clients = [await router.client() for _ in range(21)]
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for client in clients:
+        client.say(head)
+    await until(lambda: all(c._state is ConnectionState.RECEIVING for c in router.connections))
+    loop, turn = asyncio.get_running_loop(), 0
+    add, added = RequestBody.add, Counter[int]()
+    counting: asyncio.Handle
+
+    def noted(self: RequestBody, data: bytes) -> None:
+        added[turn] += 1
+        add(self, data)
+
+    def next_turn() -> None:
+        nonlocal turn, counting
+        turn, counting = turn + 1, loop.call_soon(next_turn)
+
+    monkeypatch.setattr(RequestBody, "add", noted)
+    counting = loop.call_soon(next_turn)
+    chunk = b"\r\n\r\n" * 500
+    for client in clients:
+        client.say(b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk))
+    for client in clients:
+        assert (await client.reply()).status == 400
+    counting.cancel()
+    assert added.total() > 3 * len(clients)
+    assert max(added.values()) <= TURN_COST // MODEL_COST
 
 
 @pytest.mark.parametrize("asked", [request({"model": "x"}), GET_HEALTH], ids=["model", "own"])

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.domain.errors import BadRequest
-from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, KnownHeads
+from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, KnownHeads, RequestHead
 from app.proxy.request_reader import RequestReader
 
 LINES = [
@@ -48,7 +48,8 @@ def said(raw: bytes, known: KnownHeads) -> object:
         head = reader.next()
     except BadRequest:
         return None
-    lines, length, given_id, whole = head  # type: ignore[misc]
+    assert isinstance(head, RequestHead)
+    lines, length, given_id, whole = head
     return [getattr(lines, name) for name in lines.__slots__], length, given_id, whole, reader.in_body
 
 

@@ -23,8 +23,8 @@ def _nothing() -> None:
 
 
 class ReceiveBuffer:
-    """Of one connection. A head, and the end of a body, are for the turns that all connections share: what
-    follows them takes time."""
+    """Of one connection. A head, the end of a body and each part of a chunked one are for the turns that all
+    connections share: what follows them takes time, or reading them has."""
 
     __slots__ = (
         "_counted",
@@ -84,7 +84,8 @@ class ReceiveBuffer:
     # --- out
 
     def next(self) -> Event | None:
-        """As the reader's, of what has its turn. A body that comes with its head shares the head's."""
+        """As the reader's, of what has its turn. The first event of a body shares that of its head, where it
+        comes with it."""
         if self._event is not None and not self._has_turn:
             return None
         event = self._event or self.reader.next()
@@ -94,7 +95,7 @@ class ReceiveBuffer:
         self._has_moved = True
         if isinstance(event, RequestHead):
             self._path, has_more = event.path, event.length != 0
-        elif event.last:
+        elif event.last or event.is_chunked:
             has_more = False
         else:
             return event

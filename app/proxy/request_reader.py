@@ -29,9 +29,9 @@ MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
 
 CHUNKED_BYTES = 16384
-MAX_CUTS = 500
-"""Of a chunked body, so much makes one event: else 256 KB that were read at once could keep everybody else
-waiting for a tenth of a second."""
+MAX_CUTS = 100
+"""Of a chunked body, so much makes one event, which takes half a millisecond: else 256 KB that were read at
+once could keep everybody else waiting for a tenth of a second."""
 
 END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
@@ -46,6 +46,7 @@ class BodyPart(NamedTuple):
     """As it came, with the framing of chunks."""
     data: bytes
     last: bool
+    is_chunked: bool = False
 
 
 class RequestReader:
@@ -176,7 +177,7 @@ class RequestReader:
         if collected.is_complete:
             self._parser = None
         body, collected.body = b"".join(collected.body), []
-        return BodyPart(data[:position], body, collected.is_complete)
+        return BodyPart(data[:position], body, collected.is_complete, is_chunked=True)
 
 
 def _target_in(raw: bytes) -> bytes:
