@@ -6,8 +6,20 @@ import asyncio
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.browser import Page
-from tests.e2e.pages import KEY, gate_of_big, gate_of_mute, page, router, row, slow_llama_server, talk_on
+from tests.e2e.pages import (
+    KEY,
+    TALKS,
+    gate_of_big,
+    gate_of_mute,
+    page,
+    router,
+    row,
+    slow_llama_server,
+    talk_on,
+)
 from tests.gates import Gate
 from tests.router_process import MakeRouter, RouterProcess, chat
 
@@ -141,11 +153,12 @@ async def test_the_page_comes_back_when_the_router_does(router: RouterProcess, p
     await page.shows("Live", "#connection")
 
 
+@pytest.mark.timeout(300)  # two pages of their own, drawn by a browser
 async def test_a_login_opens_streams_buttons_and_the_chat_page(
     make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
 ) -> None:
     router = make_router(
-        {"quick": {"model_path": tiny_gguf, "params": {"n_ctx": 4096}}},  # the page's own prompt is long
+        {"quick": {"model_path": tiny_gguf, **TALKS}},
         binary=slow_llama_server,
         api={"api_keys": [{"key": KEY, "admin": True}]},
         key=KEY,

@@ -12,14 +12,14 @@ import pytest
 
 from tests.e2e.browser import browser, chromium
 from tests.e2e.nginx import in_front
-from tests.e2e.pages import KEY, row, talk_on
+from tests.e2e.pages import KEY, TALKS, row, talk_on
 from tests.patience import WAIT_S
 from tests.router_process import MakeRouter, RouterProcess
 
 
 @pytest.fixture
 def router(make_router: MakeRouter, tiny_gguf: Path) -> RouterProcess:
-    quick = {"model_path": tiny_gguf, "params": {"n_ctx": 4096}}  # llama-server's own page has a long prompt
+    quick = {"model_path": tiny_gguf, **TALKS}
     return make_router({"quick": quick}, api={"api_keys": [KEY]}, key=KEY)
 
 
@@ -38,6 +38,7 @@ def test_the_interactive_documentation_finds_its_document_there(address: str) ->
         assert urljoin(f"{address}/openapi.json", server["url"]) == f"{address}/"
 
 
+@pytest.mark.timeout(300)  # two pages of their own, drawn by a browser
 async def test_login_streams_buttons_log_and_chat_work_there(router: RouterProcess, address: str) -> None:
     async with browser(chromium()) as page:
         await page.open(address)  # nginx adds the slash
