@@ -42,9 +42,9 @@ from app.memory.probes.interface import GpuProbe
 from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy.asgi import ERROR_KEY, AsgiProxy
 from app.proxy.gateway import Gateway
+from app.proxy.loop_turns import LoopTurns, costs_of
 from app.proxy.request_memory_limit import ClientMemory
-from app.proxy.routes import BY_PATH, normal
-from app.proxy.turns import MODEL_COST, OWN_COST
+from app.proxy.routes import normal
 
 
 class RouterApp(FastAPI):
@@ -175,9 +175,8 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
     config = configuration.current
     memory = ClientMemory(config, machine_mb())
     app.sessions, app.refusals = Sessions(), RefusalLog()
-    app.gateway = Gateway(app.refusals, memory)
-    own = {getattr(route, "path", ""): OWN_COST for route in app.routes}
-    app.gateway.turns.costs = {**own, **dict.fromkeys(BY_PATH, MODEL_COST)}
+    turns = LoopTurns(costs_of(getattr(route, "path", "") for route in app.routes))
+    app.gateway = Gateway(app.refusals, memory, turns)
     app.apply(config)
     proxy = AsgiProxy(HeadAsGet(app.framework), app.gateway)
     app.entry = cors = CorsGate(Guard(proxy, rules=lambda: app.state.rules), config)
@@ -189,7 +188,8 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
 async def drain(app: RouterApp) -> None:
     """The orderly end: streams of events end, waiting requests are refused, running ones finish.
 
-    Then all connections have to be ended in the same turn of the event loop.
+    Then all connections have to be ended in the same turn of the event loop: what comes later waits for its
+    turn on a connection that is closed as one without a request.
     """
     services: Services = app.state.services
     services.configuration.close()

@@ -22,10 +22,10 @@ from app.core.config import ApiConfig, Config
 from app.observability.refusal_log import RefusalLog
 from app.proxy.gateway import Gateway
 from app.proxy.http_server import ProxyProtocol
+from app.proxy.loop_turns import OWN_COST, TURN_COST, LoopTurns
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import MAX_HEAD_BYTES
-from app.proxy.turns import OWN_COST, TURN_COST
 from tests.router_process import until
 from tests.serving import soon, started
 
@@ -41,8 +41,7 @@ def config_of(
     app: Any, protocol: type[ProxyProtocol] = ProxyProtocol, paths: Collection[str] = ()
 ) -> uvicorn.Config:
     """A server without models."""
-    gateway = Gateway(RefusalLog(), ClientMemory(Config(), 1024))
-    gateway.turns.costs = dict.fromkeys(paths, OWN_COST)
+    gateway = Gateway(RefusalLog(), ClientMemory(Config(), 1024), LoopTurns(dict.fromkeys(paths, OWN_COST)))
     gateway.admit_by(Rules(ApiConfig(), Sessions()), browsers_elsewhere=False)
     front: Any = partial(protocol, gateway=gateway)
     return uvicorn.Config(

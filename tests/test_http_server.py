@@ -23,12 +23,11 @@ from app.proxy import gateway, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
+from app.proxy.loop_turns import MODEL_COST, TURN_COST
 from app.proxy.preparation import Accepted
-from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
-from app.proxy.request_reader import MAX_HEAD_BYTES
+from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestReader
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
-from app.proxy.turns import MODEL_COST, TURN_COST
 from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
 from tests.event_loops import on_both_loops
 from tests.proxy_environment import (
@@ -1034,18 +1033,18 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
         client.say(head)
     await until(lambda: all(c._state is ConnectionState.RECEIVING for c in router.connections))
     loop, turn = asyncio.get_running_loop(), 0
-    add, added = RequestBody.add, Counter[int]()
+    read, parts = RequestReader.next, Counter[int]()
     counting: asyncio.Handle
 
-    def noted(self: RequestBody, data: bytes) -> None:
-        added[turn] += 1
-        add(self, data)
+    def noted(self: RequestReader) -> RequestHead | BodyPart | None:
+        parts[turn] += self.has_chunks
+        return read(self)
 
     def next_turn() -> None:
         nonlocal turn, counting
         turn, counting = turn + 1, loop.call_soon(next_turn)
 
-    monkeypatch.setattr(RequestBody, "add", noted)
+    monkeypatch.setattr(RequestReader, "next", noted)
     counting = loop.call_soon(next_turn)
     chunk = b"\r\n\r\n" * 500
     for client in clients:
@@ -1053,8 +1052,8 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
     for client in clients:
         assert (await client.reply()).status == 400
     counting.cancel()
-    assert added.total() > 3 * len(clients)
-    assert max(added.values()) <= TURN_COST // MODEL_COST
+    assert parts.total() > 3 * len(clients)
+    assert max(parts.values()) <= TURN_COST // MODEL_COST
 
 
 @pytest.mark.parametrize("asked", [request({"model": "x"}), GET_HEALTH], ids=["model", "own"])
@@ -1066,7 +1065,7 @@ async def test_who_waits_for_a_turn_when_the_router_ends_is_answered(router: Rou
     turns._left, turns._is_scheduled = 0, True  # it does not come by itself
     for client in clients:
         client.say(asked)
-    await until(lambda: sum(map(len, turns._waiting._by_path.values())) == len(clients))
+    await until(lambda: turns.waiting == len(clients))
     await router.shutdown()
     for client in clients:
         assert (await client.reply(to="GET")).status in (200, 404, 503)

@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.errors import BadRequest
 from app.proxy.request_head import KnownHeads, RequestHead
-from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestReader
+from app.proxy.request_reader import MAX_HEAD_BYTES, MAX_HEAD_LINES, BodyPart, RequestReader
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: h\r\n"
 SIZED = HEAD + b"Content-Length: 5\r\n\r\nhello"
@@ -167,6 +167,23 @@ def test_a_head_that_does_not_end_is_refused(start: bytes, before: bytes) -> Non
     assert len(requests(read(before + start, b"a" * left))) == bool(before)
     with pytest.raises(BadRequest, match="too large"):
         read(before + start, b"a" * (left + 1))
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+@pytest.mark.parametrize("pieces", [1, MAX_HEAD_LINES + 1])
+def test_a_head_of_many_lines_is_refused_and_read_only_in_part(end: bytes, pieces: int) -> None:
+    """To read 10,000 headers takes milliseconds, and many can send them at once."""
+    line, few = b"a:b\r\n", MAX_HEAD_LINES - HEAD.count(b"\n") - 1
+    assert len(requests(read(HEAD + line * few + b"\r\n"))) == 1
+    reader = RequestReader(KnownHeads())
+    with pytest.raises(BadRequest, match="too many"):
+        for piece in [line * (10_000 // pieces)] * pieces:
+            reader.feed((b"" if reader.waiting else HEAD) + piece)
+            reader.next()
+        reader.feed(end)
+        reader.next()
+    assert len(reader.broken_head.lines.headers) <= MAX_HEAD_LINES
+    assert reader.broken_head.path == "/a"
 
 
 def test_a_whole_head_can_be_too_large() -> None:

@@ -56,7 +56,7 @@ DOWN = [
     "receive_buffer",
     "request_reader",
     "request_head",
-    "turns",
+    "loop_turns",
     "gateway",
     "request_body",
     "request_memory_limit",

@@ -40,7 +40,8 @@ class RouterError(Exception):
         self.details = dict(details or {})
 
     def without_frames(self) -> RouterError:
-        """Itself, to be kept: the frames that it has passed would keep all that was there, a body too."""
+        """Itself. The frames that it has passed keep all that was there, a body too; and a function that was
+        given it holds it in turn, so that nothing of it is freed before the next garbage collection."""
         self.__traceback__ = self.__context__ = self.__cause__ = None
         return self
 

@@ -15,13 +15,13 @@ from app.observability.refusal_log import Refusal, RefusalLog
 from app.proxy import request_parameters
 from app.proxy.exchange_interfaces import Pending
 from app.proxy.forwarded_headers import as_json, through_tunnel, to_model
+from app.proxy.loop_turns import LoopTurns
 from app.proxy.preparation import Accepted, Backend, Entrance, Preparation
 from app.proxy.request_body import RequestBody
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, KnownHeads, RequestHead
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_parameters import RequestMeta
 from app.proxy.routes import BY_PATH, TUNNEL, Endpoint, endpoint_of, is_tunnel
-from app.proxy.turns import Turns
 from app.proxy.upload import UploadBody, boundary_of
 
 
@@ -31,8 +31,8 @@ class Gateway:
     backend: Backend
     rules: Rules
 
-    def __init__(self, refusals: RefusalLog, memory: ClientMemory) -> None:
-        self.heads, self.memory, self.turns = KnownHeads(), memory, Turns()
+    def __init__(self, refusals: RefusalLog, memory: ClientMemory, turns: LoopTurns) -> None:
+        self.heads, self.memory, self.turns = KnownHeads(), memory, turns
         self._refusals = refusals
         self._known: dict[HeadLines, tuple[Endpoint | None, RequestMeta]] = {}
         self._browsers_elsewhere = False

@@ -35,9 +35,6 @@ from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S, FIRST_HEAD_S
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS = 4
-"""That are dealt with in one turn of the event loop: other connections are waiting."""
-
 
 class ProxyProtocol(asyncio.Protocol):
     """One connection; the `Downstream` of its exchanges, one after the other."""
@@ -127,15 +124,11 @@ class ProxyProtocol(asyncio.Protocol):
         """As far as it can be dealt with now."""
         self._waits_turn = False
         try:
-            for _ in range(MAX_EVENTS):
-                if not self._takes_more or (event := self._received.next()) is None:
-                    break
+            while self._takes_more and (event := self._received.next()) is not None:
                 if isinstance(event, RequestHead):
                     self._on_head(event)
                 else:
                     self._on_body(event)
-            else:
-                self._advance_soon()
         except BadRequest as error:
             self._refuse_bytes(error)
         except Exception as error:  # a bug of ours: its client is told, the others go on

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from app.proxy.loop_turns import BODIES, LoopTurns
 from app.proxy.request_head import KnownHeads, RequestHead
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import BodyPart, RequestReader
-from app.proxy.turns import Turns
 
 MAX_AHEAD_BYTES = 65536
 """What may wait behind a request that is answered, before nothing more is read. Until then it is noticed that
@@ -23,22 +23,23 @@ def _nothing() -> None:
 
 
 class ReceiveBuffer:
-    """Of one connection. A head, the end of a body and each part of a chunked one are for the turns that all
-    connections share: what follows them takes time, or reading them has."""
+    """Of one connection. A head, the end of a sized body and each part of a chunked one need a turn, of those
+    that all connections share: what follows them takes time, or reading them does."""
 
     __slots__ = (
         "_counted",
         "_event",
         "_go_on",
+        "_group",
         "_has_moved",
         "_has_turn",
         "_heads",
         "_is_new",
         "_is_paused",
         "_memory",
-        "_path",
         "_transport",
         "_turns",
+        "_waits",
         "reader",
     )
 
@@ -47,7 +48,7 @@ class ReceiveBuffer:
         transport: asyncio.Transport,
         memory: ClientMemory,
         heads: KnownHeads,
-        turns: Turns,
+        turns: LoopTurns,
         go_on: Callable[[], None],
     ) -> None:
         """`go_on` is called when there is an event whose turn has come."""
@@ -57,9 +58,12 @@ class ReceiveBuffer:
         self._is_paused = self._has_moved = False
         self._counted = 0
         self._event: Event | None = None
-        """The next one, while it has no turn or nobody has taken it."""
-        self._has_turn, self._is_new = False, True
-        self._path = ""
+        """The next one, where it was read before its turn came."""
+        self._waits, self._is_new = False, True
+        """`_waits`: for a turn, which comes."""
+        self._has_turn = False
+        """One came, and was not used yet: it is for what is next."""
+        self._group = ""
 
     # --- in
 
@@ -73,7 +77,7 @@ class ReceiveBuffer:
 
     @property
     def in_body(self) -> bool:
-        """What comes next is of one."""
+        """The next event is a part of a body."""
         return self.reader.in_body if self._event is None else isinstance(self._event, BodyPart)
 
     def has_stalled(self) -> bool:
@@ -86,29 +90,37 @@ class ReceiveBuffer:
     def next(self) -> Event | None:
         """As the reader's, of what has its turn. The first event of a body shares that of its head, where it
         comes with it."""
-        if self._event is not None and not self._has_turn:
+        if self._waits or (self._event is None and self.reader.has_chunks and not self._gets_turn(BODIES)):
             return None
-        event = self._event or self.reader.next()
-        self._event = None
+        event, self._event = self._event or self.reader.next(), None
         if event is None:
             return None
         self._has_moved = True
         if isinstance(event, RequestHead):
-            self._path, has_more = event.path, event.length != 0
-        elif event.last or event.is_chunked:
-            has_more = False
-        else:
+            self._group, has_more = self._turns.group_of(event.path), event.length != 0
+        elif event.is_chunked:
+            self._has_turn = False
             return event
-        if not self._has_turn and not self._turns.take(self._path, self._on_turn, is_new=self._is_new):
+        elif not event.last:
+            return event
+        else:
+            has_more = False
+        if not self._gets_turn(self._group):
             self._event = event
             return None
         self._has_turn, self._is_new = has_more, False
         return event
 
+    def _gets_turn(self, group: str) -> bool:
+        if not self._has_turn:
+            self._has_turn = self._turns.take(group, self._on_turn, is_new=self._is_new)
+            self._waits = not self._has_turn
+        return self._has_turn
+
     def _on_turn(self) -> bool:
-        if self._event is None:  # its client has left
+        if not self._waits:  # its client has left
             return False
-        self._has_turn = True
+        self._waits, self._has_turn = False, True
         self._go_on()
         return True
 
@@ -146,4 +158,5 @@ class ReceiveBuffer:
         """The connection is gone."""
         self._memory.count(-self._counted)
         self._counted, self._event, self.reader = 0, None, RequestReader(self._heads)
+        self._waits = False
         self._go_on = _nothing  # each holds the other

@@ -77,14 +77,18 @@ class KnownHeads:
     def read(self, raw: bytes) -> RequestHead | None:
         """None for a head that is not known: one that differs in more from one that was parsed than in its
         length and its id."""
+        if len(raw) > MAX_KNOWN_BYTES:
+            return None
         key, length, given_id = _split(raw)
         lines = self._lines.get(key)
         return None if lines is None else RequestHead(lines, length, given_id, raw)
 
     def add(self, head: RequestHead) -> None:
         """It was parsed. It is known from now on if it can be read without a parser with the same result."""
+        if len(head.raw) > MAX_KNOWN_BYTES:
+            return
         key, length, given_id = _split(head.raw)
-        if (length, given_id) != (head.length, head.given_id) or len(head.raw) > MAX_KNOWN_BYTES:
+        if (length, given_id) != (head.length, head.given_id):
             return
         if len(self._lines) >= MAX_KNOWN_HEADS:
             self._lines.clear()

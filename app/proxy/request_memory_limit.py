@@ -35,7 +35,7 @@ class ClientMemory:
         self.held = 0
         """Bytes, of bodies whose rest has yet to come as announced, too."""
         self.strangers = 0
-        """Those of them that nobody has been let in with."""
+        """Those of them that wait to be dealt with, which nobody has been let in with, or some of them."""
         self.spooled = 0
         """Bytes of uploads in files, which may be in memory too: where the folder for them is a tmpfs."""
         self._machine_mb = machine_mb

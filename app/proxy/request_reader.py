@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import httptools
 
+from app.access.size_limits import MAX_HEADERS
 from app.domain.errors import BadRequest
 from app.proxy.forwarded_headers import Headers
 from app.proxy.request_head import (
@@ -27,6 +28,9 @@ NO_HTTP = "Invalid HTTP request received."
 
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
+
+MAX_HEAD_LINES = 2 * MAX_HEADERS
+"""To read as many as 64 KB can hold would take seven milliseconds."""
 
 CHUNKED_BYTES = 16384
 MAX_CUTS = 100
@@ -87,6 +91,11 @@ class RequestReader:
     def in_body(self) -> bool:
         return bool(self._left) or self._parser is not None
 
+    @property
+    def has_chunks(self) -> bool:
+        """What waits is of a chunked body."""
+        return self._parser is not None and bool(self._data)
+
     def feed(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
 
@@ -128,11 +137,14 @@ class RequestReader:
             raise BadRequest(f"{NO_HTTP} Its lines have to end in CR LF, not in one of them alone.")
 
     def _check_size(self, data: bytes) -> None:
-        if len(data) > MAX_HEAD_BYTES:
+        head = data[:MAX_HEAD_BYTES]
+        *lines, rest = head.split(b"\n", MAX_HEAD_LINES + 1)
+        if len(data) > MAX_HEAD_BYTES or len(lines) > MAX_HEAD_LINES:
             self._collected = _Collected()  # who asked for what is told with the error
+            enough = head[: len(head) - len(rest) + 1]  # a header ends where the next one begins
             with contextlib.suppress(BadRequest):
-                _feed(httptools.HttpRequestParser(self._collected), data[:MAX_HEAD_BYTES])
-            raise BadRequest("The headers are too large.")
+                _feed(httptools.HttpRequestParser(self._collected), enough)
+            raise BadRequest("The headers are too large, or too many.")
 
     def _parsed(self, raw: bytes) -> RequestHead:
         self._raw = raw

@@ -154,6 +154,15 @@ def endpoint_of(path: str) -> Endpoint | None:
     return BY_PATH.get(path) or BY_PATH.get(normal(path))
 
 
+def group_of(path: str) -> str:
+    """Paths that belong together: an endpoint's spellings, and all that begin with the same segment; under
+    `/v1` and `/api`, with the same two."""
+    if (endpoint := endpoint_of(path)) is not None:
+        return endpoint.path
+    segments = normal(path).split("/", 3)
+    return "/".join(segments[: 3 if segments[1:2] in (["v1"], ["api"]) else 2])
+
+
 def meant_by(path: str) -> str | None:
     """The known path that an unknown one looks like, such as `/v1/chat/completion`, or that stands at its
     end, such as `/api/v1/models`."""

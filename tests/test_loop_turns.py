@@ -7,7 +7,18 @@ from itertools import pairwise
 
 import pytest
 
-from app.proxy.turns import MANY, MODEL_COST, OWN_COST, PUT_OFF_S, TURN_COST, Turns
+from app.proxy.loop_turns import (
+    CROWD_S,
+    FEW_IN_A_ROW,
+    MANY_IN_A_ROW,
+    MODEL_COST,
+    OWN_COST,
+    PUT_OFF_S,
+    ROW_COST,
+    TURN_COST,
+    LoopTurns,
+    costs_of,
+)
 
 TURN_S = PUT_OFF_S / 50
 AT_ONCE = TURN_COST // OWN_COST
@@ -16,9 +27,9 @@ AT_ONCE = TURN_COST // OWN_COST
 class Crowd:
     """Requests, and in which turn each went on."""
 
-    def __init__(self) -> None:
-        self.turns = Turns(lambda: self.turn * TURN_S)
-        self.turns.costs = {"/health": OWN_COST, "/session": OWN_COST, "/chat": MODEL_COST}
+    def __init__(self, turn_s: float = TURN_S) -> None:
+        costs = {"/health": OWN_COST, "/session": OWN_COST, "/chat": MODEL_COST}
+        self.turns = LoopTurns(costs, lambda: self.turn * turn_s)
         self.turn = 0
         self.went_on: list[tuple[int, str]] = []
 
@@ -28,7 +39,7 @@ class Crowd:
             return True
 
         for _ in range(times):
-            if self.turns.take(path, go_on, is_new=is_new):
+            if self.turns.take(self.turns.group_of(path), go_on, is_new=is_new):
                 go_on()
 
     async def next_turn(self) -> None:
@@ -98,9 +109,22 @@ async def test_who_has_left_takes_no_place() -> None:
     assert crowd.in_turn(1) == ["/session"]
 
 
+async def test_less_goes_on_in_a_turn_while_some_connect() -> None:
+    """uvloop accepts one in each turn: the last of them waits for all these turns."""
+    crowd = Crowd()
+    crowd.ask("/chat", 100)
+    for _ in range(MANY_IN_A_ROW):
+        crowd.turns.connected()
+        await crowd.next_turn()
+    found = [len(crowd.in_turn(turn)) for turn in range(1, MANY_IN_A_ROW + 1)]
+    usual, short = TURN_COST // MODEL_COST, ROW_COST // MODEL_COST
+    assert found == [usual] * (FEW_IN_A_ROW - 1) + [short] * (MANY_IN_A_ROW - FEW_IN_A_ROW + 1)
+    await crowd.until_all_went_on(100)
+
+
 async def test_few_who_connect_wait_for_nothing() -> None:
     crowd = Crowd()
-    for _ in range(MANY - 1):
+    for _ in range(MANY_IN_A_ROW - 1):
         crowd.turns.connected()
         crowd.ask("/health", is_new=True)
         assert crowd.in_turn(crowd.turn) == ["/health"]
@@ -109,7 +133,7 @@ async def test_few_who_connect_wait_for_nothing() -> None:
 
 async def test_nobody_waits_for_those_who_connected_before() -> None:
     crowd = Crowd()
-    for _ in range(4 * MANY):
+    for _ in range(4 * MANY_IN_A_ROW):
         crowd.turns.connected()
         for _ in range(3):
             await crowd.next_turn()
@@ -126,10 +150,10 @@ async def test_what_new_clients_ask_waits_while_many_connect_and_others_go_on(a_
         for _ in range(a_turn):
             crowd.turns.connected()
         await crowd.next_turn()
-        crowd.ask("/session", is_new=True)
         crowd.ask("/chat")
+        crowd.ask("/session", is_new=True)
         assert "/chat" in crowd.in_turn(crowd.turn)
-    early = MANY - 1 if a_turn == 1 else 0
+    early = MANY_IN_A_ROW - 1 if a_turn == 1 else 0
     assert [path for _, path in crowd.went_on].count("/session") == early
     connected = crowd.turn
     await crowd.until_all_went_on(2 * turns)
@@ -138,7 +162,7 @@ async def test_what_new_clients_ask_waits_while_many_connect_and_others_go_on(a_
 
 async def test_nobody_waits_for_ever_while_many_connect() -> None:
     crowd = Crowd()
-    for _ in range(MANY):
+    for _ in range(MANY_IN_A_ROW):
         crowd.turns.connected()
     crowd.ask("/session", 100, is_new=True)
     for _ in range(200):
@@ -146,14 +170,66 @@ async def test_nobody_waits_for_ever_while_many_connect() -> None:
         await crowd.next_turn()
         crowd.ask("/chat", TURN_COST)
     busy = sorted({turn for turn, path in crowd.went_on if path == "/session"})
-    assert [crowd.in_turn(turn) for turn in busy] == [["/session"] * AT_ONCE] * len(busy)
+    assert [crowd.in_turn(turn) for turn in busy] == [["/session"] * (ROW_COST // OWN_COST)] * len(busy)
     assert [later - earlier for earlier, later in pairwise(busy)] == [51] * (len(busy) - 1)
     assert len(busy) == 3
 
 
+@pytest.mark.parametrize("turn_s", [TURN_S, CROWD_S / 10])
+async def test_who_connects_all_the_time_waits_for_no_crowd(turn_s: float) -> None:
+    """One connection in each turn for longer than any crowd needs, and each asks for something."""
+    crowd = Crowd(turn_s)
+    for _ in range(round(4 * CROWD_S / turn_s)):
+        crowd.turns.connected()
+        crowd.ask("/chat", is_new=True)
+        await crowd.next_turn()
+    assert crowd.turns.waiting <= 1
+
+
+async def test_a_bug_in_one_of_them_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> bool:
+        raise RuntimeError("of one request")
+
+    crowd = Crowd()
+    crowd.ask("/session", AT_ONCE)
+    for _ in range(AT_ONCE):
+        crowd.turns.take("/session", fails, is_new=False)
+    crowd.ask("/session")
+    await crowd.until_all_went_on(AT_ONCE + 1)
+    crowd.ask("/session", 2 * AT_ONCE)
+    crowd.turns.take("/session", fails, is_new=False)
+    crowd.ask("/session")
+    crowd.turns.end()
+    assert len(crowd.went_on) == 3 * AT_ONCE + 2
+    assert caplog.text.count("a request could not go on") == AT_ONCE + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("//v1/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/models/qwen/status", "/v1/models"),
+        ("/upstream/qwen/any/path", "/upstream"),
+        ("/ui/page.js", "/ui"),
+        ("/v1/health", "/health"),
+        ("/nowhere", ""),
+        ("bodies", ""),
+        ("chunked%20bodies", ""),
+        ("*", ""),
+    ],
+)
+def test_paths_that_belong_together_are_one_group(path: str, group: str) -> None:
+    own = ["/health", "/v1/models", "/v1/models/{alias:path}/status", "/upstream/{target:path}", "/ui"]
+    costs = costs_of(own)
+    assert LoopTurns(costs).group_of(path) == group
+    assert costs["/upstream"] == costs["/v1/chat/completions"] == MODEL_COST
+    assert costs["/health"] == costs["/ui"] == OWN_COST
+
+
 async def test_at_the_end_all_go_on() -> None:
     crowd = Crowd()
-    for _ in range(MANY):
+    for _ in range(MANY_IN_A_ROW):
         crowd.turns.connected()
     crowd.ask("/session", 20)
     crowd.ask("/session", 20, is_new=True)
