@@ -25,6 +25,7 @@ from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
 from app.proxy.loop_turns import MODEL_COST, TURN_COST
 from app.proxy.preparation import Accepted
+from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestReader
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
@@ -1054,6 +1055,23 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
     counting.cancel()
     assert parts.total() > 3 * len(clients)
     assert max(parts.values()) <= TURN_COST // MODEL_COST
+
+
+async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(router: Router) -> None:
+    client = await router.client()
+    client.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await until(lambda: any(c._state is ConnectionState.RECEIVING for c in router.connections))
+    (connection,) = router.connections
+    turns, received = router.app.gateway.turns, connection._received
+    turns._left, turns._is_scheduled = 0, True  # it does not come by itself
+    body = b" " * 10_000_000
+    client.say(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    await until(lambda: received._is_paused)
+    assert MAX_AHEAD_BYTES < received.reader.waiting < len(body) / 10
+    turns._is_scheduled = False
+    turns._schedule()
+    assert (await client.reply()).status == 400
+    assert not received._is_paused
 
 
 @pytest.mark.parametrize("asked", [request({"model": "x"}), GET_HEALTH], ids=["model", "own"])

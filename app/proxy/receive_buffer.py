@@ -132,10 +132,12 @@ class ReceiveBuffer:
         `is_taken`: what waits would be dealt with if it were complete; `beside`: bytes that wait elsewhere.
         False: there is no place for what has come, and it is the beginning of a request.
         """
-        if self._event is None:
-            self._has_turn = False
-        else:
+        if self._event is not None:
             is_taken, beside = False, beside + len(self._event.raw)
+        elif self._waits:
+            is_taken = False
+        else:
+            self._has_turn = False
         waiting, has_place = self.reader.waiting + beside, True
         if not (waiting or self._counted or self._is_paused):  # the usual case
             return True
