@@ -23,7 +23,7 @@ from app.proxy import gateway, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
-from app.proxy.loop_turns import MODEL_COST, TURN_COST
+from app.proxy.loop_turns import MODEL_COST, PART_COST, TURN_COST
 from app.proxy.preparation import Accepted
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
@@ -1054,7 +1054,7 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
         assert (await client.reply()).status == 400
     counting.cancel()
     assert parts.total() > 3 * len(clients)
-    assert max(parts.values()) <= TURN_COST // MODEL_COST
+    assert max(parts.values()) <= TURN_COST // PART_COST
 
 
 async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(router: Router) -> None:

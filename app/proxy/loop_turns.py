@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from app.proxy.routes import ENDPOINTS, TUNNEL, group_of
 
-OWN_COST, MODEL_COST = 4, 2
-"""Of a request that the router answers itself, and of one to a model, until it waits for that. The unit is a
-sixteenth of a millisecond; a login takes 16, which is why few go on in one turn."""
+OWN_COST, MODEL_COST, PART_COST = 4, 2, 4
+"""Of a request that the router answers itself, of one to a model, until it waits for that, and of a part of a
+chunked body. The unit is a sixteenth of a millisecond; a login takes 16, and so does a part where each byte
+has a chunk of its own, which is why few go on in one turn."""
 
 BODIES = "chunked bodies"
-"""The group of their parts; each costs as much as a request to a model. No path has a blank in it."""
+"""The group of their parts. No path has a blank in it."""
 
 TURN_COST = 16
 """Of what may go on in one turn of the event loop: a millisecond, with logins five."""
@@ -47,7 +48,7 @@ def costs_of(own_paths: Iterable[str]) -> Mapping[str, int]:
         **{group_of(path): OWN_COST for path in own_paths},
         **{endpoint.path: MODEL_COST for endpoint in ENDPOINTS},
         group_of(TUNNEL): MODEL_COST,
-        BODIES: MODEL_COST,
+        BODIES: PART_COST,
     }
 
 
