@@ -188,8 +188,8 @@ def _set_entrance(app: RouterApp, configuration: Configuration) -> None:
 async def drain(app: RouterApp) -> None:
     """The orderly end: streams of events end, waiting requests are refused, running ones finish.
 
-    Then all connections have to be ended in the same turn of the event loop: what comes later waits for its
-    turn on a connection that is closed as one without a request.
+    Then all connections have to be ended in the same turn of the event loop: a request that comes later still
+    waits for its turn when its connection is closed as an idle one.
     """
     services: Services = app.state.services
     services.configuration.close()

@@ -217,6 +217,11 @@ async def test_a_bug_in_one_of_them_stops_no_other(caplog: pytest.LogCaptureFixt
         ("bodies", ""),
         ("chunked%20bodies", ""),
         ("*", ""),
+        ("", ""),
+        ("/", ""),
+        ("//upstream///" + "//a" * 20_000, "/upstream"),
+        ("/" * 60_000, ""),
+        ("/v1" * 20_000, ""),
     ],
 )
 def test_paths_that_belong_together_are_one_group(path: str, group: str) -> None:
@@ -225,6 +230,27 @@ def test_paths_that_belong_together_are_one_group(path: str, group: str) -> None
     assert LoopTurns(costs).group_of(path) == group
     assert costs["/upstream"] == costs["/v1/chat/completions"] == MODEL_COST
     assert costs["/health"] == costs["/ui"] == OWN_COST
+
+
+async def test_at_the_end_the_rest_of_a_body_waits_again() -> None:
+    """A body may have hundreds of parts in what has come of it."""
+    crowd, parts = Crowd(), 0
+
+    def go_on() -> bool:
+        nonlocal parts
+        parts += 1
+        while parts < 100 and crowd.turns.take("/session", go_on, is_new=False):
+            parts += 1
+        return True
+
+    crowd.ask("/session", AT_ONCE)
+    assert not crowd.turns.take("/session", go_on, is_new=False)
+    crowd.ask("/session")
+    crowd.turns.end()
+    assert (len(crowd.went_on), parts) == (AT_ONCE + 1, 1)
+    for _ in range(100):
+        await crowd.next_turn()
+    assert parts == 100
 
 
 async def test_at_the_end_all_go_on() -> None:

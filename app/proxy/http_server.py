@@ -55,7 +55,7 @@ class ProxyProtocol(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._state = ConnectionState.IDLE
         self._received: ReceiveBuffer
-        self._waits_turn = self._is_write_paused = False
+        self._advances_soon = self._is_write_paused = False
         self._alarm = Alarm(self._ring, self._loop)
         self._writer = answer_writer.AnswerWriter()
         self._head: RequestHead | None = None
@@ -122,7 +122,7 @@ class ProxyProtocol(asyncio.Protocol):
 
     def _advance(self) -> None:
         """As far as it can be dealt with now."""
-        self._waits_turn = False
+        self._advances_soon = False
         try:
             while self._takes_more and (event := self._received.next()) is not None:
                 if isinstance(event, RequestHead):
@@ -138,12 +138,12 @@ class ProxyProtocol(asyncio.Protocol):
             self._refuse_bytes(self._gateway.memory.full())
 
     def _advance_soon(self) -> None:
-        self._waits_turn = True
+        self._advances_soon = True
         self._loop.call_soon(self._advance)
 
     @property
     def _takes_more(self) -> bool:
-        if self._waits_turn:
+        if self._advances_soon:
             return False
         if self._handover is not None and self._state is ConnectionState.HANDED_OVER:
             return self._handover.takes_body if self._received.in_body else self._handover.takes_head

@@ -11,14 +11,17 @@ from app.proxy.routes import ENDPOINTS, TUNNEL, group_of
 
 OWN_COST, MODEL_COST, PART_COST = 4, 2, 4
 """Of a request that the router answers itself, of one to a model, until it waits for that, and of a part of a
-chunked body. The unit is a sixteenth of a millisecond; a login takes 16, and so does a part where each byte
-has a chunk of its own, which is why few go on in one turn."""
+chunked body. The unit is a sixteenth of a millisecond, for usual ones: a login takes 16, and so does a part
+where each byte has a chunk of its own: at worst a turn is four times as long."""
+
+LONGEST_PATH = 256
+"""Of one that is known, in any spelling: of others, which may have 64 KB, no more is looked at."""
 
 BODIES = "chunked bodies"
 """The group of their parts. No path has a blank in it."""
 
 TURN_COST = 16
-"""Of what may go on in one turn of the event loop: a millisecond, with logins five."""
+"""Of what may go on in one turn of the event loop: a millisecond, at worst four."""
 
 ROW_COST = 4
 """The same while connections come in a row: uvloop accepts one in each turn, so that the last one waits for
@@ -108,7 +111,7 @@ class LoopTurns:
 
     def group_of(self, path: str) -> str:
         """That of requests for it; empty for what is not known."""
-        group = path if path in self._costs else group_of(path)
+        group = path if path in self._costs else group_of(path[:LONGEST_PATH])
         return group if group in self._costs else ""
 
     def take(self, group: str, go_on: GoOn, *, is_new: bool) -> bool:
@@ -123,10 +126,11 @@ class LoopTurns:
         return True
 
     def end(self) -> None:
-        """All that waits goes on now."""
-        self._waiting.take_over(self._new)
-        while self._waiting:
-            self._call(self._waiting.next()[1])
+        """All that waits goes on now, each of it once: the rest of a body waits again."""
+        waiting, self._waiting = self._waiting, _Waiting()
+        waiting.take_over(self._new)
+        while waiting:
+            self._call(waiting.next()[1])
 
     @property
     def waiting(self) -> int:

@@ -30,12 +30,12 @@ MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
 
 MAX_HEAD_LINES = 2 * MAX_HEADERS
-"""To read as many as 64 KB can hold would take seven milliseconds."""
+"""The request's line and the empty one count. To read as many as 64 KB can hold takes seven milliseconds."""
 
 CHUNKED_BYTES = 16384
 MAX_CUTS = 100
-"""Of a chunked body, so much makes one event, which takes half a millisecond: else 256 KB that were read at
-once could keep everybody else waiting for a tenth of a second."""
+"""Of a chunked body, so much makes one event, which takes a millisecond at most: else 256 KB that were read
+at once could keep everybody else waiting for a tenth of a second."""
 
 END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)

@@ -130,7 +130,6 @@ BY_PATH: Mapping[str, Endpoint] = {
 }
 """Most of what is asked for is found here at once; `normal` knows the rest."""
 
-_SLASHES = re.compile("//+")
 _REPEATED = re.compile(r"\A(?:/v1)+(?=/v1/)")
 
 
@@ -141,7 +140,9 @@ def normal(path: str) -> str:
     path = "/" + path.lstrip("/")
     if path.startswith(TUNNEL):
         return path
-    path = _SLASHES.sub("/", path).rstrip("/") or "/"
+    while "//" in path:
+        path = path.replace("//", "/")
+    path = path.rstrip("/") or "/"
     path = _REPEATED.sub("", path)
     if path.split("/", 2)[1] in _VERSIONED and path not in _PEERS:
         return _VERSION + path
