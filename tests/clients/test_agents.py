@@ -14,7 +14,7 @@ from tests.clients.agent_programs import AGENTS, Agent
 from tests.real_parts import Part, need
 from tests.router_process import MakeRouter, RouterProcess
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.clients
 
 LONGEST_S = 300
 """Of one question, on a machine that is busy with other things."""

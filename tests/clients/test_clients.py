@@ -20,7 +20,7 @@ from tests.router_process import MakeRouter, RouterProcess
 from tests.shared_library import compile_library
 from tests.tiny_models import calling
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.clients
 
 LONGEST_S = 300
 """Of a program, on a machine that is busy with other things."""

@@ -6,8 +6,6 @@ import asyncio
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.browser import Page
 from tests.e2e.pages import (
     KEY,
@@ -153,7 +151,6 @@ async def test_the_page_comes_back_when_the_router_does(router: RouterProcess, p
     await page.shows("Live", "#connection")
 
 
-@pytest.mark.timeout(300)  # two pages of their own, drawn by a browser
 async def test_a_login_opens_streams_buttons_and_the_chat_page(
     make_router: MakeRouter, slow_llama_server: Path, tiny_gguf: Path, page: Page
 ) -> None:

@@ -38,7 +38,6 @@ def test_the_interactive_documentation_finds_its_document_there(address: str) ->
         assert urljoin(f"{address}/openapi.json", server["url"]) == f"{address}/"
 
 
-@pytest.mark.timeout(300)  # two pages of their own, drawn by a browser
 async def test_login_streams_buttons_log_and_chat_work_there(router: RouterProcess, address: str) -> None:
     async with browser(chromium()) as page:
         await page.open(address)  # nginx adds the slash
