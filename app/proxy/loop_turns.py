@@ -34,9 +34,9 @@ six at once."""
 PUT_OFF_S = 0.02
 """So often `ROW_COST` of what is put off goes on all the same; meanwhile 200 connections are accepted."""
 
-CROWD_S = 0.25
-"""A row that lasts longer is no crowd that waits to be accepted, of which a system keeps 2,048: it is how the
-clients of this router are. Then nothing is put off any more."""
+CROWD_S = 1.0
+"""A row that lasts longer is no crowd that waits to be accepted, of which a system keeps 2,048, a fifth of a
+second's work: it is how the clients of this router are. Then nothing is put off any more."""
 
 _IN_A_ROW_TURNS = 2
 """A connection that comes within so many turns after another one comes with it."""
