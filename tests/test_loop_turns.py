@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from app.proxy.loop_turns import (
-    CROWD_S,
+    BURST_S,
     FEW_IN_A_ROW,
     MANY_IN_A_ROW,
     MODEL_COST,
@@ -175,11 +175,11 @@ async def test_nobody_waits_for_ever_while_many_connect() -> None:
     assert len(busy) == 3
 
 
-@pytest.mark.parametrize("turn_s", [TURN_S, CROWD_S / 10])
+@pytest.mark.parametrize("turn_s", [TURN_S, BURST_S / 10])
 async def test_who_connects_all_the_time_waits_for_no_crowd(turn_s: float) -> None:
     """One connection in each turn for longer than any crowd needs, and each asks for something."""
     crowd = Crowd(turn_s)
-    for _ in range(round(4 * CROWD_S / turn_s)):
+    for _ in range(round(4 * BURST_S / turn_s)):
         crowd.turns.connected()
         crowd.ask("/chat", is_new=True)
         await crowd.next_turn()

@@ -34,9 +34,9 @@ six at once."""
 PUT_OFF_S = 0.02
 """So often `ROW_COST` of what is put off goes on all the same; meanwhile 200 connections are accepted."""
 
-CROWD_S = 1.0
-"""A row that lasts longer is no crowd that waits to be accepted, of which a system keeps 2,048, a fifth of a
-second's work: it is how the clients of this router are. Then nothing is put off any more."""
+BURST_S = 1.0
+"""A row that lasts longer is no burst, which waits to be accepted (a system keeps 2,048 connections, which
+take a fifth of a second), but steady load. Then nothing is put off any more."""
 
 _IN_A_ROW_TURNS = 2
 """A connection that comes within so many turns after another one comes with it."""
@@ -140,7 +140,7 @@ class LoopTurns:
     # --- inside
 
     def _puts_off(self) -> bool:
-        return self._in_a_row >= MANY_IN_A_ROW and self._now() < self._row_began + CROWD_S
+        return self._in_a_row >= MANY_IN_A_ROW and self._now() < self._row_began + BURST_S
 
     def _pay(self, group: str) -> None:
         """What is left is for all turns together until it is used up: then one has to come."""
