@@ -23,9 +23,9 @@ from app.proxy import gateway, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
-from app.proxy.loop_turns import MODEL_COST, PART_COST, TURN_COST
+from app.proxy.loop_turns import MODEL_COST, PART_COST, READ_COST, TURN_COST
 from app.proxy.preparation import Accepted
-from app.proxy.receive_buffer import MAX_AHEAD_BYTES
+from app.proxy.receive_buffer import MAX_AHEAD_BYTES, ReceiveBuffer
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestReader
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
@@ -995,33 +995,63 @@ async def test_a_body_that_is_announced_as_too_large_is_refused_before_it_comes(
 # --- many at once
 
 
-async def test_of_many_requests_at_once_few_go_on_in_a_turn_of_the_loop(
+class PerTurn(Counter[int]):
+    """What is added while this is entered, by turn of the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = 0
+        self._next: asyncio.Handle
+
+    def note(self, amount: int = 1) -> None:
+        self[self._turn] += amount
+
+    def _count(self) -> None:
+        self._turn, self._next = self._turn + 1, asyncio.get_running_loop().call_soon(self._count)
+
+    def __enter__(self) -> PerTurn:
+        self._count()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._next.cancel()
+
+
+async def receiving(router: Router, clients: list[Client], head: bytes) -> None:
+    """Each has sent the head of a request, and it was read."""
+    for client in clients:
+        client.say(head)
+    await until(lambda: all(c._state is ConnectionState.RECEIVING for c in router.connections))
+
+
+async def test_of_many_requests_at_once_few_are_read_in_a_turn_of_the_loop(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clients = [await router.client() for _ in range(21)]
     for client in clients:
         assert (await client.ask(request({"model": "x"}))).status == 404
-    loop, entrance, turn = asyncio.get_running_loop(), router.app.gateway, 0
-    accept, accepted = entrance.accept, Counter[int]()
-    counting: asyncio.Handle
+    entrance, read = router.app.gateway, RequestReader.next
+    accept, accepted, heads = entrance.accept, PerTurn(), PerTurn()
 
     def noted(head: RequestHead) -> Accepted | None:
-        accepted[turn] += 1
+        accepted.note()
         return accept(head)
 
-    def next_turn() -> None:
-        nonlocal turn, counting
-        turn, counting = turn + 1, loop.call_soon(next_turn)
+    def noted_head(self: RequestReader) -> RequestHead | BodyPart | None:
+        event = read(self)
+        heads.note(isinstance(event, RequestHead))
+        return event
 
     monkeypatch.setattr(entrance, "accept", noted)
-    counting = loop.call_soon(next_turn)
-    for client in clients:  # before the event loop looks
-        client.say(request({"model": "x"}))
-    for client in clients:
-        assert (await client.reply()).status == 404
-    counting.cancel()
-    assert accepted.total() == len(clients)
-    assert max(accepted.values()) <= TURN_COST // MODEL_COST
+    monkeypatch.setattr(RequestReader, "next", noted_head)
+    with accepted, heads:
+        for client in clients:  # before the event loop looks
+            client.say(request({"model": "x"}))
+        for client in clients:
+            assert (await client.reply()).status == 404
+    for found in (accepted, heads):
+        assert found.total() == len(clients)
+        assert max(found.values()) <= TURN_COST // MODEL_COST
 
 
 async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_the_loop(
@@ -1030,31 +1060,58 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
     """All of them come on kept connections, with heads that have been read."""
     clients = [await router.client() for _ in range(21)]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    for client in clients:
-        client.say(head)
-    await until(lambda: all(c._state is ConnectionState.RECEIVING for c in router.connections))
-    loop, turn = asyncio.get_running_loop(), 0
-    read, parts = RequestReader.next, Counter[int]()
-    counting: asyncio.Handle
+    await receiving(router, clients, head)
+    read, parts = RequestReader.next, PerTurn()
 
     def noted(self: RequestReader) -> RequestHead | BodyPart | None:
-        parts[turn] += self.has_chunks
+        parts.note(self.has_chunks)
         return read(self)
 
-    def next_turn() -> None:
-        nonlocal turn, counting
-        turn, counting = turn + 1, loop.call_soon(next_turn)
-
     monkeypatch.setattr(RequestReader, "next", noted)
-    counting = loop.call_soon(next_turn)
     chunk = b"\r\n\r\n" * 500
-    for client in clients:
-        client.say(b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk))
-    for client in clients:
-        assert (await client.reply()).status == 400
-    counting.cancel()
+    with parts:
+        for client in clients:
+            client.say(b"%x\r\n%b\r\n0\r\n\r\n" % (len(chunk), chunk))
+        for client in clients:
+            assert (await client.reply()).status == 400
     assert parts.total() > 3 * len(clients)
     assert max(parts.values()) <= TURN_COST // PART_COST
+
+
+async def test_of_large_bodies_at_once_some_is_read_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients, size, most = [await router.client() for _ in range(10)], 4_000_000, 262_144
+    await receiving(router, clients, request(b"", length=size))
+    feed, received = ReceiveBuffer.feed, PerTurn()
+
+    def noted(self: ReceiveBuffer, data: bytes) -> None:
+        received.note(len(data))
+        feed(self, data)
+
+    monkeypatch.setattr(ReceiveBuffer, "feed", noted)
+    with received:
+        for client in clients:  # the system takes some megabytes of each before the event loop looks
+            client.say(b" " * size)
+        for client in clients:
+            assert (await client.reply()).status == 400
+    assert received.total() == len(clients) * size
+    assert max(received.values()) <= (len(clients) + TURN_COST // READ_COST) * most
+
+
+async def test_a_request_that_waits_for_its_turn_has_not_stalled(router: Router) -> None:
+    client = await router.client()
+    await client.ask(request({"model": "x"}))
+    (connection,) = router.connections
+    turns, received = router.app.gateway.turns, connection._received
+    turns._left, turns._is_scheduled = 0, True  # it does not come by itself
+    client.say(request({"model": "x"}))
+    await until(lambda: received._waits)
+    assert not received.is_between
+    assert [received.has_stalled() for _ in range(3)] == [False] * 3
+    turns._is_scheduled = False
+    turns._schedule()
+    assert (await client.reply()).status == 404
 
 
 async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(router: Router) -> None:

@@ -220,3 +220,36 @@ def test_a_target_that_is_not_http_is_known_all_the_same() -> None:
     with pytest.raises(BadRequest):
         reader.next()
     assert reader.broken_head.path == "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (b"GET /a?b=/c HTTP/1.1\r\nHost: h\r\n\r\nGET /d", "/a"),
+        (b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", "/"),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 60_000), "/" + "a" * 507),
+        (b"GET \xff HTTP/1.1\r\n\r\n", "\xff"),
+        (b"garbage\r\nwith lines\r\n\r\n", ""),
+        (b"GET /a HTTP/1.1\r\nHost: h\r\n", None),
+        (b"", None),
+    ],
+)
+def test_what_a_whole_head_asks_for_is_seen_before_it_is_read(data: bytes, path: str | None) -> None:
+    at_once, in_bytes = RequestReader(KnownHeads()), RequestReader(KnownHeads())
+    at_once.feed(data)
+    for at in range(len(data)):
+        in_bytes.feed(data[at : at + 1])
+        in_bytes.path()
+    assert (at_once.path(), in_bytes.path()) == (path, path)
+
+
+def test_in_a_body_no_head_waits() -> None:
+    reader = RequestReader(KnownHeads())
+    reader.feed(b"POST / HTTP/1.1\r\nContent-Length: 30\r\n\r\nGET /a HTTP/1.1\r\n\r\n")
+    assert reader.path() == "/"
+    assert isinstance(reader.next(), RequestHead)
+    assert (reader.path(), reader.has_end) == (None, False)
+    reader.feed(b" " * 11 + b"GET /b HTTP/1.1\r\n\r\n")
+    assert (reader.path(), reader.has_end) == (None, True)
+    assert isinstance(reader.next(), BodyPart)
+    assert (reader.path(), reader.has_end) == ("/b", False)

@@ -9,19 +9,23 @@ from collections.abc import Callable, Iterable, Mapping
 
 from app.proxy.routes import ENDPOINTS, TUNNEL, group_of
 
-OWN_COST, MODEL_COST, PART_COST = 8, 2, 4
-"""Of a request that the router answers itself, of one to a model, until it waits for that, and of a part of a
-chunked body. To a model takes an eighth of a millisecond. An own one takes half of one, but a login three
-times that, and a list of many models more; a part takes one where each byte has a chunk of its own."""
+OWN_COST, MODEL_COST, PART_COST, READ_COST = 8, 2, 4, 2
+"""Of a request that the router answers itself, of one to a model, until it waits for that, of a part of a
+chunked body, and of a read of `LARGE_READ_BYTES` or more. To a model takes an eighth of a millisecond. An own
+one takes half of one, but a login three times that, and a list of many models more; a part takes one where
+each byte has a chunk of its own. A read takes a third of one: 256 KB, into memory that is new."""
+
+LARGE_READ_BYTES = 65536
+"""Where a client sends as fast as that, uvloop reads up to 32 times 256 KB of it in one turn."""
 
 LONGEST_PATH = 256
 """Of one that is known, in any spelling: of others, which may have 64 KB, no more is looked at."""
 
-BODIES = "chunked bodies"
-"""The group of their parts. No path has a blank in it."""
+BODIES, READS = "chunked bodies", "large reads"
+"""The groups of their parts, and of those. No path has a blank in it."""
 
 TURN_COST = 16
-"""Of what may go on in one turn of the event loop: two own requests, eight to models, or four parts."""
+"""Of what may go on in one turn of the event loop: two own requests, eight to models, four parts, or 2 MB."""
 
 ROW_COST = 4
 """The same while connections come in a row: uvloop accepts one in each turn, so that the last one waits for
@@ -52,6 +56,7 @@ def costs_of(own_paths: Iterable[str]) -> Mapping[str, int]:
         **{endpoint.path: MODEL_COST for endpoint in ENDPOINTS},
         group_of(TUNNEL): MODEL_COST,
         BODIES: PART_COST,
+        READS: READ_COST,
     }
 
 
@@ -134,7 +139,7 @@ class LoopTurns:
 
     @property
     def waiting(self) -> int:
-        """Requests and parts of bodies."""
+        """Requests, parts of bodies, and reads."""
         return len(self._waiting) + len(self._new)
 
     # --- inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from app.proxy.loop_turns import BODIES, LoopTurns
+from app.proxy.loop_turns import BODIES, LARGE_READ_BYTES, READS, LoopTurns
 from app.proxy.request_head import KnownHeads, RequestHead
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import BodyPart, RequestReader
@@ -24,19 +24,20 @@ def _nothing() -> None:
 
 class ReceiveBuffer:
     """Of one connection. A head, the end of a sized body and each part of a chunked one need a turn, of those
-    that all connections share: what follows them takes time, or reading them does."""
+    that all connections share, and so does reading on after much was read: what follows takes time."""
 
     __slots__ = (
         "_counted",
-        "_event",
         "_go_on",
         "_group",
         "_has_moved",
+        "_has_read_much",
         "_has_turn",
         "_heads",
         "_is_new",
         "_is_paused",
         "_memory",
+        "_rests",
         "_transport",
         "_turns",
         "_waits",
@@ -57,64 +58,67 @@ class ReceiveBuffer:
         self._turns, self._go_on = turns, go_on
         self._is_paused = self._has_moved = False
         self._counted = 0
-        self._event: Event | None = None
-        """The next one, where it was read before its turn came."""
         self._waits, self._is_new = False, True
         """`_waits`: for a turn, which comes."""
         self._has_turn = False
         """One came, and was not used yet: it is for what is next."""
+        self._has_read_much = self._rests = False
+        """`_rests`: nothing more is read before a turn comes for that."""
         self._group = ""
 
     # --- in
 
     def feed(self, data: bytes) -> None:
         self.reader.feed(data)
+        self._has_read_much = len(data) >= LARGE_READ_BYTES
 
     @property
     def is_between(self) -> bool:
         """No part of a request has come that has not been taken."""
-        return self._event is None and self.reader.is_between
+        return self.reader.is_between
 
     @property
     def in_body(self) -> bool:
         """The next event is a part of a body."""
-        return self.reader.in_body if self._event is None else isinstance(self._event, BodyPart)
+        return self.reader.in_body
 
     def has_stalled(self) -> bool:
-        """A request has begun, and since this was asked last no head was complete and no body went on."""
+        """A request has begun, and since this was asked last no head was complete and no body went on, and
+        that is up to the client."""
         has_moved, self._has_moved = self._has_moved, False
-        return not (has_moved or self.is_between)
+        return not (has_moved or self._waits or self._rests or self.is_between)
 
     # --- out
 
     def next(self) -> Event | None:
-        """As the reader's, of what has its turn. The first event of a body shares that of its head, where it
-        comes with it."""
-        if self._waits or (self._event is None and self.reader.has_chunks and not self._gets_turn(BODIES)):
+        """As the reader's, of what has its turn: it is read when that has come. The first event of a body
+        shares that of its head, where it comes with it."""
+        if self._waits or not (self._has_turn or self._needs_none() or self._gets_turn()):
             return None
-        event, self._event = self._event or self.reader.next(), None
+        event = self.reader.next()
         if event is None:
             return None
         self._has_moved = True
         if isinstance(event, RequestHead):
-            self._group, has_more = self._turns.group_of(event.path), event.length != 0
-        elif event.is_chunked:
+            self._has_turn, self._is_new = event.length != 0, False
+        elif event.last or event.is_chunked:
             self._has_turn = False
-            return event
-        elif not event.last:
-            return event
-        else:
-            has_more = False
-        if not self._gets_turn(self._group):
-            self._event = event
-            return None
-        self._has_turn, self._is_new = has_more, False
         return event
 
-    def _gets_turn(self, group: str) -> bool:
-        if not self._has_turn:
-            self._has_turn = self._turns.take(group, self._on_turn, is_new=self._is_new)
-            self._waits = not self._has_turn
+    def _needs_none(self) -> bool:
+        """What waits is not much work: a piece of a sized body that is not its end, or of a head."""
+        if self.reader.has_chunks:
+            self._group = BODIES
+        elif not self.reader.has_end:
+            path = self.reader.path()
+            if path is None:
+                return True
+            self._group = self._turns.group_of(path)
+        return False
+
+    def _gets_turn(self) -> bool:
+        self._has_turn = self._turns.take(self._group, self._on_turn, is_new=self._is_new)
+        self._waits = not self._has_turn
         return self._has_turn
 
     def _on_turn(self) -> bool:
@@ -132,20 +136,32 @@ class ReceiveBuffer:
         `is_taken`: what waits would be dealt with if it were complete; `beside`: bytes that wait elsewhere.
         False: there is no place for what has come, and it is the beginning of a request.
         """
-        if self._event is not None:
-            is_taken, beside = False, beside + len(self._event.raw)
-        elif self._waits:
+        if self._waits:
             is_taken = False
         else:
             self._has_turn = False
         waiting, has_place = self.reader.waiting + beside, True
-        if not (waiting or self._counted or self._is_paused):  # the usual case
+        if not (waiting or self._counted or self._is_paused or self._has_read_much):  # the usual case
             return True
         if waiting != self._counted:
             has_place = self._memory.count(waiting - self._counted) or waiting < self._counted
             self._counted = waiting
-        self._pause(not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not has_place))
+        is_full = not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not has_place)
+        self._pause(is_full or self._has_to_rest())
         return has_place or not is_taken
+
+    def _has_to_rest(self) -> bool:
+        if self._has_read_much and not self._rests:
+            self._rests = not self._turns.take(READS, self._on_rested, is_new=False)
+        self._has_read_much = False
+        return self._rests
+
+    def _on_rested(self) -> bool:
+        if not self._rests:  # its client has left
+            return False
+        self._rests = False
+        self._go_on()
+        return True
 
     def _pause(self, is_paused: bool) -> None:
         if is_paused == self._is_paused or self._transport.is_closing():
@@ -159,6 +175,6 @@ class ReceiveBuffer:
     def close(self) -> None:
         """The connection is gone."""
         self._memory.count(-self._counted)
-        self._counted, self._event, self.reader = 0, None, RequestReader(self._heads)
-        self._waits = False
+        self._counted, self.reader = 0, RequestReader(self._heads)
+        self._waits = self._rests = False
         self._go_on = _nothing  # each holds the other

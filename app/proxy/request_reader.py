@@ -37,6 +37,9 @@ MAX_CUTS = 100
 """Of a chunked body, so much makes one event, which takes a millisecond at most: else 256 KB that were read
 at once could keep everybody else waiting for a tenth of a second."""
 
+GUESS_BYTES = 512
+"""Of a head, for its path: no known one is as long."""
+
 END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
 _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
@@ -56,12 +59,13 @@ class BodyPart(NamedTuple):
 class RequestReader:
     """`feed` it what comes, and take out event after event, as fast as they can be dealt with."""
 
-    __slots__ = ("_collected", "_data", "_known", "_left", "_parser", "_quiet", "_raw", "_seen")
+    __slots__ = ("_collected", "_data", "_end", "_known", "_left", "_parser", "_quiet", "_raw", "_seen")
 
     def __init__(self, known: KnownHeads) -> None:
         self._known = known
         self._data = self._raw = b""
         self._seen = 0  # of an incomplete head, where its end cannot begin
+        self._end = 0  # of a head that has come as a whole
         self._left = 0  # of a sized body
         self._parser: httptools.HttpRequestParser | None = None  # of a chunked body
         self._collected = _UNREAD
@@ -96,6 +100,18 @@ class RequestReader:
         """What waits is of a chunked body."""
         return self._parser is not None and bool(self._data)
 
+    @property
+    def has_end(self) -> bool:
+        """What waits has the end of a sized body."""
+        return 0 < self._left <= len(self._data)
+
+    def path(self) -> str | None:
+        """Of a head that waits as a whole: the beginning of its path, read without its headers. It is of no
+        use but for a guess what the request is about."""
+        if not self._data or self.in_body or not self._has_whole_head():
+            return None
+        return _target_in(self._data[:GUESS_BYTES]).partition(b"?")[0].decode("latin-1")
+
     def feed(self, data: bytes) -> None:
         self._data = self._data + data if self._data else data
 
@@ -109,18 +125,23 @@ class RequestReader:
 
     # --- heads
 
+    def _has_whole_head(self) -> bool:
+        if not self._end:
+            if not self._seen:
+                self._data = self._data.lstrip(b"\r\n")
+            self._end = self._data.find(END_OF_HEAD, self._seen) + len(END_OF_HEAD)
+            if self._end < len(END_OF_HEAD):
+                self._end = 0
+        return self._end > 0
+
     def _head(self) -> RequestHead | None:
-        data = self._data
-        if not self._seen:
-            data = data.lstrip(b"\r\n")
-        end = data.find(END_OF_HEAD, self._seen)
-        if end < 0:
-            self._data, self._collected = data, _UNREAD
-            self._check_unfinished(data)
-            self._seen = max(len(data) - len(END_OF_HEAD) + 1, 0)
+        if not self._has_whole_head():
+            self._collected = _UNREAD
+            self._check_unfinished(self._data)
+            self._seen = max(len(self._data) - len(END_OF_HEAD) + 1, 0)
             return None
-        end += len(END_OF_HEAD)
-        raw, self._data, self._seen = data[:end], data[end:], 0
+        raw, self._data = self._data[: self._end], self._data[self._end :]
+        self._end = self._seen = 0
         head = self._known.read(raw)
         if head is None:
             head = self._parsed(raw)
