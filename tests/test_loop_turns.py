@@ -33,13 +33,13 @@ class Crowd:
         self.turn = 0
         self.went_on: list[tuple[int, str]] = []
 
-    def ask(self, path: str, times: int = 1, *, is_new: bool = False) -> None:
+    def ask(self, path: str, times: int = 1, *, can_wait: bool = False) -> None:
         def go_on() -> bool:
             self.went_on.append((self.turn, path))
             return True
 
         for _ in range(times):
-            if self.turns.take(self.turns.group_of(path), go_on, is_new=is_new):
+            if self.turns.take(self.turns.group_of(path), go_on, can_wait=can_wait):
                 go_on()
 
     async def next_turn(self) -> None:
@@ -103,7 +103,7 @@ async def test_who_has_left_takes_no_place() -> None:
     crowd = Crowd()
     crowd.ask("/session", AT_ONCE)
     for _ in range(100):
-        assert not crowd.turns.take("/session", lambda: False, is_new=False)
+        assert not crowd.turns.take("/session", lambda: False, can_wait=False)
     crowd.ask("/session")
     await crowd.next_turn()
     assert crowd.in_turn(1) == ["/session"]
@@ -126,7 +126,7 @@ async def test_few_who_connect_wait_for_nothing() -> None:
     crowd = Crowd()
     for _ in range(MANY_IN_A_ROW - 1):
         crowd.turns.connected()
-        crowd.ask("/health", is_new=True)
+        crowd.ask("/health", can_wait=True)
         assert crowd.in_turn(crowd.turn) == ["/health"]
         await crowd.next_turn()
 
@@ -137,7 +137,7 @@ async def test_nobody_waits_for_those_who_connected_before() -> None:
         crowd.turns.connected()
         for _ in range(3):
             await crowd.next_turn()
-        crowd.ask("/health", is_new=True)
+        crowd.ask("/health", can_wait=True)
         assert crowd.in_turn(crowd.turn) == ["/health"]
 
 
@@ -151,7 +151,7 @@ async def test_what_new_clients_ask_waits_while_many_connect_and_others_go_on(a_
             crowd.turns.connected()
         await crowd.next_turn()
         crowd.ask("/chat")
-        crowd.ask("/session", is_new=True)
+        crowd.ask("/session", can_wait=True)
         assert "/chat" in crowd.in_turn(crowd.turn)
     early = MANY_IN_A_ROW - 1 if a_turn == 1 else 0
     assert [path for _, path in crowd.went_on].count("/session") == early
@@ -164,7 +164,7 @@ async def test_nobody_waits_for_ever_while_many_connect() -> None:
     crowd = Crowd()
     for _ in range(MANY_IN_A_ROW):
         crowd.turns.connected()
-    crowd.ask("/session", 100, is_new=True)
+    crowd.ask("/session", 100, can_wait=True)
     for _ in range(200):
         crowd.turns.connected()
         await crowd.next_turn()
@@ -181,7 +181,7 @@ async def test_who_connects_all_the_time_waits_for_no_crowd(turn_s: float) -> No
     crowd = Crowd(turn_s)
     for _ in range(round(4 * BURST_S / turn_s)):
         crowd.turns.connected()
-        crowd.ask("/chat", is_new=True)
+        crowd.ask("/chat", can_wait=True)
         await crowd.next_turn()
     assert crowd.turns.waiting <= 1
 
@@ -193,11 +193,11 @@ async def test_a_bug_in_one_of_them_stops_no_other(caplog: pytest.LogCaptureFixt
     crowd = Crowd()
     crowd.ask("/session", AT_ONCE)
     for _ in range(AT_ONCE):
-        crowd.turns.take("/session", fails, is_new=False)
+        crowd.turns.take("/session", fails, can_wait=False)
     crowd.ask("/session")
     await crowd.until_all_went_on(AT_ONCE + 1)
     crowd.ask("/session", 2 * AT_ONCE)
-    crowd.turns.take("/session", fails, is_new=False)
+    crowd.turns.take("/session", fails, can_wait=False)
     crowd.ask("/session")
     crowd.turns.end()
     assert len(crowd.went_on) == 3 * AT_ONCE + 2
@@ -239,12 +239,12 @@ async def test_at_the_end_the_rest_of_a_body_waits_again() -> None:
     def go_on() -> bool:
         nonlocal parts
         parts += 1
-        while parts < 100 and crowd.turns.take("/session", go_on, is_new=False):
+        while parts < 100 and crowd.turns.take("/session", go_on, can_wait=False):
             parts += 1
         return True
 
     crowd.ask("/session", AT_ONCE)
-    assert not crowd.turns.take("/session", go_on, is_new=False)
+    assert not crowd.turns.take("/session", go_on, can_wait=False)
     crowd.ask("/session")
     crowd.turns.end()
     assert (len(crowd.went_on), parts) == (AT_ONCE + 1, 1)
@@ -258,7 +258,7 @@ async def test_at_the_end_all_go_on() -> None:
     for _ in range(MANY_IN_A_ROW):
         crowd.turns.connected()
     crowd.ask("/session", 20)
-    crowd.ask("/session", 20, is_new=True)
+    crowd.ask("/session", 20, can_wait=True)
     crowd.turns.end()
     assert len(crowd.in_turn(0)) == 40
     await crowd.next_turn()

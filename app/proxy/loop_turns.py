@@ -32,8 +32,8 @@ ROW_COST = 4
 all these turns."""
 
 FEW_IN_A_ROW, MANY_IN_A_ROW = 2, 8
-"""Connections, from which on turns are short; and from which on what new ones ask is put off. A browser opens
-six at once."""
+"""Connections, from which on turns are short; and from which on large reads are put off, and what new ones
+ask. A browser opens six at once."""
 
 PUT_OFF_S = 0.02
 """So often `ROW_COST` of what is put off goes on all the same; meanwhile 200 connections are accepted."""
@@ -99,7 +99,7 @@ class LoopTurns:
         """`costs`: by group. What is of none of them waits together, or each path that somebody makes up
         would go in between."""
         self._costs, self._now = costs, now
-        self._waiting, self._new = _Waiting(), _Waiting()
+        self._waiting, self._put_off = _Waiting(), _Waiting()
         self._left = TURN_COST
         self._is_scheduled = False
         self._in_a_row = self._row_turns = 0
@@ -119,12 +119,12 @@ class LoopTurns:
         group = path if path in self._costs else group_of(path[:LONGEST_PATH])
         return group if group in self._costs else ""
 
-    def take(self, group: str, go_on: GoOn, *, is_new: bool) -> bool:
-        """Whether it may go on now; else `go_on` is called later. `is_new`: nothing was asked on that
-        connection before."""
-        is_put_off = is_new and self._puts_off()
+    def take(self, group: str, go_on: GoOn, *, can_wait: bool) -> bool:
+        """Whether it may go on now; else `go_on` is called later. `can_wait`: until nobody connects any more,
+        if many do. Either nothing was asked on that connection before, or it is but more of a large body."""
+        is_put_off = can_wait and self._puts_off()
         if is_put_off or self._waiting or self._left <= 0:
-            (self._new if is_put_off else self._waiting).add(group, go_on)
+            (self._put_off if is_put_off else self._waiting).add(group, go_on)
             self._schedule()
             return False
         self._pay(group)
@@ -133,14 +133,14 @@ class LoopTurns:
     def end(self) -> None:
         """All that waits goes on now, each of it once: the rest of a body waits again."""
         waiting, self._waiting = self._waiting, _Waiting()
-        waiting.take_over(self._new)
+        waiting.take_over(self._put_off)
         while waiting:
             self._call(waiting.next()[1])
 
     @property
     def waiting(self) -> int:
         """Requests, parts of bodies, and reads."""
-        return len(self._waiting) + len(self._new)
+        return len(self._waiting) + len(self._put_off)
 
     # --- inside
 
@@ -164,12 +164,12 @@ class LoopTurns:
         self._left = TURN_COST if self._in_a_row < FEW_IN_A_ROW else ROW_COST
         if not self._puts_off():
             self._put_off_until = None
-            self._waiting.take_over(self._new)
+            self._waiting.take_over(self._put_off)
         elif self._put_off_until is None:
             self._put_off_until = self._now() + PUT_OFF_S
         elif self._now() >= self._put_off_until:
             self._put_off_until = None
-            self._let_go_on(self._new)
+            self._let_go_on(self._put_off)
         self._let_go_on(self._waiting)
         if self._waiting:
             self._schedule()

@@ -117,7 +117,7 @@ class ReceiveBuffer:
         return False
 
     def _gets_turn(self) -> bool:
-        self._has_turn = self._turns.take(self._group, self._on_turn, is_new=self._is_new)
+        self._has_turn = self._turns.take(self._group, self._on_turn, can_wait=self._is_new)
         self._waits = not self._has_turn
         return self._has_turn
 
@@ -152,7 +152,7 @@ class ReceiveBuffer:
 
     def _has_to_rest(self) -> bool:
         if self._has_read_much and not self._rests:
-            self._rests = not self._turns.take(READS, self._on_rested, is_new=False)
+            self._rests = not self._turns.take(READS, self._on_rested, can_wait=True)
         self._has_read_much = False
         return self._rests
 
