@@ -176,5 +176,5 @@ class ReceiveBuffer:
         """The connection is gone."""
         self._memory.count(-self._counted)
         self._counted, self.reader = 0, RequestReader(self._heads)
-        self._waits = self._rests = False
+        self._waits = self._rests = self._has_read_much = False
         self._go_on = _nothing  # each holds the other
