@@ -23,7 +23,7 @@ from app.proxy import gateway, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
-from app.proxy.loop_turns import MODEL_COST, PART_COST, READ_COST, TURN_COST
+from app.proxy.loop_turns import MODEL_COST, OWN_COST, PART_COST, READ_COST, TURN_COST
 from app.proxy.preparation import Accepted
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES, ReceiveBuffer
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
@@ -1052,6 +1052,32 @@ async def test_of_many_requests_at_once_few_are_read_in_a_turn_of_the_loop(
     for found in (accepted, heads):
         assert found.total() == len(clients)
         assert max(found.values()) <= TURN_COST // MODEL_COST
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET / HTTP/1.1\r\nX: %b" % (b"a" * MAX_HEAD_BYTES), b"garbage!", b"GET / HTTP/1.1\nX: y"]
+)
+async def test_of_many_heads_that_do_not_end_few_are_refused_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    clients = [await router.client() for _ in range(21)]
+    for client in clients:
+        assert (await client.ask(request({"model": "x"}))).status == 404
+    entrance, refused = router.app.gateway, PerTurn()
+    tell = entrance.tell_refusal
+
+    def noted(*told: Any) -> None:
+        refused.note()
+        tell(*told)
+
+    monkeypatch.setattr(entrance, "tell_refusal", noted)
+    with refused:
+        for client in clients:
+            client.say(head)
+        for client in clients:
+            assert (await client.reply()).status == 400
+    assert refused.total() == len(clients)
+    assert max(refused.values()) <= TURN_COST // OWN_COST
 
 
 async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_the_loop(

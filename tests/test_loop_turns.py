@@ -14,6 +14,8 @@ from app.proxy.loop_turns import (
     MODEL_COST,
     OWN_COST,
     PUT_OFF_S,
+    READ_COST,
+    READS,
     ROW_COST,
     TURN_COST,
     LoopTurns,
@@ -28,7 +30,7 @@ class Crowd:
     """Requests, and in which turn each went on."""
 
     def __init__(self, turn_s: float = TURN_S) -> None:
-        costs = {"/health": OWN_COST, "/session": OWN_COST, "/chat": MODEL_COST}
+        costs = {"/health": OWN_COST, "/session": OWN_COST, "/chat": MODEL_COST, READS: READ_COST}
         self.turns = LoopTurns(costs, lambda: self.turn * turn_s)
         self.turn = 0
         self.went_on: list[tuple[int, str]] = []
@@ -173,6 +175,20 @@ async def test_nobody_waits_for_ever_while_many_connect() -> None:
     assert [crowd.in_turn(turn) for turn in busy] == [["/session"]] * len(busy), "it costs more"
     assert [later - earlier for earlier, later in pairwise(busy)] == [51] * (len(busy) - 1)
     assert len(busy) == 3
+
+
+async def test_large_reads_have_a_share_of_their_own_while_many_connect() -> None:
+    """Whatever new clients ask."""
+    crowd = Crowd()
+    for _ in range(MANY_IN_A_ROW):
+        crowd.turns.connected()
+    for path in ("/session", "/health", "/nowhere", READS):
+        crowd.ask(path, 100, can_wait=True)
+    for _ in range(200):
+        crowd.turns.connected()
+        await crowd.next_turn()
+    paths = [path for _, path in crowd.went_on]
+    assert (len(paths), paths.count(READS)) == (9, 3 * ROW_COST // READ_COST)
 
 
 @pytest.mark.parametrize("turn_s", [TURN_S, BURST_S / 10])

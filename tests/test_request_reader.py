@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.domain.errors import BadRequest
-from app.proxy.request_head import KnownHeads, RequestHead
+from app.proxy.request_head import MAX_KNOWN_BYTES, KnownHeads, RequestHead
 from app.proxy.request_reader import MAX_HEAD_BYTES, MAX_HEAD_LINES, BodyPart, RequestReader
 
 HEAD = b"POST /a HTTP/1.1\r\nHost: h\r\n"
@@ -227,7 +227,12 @@ def test_a_target_that_is_not_http_is_known_all_the_same() -> None:
     [
         (b"GET /a?b=/c HTTP/1.1\r\nHost: h\r\n\r\nGET /d", "/a"),
         (b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", "/"),
-        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 60_000), "/" + "a" * 507),
+        (b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 1_000), "/" + "a" * 507),
+        (b"GET /a HTTP/1.1\r\nX: %b\r\n\r\n" % (b"a" * MAX_KNOWN_BYTES), ""),
+        (b"GET /a HTTP/1.1\r\nX: %b" % (b"a" * MAX_HEAD_BYTES), ""),
+        (b"GET /a HTTP/1.1\r\n" + b"X: y\r\n" * MAX_HEAD_LINES, ""),
+        (b"GET /a HTTP/1.1\nHost: h", ""),
+        (b"garbage!", ""),
         (b"GET \xff HTTP/1.1\r\n\r\n", "\xff"),
         (b"garbage\r\nwith lines\r\n\r\n", ""),
         (b"GET /a HTTP/1.1\r\nHost: h\r\n", None),

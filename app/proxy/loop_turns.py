@@ -36,7 +36,8 @@ FEW_IN_A_ROW, MANY_IN_A_ROW = 2, 8
 ask. A browser opens six at once."""
 
 PUT_OFF_S = 0.02
-"""So often `ROW_COST` of what is put off goes on all the same; meanwhile 200 connections are accepted."""
+"""So often `ROW_COST` of the reads that are put off, and of the requests, goes on all the same: 25 MB of
+bodies in a second, whatever is asked. Meanwhile 200 connections are accepted."""
 
 BURST_S = 1.0
 """A row that lasts longer is no burst, which waits to be accepted (a system keeps 2,048 connections, which
@@ -99,7 +100,7 @@ class LoopTurns:
         """`costs`: by group. What is of none of them waits together, or each path that somebody makes up
         would go in between."""
         self._costs, self._now = costs, now
-        self._waiting, self._put_off = _Waiting(), _Waiting()
+        self._waiting, self._put_off, self._put_off_reads = _Waiting(), _Waiting(), _Waiting()
         self._left = TURN_COST
         self._is_scheduled = False
         self._in_a_row = self._row_turns = 0
@@ -124,7 +125,8 @@ class LoopTurns:
         if many do. Either nothing was asked on that connection before, or it is but more of a large body."""
         is_put_off = can_wait and self._puts_off()
         if is_put_off or self._waiting or self._left <= 0:
-            (self._put_off if is_put_off else self._waiting).add(group, go_on)
+            put_off = self._put_off_reads if group == READS else self._put_off
+            (put_off if is_put_off else self._waiting).add(group, go_on)
             self._schedule()
             return False
         self._pay(group)
@@ -134,13 +136,14 @@ class LoopTurns:
         """All that waits goes on now, each of it once: the rest of a body waits again."""
         waiting, self._waiting = self._waiting, _Waiting()
         waiting.take_over(self._put_off)
+        waiting.take_over(self._put_off_reads)
         while waiting:
             self._call(waiting.next()[1])
 
     @property
     def waiting(self) -> int:
         """Requests, parts of bodies, and reads."""
-        return len(self._waiting) + len(self._put_off)
+        return len(self._waiting) + len(self._put_off) + len(self._put_off_reads)
 
     # --- inside
 
@@ -165,10 +168,13 @@ class LoopTurns:
         if not self._puts_off():
             self._put_off_until = None
             self._waiting.take_over(self._put_off)
+            self._waiting.take_over(self._put_off_reads)
         elif self._put_off_until is None:
             self._put_off_until = self._now() + PUT_OFF_S
         elif self._now() >= self._put_off_until:
             self._put_off_until = None
+            self._let_go_on(self._put_off_reads)
+            self._left = ROW_COST
             self._let_go_on(self._put_off)
         self._let_go_on(self._waiting)
         if self._waiting:

@@ -16,6 +16,7 @@ from app.access.size_limits import MAX_HEADERS
 from app.domain.errors import BadRequest
 from app.proxy.forwarded_headers import Headers
 from app.proxy.request_head import (
+    MAX_KNOWN_BYTES,
     NO_HTTP_2,
     PREFACE_OF_HTTP_2,
     HeadLines,
@@ -25,6 +26,8 @@ from app.proxy.request_head import (
 )
 
 NO_HTTP = "Invalid HTTP request received."
+HALF_LINE_END = f"{NO_HTTP} Its lines have to end in CR LF, not in one of them alone."
+TOO_LARGE = "The headers are too large, or too many."
 
 MAX_HEAD_BYTES = 65536
 """Of a head, or of trailers. Twice what the access rules answer politely: they need a complete head."""
@@ -107,9 +110,13 @@ class RequestReader:
 
     def path(self) -> str | None:
         """Of a head that waits as a whole: the beginning of its path, read without its headers. It is of no
-        use but for a guess what the request is about."""
-        if not self._data or self.in_body or not self._has_whole_head():
+        use but for a guess what the request is about. Empty for one that is large, or will be refused."""
+        if not self._data or self.in_body:
             return None
+        if not self._has_whole_head():
+            return "" if self._fault() else None
+        if self._end > MAX_KNOWN_BYTES:
+            return ""
         return _target_in(self._data[:GUESS_BYTES]).partition(b"?")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:
@@ -137,7 +144,7 @@ class RequestReader:
     def _head(self) -> RequestHead | None:
         if not self._has_whole_head():
             self._collected = _UNREAD
-            self._check_unfinished(self._data)
+            self._check_unfinished()
             self._seen = max(len(self._data) - len(END_OF_HEAD) + 1, 0)
             return None
         raw, self._data = self._data[: self._end], self._data[self._end :]
@@ -149,13 +156,19 @@ class RequestReader:
         self._left = head.length or 0
         return head
 
-    def _check_unfinished(self, data: bytes) -> None:
-        self._raw = data
-        self._check_size(data)
-        if data and not _MAY_BE_HTTP.match(data):
-            raise BadRequest(NO_HTTP)
-        if _HALF_LINE_END.search(data, self._seen):
-            raise BadRequest(f"{NO_HTTP} Its lines have to end in CR LF, not in one of them alone.")
+    def _fault(self) -> str:
+        """Why what waits, without an end, will be no head; empty where it may be one."""
+        if len(self._data) > MAX_HEAD_BYTES or self._data.count(b"\n") > MAX_HEAD_LINES:
+            return TOO_LARGE
+        if self._data and not _MAY_BE_HTTP.match(self._data):
+            return NO_HTTP
+        return HALF_LINE_END if _HALF_LINE_END.search(self._data, self._seen) else ""
+
+    def _check_unfinished(self) -> None:
+        self._raw = self._data
+        self._check_size(self._data)
+        if fault := self._fault():
+            raise BadRequest(fault)
 
     def _check_size(self, data: bytes) -> None:
         head = data[:MAX_HEAD_BYTES]
@@ -165,7 +178,7 @@ class RequestReader:
             enough = head[: len(head) - len(rest) + 1]  # a header ends where the next one begins
             with contextlib.suppress(BadRequest):
                 _feed(httptools.HttpRequestParser(self._collected), enough)
-            raise BadRequest("The headers are too large, or too many.")
+            raise BadRequest(TOO_LARGE)
 
     def _parsed(self, raw: bytes) -> RequestHead:
         self._raw = raw
