@@ -1080,6 +1080,29 @@ async def test_of_many_heads_that_do_not_end_few_are_refused_in_a_turn_of_the_lo
     assert max(refused.values()) <= TURN_COST // OWN_COST
 
 
+async def test_of_many_large_heads_that_do_not_end_few_are_looked_at_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clients = [await router.client() for _ in range(21)]
+    for client in clients:
+        assert (await client.ask(request({"model": "x"}))).status == 404
+    read, looks = RequestReader.next, PerTurn()
+
+    def noted(self: RequestReader) -> RequestHead | BodyPart | None:
+        looks.note()
+        return read(self)
+
+    monkeypatch.setattr(RequestReader, "next", noted)
+    with looks:
+        for client in clients:
+            client.say(b"GET /nowhere HTTP/1.1\r\nX: " + b"a" * (MAX_KNOWN_BYTES + 1))
+        await until(lambda: looks.total() >= len(clients))
+    assert max(looks.values()) <= TURN_COST // OWN_COST
+    for client in clients:
+        client.say(b"\r\nHost: localhost\r\n\r\n")
+        assert (await client.reply()).status == 404
+
+
 async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_the_loop(
     router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ class ReceiveBuffer:
         return event
 
     def _needs_none(self) -> bool:
-        """What waits is not much work: a piece of a sized body that is not its end, or of a head."""
+        """What waits is not much work: a piece of a sized body that is not its end, or of a small head."""
         if self.reader.has_chunks:
             self._group = BODIES
         elif not self.reader.has_end:

@@ -47,8 +47,6 @@ END_OF_HEAD = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.I)
 _MAY_BE_HTTP = re.compile(rb"[A-Z\-]{1,20}(?:\Z| )")
 """How a head can begin: other bytes would be waited for, as its end never comes."""
-_HALF_LINE_END = re.compile(rb"(?<!\r)\n|\r(?=[^\n])")
-"""The parser takes none; whoever writes them writes no other end of a head."""
 
 
 class BodyPart(NamedTuple):
@@ -110,11 +108,12 @@ class RequestReader:
 
     def path(self) -> str | None:
         """Of a head that waits as a whole: the beginning of its path, read without its headers. It is of no
-        use but for a guess what the request is about. Empty for one that is large, or will be refused."""
+        use but for a guess what the request is about. Empty for one that is large, whole or not, or that will
+        be refused: to look at it takes time."""
         if not self._data or self.in_body:
             return None
         if not self._has_whole_head():
-            return "" if self._fault() else None
+            return "" if len(self._data) > MAX_KNOWN_BYTES or self._fault() else None
         if self._end > MAX_KNOWN_BYTES:
             return ""
         return _target_in(self._data[:GUESS_BYTES]).partition(b"?")[0].decode("latin-1")
@@ -162,7 +161,7 @@ class RequestReader:
             return TOO_LARGE
         if self._data and not _MAY_BE_HTTP.match(self._data):
             return NO_HTTP
-        return HALF_LINE_END if _HALF_LINE_END.search(self._data, self._seen) else ""
+        return HALF_LINE_END if _has_half_line_end(self._data, self._seen) else ""
 
     def _check_unfinished(self) -> None:
         self._raw = self._data
@@ -230,6 +229,15 @@ def _target_in(raw: bytes) -> bytes:
     """Of a request line that is not HTTP."""
     parts = raw[:MAX_HEAD_BYTES].partition(b"\r\n")[0].split(b" ", 2)
     return parts[1] if len(parts) > 1 else b""
+
+
+def _has_half_line_end(data: bytes, start: int) -> bool:
+    """The parser takes none; whoever writes them writes no other end of a head. To count is much faster than
+    to search: 64 KB take 0.2 ms, a regular expression took up to 3."""
+    if start and data[start : start + 1] == b"\n":
+        start -= 1  # not to cut a whole one
+    whole = data.count(b"\r\n", start)
+    return data.count(b"\n", start) > whole or data.count(b"\r", start, len(data) - 1) > whole
 
 
 def _end_of_line(data: bytes, position: int) -> int:
