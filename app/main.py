@@ -119,9 +119,7 @@ def create_app(
     configuration = Configuration(config)
     given = Given(launcher, probe, binary, heartbeat_s, batch_s)
     lifespan = _lifespan(configuration, given, config_path)
-    app = RouterApp(
-        title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None
-    )
+    app = RouterApp(title="RouterModelCustom", lifespan=lifespan, redirect_slashes=False, openapi_url=None)
     app.state.configuration = configuration
     _add_routes(app)
     _set_entrance(app, configuration)
@@ -167,6 +165,7 @@ def _add_routes(app: RouterApp) -> None:
         app.router.routes += router.routes  # if included, all are made once more, at the first request
     app.mount("/ui", page.WholeFiles(directory=page.FOLDER), name="ui")
     app.openapi = partial(openapi.openapi, app)  # type: ignore[method-assign]
+    app.state.openapi_json = b""
     framework_errors.install(app)
 
 

@@ -19,14 +19,24 @@ from app.access.size_limits import MAX_HEADER_BYTES
 from app.configuration.file import parse
 from app.domain.events import Outcome
 from app.domain.status import StopReason
-from app.proxy import gateway, reply_head, request_head, upstream_connection
+from app.domain.units import MIB
+from app.proxy import gateway, receive_buffer, reply_head, request_head, upstream_connection
 from app.proxy import request_parameters as proxied
 from app.proxy.answer_reader import AnswerReader
 from app.proxy.connection_state import ConnectionState
-from app.proxy.loop_turns import MODEL_COST, OWN_COST, PART_COST, READ_COST, TURN_COST
+from app.proxy.loop_turns import (
+    LARGE_BODY_BYTES,
+    LARGE_BODY_COST,
+    LARGE_HEAD_COST,
+    MODEL_COST,
+    PART_COST,
+    READ_COST,
+    TURN_COST,
+)
 from app.proxy.preparation import Accepted
 from app.proxy.receive_buffer import MAX_AHEAD_BYTES, ReceiveBuffer
 from app.proxy.request_head import MAX_KNOWN_BYTES, MAX_KNOWN_HEADS, HeadLines, RequestHead
+from app.proxy.request_memory_limit import STRANGERS_PART
 from app.proxy.request_reader import MAX_HEAD_BYTES, BodyPart, RequestReader
 from app.proxy.timeouts_and_heartbeats import CUT_AFTER_S
 from app.uvicorn_server import GC_THRESHOLDS, freeze_garbage_collection
@@ -1077,7 +1087,7 @@ async def test_of_many_heads_that_do_not_end_few_are_refused_in_a_turn_of_the_lo
         for client in clients:
             assert (await client.reply()).status == 400
     assert refused.total() == len(clients)
-    assert max(refused.values()) <= TURN_COST // OWN_COST
+    assert max(refused.values()) <= TURN_COST // LARGE_HEAD_COST
 
 
 async def test_of_many_large_heads_that_do_not_end_few_are_looked_at_in_a_turn_of_the_loop(
@@ -1097,7 +1107,7 @@ async def test_of_many_large_heads_that_do_not_end_few_are_looked_at_in_a_turn_o
         for client in clients:
             client.say(b"GET /nowhere HTTP/1.1\r\nX: " + b"a" * (MAX_KNOWN_BYTES + 1))
         await until(lambda: looks.total() >= len(clients))
-    assert max(looks.values()) <= TURN_COST // OWN_COST
+    assert max(looks.values()) <= TURN_COST // LARGE_HEAD_COST
     for client in clients:
         client.say(b"\r\nHost: localhost\r\n\r\n")
         assert (await client.reply()).status == 404
@@ -1125,6 +1135,34 @@ async def test_of_many_chunked_bodies_at_once_few_parts_are_read_in_a_turn_of_th
             assert (await client.reply()).status == 400
     assert parts.total() > 3 * len(clients)
     assert max(parts.values()) <= TURN_COST // PART_COST
+
+
+@pytest.mark.parametrize("has_head_before", [True, False])
+async def test_of_many_large_bodies_at_once_few_end_in_a_turn_of_the_loop(
+    router: Router, monkeypatch: pytest.MonkeyPatch, has_head_before: bool
+) -> None:
+    """To read what is in them takes the longer the larger they are."""
+    clients, said = [await router.client() for _ in range(21)], request(b" " * (LARGE_BODY_BYTES + 1))
+    for client in clients:
+        assert (await client.ask(request({"model": "x"}))).status == 404
+    if has_head_before:
+        head, end, said = said.partition(b"\r\n\r\n")
+        await receiving(router, clients, head + end)
+    read, ends = RequestReader.next, PerTurn()
+
+    def noted(self: RequestReader) -> RequestHead | BodyPart | None:
+        event = read(self)
+        ends.note(isinstance(event, BodyPart) and event.last)
+        return event
+
+    monkeypatch.setattr(RequestReader, "next", noted)
+    with ends:
+        for client in clients:
+            client.say(said)
+        for client in clients:
+            assert (await client.reply()).status == 400
+    assert ends.total() == len(clients)
+    assert max(ends.values()) <= TURN_COST // LARGE_BODY_COST
 
 
 async def test_of_large_bodies_at_once_some_is_read_in_a_turn_of_the_loop(
@@ -1163,7 +1201,25 @@ async def test_a_request_that_waits_for_its_turn_has_not_stalled(router: Router)
     assert (await client.reply()).status == 404
 
 
-async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(router: Router) -> None:
+async def test_a_body_that_waits_to_be_read_on_has_not_stalled(router: Router) -> None:
+    client, size = await router.client(), 2_000_000
+    await receiving(router, [client], request(b"", length=size))
+    (connection,) = router.connections
+    turns, received = router.app.gateway.turns, connection._received
+    turns._left, turns._is_scheduled = 0, True  # it does not come by itself
+    client.say(b" " * size)
+    await until(lambda: received._rests)
+    assert not received.is_between
+    assert [received.has_stalled() for _ in range(4)][1:] == [False] * 3
+    turns._is_scheduled = False
+    turns._schedule()
+    assert (await client.reply()).status == 400
+
+
+async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receive_buffer, "LARGE_READ_BYTES", 10**9)  # they wait by themselves
     client = await router.client()
     client.say(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     await until(lambda: any(c._state is ConnectionState.RECEIVING for c in router.connections))
@@ -1178,6 +1234,41 @@ async def test_of_a_chunked_body_whose_turn_does_not_come_no_more_is_read(router
     turns._schedule()
     assert (await client.reply()).status == 400
     assert not received._is_paused
+
+
+async def test_heads_that_waited_for_a_turn_have_no_more_place_than_others(make_router: MakeRouter) -> None:
+    router = await make_router(api={"max_memory_mb": 1})
+    memory, turns = router.app.gateway.memory, router.app.gateway.turns
+    clients = [await router.client() for _ in range(10)]
+    for client in clients:
+        assert (await client.ask(request({"model": "x"}))).status == 404
+    turns._left, turns._is_scheduled = 0, True  # it does not come by itself
+    for client in clients:
+        client.say(b"GET /nowhere HTTP/1.1\r\nX: " + b"a" * 30_000)
+    await until(lambda: turns.waiting == len(clients) and memory.strangers > MIB // 4)
+    turns._is_scheduled = False
+    turns._schedule()
+    await until(lambda: not turns.waiting)
+    assert 0 < memory.strangers <= MIB // STRANGERS_PART
+
+
+async def test_a_request_without_a_place_is_paused_until_its_turn(make_router: MakeRouter) -> None:
+    router = await make_router(api={"max_memory_mb": 1})
+    client = await router.client()
+    assert (await client.ask(request({"model": "x"}))).status == 404
+    (connection,) = router.connections
+    memory, turns, received = router.app.gateway.memory, router.app.gateway.turns, connection._received
+    memory.strangers += MIB  # others have all of it
+    turns._left, turns._is_scheduled = 0, True
+    client.say(request({"model": "x"}))
+    await until(lambda: received._waits)
+    for _ in range(2):
+        assert received._is_paused
+        connection._advance()  # as after the turn of a large read
+    memory.strangers -= MIB
+    turns._is_scheduled = False
+    turns._schedule()
+    assert (await client.reply()).status == 404
 
 
 @pytest.mark.parametrize("asked", [request({"model": "x"}), GET_HEALTH], ids=["model", "own"])

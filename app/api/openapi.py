@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from app.api.openapi_examples import EXAMPLES
 from app.domain import errors
@@ -163,6 +164,14 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             _complete(path, operation)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def openapi_json(app: FastAPI) -> bytes:
+    """The document, encoded once."""
+    if not app.state.openapi_json:
+        app.state.openapi_json = to_json(openapi(app))
+    encoded: bytes = app.state.openapi_json
+    return encoded
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

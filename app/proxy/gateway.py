@@ -66,12 +66,14 @@ class Gateway:
 
     def _examined(self, head: RequestHead) -> tuple[Endpoint | None, RequestMeta] | None:
         lines = head.lines
+        if self._is_elsewhere(lines):
+            return None
+        check_target(len(lines.target))  # to decode a longer one takes milliseconds
         path = unquote(lines.path) if "%" in lines.path else lines.path
         endpoint = (BY_PATH.get(path) or endpoint_of(path)) if lines.method == "POST" else None
         in_tunnel = lines.path.startswith(TUNNEL) and is_tunnel(lines.method, path)
-        if (endpoint is None and not in_tunnel) or self._is_elsewhere(lines):
+        if endpoint is None and not in_tunnel:
             return None
-        check_target(len(lines.target))
         headers = RequestHeaders(lines.headers)
         client = self.rules.check(lines.method, path, headers)
         known = endpoint, self.meta(endpoint, headers, client)

@@ -15,14 +15,20 @@ chunked body, and of a read of `LARGE_READ_BYTES` or more. To a model takes an e
 one takes half of one, but a login three times that, and a list of many models more; a part takes one where
 each byte has a chunk of its own. A read takes a third of one: 256 KB, into memory that is new."""
 
+LARGE_BODY_COST, LARGE_HEAD_COST = 8, 16
+"""Of the end of a body over `LARGE_BODY_BYTES`: 64 KB of small fields take five milliseconds to read. And of
+a head that is large, or will be refused: a path of 60 KB takes twelve where it is decoded."""
+
+LARGE_BODY_BYTES = 16384
+
 LARGE_READ_BYTES = 65536
 """Where a client sends as fast as that, uvloop reads up to 32 times 256 KB of it in one turn."""
 
 LONGEST_PATH = 256
 """Of one that is known, in any spelling: of others, which may have 64 KB, no more is looked at."""
 
-BODIES, READS = "chunked bodies", "large reads"
-"""The groups of their parts, and of those. No path has a blank in it."""
+BODIES, LARGE_BODIES, LARGE_HEADS, READS = "chunked bodies", "large bodies", "large heads", "large reads"
+"""The groups of their parts, of their ends, and of those. No path has a blank in it."""
 
 TURN_COST = 16
 """Of what may go on in one turn of the event loop: two own requests, eight to models, four parts, or 2 MB."""
@@ -57,6 +63,8 @@ def costs_of(own_paths: Iterable[str]) -> Mapping[str, int]:
         **{endpoint.path: MODEL_COST for endpoint in ENDPOINTS},
         group_of(TUNNEL): MODEL_COST,
         BODIES: PART_COST,
+        LARGE_BODIES: LARGE_BODY_COST,
+        LARGE_HEADS: LARGE_HEAD_COST,
         READS: READ_COST,
     }
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from app.proxy.loop_turns import BODIES, LARGE_READ_BYTES, READS, LoopTurns
+from app.proxy.loop_turns import (
+    BODIES,
+    LARGE_BODIES,
+    LARGE_BODY_BYTES,
+    LARGE_HEADS,
+    LARGE_READ_BYTES,
+    READS,
+    LoopTurns,
+)
 from app.proxy.request_head import KnownHeads, RequestHead
 from app.proxy.request_memory_limit import ClientMemory
 from app.proxy.request_reader import BodyPart, RequestReader
@@ -31,6 +39,7 @@ class ReceiveBuffer:
         "_go_on",
         "_group",
         "_has_moved",
+        "_has_place",
         "_has_read_much",
         "_has_turn",
         "_heads",
@@ -57,7 +66,7 @@ class ReceiveBuffer:
         self._heads, self.reader = heads, RequestReader(heads)
         self._turns, self._go_on = turns, go_on
         self._is_paused = self._has_moved = False
-        self._counted = 0
+        self._counted, self._has_place = 0, True
         self._waits, self._is_new = False, True
         """`_waits`: for a turn, which comes."""
         self._has_turn = False
@@ -92,7 +101,7 @@ class ReceiveBuffer:
 
     def next(self) -> Event | None:
         """As the reader's, of what has its turn: it is read when that has come. The first event of a body
-        shares that of its head, where it comes with it."""
+        that is not large shares that of its head, where it comes with it."""
         if self._waits or not (self._has_turn or self._needs_none() or self._gets_turn()):
             return None
         event = self.reader.next()
@@ -100,7 +109,10 @@ class ReceiveBuffer:
             return None
         self._has_moved = True
         if isinstance(event, RequestHead):
-            self._has_turn, self._is_new = event.length != 0, False
+            is_large = event.length is not None and event.length > LARGE_BODY_BYTES
+            self._has_turn, self._is_new = event.length != 0 and not is_large, False
+            if is_large:
+                self._group = LARGE_BODIES
         elif event.last or event.is_chunked:
             self._has_turn = False
         return event
@@ -113,7 +125,7 @@ class ReceiveBuffer:
             path = self.reader.path()
             if path is None:
                 return True
-            self._group = self._turns.group_of(path)
+            self._group = self._turns.group_of(path) if path else LARGE_HEADS
         return False
 
     def _gets_turn(self) -> bool:
@@ -140,15 +152,15 @@ class ReceiveBuffer:
             is_taken = False
         else:
             self._has_turn = False
-        waiting, has_place = self.reader.waiting + beside, True
+        waiting = self.reader.waiting + beside
         if not (waiting or self._counted or self._is_paused or self._has_read_much):  # the usual case
             return True
-        if waiting != self._counted:
-            has_place = self._memory.count(waiting - self._counted) or waiting < self._counted
+        if waiting != self._counted or not self._has_place:
+            self._has_place = self._memory.count(waiting - self._counted) or waiting < self._counted
             self._counted = waiting
-        is_full = not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not has_place)
+        is_full = not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not self._has_place)
         self._pause(is_full or self._has_to_rest())
-        return has_place or not is_taken
+        return self._has_place or not is_taken
 
     def _has_to_rest(self) -> bool:
         if self._has_read_much and not self._rests:

@@ -112,10 +112,11 @@ class RequestReader:
         be refused: to look at it takes time."""
         if not self._data or self.in_body:
             return None
-        if not self._has_whole_head():
-            return "" if len(self._data) > MAX_KNOWN_BYTES or self._fault() else None
-        if self._end > MAX_KNOWN_BYTES:
+        beginning = self._data[:MAX_KNOWN_BYTES]
+        if len(beginning) < len(self._data) and END_OF_HEAD not in beginning.lstrip(b"\r\n"):
             return ""
+        if not self._has_whole_head():
+            return "" if self._fault() else None
         return _target_in(self._data[:GUESS_BYTES]).partition(b"?")[0].decode("latin-1")
 
     def feed(self, data: bytes) -> None:

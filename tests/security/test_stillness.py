@@ -24,6 +24,7 @@ from app.configuration.file import parse
 from app.main import create_app
 from app.proxy.dialects.responses.stored_responses import StoredResponses
 from app.proxy.request_memory_limit import ClientMemory
+from app.proxy.routes import ENDPOINTS
 from tests.fakes import FakeLauncher, FakeProbe
 from tests.router_process import until_now
 from tests.serving import Client, serving
@@ -237,11 +238,16 @@ def test_no_header_does(loop: Loop, name: str) -> None:
         assert_still(loop, post(CHAT, b'{"model": "m"}', f"{name}: {value}"))
 
 
-def test_no_name_of_a_model_does(loop: Loop) -> None:
-    for unit in ("ab", "model-", "a"):
-        name = unit * (60_000 // len(unit))
-        assert_still(loop, post(CHAT, json.dumps({"model": name}).encode()))
-        assert_still(loop, post(CHAT, json.dumps({"model": name[:128]}).encode()))
+NAMING = [*(e.path for e in ENDPOINTS if not e.is_upload), "/v1/models/load", "/models/load", "/api/show"]
+"""Where a body names a model."""
+
+
+@pytest.mark.parametrize("target", NAMING)
+def test_no_name_of_a_model_does(loop: Loop, target: str) -> None:
+    for unit in ("ab", "model-", "a./", "/", "[", " ", ":", "https://"):
+        for size in (128, 60_000, SIZE):
+            name = (unit * (size // len(unit) + 1))[:size]
+            assert_still(loop, post(target, json.dumps({"model": name}).encode()))
 
 
 LARGEST = 64 * 2**20 - 1000

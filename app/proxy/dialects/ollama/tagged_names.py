@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from app.domain.model_names import MAX_READ
+
 _SCHEME = re.compile(r"\Ahttps?://", re.I)
 _MOST_PARTS = 2
 """Of a name whose host is left out."""
@@ -16,6 +18,8 @@ def tagged(name: str) -> str:
 
 def asked_for(name: str) -> str:
     """What the router's own reading of names can go on with: no address of a library before it."""
+    if len(name) > MAX_READ:  # no model's, with one or without
+        return name
     bare = _SCHEME.sub("", name.strip())
     while bare.count("/") >= _MOST_PARTS and "." in bare.partition("/")[0]:
         bare = bare.partition("/")[2]
