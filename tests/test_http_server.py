@@ -1243,13 +1243,20 @@ async def test_heads_that_waited_for_a_turn_have_no_more_place_than_others(make_
     for client in clients:
         assert (await client.ask(request({"model": "x"}))).status == 404
     turns._left, turns._is_scheduled = 0, True  # it does not come by itself
-    for client in clients:
-        client.say(b"GET /nowhere HTTP/1.1\r\nX: " + b"a" * 30_000)
-    await until(lambda: turns.waiting == len(clients) and memory.strangers > MIB // 4)
+    half = b"GET /api/nowhere HTTP/1.1\r\nX: " + b"a" * 30_000
+    for client in clients[:2]:
+        client.say(half)
+    await until(lambda: memory.strangers == 2 * len(half))
+    for client in clients[2:]:
+        reply = await client.ask(half)
+        assert (reply.status, json.loads(reply.body)) == (503, {"error": memory.full().message})
+    assert memory.strangers == 2 * len(half) <= MIB // STRANGERS_PART
     turns._is_scheduled = False
     turns._schedule()
     await until(lambda: not turns.waiting)
-    assert 0 < memory.strangers <= MIB // STRANGERS_PART
+    for client in clients[:2]:
+        client.say(b"\r\nHost: localhost\r\n\r\n")
+        assert (await client.reply()).status == 404
 
 
 async def test_a_request_without_a_place_is_paused_until_its_turn(make_router: MakeRouter) -> None:

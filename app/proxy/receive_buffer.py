@@ -146,11 +146,10 @@ class ReceiveBuffer:
         """What cannot be dealt with yet is left in the client's hands, but for a little.
 
         `is_taken`: what waits would be dealt with if it were complete; `beside`: bytes that wait elsewhere.
-        False: there is no place for what has come, and it is the beginning of a request.
+        False: there is no place for what has come, and it is the beginning of a request. One that waits for
+        its turn keeps what it has, but for a large head: of many that are put off none would be refused.
         """
-        if self._waits:
-            is_taken = False
-        else:
+        if not self._waits:
             self._has_turn = False
         waiting = self.reader.waiting + beside
         if not (waiting or self._counted or self._is_paused or self._has_read_much):  # the usual case
@@ -158,9 +157,10 @@ class ReceiveBuffer:
         if waiting != self._counted or not self._has_place:
             self._has_place = self._memory.count(waiting - self._counted) or waiting < self._counted
             self._counted = waiting
-        is_full = not is_taken and (self.reader.waiting > MAX_AHEAD_BYTES or not self._has_place)
+        is_left = self._waits or not is_taken
+        is_full = is_left and (self.reader.waiting > MAX_AHEAD_BYTES or not self._has_place)
         self._pause(is_full or self._has_to_rest())
-        return self._has_place or not is_taken
+        return self._has_place or not is_taken or (self._waits and self._group != LARGE_HEADS)
 
     def _has_to_rest(self) -> bool:
         if self._has_read_much and not self._rests:

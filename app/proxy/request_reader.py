@@ -114,6 +114,7 @@ class RequestReader:
             return None
         beginning = self._data[:MAX_KNOWN_BYTES]
         if len(beginning) < len(self._data) and END_OF_HEAD not in beginning.lstrip(b"\r\n"):
+            self._raw, self._collected = beginning, _UNREAD
             return ""
         if not self._has_whole_head():
             return "" if self._fault() else None
